@@ -1,0 +1,79 @@
+"""The definition of LM-Infinite's attention: mask, ceiling, softmax, weighted sum.
+
+O(n^2) in time and memory, and meant to be: this is the truth that every faster path is held to.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .config import FULL_ATTENTION, LMInfinite
+from .distance_ceiling import capped_logits
+from .lambda_mask import lambda_mask
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_positions: Tensor,
+    k_positions: Tensor,
+    scheme,
+    lm: LMInfinite | None,
+    scale: float | None = None,
+) -> Tensor:
+    """What each query gathers from the keys that it sees (paper, section 3.2).
+
+    q:      (B, H, T, D), not yet placed at its positions
+    k, v:   (B, H_kv, S, D), not yet placed; H must be a multiple of H_kv
+    q_positions, k_positions: integers, (T,) or (B, T) and (S,) or (B, S), in any order; a negative
+            position is padding, which nobody sees
+    scheme: Rotary or Alibi
+    lm:     None is the vanilla model's causal attention
+    scale:  factor of q . k; None is 1/sqrt(D)
+
+    Returns (B, H, T, D) in q's dtype; the softmax runs in float32, or in float64 for float64. A
+    query that sees no key gets zeros, and what nobody sees has no influence, not even as NaN.
+    Raises ValueError where shapes do not fit together.
+    """
+    check_shapes(q, k, v, q_positions, k_positions)
+    lm = lm or FULL_ATTENTION
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    heads_per_key = q.shape[1] // k.shape[1]
+    k, v = (x.to(exact).repeat_interleave(heads_per_key, 1) for x in (k, v))  # (B, H, S, D)
+
+    visible = lambda_mask(q_positions, k_positions, lm).unsqueeze(-3)  # (1, T, S) or (B, 1, T, S)
+    logits = capped_logits(
+        q.to(exact), k, q_positions, k_positions, scheme, lm.distance_ceiling, scale
+    )
+    weights = logits.masked_fill(~visible, torch.finfo(exact).min).softmax(-1).to(exact)
+    weights = weights.masked_fill(~visible, 0)
+    seen_by_none = ~visible.any(-2).unsqueeze(-1)  # (1, S, 1) or (B, 1, S, 1)
+    v = v.masked_fill(seen_by_none, 0)
+    return torch.einsum("bhts,bhsd->bhtd", weights, v).to(q.dtype)
+
+
+def check_shapes(q, k, v, q_positions, k_positions):
+    """Raise ValueError, with the shapes in letters, where the arguments of attend do not fit."""
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
+        raise ValueError(
+            "q must be (B, H, T, D) and k and v both (B, H_kv, S, D), not "
+            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            "q and k must agree in B and D, and H must be a multiple of H_kv, not "
+            f"{tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    for name, positions, x in (("q_positions", q_positions, q), ("k_positions", k_positions, k)):
+        length, batch = x.shape[2], x.shape[0]
+        if tuple(positions.shape) not in ((length,), (batch, length)):
+            raise ValueError(
+                f"{name} must be ({length},) or ({batch}, {length}), not {tuple(positions.shape)}"
+            )
+        if positions.is_floating_point():
+            raise ValueError(f"{name} must be integers, not {positions.dtype}")

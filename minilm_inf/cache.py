@@ -1,0 +1,161 @@
+"""What is kept between chunks: exactly the keys and values that a later query can still see.
+
+Per layer that is the last n_local keys, placed at their positions, in a ring that overwrites the
+oldest; and the first n_global keys, unplaced, since from the ceiling on their own position no longer
+matters. So a decode step places one key, and memory stops growing after n_global + n_local tokens.
+Where a setting asks a key for both kinds of distance, that key is kept in both forms.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .chunked import Keys
+from .config import FULL_ATTENTION, LMInfinite, ModelConfig
+
+
+class Cache:
+    """The past of `batch` texts that a model reads under one LMInfinite setting.
+
+    length: tokens read so far.
+    nbytes: bytes of all buffers; constant from n_global + n_local tokens on (unless n_local is None).
+    first_position: what the scheme takes the first token's position to be; no logit depends on it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        lm: LMInfinite | None,
+        dtype: torch.dtype,
+        device,
+        first_position: int = 0,
+    ):
+        self.lm = lm or FULL_ATTENTION
+        self.batch = batch
+        self.first_position = first_position
+        self.length = 0
+        shape = (batch, config.n_kv_head, config.head_dim)
+        self.layers = [LayerCache(self.lm, shape, dtype, device) for _ in range(config.n_layer)]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.window.nbytes + layer.starting.nbytes for layer in self.layers)
+
+    def positions(self, n_new: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions of the next n_new tokens, of the window's keys as these find it, and of the
+        starting keys, in the order in which LayerCache.extend returns them."""
+        end, limit = self.length + n_new, self.lm.n_local
+        queries = torch.arange(self.length, end)
+        if limit is None or end <= limit:
+            window = torch.arange(end)
+        elif n_new == 1:
+            slots = torch.arange(limit)
+            window = self.length - (self.length - slots) % limit
+        else:
+            window = torch.arange(max(0, self.length - limit), end)
+        return queries, window, torch.arange(self.layers[0].n_starting(end))
+
+
+class LayerCache:
+    """One layer's window and starting keys. shape: (B, H_kv, D)."""
+
+    def __init__(self, lm: LMInfinite, shape: tuple[int, int, int], dtype, device):
+        self.lm = lm
+        n_local, ceiling = lm.n_local, lm.distance_ceiling
+        # A window key stands at most n_local - 1 away, a starting key never closer than n_local.
+        window_is_capped = ceiling is not None and (n_local is None or ceiling < n_local)
+        starting_below_ceiling = ceiling is None or (n_local is not None and ceiling > n_local)
+        window = Keys(True, window_is_capped, True)
+        starting = Keys(starting_below_ceiling, ceiling is not None, True)
+        self.window = Rows(window, shape, n_local, dtype, device)
+        self.starting = Rows(starting, shape, lm.n_global, dtype, device)
+        self.length = 0
+
+    def n_starting(self, length: int) -> int:
+        """How many starting keys are kept once `length` tokens were read."""
+        return 0 if self.lm.n_local is None else min(length, self.lm.n_global)
+
+    def extend(self, new: Keys) -> tuple[Keys, Keys]:
+        """Take in the keys of the next tokens; return the window that these see, and the starting
+        keys. The window's order is that of Cache.positions."""
+        n_new = new.values.shape[2]
+        end, limit = self.length + n_new, self.lm.n_local
+        n_starting = self.n_starting(end)
+        if self.length < n_starting:
+            self.starting.write(self.length, new, slice(0, n_starting - self.length))
+
+        if limit is None or end <= limit:
+            self.window.write(self.length, new, slice(None))
+            window = self.window.read(slice(0, end))
+        elif n_new == 1:
+            self.window.write(self.length % limit, new, slice(None))
+            window = self.window.read(slice(None))
+        else:
+            window = self._window_in_order(new)
+            kept = min(n_new, limit)
+            turn = (end - kept) % limit  # slot of the oldest new key that is kept
+            before_wrap = min(kept, limit - turn)
+            self.window.write(turn, new, slice(n_new - kept, n_new - kept + before_wrap))
+            self.window.write(0, new, slice(n_new - kept + before_wrap, n_new))
+        self.length = end
+        return window, self.starting.read(slice(0, n_starting))
+
+    def _window_in_order(self, new: Keys) -> Keys:
+        """The kept window, oldest first, with the new keys behind it, in tensors of their own."""
+        limit, turn = self.lm.n_local, 0
+        if self.length > limit:
+            turn = self.length % limit
+        old = [self.window.read(slice(turn, min(self.length, limit)))]
+        if turn:
+            old.append(self.window.read(slice(0, turn)))
+        return Keys(
+            *(None if xs[0] is None else torch.cat(xs, 2) for xs in zip(*old, new))
+        )  # (B, H_kv, kept + T, D)
+
+
+class Rows:
+    """Buffers for up to `limit` keys (None: any number), which grow by doubling until then.
+
+    kinds: which of Keys' three tensors are kept at all.
+    """
+
+    def __init__(self, kinds: Keys, shape: tuple[int, int, int], limit: int | None, dtype, device):
+        batch, n_kv_head, head_dim = shape
+        self.limit = limit
+        empty = (batch, n_kv_head, 0, head_dim)
+        self.buffers = Keys(
+            *(torch.empty(empty, dtype=dtype, device=device) if kept else None for kept in kinds)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers if buffer is not None)
+
+    def write(self, slot: int, new: Keys, part: slice):
+        """Put `part` of the new keys into the slots from `slot` on."""
+        count = len(range(*part.indices(new.values.shape[2])))
+        if slot + count > self.buffers.values.shape[2]:
+            self._grow(slot + count)
+        for buffer, x in zip(self.buffers, new):
+            if buffer is not None:
+                buffer[:, :, slot : slot + count] = x[:, :, part].detach()
+
+    def read(self, part: slice) -> Keys:
+        """Views of the slots in `part`."""
+        return Keys(*(None if buffer is None else buffer[:, :, part] for buffer in self.buffers))
+
+    def _grow(self, needed: int):
+        capacity = max(needed, 2 * self.buffers.values.shape[2])
+        if self.limit is not None:
+            capacity = min(capacity, self.limit)
+
+        def grown(buffer):
+            if buffer is None:
+                return None
+            larger = buffer.new_empty(*buffer.shape[:2], capacity, buffer.shape[3])
+            larger[:, :, : buffer.shape[2]] = buffer
+            return larger
+
+        self.buffers = Keys(*(grown(buffer) for buffer in self.buffers))

@@ -1,0 +1,104 @@
+"""What a network is, and how it looks back: the only two settings of this package.
+
+The letters, used in every docstring and every einsum:
+
+    B  batch                     D  head dimension (head_dim)
+    T  queries                   E  model width (n_embd)
+    S  keys                      V  vocabulary (vocab_size)
+    H  heads (H_kv: key/value heads)
+
+    name here            paper (arXiv 2308.16137)               meaning
+    n_local              L_pretrain, section 3.2                keys of the window, the query's own included
+    n_global             n_starting, section 3.2                starting tokens that every query sees
+    distance_ceiling     L_pretrain, section 3.2                no key seems further away than this
+    context_length       the training length                    tokens per training window
+
+A position is an integer that counts tokens from the start of the stream; d = i - j is the distance
+from a query at position i back to a key at position j.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def _require_integer(name: str, value, at_least: int):
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What every family of networks has; a family adds its own facts in its own file.
+
+    `softmax_scale` None stands for 1/sqrt(head_dim). `eos_ids` are the ids that end a text.
+    """
+
+    family: str
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    n_embd: int
+    head_dim: int
+    n_inner: int
+    context_length: int
+    norm_eps: float
+    tied: bool
+    softmax_scale: float | None = None
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim"):
+            _require_integer(name, getattr(self, name), at_least=1)
+        for name in ("n_inner", "context_length"):
+            _require_integer(name, getattr(self, name), at_least=1)
+        if self.n_head % self.n_kv_head:
+            raise ValueError(
+                f"n_head ({self.n_head}) must be a multiple of n_kv_head ({self.n_kv_head})"
+            )
+
+
+@dataclass(frozen=True)
+class LMInfinite:
+    """How a model looks back (paper, section 3.2). An argument of reading, never of the weights.
+
+    `n_local` None makes every past key local; `distance_ceiling` None lets distances grow.
+    The ablations are settings: full attention (None, 0, None), sliding window (n_global=0),
+    Λ without ceiling (distance_ceiling=None), ceiling without Λ (n_local=None).
+
+    >>> LMInfinite(n_local=4096, n_global=10, distance_ceiling=4096).most_visible
+    4106
+    """
+
+    n_local: int | None
+    n_global: int = 10
+    distance_ceiling: int | None = None
+
+    def __post_init__(self):
+        if self.n_local is not None:
+            _require_integer("n_local", self.n_local, at_least=1)
+        _require_integer("n_global", self.n_global, at_least=0)
+        if self.distance_ceiling is not None:
+            _require_integer("distance_ceiling", self.distance_ceiling, at_least=0)
+
+    @classmethod
+    def for_model(cls, config: ModelConfig, n_global: int = 10) -> LMInfinite:
+        """The paper's own setting: window and ceiling are both the trained context length."""
+        return cls(config.context_length, n_global, config.context_length)
+
+    @property
+    def most_visible(self) -> int | None:
+        """The largest number of keys that one query can see; None where there is no limit."""
+        return None if self.n_local is None else self.n_local + self.n_global
+
+    def visible(self, n: int) -> int:
+        """How many of the first n tokens the last of them sees: min(n, L) + min(G, max(0, n-L))."""
+        if self.n_local is None:
+            return n
+        return min(n, self.n_local) + min(self.n_global, max(0, n - self.n_local))
+
+
+FULL_ATTENTION = LMInfinite(n_local=None, n_global=0, distance_ceiling=None)
+"""What `lm=None` means: the vanilla model."""

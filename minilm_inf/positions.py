@@ -1,0 +1,139 @@
+"""How a query feels distance: a scheme places a vector at a position and adds a bias for a distance.
+
+RoPE places (it rotates) and adds nothing; ALiBi adds and places nothing. Through this one view the
+logit of any query and key is
+
+    place(q, i) . place(k, j) * scale + bias(i - j)
+
+and, since only i - j matters, a key can be *made to seem* at distance d by asking the same formula
+for place(q, d) and place(k, 0). That is all that the distance ceiling needs to know of a scheme.
+
+Angles are computed in float64 from integer positions and cast after cos and sin, so that position
+200,000,000 is as exact as position 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Rotary:
+    """Rotary positions (Su et al., arXiv 2104.09864): pairs of coordinates turn with the position.
+
+    rotary_dim: how many leading coordinates turn; those behind pass through unchanged.
+    theta:      base of the angles: pair m turns by position * theta^(-2m / rotary_dim).
+    layout:     which coordinates form pair m: "halves" (m, m + rotary_dim/2), as in Llama, or
+                "pairs" (2m, 2m + 1), as in GPT-J.
+    scaling:    None, {"rope_type": "linear", "factor"} or {"rope_type": "llama3", "factor",
+                "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}.
+
+    Raises ValueError for an odd rotary_dim and for an unknown layout or scaling.
+    """
+
+    has_bias = False
+
+    def __init__(self, rotary_dim: int, theta=10000.0, layout="halves", scaling=None):
+        if rotary_dim < 2 or rotary_dim % 2:
+            raise ValueError(f"rotary_dim must be even and at least 2, not {rotary_dim}")
+        if layout not in ("halves", "pairs"):
+            raise ValueError(f'layout must be "halves" or "pairs", not {layout!r}')
+        self.rotary_dim = rotary_dim
+        self.layout = layout
+        exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
+        self.frequencies = scale_frequencies(float(theta) ** -exponents, scaling)  # (rotary_dim/2,)
+
+    def at(self, positions: Tensor, dtype: torch.dtype, device=None):
+        """A function that places vectors at these positions: (B, H, T, D) -> (B, H, T, D).
+
+        positions: integers, (T,) or (B, T). The angles are computed here, once, however many
+        tensors the function is then applied to.
+        """
+        angles = positions.double()[..., None] * self.frequencies.to(positions.device)
+        cos, sin = angles.cos(), angles.sin()
+        if self.layout == "halves":
+            cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        else:
+            cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+        if positions.dim() == 2:
+            cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, rotary_dim): the same for every head
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        cos, sin = cos.to(device, exact), sin.to(device, exact)
+
+        def place(x: Tensor) -> Tensor:
+            turning, passing = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
+            turned = torch.addcmul(turning * cos, self.partner(turning), sin).to(x.dtype)
+            return torch.cat((turned, passing), -1) if passing.shape[-1] else turned
+
+        return place
+
+    def partner(self, x: Tensor) -> Tensor:
+        """Each coordinate's partner in its pair, in the place of that coordinate."""
+        if self.layout == "halves":
+            return x.roll(self.rotary_dim // 2, -1)
+        return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, H, T, D) turned by its positions, (T,) or (B, T)."""
+        return self.at(positions, x.dtype, x.device)(x)
+
+    def bias(self, distance: Tensor) -> Tensor:
+        """RoPE adds nothing to a logit, whatever the distance."""
+        return torch.zeros((), dtype=torch.float64, device=distance.device)
+
+
+class Alibi:
+    """Linear biases (Press et al., arXiv 2108.12409): head h subtracts slope_h * distance.
+
+    The slopes are a geometric series. For a head count H that is no power of two they are drawn
+    from the series of the next power P: first every second one from its second on, then the others.
+
+    >>> Alibi(4).slopes.tolist()
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+
+    has_bias = True
+
+    def __init__(self, n_head: int, bias_max: float = 8.0):
+        if n_head < 1:
+            raise ValueError(f"n_head must be at least 1, not {n_head}")
+        power = 1 << (n_head - 1).bit_length()
+        series = 2.0 ** (-bias_max * torch.arange(1, power + 1, dtype=torch.float64) / power)
+        if power != n_head:
+            series = torch.cat((series[1::2], series[0::2]))[:n_head]
+        self.slopes = series  # (H,)
+
+    def at(self, positions: Tensor, dtype: torch.dtype, device=None):
+        """ALiBi places nothing: the identity."""
+        return lambda x: x
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """ALiBi places nothing: x itself."""
+        return x
+
+    def bias(self, distance: Tensor) -> Tensor:
+        """-slope_h * distance in float64: (T, S) -> (H, T, S), or (B, T, S) -> (B, H, T, S)."""
+        slopes = self.slopes.to(distance.device)[:, None, None]
+        return -slopes * distance.double().unsqueeze(-3)
+
+
+def scale_frequencies(frequencies: Tensor, scaling) -> Tensor:
+    """RoPE frequencies (rotary_dim/2,) as a checkpoint's `rope_scaling` asks for them.
+
+    linear: all divided by the factor. llama3 (Llama 3.1): those whose wavelength exceeds
+    original / low_freq_factor are divided by the factor, those below original / high_freq_factor
+    are kept, and between the two the division fades linearly in original / wavelength.
+    """
+    kind = None if scaling is None else scaling["rope_type"]
+    if kind in (None, "default"):
+        return frequencies
+    if kind == "linear":
+        return frequencies / scaling["factor"]
+    if kind == "llama3":
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: untouched, 0: divided
+        return frequencies * (kept + (1 - kept) / scaling["factor"])
+    raise ValueError(f'rope_scaling must be "linear" or "llama3", not {kind!r}')

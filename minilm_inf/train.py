@@ -1,0 +1,366 @@
+"""How weights/ came to be: a trainer that stops and resumes at any step.
+
+    python -m minilm_inf.corpus corpus/
+    python -m minilm_inf.train --corpus corpus/ --out weights/tiny-llama
+
+First a sentencepiece tokenizer is trained on the text, then the model, in three phases: repeats
+only, where a model learns to look back and copy; text with much retrieval practice; text with some.
+Every window begins with BOS, so that a starting token can become special. Each step draws its
+windows from a generator seeded with (seed, step): a resumed run sees what the unbroken one saw.
+
+Ctrl-C (or SIGTERM) writes a checkpoint to OUT.part; --resume goes on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from . import corpus
+from .models import llama
+from .practice import Practice
+from .tokenizer import SentencePieceTokenizer
+
+TOKENIZER_FILE, STATE_FILE, LOG_FILE = "tokenizer.model", "state.safetensors", "training.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training: up to which share of all tokens, in which windows, of what mix."""
+
+    until: float
+    window: int
+    repeats: float
+    retrieval: float
+
+
+PHASES = (
+    Phase(until=0.115, window=128, repeats=1.0, retrieval=0.0),
+    Phase(until=0.35, window=256, repeats=0.15, retrieval=0.45),
+    Phase(until=1.0, window=256, repeats=0.05, retrieval=0.20),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run depends on; a resumed run must have the same."""
+
+    tokens: int
+    seed: int
+    tokens_per_step: int
+    learning_rate: float
+    vocab_size: int
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.tokens / self.tokens_per_step)
+
+    def phase(self, step: int) -> Phase:
+        return next(p for p in PHASES if step < p.until * self.steps or p.until == 1.0)
+
+    def rate(self, step: int) -> float:
+        """Learning rate: a warm-up of 100 steps, then a cosine down to a tenth."""
+        warm_up = min(1.0, (step + 1) / 100)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * warm_up * (0.1 + 0.9 * cosine)
+
+
+def windows(settings: Settings, practice: Practice, step: int) -> torch.Tensor:
+    """The windows of a step, one id longer than the model reads: (B, window + 1)."""
+    rng = np.random.default_rng([settings.seed, step])
+    phase = settings.phase(step)
+    rows = []
+    for _ in range(settings.tokens_per_step // phase.window):
+        draw = rng.random()
+        if draw < phase.repeats:
+            make = practice.repeats
+        elif draw < phase.repeats + phase.retrieval:
+            make = practice.retrieval
+        else:
+            make = practice.ordinary
+        rows.append(make(rng, phase.window + 1))
+    return torch.tensor(rows)
+
+
+def token_nll(model, rows: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood, in nats, of every id but the first: rows (B, T + 1) -> ()."""
+    logits = model(rows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+
+@torch.no_grad()
+def held_out_nll(model, practice: Practice, window: int, count: int = 64) -> float:
+    """Mean nll per token over `count` windows of held-out text."""
+    rng = np.random.default_rng(0)
+    rows = torch.tensor([practice.ordinary(rng, window + 1) for _ in range(count)])
+    return float(token_nll(model, rows))
+
+
+@torch.no_grad()
+def pass_key_accuracy(model, practice: Practice, window: int, count: int = 100, seed: int = 0):
+    """The share of pass keys within one window whose five digits are all the likeliest ids.
+
+    The digits stand in the window, so this is exactly what greedy decoding would write.
+    """
+    rng = np.random.default_rng(seed)
+    found = 0
+    for _ in range(count):
+        row, first = practice.pass_key(rng, window + 1)
+        row = torch.tensor([row])
+        guesses = model(row[:, :-1])[0].argmax(-1)  # (T,), the guess for ids 1..T
+        found += bool((guesses[first - 1 :] == row[0, first:]).all())
+    return found / count
+
+
+def initialise(model, seed: int):
+    """GPT-2's initialisation: normal of deviation 0.02, smaller where a block adds to x."""
+    generator = torch.Generator().manual_seed(seed)
+    added = ("o.weight", "down.weight")
+    for name, weight in model.named_parameters():
+        if weight.dim() < 2:
+            continue
+        deviation = 0.02
+        if name.endswith(added):
+            deviation /= math.sqrt(2 * model.config.n_layer)
+        torch.nn.init.normal_(weight, std=deviation, generator=generator)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int, path: Path):
+    """A sentencepiece BPE model of the texts: every digit alone, bytes for unknown characters."""
+    written = io.BytesIO()
+    lines = (line for text in texts for line in text.split("\n") if len(line) < 4000)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=0.9999,
+        minloglevel=2,
+    )
+    write_beside(path, written.getvalue())
+
+
+def write_beside(path: Path, content: bytes):
+    """Write a file under another name and rename it, so that it is whole or not there."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.rename(path)
+
+
+class Run:
+    """A model in training: its optimizer, its step, its log, and how these are kept on disk."""
+
+    def __init__(self, config: llama.LlamaConfig, settings: Settings, folder: Path):
+        self.settings, self.folder = settings, folder
+        self.model = llama.build(config)
+        initialise(self.model, settings.seed)
+        self.names = [name for name, _ in self.model.named_parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.05
+        )
+        self.step = 0
+        self.log: list[dict] = []
+
+    def learn(self, rows: torch.Tensor) -> float:
+        """One step on windows (B, T + 1); returns their loss before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.step)
+        loss = token_nll(self.model, rows)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def save_state(self):
+        """Weights, both moments of the optimizer and the step, in one safetensors file."""
+        tensors = {}
+        for name, weight in self.model.named_parameters():
+            moments = self.optimizer.state[weight]
+            tensors[f"weight.{name}"] = weight.detach()
+            tensors[f"first.{name}"] = moments["exp_avg"]
+            tensors[f"second.{name}"] = moments["exp_avg_sq"]
+        facts = {"step": self.step, "settings": dataclasses.asdict(self.settings), "log": self.log}
+        part = self.folder / (STATE_FILE + ".part")
+        save_file(tensors, part, metadata={"run": json.dumps(facts)})
+        part.rename(self.folder / STATE_FILE)
+
+    def load_state(self):
+        """Go on where save_state stopped. Raises ValueError for another run's state."""
+        with safe_open(self.folder / STATE_FILE, framework="pt") as state:
+            facts = json.loads(state.metadata()["run"])
+            if facts["settings"] != dataclasses.asdict(self.settings):
+                raise ValueError(
+                    f"{self.folder} holds a run with other settings, {facts['settings']}: give the "
+                    "same ones to --resume it, or another --out"
+                )
+            self.step, self.log = facts["step"], facts["log"]
+            with torch.no_grad():
+                for name, weight in self.model.named_parameters():
+                    weight.copy_(state.get_tensor(f"weight.{name}"))
+                    self.optimizer.state[weight] = {
+                        "step": torch.tensor(float(self.step)),
+                        "exp_avg": state.get_tensor(f"first.{name}"),
+                        "exp_avg_sq": state.get_tensor(f"second.{name}"),
+                    }
+
+
+def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
+    """The documents to learn from and those held out (of --text files, the last twentieth)."""
+    if not options.text:
+        folder = options.corpus
+        return corpus.documents(folder, held_out=False), corpus.documents(folder, held_out=True)
+    kept, held_out = {}, {}
+    for path in options.text:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read {path} as UTF-8 text: {error}") from error
+        cut = len(text) * 19 // 20
+        kept[str(path)], held_out[str(path)] = text[:cut], text[cut:]
+    return kept, held_out
+
+
+def encode_all(tokenizer, documents: dict[str, str]) -> np.ndarray:
+    """The ids of all documents in a row, EOS behind each: (N,)."""
+    rows = [[*tokenizer.encode(text, bos=False), tokenizer.eos_id] for text in documents.values()]
+    return np.concatenate([np.array(row, dtype=np.uint16) for row in rows])
+
+
+def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped) -> bool:
+    """Steps until the settings' tokens are seen; False where `stopped()` ended it earlier."""
+    settings, model = run.settings, run.model
+    window = model.config.context_length
+    began, first_step, recent = time.monotonic(), run.step, []
+    while run.step < settings.steps:
+        recent.append(run.learn(windows(settings, practice, run.step)))
+        done = run.step == settings.steps
+        if run.step % 10 == 0 or done:
+            speed = (run.step - first_step) * settings.tokens_per_step
+            speed /= time.monotonic() - began
+            left = (settings.steps - run.step) * settings.tokens_per_step / speed
+            print(
+                f"\rstep {run.step}/{settings.steps}  loss {np.mean(recent[-10:]):.3f}  "
+                f"{speed:,.0f} tokens/s  {left / 60:.0f} min left  ",
+                end="", file=sys.stderr, flush=True,
+            )  # fmt: skip
+        if run.step % every == 0 or done:
+            entry = {
+                "step": run.step,
+                "tokens": run.step * settings.tokens_per_step,
+                "train_loss": round(float(np.mean(recent)), 4),
+                "held_out_nll": round(held_out_nll(model, held_out, window), 4),
+                "pass_key_accuracy": pass_key_accuracy(model, held_out, window),
+            }
+            run.log.append(entry)
+            recent = []
+            print(f"\r{json.dumps(entry)}" + " " * 20, file=sys.stderr, flush=True)
+            run.save_state()
+        if stopped():
+            run.save_state()
+            return done
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m minilm_inf.train", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="the folder to write, which load() then reads")
+    add("--corpus", type=Path, default=Path("corpus"), help="folder of minilm_inf.corpus")
+    add("--text", type=Path, nargs="+", help="your own UTF-8 files, instead of the corpus")
+    add("--resume", action="store_true", help="go on with the run that OUT.part holds")
+    add("--tokens", type=int, default=32_000_000, help="tokens to learn from (%(default)s)")
+    add("--tokens-per-step", type=int, default=4096, help="(%(default)s)")
+    add("--learning-rate", type=float, default=1.5e-3, help="its peak (%(default)s)")
+    add("--seed", type=int, default=1, help="(%(default)s)")
+    add("--every", type=int, default=500, help="steps between checkpoints (%(default)s)")
+    add("--threads", type=int, help="CPU threads (PyTorch's default)")
+    add("--vocab-size", type=int, default=2048, help="(%(default)s)")
+    add("--n-layer", type=int, default=4, help="(%(default)s)")
+    add("--n-head", type=int, default=6, help="(%(default)s)")
+    add("--n-kv-head", type=int, default=2, help="(%(default)s)")
+    add("--head-dim", type=int, default=32, help="(%(default)s)")
+    add("--n-embd", type=int, default=160, help="(%(default)s)")
+    add("--n-inner", type=int, default=448, help="(%(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_flush_denormal(True)  # numbers near 0 are many times slower on some CPUs
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        return run_from(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run_from(options) -> int:
+    """A whole run, from text to the finished folder; 130 where it was interrupted."""
+    folder = options.out.with_name(options.out.name + ".part")
+    if options.resume and not (folder / STATE_FILE).exists():
+        raise ValueError(f"there is no run to resume in {folder}: start one without --resume")
+    texts, held_out_texts = load_text(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        train_tokenizer(list(texts.values()), options.vocab_size, folder / TOKENIZER_FILE)
+    tokenizer = SentencePieceTokenizer(folder / TOKENIZER_FILE)
+    practice = Practice(tokenizer, encode_all(tokenizer, texts))
+    held_out = Practice(tokenizer, encode_all(tokenizer, held_out_texts))
+    print(f"{len(practice.text):,} tokens to learn from, {len(held_out.text):,} held out",
+          file=sys.stderr)  # fmt: skip
+
+    config = llama.LlamaConfig(
+        family="llama", vocab_size=tokenizer.vocab_size, n_layer=options.n_layer,
+        n_head=options.n_head, n_kv_head=options.n_kv_head, n_embd=options.n_embd,
+        head_dim=options.head_dim, n_inner=options.n_inner, context_length=256, norm_eps=1e-5,
+        tied=True, bos_id=tokenizer.bos_id, eos_ids=(tokenizer.eos_id,),
+    )  # fmt: skip
+    settings = Settings(
+        options.tokens, options.seed, options.tokens_per_step, options.learning_rate,
+        options.vocab_size,
+    )  # fmt: skip
+    run = Run(config, settings, folder)
+    if options.resume:
+        run.load_state()
+
+    interrupted = []
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: interrupted.append(True))
+    if not train(run, practice, held_out, options.every, stopped=lambda: bool(interrupted)):
+        print(f"\nstopped at step {run.step}; go on with --resume", file=sys.stderr)
+        return 130
+
+    from .checkpoint import save
+    save(run.model, options.out)
+    write_beside(options.out / TOKENIZER_FILE, (folder / TOKENIZER_FILE).read_bytes())
+    record = {
+        "settings": dataclasses.asdict(settings),
+        "phases": [dataclasses.asdict(phase) for phase in PHASES],
+        "documents": len(texts), "held_out": sorted(held_out_texts), "log": run.log,
+    }  # fmt: skip
+    write_beside(options.out / LOG_FILE, (json.dumps(record, indent=1) + "\n").encode())
+    print(f"\nwrote {options.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

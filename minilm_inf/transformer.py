@@ -1,0 +1,128 @@
+"""The spine that every family shares: embed -> blocks -> norm -> head.
+
+It knows no family: the blocks come from models/, and ask for attention through a function of
+(q, k, v) that is made here. Reading a whole text, reading it in chunks and decoding token by token
+are the same lines; a decode step is a chunk of one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import attend
+from .cache import Cache
+from .chunked import Keys, Sight, starting_run
+from .config import FULL_ATTENTION, LMInfinite, ModelConfig
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model.
+
+    scheme: Rotary or Alibi. blocks: modules that map (x, attention) to x, (B, T, E) -> (B, T, E).
+    norm, head: modules for (B, T, E) -> (B, T, E) and (B, T, E) -> (B, T, V).
+    """
+
+    def __init__(self, config: ModelConfig, scheme, blocks: list[nn.Module], norm, head):
+        super().__init__()
+        self.config = config
+        self.scheme = scheme
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+        self.head = head
+        if config.tied:
+            self.head.weight = self.embed.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        lm: LMInfinite | None = None,
+        cache: Cache | None = None,
+        path: str = "chunked",
+    ) -> Tensor:
+        """Logits (B, T, V) of the token that follows each of tokens (B, T).
+
+        lm:    how to look back; None is the vanilla model.
+        cache: from new_cache; the tokens continue where it ends, and it is extended by them.
+        path:  "chunked", or "reference" for the definition (which keeps no cache).
+
+        Raises ValueError for tokens of a wrong shape or out of range, for a cache of another lm or
+        batch, and for an unknown path.
+        """
+        return self.head(self.read(tokens, lm, cache, path))
+
+    def read(self, tokens, lm=None, cache=None, path="chunked") -> Tensor:
+        """forward without the head: the last hidden states (B, T, E), for who needs few logits."""
+        self._check(tokens, lm, cache, path)
+        x = self.embed(tokens)  # (B, T, E)
+        layers = self._attention(x, lm or FULL_ATTENTION, cache, path)
+        for block, attention in zip(self.blocks, layers):
+            x = block(x, attention)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.norm(x)
+
+    def new_cache(self, batch: int = 1, lm: LMInfinite | None = None, first_position: int = 0):
+        """An empty cache for `batch` texts, on the model's device and in its dtype."""
+        weight = self.embed.weight
+        return Cache(self.config, batch, lm, weight.dtype, weight.device, first_position)
+
+    def _attention(self, x: Tensor, lm: LMInfinite, cache: Cache | None, path: str):
+        """For each layer, a function of (q, k, v), all unplaced: (B, H, T, D), (B, H_kv, T, D)."""
+        scheme, scale = self.scheme, self.config.softmax_scale
+        positions = torch.arange(x.shape[1])
+        if path == "reference":
+            positions = positions.to(x.device)
+            for _ in self.blocks:
+                yield lambda q, k, v: attend(q, k, v, positions, positions, scheme, lm, scale)
+            return
+
+        if cache is None:
+            window_positions = positions
+            starting_positions, pick = starting_run(positions, lm)
+            shift = 0
+        else:
+            positions, window_positions, starting_positions = cache.positions(x.shape[1])
+            shift = cache.first_position
+        sight = Sight(
+            positions, window_positions, starting_positions, scheme, lm, self.config.n_kv_head,
+            like=x, shift=shift,
+        )  # fmt: skip
+        for layer in range(len(self.blocks)):
+
+            def attention(q, k, v, layer=layer):
+                new = Keys(sight.place(k), k, v)
+                if cache is None:
+                    window, starting = new, Keys(*(pick(t) for t in new))
+                else:
+                    window, starting = cache.layers[layer].extend(new)
+                return sight.attend(q, window, starting, scale)
+
+            yield attention
+
+    def _check(self, tokens, lm, cache, path):
+        if path not in ("chunked", "reference"):
+            raise ValueError(f'path must be "chunked" or "reference", not {path!r}')
+        if tokens.dim() != 2 or 0 in tokens.shape or tokens.is_floating_point():
+            raise ValueError(
+                f"tokens must be integers of shape (B, T) with at least one token, not "
+                f"{tokens.dtype} of shape {tuple(tokens.shape)}"
+            )
+        if tokens.device.type == "cpu":
+            low, high = (int(x) for x in tokens.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"token {low if low < 0 else high} is out of range: the vocabulary has the "
+                    f"ids 0 to {self.config.vocab_size - 1}"
+                )
+        if cache is None:
+            return
+        if path == "reference":
+            raise ValueError("the reference path keeps no cache: give it the whole text each time")
+        if cache.lm != (lm or FULL_ATTENTION):
+            raise ValueError(f"this cache was made for {cache.lm}, not for {lm or FULL_ATTENTION}")
+        if cache.batch != tokens.shape[0]:
+            raise ValueError(
+                f"this cache was made for {cache.batch} texts, not for {tokens.shape[0]}"
+            )
