@@ -1,6 +1,42 @@
 """minilm_inf: LM-Infinite (NAACL 2024, arXiv 2308.16137) from scratch, to read, test against and run.
 
 In reading order: config, positions, lambda_mask, distance_ceiling, attention (the definition),
-chunked (the same in O(n)), cache, transformer, models, checkpoint, tokenizer, sampling, generate;
-then evaluate and card (what is measured), corpus, practice and train (how weights/ came to be).
+chunked (the same in O(n)), cache, transformer, models, checkpoint, tokenizer, sampling, session,
+generate; then evaluate and card (what is measured), corpus, practice and train (how weights/ came
+to be).
 """
+
+import warnings
+
+# `python -m minilm_inf.generate` runs a module that the package has imported already: as meant here.
+warnings.filterwarnings("ignore", message="'minilm_inf.generate' found in sys.modules")
+
+from . import generate as _program  # noqa: E402, F401  (before the function of the same name)
+from .attention import attend  # noqa: E402
+from .checkpoint import load_model  # noqa: E402
+from .chunked import chunked_attend  # noqa: E402
+from .config import LMInfinite, ModelConfig  # noqa: E402
+from .positions import Alibi, Rotary  # noqa: E402
+from .session import generate  # noqa: E402
+from .tokenizer import load as load_tokenizer  # noqa: E402
+
+__all__ = [
+    "Alibi", "LMInfinite", "ModelConfig", "Rotary", "attend", "chunked_attend", "generate",
+    "load", "load_model", "load_tokenizer",
+]  # fmt: skip
+
+
+def load(folder, device="cpu", dtype=None):
+    """The model and the tokenizer of a checkpoint's folder; load_model and load_tokenizer in one.
+
+    dtype None: as stored, but float32 on the CPU. Raises ValueError, in one sentence, for whatever
+    is missing or does not fit.
+    """
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, device, dtype)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only "
+            f"{model.config.vocab_size}: they do not belong together"
+        )
+    return model, tokenizer

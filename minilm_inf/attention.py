@@ -41,6 +41,7 @@ def attend(
     """
     check_shapes(q, k, v, q_positions, k_positions)
     lm = lm or FULL_ATTENTION
+    q_positions, k_positions = q_positions.long(), k_positions.long()
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     heads_per_key = q.shape[1] // k.shape[1]

@@ -77,7 +77,7 @@ def chunked_attend(
     """
     check_shapes(q, k, v, q_positions, k_positions)
     lm = lm or FULL_ATTENTION
-    q_positions, k_positions = q_positions.cpu(), k_positions.cpu()
+    q_positions, k_positions = q_positions.cpu().long(), k_positions.cpu().long()
     for name, positions in (("q_positions", q_positions), ("k_positions", k_positions)):
         if (positions.diff(dim=-1) <= 0).any():
             raise ValueError(f"{name} must ascend in each row; attend takes them in any order")
@@ -195,6 +195,8 @@ class Sight:
         k, starting = self.runs["window"], self.runs["starting"]
         if self.scheme.has_bias or k.dim() > 1 or not torch.equal(self.q_positions, k):
             return False
+        if len(k) == 0:
+            return False
         n_local = FUTURE if self.lm.n_local is None else self.lm.n_local
         first, last = int(k[0]), int(k[-1])
         sees_starting = len(starting) > 0 and last - int(starting[0]) >= n_local
@@ -222,8 +224,12 @@ class Sight:
             oldest = (q[..., :1] - too_far + 1).clamp(min=0)
             newest = q[..., -1:] - nearest
             k = k.contiguous()
-            start = int(torch.searchsorted(k, oldest.expand(*k.shape[:-1], 1)).min())
-            stop = int(torch.searchsorted(k, newest.expand(*k.shape[:-1], 1), right=True).max())
+            if k.dim() == 1:
+                oldest, newest = oldest.flatten(), newest.flatten()
+            else:
+                oldest, newest = (x.expand(len(k), 1).contiguous() for x in (oldest, newest))
+            start = int(torch.searchsorted(k, oldest).min())
+            stop = int(torch.searchsorted(k, newest, right=True).max())
         for first in range(start, stop, KEYS_PER_BLOCK):
             keys = slice(first, min(first + KEYS_PER_BLOCK, stop))
             marks = self._marks(q, k[..., keys], nearest, too_far)

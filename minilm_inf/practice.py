@@ -9,6 +9,7 @@ number) that are stated once in ordinary text and asked for at the window's end.
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 NAMES = """Alice Arthur Bertha Charles Clara Daniel Edith Edward Emily Frank George Grace Hannah
 Harriet Henry Isabel Jacob James Jane John Julia Laura Lewis Lucy Margaret Martha Mary Nathan Oliver
@@ -99,3 +100,19 @@ class Practice:
         for piece, here, there in zip([*pieces, end], cuts, cuts[1:]):
             row += filler[here:there] + piece
         return row
+
+
+@torch.no_grad()
+def pass_key_accuracy(model, practice: Practice, window: int, count: int = 100, seed: int = 0):
+    """The share of pass keys within one window whose five digits are all the likeliest ids.
+
+    The digits stand in the window, so this is exactly what greedy decoding would write.
+    """
+    rng = np.random.default_rng(seed)
+    found = 0
+    for _ in range(count):
+        row, first = practice.pass_key(rng, window)
+        row = torch.tensor([row], device=model.embed.weight.device)
+        guesses = model(row[:, :-1])[0].argmax(-1)  # (T - 1,), the guesses for ids 1 .. T - 1
+        found += bool((guesses[first - 1 :] == row[0, first:]).all())
+    return found / count

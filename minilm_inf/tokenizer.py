@@ -6,15 +6,27 @@ project): pieces of text in which a space is written as ▁, and bytes for what 
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import sentencepiece
 
-SPACE = "\u2581"
+
+def load(folder) -> SentencePieceTokenizer:
+    """The tokenizer that a checkpoint's folder holds. Raises ValueError where it holds none."""
+    path = Path(folder) / "tokenizer.model"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no tokenizer.model: copy the sentencepiece file of the model there"
+        )
+    return SentencePieceTokenizer(path)
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece model. bos_id and eos_id are None where the model has none."""
+    """A sentencepiece model. bos_id and eos_id are None where the model has none.
+
+    Raises ValueError for a file that sentencepiece cannot read.
+    """
 
     def __init__(self, path: Path):
         self.processor = sentencepiece.SentencePieceProcessor()
@@ -22,28 +34,46 @@ class SentencePieceTokenizer:
             self.processor.LoadFromSerializedProto(Path(path).read_bytes())
         except (RuntimeError, OSError) as error:
             raise ValueError(
-                f"{path} is not a readable sentencepiece model; fetch it again, or train one"
+                f"{path} is not a readable sentencepiece model: fetch it again, or train one"
             ) from error
         self.vocab_size = self.processor.GetPieceSize()
         self.bos_id = self._special(self.processor.bos_id())
         self.eos_id = self._special(self.processor.eos_id())
+        special = (self.processor.IsControl, self.processor.IsUnknown, self.processor.IsByte)
+        ids = range(self.vocab_size)
+        self.ordinary_id = next(id for id in ids if not any(test(id) for test in special))
 
     @staticmethod
     def _special(id: int) -> int | None:
         return id if id >= 0 else None
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """The ids of a text, BOS in front unless bos is False."""
-        ids = self.processor.EncodeAsIds(text)
+        """The ids of a text, BOS in front unless bos is False. "" is BOS alone, or nothing.
+
+        Raises ValueError for text that is not Unicode (half of a surrogate pair).
+        """
+        try:
+            ids = self.processor.EncodeAsIds(text.encode("utf-8").decode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not Unicode: {error}") from error
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids; BOS, EOS and other control ids leave no trace."""
+        """The text of ids; BOS, EOS and other control ids leave no trace.
+
+        Raises ValueError for an id outside 0 .. vocab_size - 1.
+        """
         return self.processor.DecodeIds([self._checked(id) for id in ids])
 
-    def stream(self) -> Stream:
-        """A decoder for ids that arrive one by one."""
-        return Stream(self)
+    def stream(self, begun: bool = False) -> Stream:
+        """A decoder for ids that arrive one by one; `begun` if they continue a text."""
+        return Stream(self, begun)
+
+    def byte(self, id: int) -> int | None:
+        """The byte (0 to 255) that an id stands for, None if it stands for a piece of text."""
+        if not self.processor.IsByte(self._checked(id)):
+            return None
+        return int(self.processor.IdToPiece(id)[1:-1], 16)  # "<0x41>"
 
     def _checked(self, id: int) -> int:
         if not 0 <= id < self.vocab_size:
@@ -56,14 +86,92 @@ class SentencePieceTokenizer:
 class Stream:
     """Text as it becomes certain: bytes wait until they form a character.
 
-    What push returns, joined, and flush at the end, is what decode would give for all ids at once.
+    What push returns, joined, with flush at the end, is decode of all ids at once. Where the text
+    continues one that was shown before (`begun`), a leading space is kept, as it is inside a text:
+    the ids are then decoded behind an ordinary piece, whose own text is taken away again.
     """
 
-    def __init__(self, tokenizer: SentencePieceTokenizer):
+    def __init__(self, tokenizer: SentencePieceTokenizer, begun: bool = False):
         self.tokenizer = tokenizer
-        self.waiting = []  # ids that may not yet be printed
-        self.printed_any = False
+        self.begun = begun
+        self.waiting: list[int] = []
 
     def push(self, id: int) -> str:
         """The text that this id completes, perhaps none."""
-        raise AssertionError
+        self.waiting.append(id)
+        values = [self.tokenizer.byte(id) for id in self.waiting]
+        if values[-1] is None:
+            return self.flush()
+        return self._release(complete_bytes(bytes(values)))
+
+    def flush(self) -> str:
+        """The text of whatever still waits."""
+        return self._release(len(self.waiting))
+
+    def _release(self, count: int) -> str:
+        ready, self.waiting = self.waiting[:count], self.waiting[count:]
+        if not ready:
+            return ""
+        before = [self.tokenizer.ordinary_id] if self.begun else []
+        text = self.tokenizer.decode(before + ready)[len(self.tokenizer.decode(before)) :]
+        self.begun = self.begun or text != ""
+        return text
+
+
+def complete_bytes(raw: bytes) -> int:
+    """How many leading bytes of `raw` can be decoded whatever follows.
+
+    Those behind them are the beginning of one character. Bytes that begin none are complete.
+
+    >>> complete_bytes("é".encode() + "€".encode()[:2])
+    2
+    """
+    at = 0
+    while at < len(raw):
+        for length in range(1, min(4, len(raw) - at) + 1):
+            try:
+                if codecs.decode(raw[at : at + length], "utf-8"):
+                    break
+            except UnicodeDecodeError:
+                continue
+        else:
+            try:
+                codecs.getincrementaldecoder("utf-8")().decode(raw[at:])
+                return at
+            except UnicodeDecodeError:
+                length = 1
+        at += length
+    return at
+
+
+class StopAt:
+    """Text that passes until one of `stops` is complete in it, however it was cut into pieces.
+
+    What could still become a stop text is held back.
+    """
+
+    def __init__(self, stops: list[str]):
+        self.stops = stops
+        self.held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that may be shown now; `stopped` is set where a stop text was found."""
+        self.held += text
+        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self.held = self.held[: min(found)], ""
+            return shown
+        keep = max(
+            (n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])),
+            default=0,
+        )
+        cut = len(self.held) - keep
+        shown, self.held = self.held[:cut], self.held[cut:]
+        return shown
+
+    def flush(self) -> str:
+        """What was held back, where no stop text came of it."""
+        shown, self.held = self.held, ""
+        return shown

@@ -18,6 +18,7 @@ import dataclasses
 import io
 import json
 import math
+import shlex
 import signal
 import sys
 import time
@@ -31,8 +32,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from . import corpus
+from .checkpoint import save
+from .files import read_text, write_beside
 from .models import llama
-from .practice import Practice
+from .options import at_least, guarded
+from .practice import Practice, pass_key_accuracy
 from .tokenizer import SentencePieceTokenizer
 
 TOKENIZER_FILE, STATE_FILE, LOG_FILE = "tokenizer.model", "state.safetensors", "training.json"
@@ -110,22 +114,6 @@ def held_out_nll(model, practice: Practice, window: int, count: int = 64) -> flo
     return float(token_nll(model, rows))
 
 
-@torch.no_grad()
-def pass_key_accuracy(model, practice: Practice, window: int, count: int = 100, seed: int = 0):
-    """The share of pass keys within one window whose five digits are all the likeliest ids.
-
-    The digits stand in the window, so this is exactly what greedy decoding would write.
-    """
-    rng = np.random.default_rng(seed)
-    found = 0
-    for _ in range(count):
-        row, first = practice.pass_key(rng, window + 1)
-        row = torch.tensor([row])
-        guesses = model(row[:, :-1])[0].argmax(-1)  # (T,), the guess for ids 1..T
-        found += bool((guesses[first - 1 :] == row[0, first:]).all())
-    return found / count
-
-
 def initialise(model, seed: int):
     """GPT-2's initialisation: normal of deviation 0.02, smaller where a block adds to x."""
     generator = torch.Generator().manual_seed(seed)
@@ -156,13 +144,6 @@ def train_tokenizer(texts: list[str], vocab_size: int, path: Path):
         minloglevel=2,
     )
     write_beside(path, written.getvalue())
-
-
-def write_beside(path: Path, content: bytes):
-    """Write a file under another name and rename it, so that it is whole or not there."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.rename(path)
 
 
 class Run:
@@ -231,10 +212,7 @@ def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
         return corpus.documents(folder, held_out=False), corpus.documents(folder, held_out=True)
     kept, held_out = {}, {}
     for path in options.text:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read {path} as UTF-8 text: {error}") from error
+        text = read_text(path)
         cut = len(text) * 19 // 20
         kept[str(path)], held_out[str(path)] = text[:cut], text[cut:]
     return kept, held_out
@@ -300,17 +278,16 @@ def main(arguments: list[str] | None = None) -> int:
     add("--n-head", type=int, default=6, help="(%(default)s)")
     add("--n-kv-head", type=int, default=2, help="(%(default)s)")
     add("--head-dim", type=int, default=32, help="(%(default)s)")
-    add("--n-embd", type=int, default=160, help="(%(default)s)")
-    add("--n-inner", type=int, default=448, help="(%(default)s)")
+    add("--n-embd", type=int, default=192, help="(%(default)s)")
+    add("--n-inner", type=int, default=384, help="(%(default)s)")
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    fresh = [argument for argument in arguments if argument != "--resume"]
+    options.command = shlex.join(["python", "-m", "minilm_inf.train", *fresh])
     torch.set_flush_denormal(True)  # numbers near 0 are many times slower on some CPUs
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        return run_from(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return guarded(lambda: run_from(options))
 
 
 def run_from(options) -> int:
@@ -349,11 +326,10 @@ def run_from(options) -> int:
         print(f"\nstopped at step {run.step}; go on with --resume", file=sys.stderr)
         return 130
 
-    from .checkpoint import save
     save(run.model, options.out)
     write_beside(options.out / TOKENIZER_FILE, (folder / TOKENIZER_FILE).read_bytes())
     record = {
-        "settings": dataclasses.asdict(settings),
+        "command": options.command, "settings": dataclasses.asdict(settings),
         "phases": [dataclasses.asdict(phase) for phase in PHASES],
         "documents": len(texts), "held_out": sorted(held_out_texts), "log": run.log,
     }  # fmt: skip

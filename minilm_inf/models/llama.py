@@ -7,18 +7,22 @@
     attention   grouped: n_head queries share n_kv_head keys and values
     biases      none, unless the config says attention_bias or mlp_bias
     head        own weights, or the embedding's (tied)
+
+Its config.json says model_type llama or mistral.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..positions import Rotary
 from ..transformer import Transformer
+from .raw_config import HARMLESS, RawConfig
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,154 @@ KEYS = {  # our name -> the checkpoint's; {} is the layer
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
-IGNORED = ("model.layers.{}.self_attn.rotary_emb.inv_freq",)  # angles, which positions.py computes
+IGNORED = ("model.layers.{}.self_attn.rotary_emb.inv_freq",)  # positions.py computes them
+
+LLAMA_HARMLESS = HARMLESS | {
+    "attention_dropout",  # no dropout outside training
+    "is_llama_config",  # a note that SmolLM2 makes about itself
+    "pretraining_tp",  # how the training was split: the sums are the same
+}
+ROPE_FACTS = {  # rope_type -> the numbers that it needs
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ),
+}  # fmt: skip
+
+
+def config_from_hf(raw: dict) -> LlamaConfig:
+    """The config of a config.json whose model_type is llama or mistral.
+
+    The sizes must be there; any other absent key takes the default that transformers documents.
+    Raises ValueError with the key's name for whatever is missing, unknown or not implemented.
+    """
+    keys = RawConfig(raw)
+    mistral = keys.only("model_type", ("llama", "mistral")) == "mistral"
+    _only_what_is_implemented(keys, mistral)
+    theta, scaling = _rope_from_hf(keys)
+    n_embd, n_head = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    n_layer = keys.integer("num_hidden_layers")
+    if keys.take("layer_types", None) not in (None, ["full_attention"] * n_layer):
+        raise ValueError(f'layer_types must be {n_layer} times "full_attention", or absent')
+    head_dim = keys.integer("head_dim", None)
+    if head_dim is None and n_embd % n_head:
+        raise ValueError(
+            f"hidden_size ({n_embd}) must be a multiple of num_attention_heads ({n_head}) where "
+            "there is no head_dim"
+        )
+    head_dim = head_dim or n_embd // n_head
+    if head_dim % 2:
+        raise ValueError(f"head_dim must be even for rotary positions, not {head_dim}")
+    # The first conversions of Llama 1 call the training length max_sequence_length.
+    default_length = keys.integer("max_sequence_length", 131072 if mistral else 2048, 2**62)
+    bos_ids = keys.ids("bos_token_id", 1)
+    if len(bos_ids) > 1:
+        raise ValueError(f"bos_token_id must be one token id or null, not {list(bos_ids)}")
+    config = LlamaConfig(
+        family="llama",
+        vocab_size=keys.integer("vocab_size"),
+        n_layer=n_layer,
+        n_head=n_head,
+        n_kv_head=keys.integer("num_key_value_heads", n_head),
+        n_embd=n_embd,
+        head_dim=head_dim,
+        n_inner=keys.integer("intermediate_size"),
+        context_length=keys.integer("max_position_embeddings", default_length, 2**62),
+        norm_eps=keys.number("rms_norm_eps", 1e-6),
+        tied=keys.flag("tie_word_embeddings", False),
+        bos_id=bos_ids[0] if bos_ids else None,
+        eos_ids=keys.ids("eos_token_id", 2),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        attention_bias=keys.flag("attention_bias", False),
+        mlp_bias=keys.flag("mlp_bias", False),
+    )
+    keys.close(LLAMA_HARMLESS)
+    return config
+
+
+def _only_what_is_implemented(keys: RawConfig, mistral: bool):
+    """Raises ValueError for a Llama that this file would compute wrongly."""
+    keys.only("hidden_act", ("silu", "swish"), "silu")  # two names of one function
+    keys.only("partial_rotary_factor", (1,), 1)
+    for name in ("rope_interleaved", "is_encoder_decoder", "add_cross_attention"):
+        keys.only(name, (False,), False)
+    keys.only("quantization_config", (None,), None)
+    window = keys.take("sliding_window", "absent, which means 4096" if mistral else None)
+    if keys.flag("use_sliding_window", True) and window is not None:
+        raise ValueError(
+            f"sliding_window must be null, not {window}: a model trained with a window is not "
+            "implemented"
+        )
+
+
+def _rope_from_hf(keys: RawConfig) -> tuple[float, tuple | None]:
+    """rope_theta and rope_scaling, from the old spelling or from rope_parameters.
+
+    Old: rope_theta, and rope_scaling with "type" or "rope_type". New (transformers 5):
+    rope_parameters, which holds rope_theta too and is never null.
+    """
+    spellings = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        raw = keys.take(name, None)
+        if not isinstance(raw, dict | None):
+            raise keys.wrong(name, "an object or null", raw)
+        if raw:
+            spellings[name] = RawConfig(raw, f"{name}.")
+    thetas = [rope.number("rope_theta", None) for rope in (keys, *spellings.values())]
+    thetas = {theta for theta in thetas if theta is not None} or {10000.0}
+    scalings = {_scaling_from_hf(rope) for rope in spellings.values()} or {None}
+    if len(thetas) > 1 or len(scalings) > 1:
+        raise ValueError(
+            "rope_theta, rope_scaling and rope_parameters contradict each other: keep one of them"
+        )
+    return float(thetas.pop()), scalings.pop()
+
+
+def _scaling_from_hf(rope: RawConfig) -> tuple[tuple[str, object], ...] | None:
+    """The pairs that LlamaConfig.rope_scaling holds, None for positions as they are."""
+    kinds = tuple(ROPE_FACTS)
+    kind = rope.only("rope_type", kinds, None)
+    old_kind = rope.only("type", kinds, kind) or "default"
+    if (kind or old_kind) != old_kind:
+        raise ValueError(f"{rope.where}type and {rope.where}rope_type contradict each other")
+    rope.only("partial_rotary_factor", (1,), 1)
+    facts = tuple((name, rope.number(name)) for name in ROPE_FACTS[old_kind])
+    rope.close()
+    numbers = dict(facts)
+    if old_kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+        raise ValueError(f"{rope.where}high_freq_factor must be above low_freq_factor")
+    return None if old_kind == "default" else (("rope_type", old_kind), *facts)
+
+
+def config_to_hf(config: LlamaConfig) -> dict:
+    """The config.json of a config, in the keys that every version of transformers reads."""
+    eos = list(config.eos_ids)
+    scaling = dict(config.rope_scaling) if config.rope_scaling else None
+    if scaling:
+        scaling["type"] = scaling["rope_type"]  # what transformers before 4.43 reads
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.n_inner,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.context_length,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+    }
 
 
 class RMSNorm(nn.Module):
@@ -111,9 +262,11 @@ class Block(nn.Module):
 def build(config: LlamaConfig) -> Transformer:
     """The network of a config, with PyTorch's own random weights."""
     scaling = dict(config.rope_scaling) if config.rope_scaling else None
+    with torch.device("cpu"):  # the angles are numbers even while the weights are still "meta"
+        scheme = Rotary(config.head_dim, config.rope_theta, layout="halves", scaling=scaling)
     return Transformer(
         config,
-        scheme=Rotary(config.head_dim, config.rope_theta, layout="halves", scaling=scaling),
+        scheme=scheme,
         blocks=[Block(config) for _ in range(config.n_layer)],
         norm=RMSNorm(config.n_embd, config.norm_eps),
         head=nn.Linear(config.n_embd, config.vocab_size, bias=False),

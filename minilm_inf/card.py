@@ -1,0 +1,169 @@
+"""The card of a trained model: what it learned from, and what it can do, all of it measured here.
+
+    python -m minilm_inf.card weights/tiny-llama --corpus corpus/
+
+reads the folder's training.json, measures the finished weights on the held-out documents, and writes
+the folder's README.md. The test suite reads the hash, the size and the greedy sentence from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from . import corpus, load
+from .config import LMInfinite
+from .evaluate import by_position, encoded, table
+from .files import write_beside
+from .options import guarded
+from .practice import Practice, pass_key_accuracy
+from .session import generate
+
+PROMPT = "It is a truth universally acknowledged, that"
+GREEDY_TOKENS = 40
+TRIALS = 500
+
+CARD = """\
+# {name}
+
+A Llama of {parameters:,} parameters that was trained on texts of {context_length} tokens, to show on
+any laptop what happens beyond that length, and what LM-Infinite does about it. It writes the babble
+of its four sources, not sense.
+
+| | |
+|---|---|
+| shape | {shape} |
+| tokenizer | sentencepiece BPE, {vocab_size} pieces, byte fallback, every digit a piece of its own |
+| tokens seen | {tokens:,} in {steps:,} steps of {tokens_per_step:,}, seed {seed} |
+| final loss | {train_loss:.3f} on its training mix, {held_out_nll:.3f} nats per token on held-out text |
+| pass keys | {pass_keys:.1%} of {trials} five-digit keys copied exactly, within {context_length} tokens |
+| parameters | {parameters} |
+| SHA-256 | {sha256} |
+
+## Data
+
+{documents} documents, each public domain, fetched and made plain by `minilm_inf.corpus`:
+
+{sources}
+
+Held out, whole: {held_out}.
+
+Every window begins with BOS. The first {repeats_share:.1%} of all tokens were random spans, repeated,
+in windows of 128; from then on, windows of {context_length}. Up to {middle_until:.0%} of the tokens the
+mix was {middle}; then {last}. *Retrieval practice* states one to four facts in ordinary text (a pass
+key of five digits, a person's number), and ends with a question and answer for each. Without it a
+model this small learns no copying; with it, it says pass keys and numbers now and then unasked.
+
+The command, from text to weights (AdamW, betas 0.9 and 0.98, weight decay 0.05, learning rate
+{learning_rate} at its peak, cosine to a tenth, gradients clipped at 1):
+
+```
+python -m minilm_inf.corpus corpus
+{command}
+```
+
+## Reading past the trained length
+
+`python -m minilm_inf.evaluate perplexity -m {folder} --corpus corpus`, on the held-out documents:
+the first {length:,} tokens of each of them, nats per token. LM-Infinite has n_local and
+distance_ceiling {context_length} and n_global {n_global}. Re-encoding is the vanilla model on BOS and the last
+{last_tokens} tokens, with a stride of {stride}: the text's own easy and hard places, without any
+length beyond the trained one.
+
+{table}
+
+The middle is forgotten: LM-Infinite reads on as if the text had begun {context_length} tokens ago, but for
+the first {n_global}.
+
+## One sentence
+
+Greedy, with LM-Infinite, {greedy_tokens} tokens behind the prompt:
+
+prompt: {prompt}
+continuation: {continuation}
+
+This card was written by `python -m minilm_inf.card {folder} --corpus corpus`.
+"""
+
+
+def share(phase: dict) -> str:
+    """A phase's mix in words."""
+    text = 1 - phase["repeats"] - phase["retrieval"]
+    return (
+        f"{text:.0%} text, {phase['repeats']:.0%} repeats and {phase['retrieval']:.0%} retrieval "
+        "practice"
+    )
+
+
+def greedy(model, tokenizer, lm: LMInfinite) -> str:
+    """The card's sentence, as JSON writes it: what follows PROMPT when the likeliest id is taken."""
+    ids = tokenizer.encode(PROMPT)
+    new = list(generate(model, ids, lm, max_new_tokens=GREEDY_TOKENS, temperature=0.0))
+    stream = tokenizer.stream(begun=True)
+    return json.dumps("".join(stream.push(id) for id in new) + stream.flush())
+
+
+def write_card(folder: Path, corpus_folder: Path, report) -> str:
+    """Measure the model in `folder` and return its card. Raises ValueError where a part is missing."""
+    record_path = folder / "training.json"
+    if not record_path.is_file():
+        raise ValueError(f"{folder} has no training.json: minilm_inf.train writes it")
+    record = json.loads(record_path.read_text())
+    model, tokenizer = load(folder)
+    config, last = model.config, record["log"][-1]
+    length = 64 * config.context_length
+    lm = LMInfinite.for_model(config)
+
+    texts = corpus.documents(corpus_folder, held_out=True)
+    rows = by_position(model, encoded(texts, tokenizer, length), lm, report)
+    held_out = [id for text in texts.values() for id in tokenizer.encode(text, bos=False)]
+    practice = Practice(tokenizer, np.array(held_out))
+    accuracy = pass_key_accuracy(model, practice, config.context_length, count=TRIALS, seed=1)
+    report(f"pass keys {accuracy:.1%}")
+    manifest = json.loads((corpus_folder / "corpus.json").read_text())
+    sources = [
+        f"- {s['what']}: {s['package']}, {s['bytes']:,} bytes. {s['licence']}"
+        for s in manifest.values()
+    ]
+    first, middle, final = record["phases"]
+    return CARD.format(
+        name=folder.name, folder=folder.as_posix(), context_length=config.context_length,
+        parameters=sum(p.numel() for p in model.parameters()), vocab_size=config.vocab_size,
+        shape=f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} query heads on "
+        f"{config.n_kv_head} key heads of {config.head_dim}, MLP {config.n_inner}, tied head",
+        tokens=last["tokens"], steps=last["step"], train_loss=last["train_loss"],
+        held_out_nll=last["held_out_nll"], pass_keys=accuracy, trials=TRIALS,
+        tokens_per_step=record["settings"]["tokens_per_step"], seed=record["settings"]["seed"],
+        learning_rate=record["settings"]["learning_rate"], command=record["command"],
+        sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        documents=record["documents"], held_out=", ".join(sorted(texts)),
+        sources="\n".join(sources), repeats_share=first["until"], middle_until=middle["until"],
+        middle=share(middle), last=share(final), length=length, n_global=lm.n_global,
+        last_tokens=config.context_length - 1, stride=config.context_length // 2,
+        table=table(rows), greedy_tokens=GREEDY_TOKENS, prompt=PROMPT,
+        continuation=greedy(model, tokenizer, lm),
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m minilm_inf.card", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", type=Path, help="a folder that minilm_inf.train wrote")
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="(%(default)s)")
+    options = parser.parse_args(arguments)
+
+    def run() -> int:
+        card = write_card(options.folder, options.corpus, lambda t: print(t, file=sys.stderr))
+        write_beside(options.folder / "README.md", card.encode())
+        return 0
+
+    return guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

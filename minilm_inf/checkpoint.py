@@ -1,0 +1,201 @@
+"""A folder of safetensors to a model, and back.
+
+    config.json          what the network is, in Hugging Face's keys
+    model.safetensors    its weights, in Hugging Face's names; or shards, and an index of them
+
+Loading is strict in both directions: a tensor without a place and a place without a tensor are
+refused by name, before any number is read. Weights are then read one by one, so that no more than
+the model and one tensor is ever in memory. Every failure is a ValueError of one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from .config import ModelConfig
+from .models import llama
+from .shards import FLOATS, WEIGHTS, Stored, find_tensors, read_json
+from .transformer import Transformer
+
+FAMILIES = {"llama": llama, "mistral": llama}  # model_type -> the file that knows it
+
+
+def read_config(folder) -> ModelConfig:
+    """The config of a checkpoint's folder. Raises ValueError with the key that does not fit."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the folder that holds config.json")
+    path = folder / "config.json"
+    raw = read_json(path)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"{path}: model_type must be one of {known}, not {model_type!r}")
+    try:
+        return FAMILIES[model_type].config_from_hf(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
+    """The model of a checkpoint's folder, ready to be read from: no dropout, no gradients.
+
+    dtype None: as stored (as the embedding is, should they differ), but float32 on the CPU.
+    Raises ValueError for whatever is missing, surplus, misshapen, damaged or not implemented.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    device = _checked_device(device)
+    if dtype not in (None, *FLOATS.values()):
+        listed = ", ".join(str(x) for x in FLOATS.values())
+        raise ValueError(f"dtype must be None or one of {listed}, not {dtype!r}")
+    stored = find_tensors(folder)
+    model = _build_on_meta(config, stored, folder)
+    places = match(model, stored, folder)
+    _check_tied_head(config, stored)
+    if dtype is None:
+        on_cpu = device.type == "cpu"
+        dtype = torch.float32 if on_cpu else FLOATS[places["embed.weight"].dtype]
+    fill(model, places, device, dtype)
+    return model.eval()
+
+
+def checkpoint_name(name: str, keys: dict[str, str]) -> str:
+    """The name of our parameter in a checkpoint.
+
+    >>> checkpoint_name("blocks.7.mlp.up.weight", llama.KEYS)
+    'model.layers.7.mlp.up_proj.weight'
+    """
+    layer = re.search(r"\.(\d+)\.", name)
+    if layer is None:
+        return keys[name]
+    return keys[name.replace(layer[0], ".{}.", 1)].format(layer[1])
+
+
+def match(model: nn.Module, stored: dict[str, Stored], folder: Path) -> dict[str, Stored]:
+    """For each parameter of a model, its tensor in the files; a tied head is no parameter.
+
+    Raises ValueError, with the tensor's name, for one that is missing, surplus, of another shape or
+    of a dtype that holds no plain floats.
+    """
+    family = FAMILIES[model.config.family]
+    parameters = dict(model.named_parameters())
+    names = {ours: checkpoint_name(ours, family.KEYS) for ours in parameters}
+    for theirs in names.values():
+        if theirs not in stored:
+            raise ValueError(
+                f"the tensor {theirs} is missing from {folder}: fetch the whole checkpoint, and the "
+                "config.json that belongs to it"
+            )
+    layers = range(model.config.n_layer)
+    allowed = {pattern.format(layer) for pattern in family.IGNORED for layer in layers}
+    if model.config.tied:
+        allowed.add(family.KEYS.get("head.weight"))
+    for name in stored.keys() - names.values() - allowed:
+        raise ValueError(
+            f"the tensor {name} in {stored[name].path} has no place in the model that config.json "
+            "describes: the two do not belong together, or the model is not implemented"
+        )
+    for ours, parameter in parameters.items():
+        place = stored[names[ours]]
+        if place.shape != tuple(parameter.shape):
+            raise ValueError(
+                f"the tensor {place.name} in {place.path} has the shape {place.shape}, but "
+                f"config.json asks for {tuple(parameter.shape)}: the two do not belong together"
+            )
+        if place.dtype not in FLOATS:
+            raise ValueError(
+                f"the tensor {place.name} in {place.path} is stored as {place.dtype}, which is not "
+                f"implemented: use a checkpoint in one of {', '.join(FLOATS)}"
+            )
+    return {ours: stored[theirs] for ours, theirs in names.items()}
+
+
+def fill(model: nn.Module, places: dict[str, Stored], device: torch.device, dtype: torch.dtype):
+    """Give each parameter of a model on the meta device its numbers, one tensor at a time."""
+    for name, place in places.items():
+        target = torch.empty(place.shape, dtype=dtype, device=device)
+        place.read_into(target)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(target, requires_grad=False))
+    if model.config.tied:
+        model.head.weight = model.embed.weight
+
+
+def _build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> Transformer:
+    """The network without memory for its weights: shapes only."""
+    if config.n_layer > len(stored):  # a mistaken number must not build layers without end
+        raise ValueError(
+            f"config.json asks for {config.n_layer} layers, but {folder} holds only {len(stored)} "
+            "tensors: the two do not belong together"
+        )
+    try:
+        with torch.device("meta"):
+            return FAMILIES[config.family].build(config)
+    except RuntimeError as error:  # sizes whose product no memory could address
+        path = folder / "config.json"
+        raise ValueError(f"the sizes in {path} make no model: {error}") from error
+
+
+def _check_tied_head(config: ModelConfig, stored: dict[str, Stored]):
+    """A tied head may be stored too, but only as the embedding that it is."""
+    keys = FAMILIES[config.family].KEYS
+    head = stored.get(keys.get("head.weight"))
+    if config.tied and head is not None and not head.equals(stored[keys["embed.weight"]]):
+        raise ValueError(
+            f"config.json ties the head to the embedding, but {head.name} in {head.path} differs "
+            f"from {keys['embed.weight']}: set tie_word_embeddings to false to use that head"
+        )
+
+
+def _checked_device(device) -> torch.device:
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f'the device {device!r} is not available here: try "cpu"') from error
+    return device
+
+
+def save(model: Transformer, folder):
+    """Write config.json and model.safetensors, from which load_model makes the same model.
+
+    A tied head is not stored. Each file is written under another name and renamed when it is whole.
+    Raises ValueError where the folder cannot be written.
+    """
+    folder = Path(folder)
+    family = FAMILIES[model.config.family]
+    tensors = {
+        checkpoint_name(name, family.KEYS): parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()
+    }
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    raw = {**family.config_to_hf(model.config), "torch_dtype": dtype}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / WEIGHTS, lambda part: save_file(tensors, part, {"format": "pt"}))
+        text = json.dumps(raw, indent=2) + "\n"
+        _write(folder / "config.json", lambda part: part.write_text(text, encoding="utf-8"))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be written: {error}") from error
+
+
+def _write(path: Path, write):
+    """Let write fill a file beside `path`, then put it there: never a file that is half written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        write(part)
+        part.chmod(mode)  # safetensors makes files that only their owner may read
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,284 @@
+"""Write on from a prompt, streamed, past the length that the model was trained on.
+
+    python -m minilm_inf.generate -p "It was a bright morning, and" -n 2000
+
+This is the program; session.generate, which yields ids and knows no text, is what it calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import options as flags
+from . import sampling
+from .files import read_text
+from .session import Session, Step, write
+from .tokenizer import StopAt
+
+PROMPT = "The ship had been three days at sea when the captain called us together, and"
+
+
+class Reply(NamedTuple):
+    """What one continuation gave."""
+
+    text: str
+    steps: list[Step]
+    prompt_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+
+def reply(session: Session, tokenizer, ids: list[int], options, generator, show, enough) -> Reply:
+    """Read ids, write on, and hand each piece of text to `show` as it becomes certain.
+
+    `enough()` is asked behind every token, and ends the reply where it is true.
+    """
+    began = time.perf_counter()
+    logits = session.read(ids)
+    read = time.perf_counter()
+    eos = session.model.config.eos_ids
+    if tokenizer.eos_id is not None:
+        eos = (*eos, tokenizer.eos_id)
+    steps, text = [], []
+    stream, stop = tokenizer.stream(begun=True), StopAt(options.stop)
+
+    def emit(piece: str):
+        text.append(piece)
+        show(piece)
+
+    for step in write(
+        session, logits, options.max_new_tokens, options.temperature, options.top_k,
+        options.top_p, options.min_p, options.repetition_penalty, generator,
+        () if options.ignore_eos else eos,
+    ):  # fmt: skip
+        steps.append(step)
+        emit(stop.push(stream.push(step.id)))
+        if stop.stopped or enough():
+            break
+    if not stop.stopped:
+        emit(stop.push(stream.flush()))
+        emit(stop.flush())
+    done = time.perf_counter()
+    return Reply("".join(text), steps, len(ids), read - began, done - read)
+
+
+def statistics(session: Session, result: Reply) -> list[str]:
+    """The lines that follow a text: counts, speeds, cache and sight."""
+    new = len(result.steps)
+    prefill = result.prompt_tokens / max(result.prefill_seconds, 1e-9)
+    decode = new / max(result.decode_seconds, 1e-9)
+    cache = f"cache {session.cache_bytes:,} bytes" if session.cache else "no cache"
+    return [
+        f"prompt {result.prompt_tokens} tokens ({prefill:,.0f} tokens/s), "
+        f"new {new} tokens ({decode:,.0f} tokens/s)",
+        f"{cache}; the last query sees {session.visible:,} of {session.length:,} tokens",
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m minilm_inf.generate",
+        description="Write on from a prompt, past the length that the model was trained on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    text = parser.add_argument_group("text")
+    prompt = text.add_mutually_exclusive_group()
+    prompt.add_argument("-p", "--prompt", default=PROMPT, help="the prompt; - reads stdin")
+    prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
+    text.add_argument("-n", "--max-new-tokens", type=flags.at_least(0), default=256, metavar="N")
+    text.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                      help="end where this text appears; may be given several times")  # fmt: skip
+    text.add_argument("--no-bos", action="store_true", help="no BOS in front of the prompt")
+    text.add_argument("--ignore-eos", action="store_true", help="write on behind an EOS")
+
+    draw = parser.add_argument_group("sampling")
+    draw.add_argument("-t", "--temperature", type=float, default=0.8, help="0 is greedy")
+    draw.add_argument("--top-k", type=int, default=50, metavar="K", help="0 is off")
+    draw.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    draw.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    draw.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
+    draw.add_argument("--seed", type=int, default=1234)
+
+    flags.add_model(parser)
+    flags.add_attention(parser)
+
+    out = parser.add_argument_group("output")
+    out.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
+    out.add_argument("--echo", action="store_true", help="print the prompt before the text")
+    out.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    out.add_argument("-q", "--quiet", action="store_true", help="no statistics and no notes")
+    out.add_argument("-i", "--interactive", action="store_true",
+                     help="a loop of prompts on one growing text; /help lists its commands")  # fmt: skip
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    line = parser()
+    options = line.parse_args(arguments)
+    try:
+        sampling.check(
+            options.temperature, options.top_k, options.top_p, options.min_p,
+            options.repetition_penalty,
+        )  # fmt: skip
+        if options.json and options.interactive:
+            raise ValueError("--json prints one object: leave out --interactive")
+        flags.check_attention(options)
+    except ValueError as error:
+        line.error(str(error))
+    return flags.guarded(lambda: run(options))
+
+
+def run(options) -> int:
+    model, tokenizer = flags.load(options)
+    lm = flags.attention(options, model.config)
+    session = Session(model, lm, options.path, options.prefill_chunk)
+    generator = torch.Generator().manual_seed(options.seed)
+    if options.interactive:
+        return converse(session, tokenizer, options, generator)
+
+    prompt = read_prompt(options)
+    ids = tokenizer.encode(prompt, bos=not options.no_bos)
+    if not ids:
+        raise ValueError("the prompt is empty: give -p TEXT, or leave out --no-bos")
+    hidden = len(ids) - (len(ids) if lm is None else lm.visible(len(ids)))
+    if hidden and not options.quiet:
+        print(f"note: {hidden} of the prompt's {len(ids)} tokens lie outside the window and "
+              "cannot be seen", file=sys.stderr)  # fmt: skip
+
+    streaming = not (options.json or options.no_stream)
+    show = show_now if streaming else lambda text: None
+    if options.echo and not options.json:
+        show_now(prompt)
+    result = reply(session, tokenizer, ids, options, generator, show, enough=lambda: False)
+    if options.json:
+        print(json.dumps(as_json(session, options, prompt, ids, result), ensure_ascii=False))
+    else:
+        print("" if streaming else result.text)
+    if not options.quiet:
+        print("\n".join(statistics(session, result)), file=sys.stderr)
+    return 0
+
+
+def read_prompt(options) -> str:
+    """The prompt's text from where the options say. Raises ValueError where it cannot be read."""
+    if options.file is None and options.prompt != "-":
+        return options.prompt
+    if options.file is not None:
+        where, text = str(options.file), read_text(options.file)
+    else:
+        where = "standard input"
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8 text (byte {error.start})") from error
+    if not text:
+        raise ValueError(f"{where} is empty: there is no prompt in it")
+    return text
+
+
+def as_json(session: Session, options, prompt: str, ids: list[int], result: Reply) -> dict:
+    """Everything about a run, in one object."""
+    lm = session.lm
+    return {
+        "prompt": prompt,
+        "text": result.text,
+        "prompt_ids": ids,
+        "ids": [step.id for step in result.steps],
+        "logprobs": [step.logprob for step in result.steps],
+        "timings": {"prefill_s": result.prefill_seconds, "decode_s": result.decode_seconds},
+        "cache_bytes": session.cache_bytes,
+        "tokens": session.length,
+        "visible": session.visible,
+        "settings": {
+            "model": str(options.model),
+            "attention": options.attention,
+            "n_local": lm and lm.n_local,
+            "n_global": lm and lm.n_global,
+            "distance_ceiling": lm and lm.distance_ceiling,
+            "path": options.path,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "min_p": options.min_p,
+            "repetition_penalty": options.repetition_penalty,
+            "seed": options.seed,
+        },
+    }
+
+
+HELP = """\
+Type a text, and the model writes on from all that was said so far.
+/stats  what the last reply took, and how much of the text can be seen
+/reset  forget everything
+/exit   leave (or Ctrl-D); Ctrl-C stops a reply"""
+
+
+def converse(session: Session, tokenizer, options, generator) -> int:
+    """A loop of prompts on one growing text, until /exit or the end of the input."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (line editing, where the platform has it)
+    mark = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+    last = None
+    if not options.quiet:
+        print("/help lists the commands", file=sys.stderr)
+    while True:
+        try:
+            line = input(mark)
+        except EOFError:
+            return 0
+        except KeyboardInterrupt:
+            print("\n/exit leaves", file=sys.stderr)
+            continue
+        except UnicodeDecodeError:
+            print("that was not UTF-8 text; it was left out", file=sys.stderr)
+            continue
+        if line == "/exit":
+            return 0
+        if line == "/help":
+            print(HELP, file=sys.stderr)
+        elif line == "/reset":
+            session = Session(session.model, session.lm, session.path, session.prefill_chunk)
+            last = None
+        elif line == "/stats":
+            lines = statistics(session, last) if last else ["nothing was written yet"]
+            print("\n".join(lines), file=sys.stderr)
+        elif line.startswith("/"):
+            print(f"there is no command {line}; /help lists them", file=sys.stderr)
+        elif line:
+            first = session.length == 0
+            ids = tokenizer.encode(line if first else "\n" + line, bos=first and not options.no_bos)
+            with interrupts() as interrupted:
+                last = reply(session, tokenizer, ids, options, generator, show_now, interrupted)
+            print(flush=True)
+
+
+def show_now(text: str):
+    """Print a piece of text where the reader can see it at once."""
+    print(text, end="", flush=True)
+
+
+@contextlib.contextmanager
+def interrupts():
+    """Inside, Ctrl-C only notes itself: a function that tells whether it came.
+
+    A forward pass is thereby never cut in two, which would leave the layers' caches unequal.
+    """
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

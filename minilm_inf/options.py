@@ -1,0 +1,136 @@
+"""The command line that generate and evaluate share: which model, which attention, which errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from .config import LMInfinite, ModelConfig
+
+SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def at_least(least: int):
+    """An argparse type: a whole number of at least `least`."""
+
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return value
+
+    return whole_number
+
+
+def ceiling(text: str) -> int | str:
+    """An argparse type: a whole number of at least 0, or none."""
+    return text if text == "none" else at_least(0)(text)
+
+
+def add_model(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", type=Path, default=SHIPPED, metavar="FOLDER",
+                       help="a folder with config.json, safetensors and a tokenizer")  # fmt: skip
+    group.add_argument("--device", default="auto", help="cpu, cuda, ...; auto takes CUDA if there")
+    group.add_argument("--dtype", choices=DTYPES, default="auto",
+                       help="auto: as stored, but float32 on the CPU")  # fmt: skip
+    group.add_argument("--threads", type=at_least(1), metavar="N",
+                       help="CPU threads; None is PyTorch's own choice")  # fmt: skip
+
+
+def add_attention(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("attention")
+    group.add_argument("--attention", choices=("lambda", "full", "window"), default="lambda",
+                       help="LM-Infinite, the vanilla model, or a plain sliding window")  # fmt: skip
+    group.add_argument("--n-local", type=at_least(1), metavar="N",
+                       help="keys of the window; None is the model's context length")  # fmt: skip
+    group.add_argument("--n-global", type=at_least(0), metavar="N",
+                       help="starting tokens that are always seen; None is 10")  # fmt: skip
+    group.add_argument("--distance-ceiling", type=ceiling, metavar="N|none",
+                       help="no key seems further away; None is the window's size")  # fmt: skip
+    group.add_argument("--path", choices=("chunked", "reference"), default="chunked",
+                       help="the O(n) path, or the definition (slow, no cache)")  # fmt: skip
+    group.add_argument("--prefill-chunk", type=at_least(1), default=512, metavar="N",
+                       help="tokens read at a time")  # fmt: skip
+
+
+def check_attention(options):
+    """Raise ValueError for flags that contradict --attention."""
+    given = {"--n-local": options.n_local, "--n-global": options.n_global}
+    wrong = {"lambda": (), "window": ("--n-global",), "full": ("--n-local", "--n-global")}
+    for flag in wrong[options.attention]:
+        if given[flag] is not None:
+            raise ValueError(f"{flag} has no meaning with --attention {options.attention}")
+
+
+def attention(options, config: ModelConfig) -> LMInfinite | None:
+    """The setting that the flags describe; None is the vanilla model."""
+    n_local = config.context_length if options.n_local is None else options.n_local
+    n_global = 10 if options.n_global is None else options.n_global
+    if options.attention == "full":
+        n_local, n_global = None, 0
+    if options.attention == "window":
+        n_global = 0
+    top = options.distance_ceiling
+    if top is None:
+        top = n_local
+    elif top == "none":
+        top = None
+    if n_local is None and top is None:
+        return None
+    return LMInfinite(n_local, n_global, top)
+
+
+def device(name: str) -> torch.device:
+    """The torch device of --device. Raises ValueError for one that is unknown or not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used here: try cpu") from error
+    return found
+
+
+def load(options):
+    """The model and tokenizer that the flags name."""
+    from . import load
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return load(options.model, device(options.device), DTYPES[options.dtype])
+
+
+def guarded(run) -> int:
+    """run()'s exit code; 1 and one sentence for what goes wrong, 130 for Ctrl-C."""
+    try:
+        return run()
+    except BrokenPipeError:  # the reader of our output left: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError:
+        print("error: out of memory: take a smaller --prefill-chunk or --n-local", file=sys.stderr)
+        return 1
+
+

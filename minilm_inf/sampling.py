@@ -1,0 +1,79 @@
+"""Logits to id, in pure functions: each filter maps logits (V,) to logits (V,).
+
+An id that a filter excludes gets -inf. The order is the usual one: repetition penalty, temperature,
+top-k, top-p, min-p; then one draw from what is left.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the ids of a text less likely to return (Keskar et al., arXiv 1909.05858, section 4.1).
+
+    seen: (V,), True for ids that occur. Their logits are divided by the penalty if positive,
+    multiplied if negative.
+    """
+    if penalty == 1.0:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k largest logits, and what equals the smallest of them; k = 0 keeps all."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(k).values[-1], -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the likeliest ids until their probabilities add up to p (Holtzman et al., 1904.09751)."""
+    if p >= 1.0:
+        return logits
+    ordered, order = logits.sort(descending=True)
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # what the likelier ids add up to
+    excluded = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    return logits.masked_fill(excluded, -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the ids at least p times as likely as the likeliest (Nguyen et al., 2407.01082)."""
+    if p <= 0.0:
+        return logits
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < p * probabilities.max(), -torch.inf)
+
+
+def choose(
+    logits: Tensor,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> int:
+    """One id from logits (V,); temperature 0 takes the largest. Raises ValueError for NaN logits."""
+    logits = logits.float()
+    if logits.isnan().any():
+        raise ValueError("the model's logits are not numbers: its weights or dtype overflow")
+    if temperature == 0.0:
+        return int(logits.argmax())
+    logits = keep_min_p(keep_top_p(keep_top_k(logits / temperature, top_k), top_p), min_p)
+    return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+
+
+def check(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float):
+    """Raise ValueError, with the setting's name, for one outside its range."""
+    ranges = (
+        ("temperature", temperature, temperature >= 0, "0 or more"),
+        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        ("min_p", min_p, 0 <= min_p < 1, "0 (off) or more, and below 1"),
+        ("repetition_penalty", penalty, penalty > 0, "above 0"),
+    )
+    for name, value, holds, wanted in ranges:
+        if not holds:
+            raise ValueError(f"{name} must be {wanted}, not {value}")

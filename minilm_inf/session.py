@@ -1,0 +1,141 @@
+"""A growing text, what the model remembers of it, and how it writes on: ids in, ids out.
+
+With LM-Infinite the memory is constant, so a session never runs out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from . import sampling
+from .config import LMInfinite
+from .transformer import Transformer
+
+
+class Session:
+    """A text that grows: by what is read, and by what the model writes.
+
+    path: "chunked" keeps a cache; "reference" keeps the ids and reads them all anew each time.
+    """
+
+    def __init__(self, model: Transformer, lm: LMInfinite | None, path="chunked", prefill_chunk=512):
+        self.model, self.lm, self.path, self.prefill_chunk = model, lm, path, prefill_chunk
+        self.device = model.embed.weight.device
+        self.cache = model.new_cache(1, lm) if path == "chunked" else None
+        self.ids: list[int] = []  # all of them, for the reference path only
+        self.unread: list[int] = []  # written, but not yet asked what follows
+        self.length = 0
+        self.seen = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache.nbytes if self.cache is not None else 0
+
+    @property
+    def visible(self) -> int:
+        """How many of the tokens so far the last of them sees."""
+        return self.length if self.lm is None else self.lm.visible(self.length)
+
+    @torch.inference_mode()
+    def read(self, ids: list[int]) -> torch.Tensor:
+        """Take in ids, in chunks; the logits (V,) of the token that follows the last of them.
+
+        A token that was written last is read first. Raises ValueError where there is nothing to
+        read, and for ids outside the model's vocabulary.
+        """
+        self.length += len(ids)
+        ids, self.unread = self.unread + ids, []
+        if not ids:
+            raise ValueError("there is nothing to read: give at least one token")
+        tokens = torch.tensor([ids])
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= self.model.config.vocab_size:
+            raise ValueError(
+                f"token {low if low < 0 else high} is out of range: the model has the ids 0 to "
+                f"{self.model.config.vocab_size - 1}"
+            )
+        self.seen[tokens[0]] = True
+        if self.cache is None:
+            self.ids += ids
+            tokens = torch.tensor([self.ids], device=self.device)
+            hidden = self.model.read(tokens, self.lm, path=self.path)
+        else:
+            for chunk in tokens.to(self.device).split(self.prefill_chunk, 1):
+                hidden = self.model.read(chunk, self.lm, self.cache)
+        return self.model.head(hidden[0, -1]).cpu()
+
+    def accept(self, id: int):
+        """Make a written token part of the text; the next read begins with it."""
+        self.unread.append(id)
+        self.length += 1
+
+
+class Step(NamedTuple):
+    """One written token: its id, and its log-probability under the model (temperature 1)."""
+
+    id: int
+    logprob: float
+
+
+def write(
+    session: Session,
+    logits: torch.Tensor,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    generator: torch.Generator | None = None,
+    stop_ids: tuple[int, ...] = (),
+) -> Iterator[Step]:
+    """Yield the tokens that follow; `logits` are those that session.read returned last.
+
+    An id of stop_ids ends the text and is not yielded.
+    """
+    sampling.check(temperature, top_k, top_p, min_p, repetition_penalty)
+    for count in range(max_new_tokens):
+        if count:
+            logits = session.read([])
+        likely = sampling.penalise(logits, session.seen, repetition_penalty)
+        id = sampling.choose(likely, temperature, top_k, top_p, min_p, generator)
+        if id in stop_ids:
+            return
+        session.accept(id)
+        yield Step(id, float(logits.float().log_softmax(-1)[id]))
+
+
+def generate(
+    model: Transformer,
+    ids: list[int],
+    lm: LMInfinite | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop_ids: tuple[int, ...] | None = None,
+    path: str = "chunked",
+    prefill_chunk: int = 512,
+) -> Iterator[int]:
+    """Yield up to max_new_tokens ids that follow `ids`.
+
+    lm None is the vanilla model. temperature 0 is greedy. The same seed and settings give the same
+    ids on the same machine. stop_ids None stands for the model's own eos_ids.
+
+    Raises ValueError for an empty prompt, ids out of range, and settings out of range.
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    stop_ids = model.config.eos_ids if stop_ids is None else stop_ids
+    session = Session(model, lm, path, prefill_chunk)
+    steps = write(
+        session, session.read(list(ids)), max_new_tokens, temperature, top_k, top_p, min_p,
+        repetition_penalty, generator, stop_ids,
+    )  # fmt: skip
+    for step in steps:
+        yield step.id

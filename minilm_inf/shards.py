@@ -1,0 +1,228 @@
+"""Which tensors a folder of safetensors holds, known from the files' headers alone.
+
+    8 bytes       length of the header, little-endian
+    the header    JSON: name -> {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__"
+    the data      every tensor's numbers, end to end, offsets counted from here
+
+Everything that can be wrong with a file shows in its header and its size, so a damaged or truncated
+file is refused before a number is read. All failures are a ValueError of one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PureWindowsPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LARGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
+FLOATS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file: its place is data[begin:end], counted behind the header."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def read_into(self, target: Tensor):
+        """Copy the stored numbers into target, whatever its dtype and device.
+
+        The file is opened for this one tensor and closed again: what was mapped of it goes, and no
+        more than one tensor is ever in memory beside the model.
+        """
+        with torch.no_grad(), self._opened() as file:
+            target.copy_(file.get_tensor(self.name))
+
+    def equals(self, other: Stored) -> bool:
+        """Whether two stored tensors are the same numbers in the same dtype."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        with self._opened() as file, other._opened() as other_file:
+            return torch.equal(file.get_tensor(self.name), other_file.get_tensor(other.name))
+
+    def _opened(self):
+        try:
+            return safe_open(self.path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(damaged(self.path, str(error))) from error
+
+
+def damaged(path: Path, what: str) -> str:
+    """The sentence for a file that is not what its name says."""
+    return f"{path} is not a readable safetensors file ({what}): fetch it again"
+
+
+def read_json(path: Path) -> dict:
+    """The object that a JSON file holds. Raises ValueError where it holds none."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: {path.parent} is not a whole checkpoint")
+    try:
+        return parse_object(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} holds no JSON object ({error}): fetch it again") from error
+
+
+def parse_object(raw: bytes) -> dict:
+    """A JSON object from bytes. Raises ValueError for anything else, and for a key given twice."""
+
+    def unique(pairs):
+        for (name, _), (following, _) in pairwise(sorted(pairs, key=lambda pair: pair[0])):
+            if name == following:
+                raise ValueError(f"the key {name} occurs twice")
+        return dict(pairs)
+
+    try:
+        value = json.loads(raw, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if type(value) is not dict:
+        raise ValueError(f"its value is a {type(value).__name__}, not an object")
+    return value
+
+
+def find_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint's folder by its name, from the headers of all of its files.
+
+    model.safetensors if it is there, else the shards of model.safetensors.index.json. Raises
+    ValueError where there is neither, for a damaged file, and where index and shards disagree.
+    """
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        raise ValueError(_nothing_to_load(folder))
+    index = folder / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map from tensors to files: fetch it again")
+    found: dict[str, Stored] = {}
+    for shard in dict.fromkeys(str(name) for name in weight_map.values()):
+        for name, stored in read_header(_shard_path(index, shard)).items():
+            if name in found:
+                raise ValueError(
+                    f"the tensor {name} is in two files, {found[name].path} and {stored.path}: "
+                    "fetch the checkpoint again"
+                )
+            if name not in weight_map:
+                raise ValueError(
+                    f"the tensor {name} is in {stored.path}, but {index} does not name it: fetch "
+                    "the index again"
+                )
+            found[name] = stored
+    for name, shard in weight_map.items():
+        if name not in found or found[name].path.name != shard:
+            raise ValueError(
+                f"{index} says that the tensor {name} is in {shard}, but it is not: fetch both again"
+            )
+    return found
+
+
+def _shard_path(index: Path, shard: str) -> Path:
+    """The file that an index names, which must stand beside the index."""
+    # A Windows path knows both slashes and drive letters, so that every system refuses the same.
+    if PureWindowsPath(shard).name != shard or shard in ("", "..") or "\0" in shard:
+        raise ValueError(
+            f"{index} names the file {shard!r}, which is not a plain file name: a shard must stand "
+            "in the folder of its index"
+        )
+    if not (index.parent / shard).is_file():
+        raise ValueError(f"{index} names the file {shard}, which does not exist: fetch it too")
+    return index.parent / shard
+
+
+def _nothing_to_load(folder: Path) -> str:
+    suffixes = (".bin", ".pt", ".pth", ".ckpt")
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+    if pickles:
+        return (
+            f"{folder} holds only {pickles[0]}, a pickle, which can run code and is not loaded: "
+            f"convert it to {WEIGHTS} first"
+        )
+    return f"{folder} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights too"
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file, none of them read.
+
+    Raises ValueError for a file that is no safetensors file, and for one that is cut short, with
+    the first tensor that is not all there.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            raw = _header_bytes(path, file, size)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        header = parse_object(raw)
+        header.pop("__metadata__", None)
+        tensors = [_entry(path, name, entry) for name, entry in header.items()]
+    except ValueError as error:
+        raise ValueError(damaged(path, f"its header is wrong: {error}")) from error
+    _check_extent(path, tensors, size - 8 - len(raw))
+    return {stored.name: stored for stored in tensors}
+
+
+def _header_bytes(path: Path, file, size: int) -> bytes:
+    start = file.read(8)
+    if start == b"version ":
+        raise ValueError(f"{path} is a pointer of git-lfs, not the weights: run git lfs pull")
+    if len(start) < 8:
+        raise ValueError(damaged(path, f"it has only {len(start)} bytes"))
+    length = struct.unpack("<Q", start)[0]
+    if length > LARGEST_HEADER:
+        raise ValueError(damaged(path, f"its header would have {length} bytes"))
+    if length > size - 8:
+        raise ValueError(damaged(path, "it ends within its header"))
+    return file.read(length)
+
+
+def _entry(path: Path, name: str, entry) -> Stored:
+    """One line of a header. Raises ValueError where it is not one."""
+
+    def naturals(value) -> bool:
+        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+    entry = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not naturals(shape) or not naturals(offsets):
+        raise ValueError(f"the tensor {name} has no dtype, shape and data_offsets")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"the tensor {name} has the data_offsets {offsets}")
+    begin, end = offsets
+    if dtype in FLOATS and end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
+        raise ValueError(f"the tensor {name} of shape {shape} has {end - begin} bytes")
+    return Stored(path, name, dtype, tuple(shape), begin, end)
+
+
+def _check_extent(path: Path, tensors: list[Stored], available: int):
+    """The data must be the tensors, end to end, and all there. Raises ValueError otherwise."""
+    reached = 0
+    for stored in sorted(tensors, key=lambda stored: (stored.begin, stored.end)):
+        if stored.begin != reached:
+            raise ValueError(damaged(path, f"the tensor {stored.name} is not where one ends"))
+        reached = stored.end
+        if reached > available:
+            raise ValueError(
+                f"{path} is cut short: the tensor {stored.name} lies beyond its end, so fetch it again"
+            )
+    if reached != available:
+        raise ValueError(damaged(path, f"{available - reached} bytes belong to no tensor"))

@@ -1,0 +1,183 @@
+"""What the tests share: tiny random networks, random vectors, and the ways to read a text."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from minilm_inf.config import LMInfinite
+from minilm_inf.models import llama
+from minilm_inf.positions import Alibi, Rotary
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SETTINGS = {
+    "full attention": LMInfinite(n_local=None, n_global=0, distance_ceiling=None),
+    "LM-Infinite": LMInfinite(n_local=6, n_global=2, distance_ceiling=6),
+    "sliding window": LMInfinite(n_local=6, n_global=0, distance_ceiling=6),
+    "Λ without ceiling": LMInfinite(n_local=6, n_global=2, distance_ceiling=None),
+    "ceiling without Λ": LMInfinite(n_local=None, n_global=0, distance_ceiling=6),
+    "ceiling below the window": LMInfinite(n_local=6, n_global=2, distance_ceiling=3),
+    "ceiling beyond the window": LMInfinite(n_local=6, n_global=2, distance_ceiling=9),
+    "more starting than local": LMInfinite(n_local=3, n_global=7, distance_ceiling=3),
+    "a window of one": LMInfinite(n_local=1, n_global=1, distance_ceiling=1),
+}
+
+SCHEMES = {
+    "halves": Rotary(8, layout="halves"),
+    "pairs": Rotary(8, layout="pairs"),
+    "partial": Rotary(4, layout="pairs"),
+    "alibi": Alibi(4),
+}
+
+
+def pytest_configure(config):
+    """One thread: these tensors are so small that handing them to more costs time."""
+    torch.set_num_threads(1)
+
+
+def tiny_llama(
+    n_layer=2, n_head=4, n_kv_head=2, dtype=torch.float64, context_length=6, seed=0
+) -> llama.Transformer:
+    """A random Llama whose attention logits and output logits have a standard deviation of 1.
+
+    It asks for no gradients, so that no test pays for them.
+    """
+    config = llama.LlamaConfig(
+        family="llama",
+        vocab_size=31,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_kv_head=n_kv_head,
+        n_embd=32,
+        head_dim=8,
+        n_inner=48,
+        context_length=context_length,
+        norm_eps=1e-5,
+        tied=False,
+    )
+    model = llama.build(config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            std = 1.0 if name.startswith("embed") else weight.shape[1] ** -0.5
+            random_weight = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            weight.data = random_weight * std
+    return model.to(dtype).requires_grad_(False)
+
+
+def some_tokens(n: int, batch=1, seed=1) -> torch.Tensor:
+    """Random ids of tiny_llama's vocabulary, (batch, n)."""
+    return torch.randint(31, (batch, n), generator=torch.Generator().manual_seed(seed))
+
+
+def vectors(n_queries, n_keys=None, batch=2, n_head=4, n_kv_head=2, dim=8, dtype=None, seed=0):
+    """Random q (B, H, T, D), k and v (B, H_kv, S, D), the same for every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    n_keys = n_queries if n_keys is None else n_keys
+    shapes = ((n_head, n_queries), (n_kv_head, n_keys), (n_kv_head, n_keys))
+    return tuple(
+        torch.randn(batch, *shape, dim, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in shapes
+    )
+
+
+def read_in_chunks(model, tokens, lm, sizes, **cache_options):
+    """The model's logits when a cache carries it from chunk to chunk; the last size repeats."""
+    cache = model.new_cache(tokens.shape[0], lm, **cache_options)
+    sizes, logits, start = list(sizes), [], 0
+    while start < tokens.shape[1]:
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        logits.append(model(tokens[:, start : start + size], lm, cache=cache))
+        start += size
+    return torch.cat(logits, 1)
+
+
+READINGS = {
+    "reference": lambda model, tokens, lm: model(tokens, lm, path="reference"),
+    "chunked": lambda model, tokens, lm: model(tokens, lm),
+    "cached": lambda model, tokens, lm: read_in_chunks(model, tokens, lm, [5, 1, 3, 1]),
+}
+
+
+@pytest.fixture(params=READINGS)
+def reading(request):
+    """Each way to read a text: (model, tokens, lm) -> logits (B, T, V)."""
+    return READINGS[request.param]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """A function that sets how many queries and keys one product of the chunked path takes."""
+
+    def use(queries: int, keys: int = 4096):
+        monkeypatch.setattr("minilm_inf.chunked.QUERIES_PER_CHUNK", queries)
+        monkeypatch.setattr("minilm_inf.chunked.KEYS_PER_BLOCK", keys)
+
+    return use
+
+
+def rotary_logit(q, k, d, rotary_dim=8, theta=10000.0, layout="halves") -> float:
+    """The specification of RoPE: each pair of coordinates is a complex number, turned by d.
+
+    q, k: lists of D floats. The logit of a pair at distance d is the real part of
+    q_m * conj(k_m) * e^(i d theta_m).
+    """
+    half = rotary_dim // 2
+    pairs = [(m, m + half) if layout == "halves" else (2 * m, 2 * m + 1) for m in range(half)]
+    total = sum(q[c] * k[c] for c in range(rotary_dim, len(q)))
+    for m, (a, b) in enumerate(pairs):
+        angle = d * theta ** (-2 * m / rotary_dim)
+        turn = complex(math.cos(angle), math.sin(angle))
+        total += (complex(q[a], q[b]) * complex(k[a], -k[b]) * turn).real
+    return total
+
+
+def logit_of(scheme, q, k, d, head, scale) -> float:
+    """The specification of w(q, k, d) for a scheme of SCHEMES, in plain Python."""
+    if isinstance(scheme, Alibi):
+        n_head = len(scheme.slopes)
+        assert n_head & (n_head - 1) == 0, "the specification knows powers of two only"
+        slope = 2 ** (-8 * (head + 1) / n_head)
+        return scale * sum(a * b for a, b in zip(q, k)) - slope * d
+    return scale * rotary_logit(q, k, d, rotary_dim=scheme.rotary_dim, layout=scheme.layout)
+
+
+def specification(q, k, v, q_positions, k_positions, scheme, lm, scale) -> torch.Tensor:
+    """LM-Infinite's attention as loops over batch, head, i and j (paper, section 3.2).
+
+    Tensors as attend takes them, in float64; positions are lists of B lists.
+    """
+    out = torch.zeros_like(q)
+    group = q.shape[1] // k.shape[1]
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            keys, values = k[b, h // group].tolist(), v[b, h // group]
+            for t, i in enumerate(q_positions[b]):
+                logits = {}
+                for s, j in enumerate(k_positions[b]):
+                    d = i - j
+                    is_local = lm.n_local is None or d < lm.n_local
+                    if j < 0 or d < 0 or not (is_local or j < lm.n_global):
+                        continue
+                    felt = d if lm.distance_ceiling is None else min(d, lm.distance_ceiling)
+                    query = q[b, h, t].tolist()
+                    logits[s] = logit_of(scheme, query, keys[s], felt, h, scale)
+                total = sum(math.exp(x) for x in logits.values())
+                for s, x in logits.items():
+                    out[b, h, t] += math.exp(x) / total * values[s]
+    return out
+
+
+def fuzz(seed: int, count: int, /, **choices) -> list[dict]:
+    """`count` different draws of one value for each name, the same in every run."""
+    source, draws = random.Random(seed), []
+    while len(draws) < count:
+        draw = {name: source.choice(list(values)) for name, values in choices.items()}
+        if draw not in draws:
+            draws.append(draw)
+    return draws

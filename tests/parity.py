@@ -1,0 +1,65 @@
+"""Our logits against those of the installed transformers, on fresh random models.
+
+    python tests/parity.py
+
+prints the largest absolute difference for every configuration of make_fixtures.py and for each way
+of reading; the exit code is 1 if one exceeds 1e-5. test_parity.py does the same against logits that
+are committed, and needs no transformers.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from minilm_inf.checkpoint import load_model
+
+TOLERANCE = 1e-5
+WAYS = ("chunked", "reference", "cached")
+
+
+def logits_of(folder: Path, way: str, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits (B, T, V) of a folder's model: in one go by either path, or token by token."""
+    model = load_model(folder, dtype=torch.float32)
+    if way != "cached":
+        return model(tokens, path=way)
+    cache = model.new_cache(tokens.shape[0])
+    return torch.cat([model(token, cache=cache) for token in tokens.split(1, dim=1)], dim=1)
+
+
+def difference(folder: Path, way: str) -> float:
+    """The largest absolute difference between our logits and the folder's expected ones."""
+    expected = load_file(folder / "expected.safetensors")
+    ours = logits_of(folder, way, expected["tokens"])
+    return (ours - expected["logits"]).abs().max().item()
+
+
+def main() -> int:
+    """Print the table. Returns the exit code."""
+    import transformers
+    from make_fixtures import NAMES, make_folder
+
+    transformers.utils.logging.disable_progress_bar()
+    seed = secrets.randbelow(2**31)
+    print(f"seed {seed}")
+    print(f"{'configuration':<16}" + "".join(f"{way:>12}" for way in WAYS))
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in NAMES:
+            place = Path(folder) / name
+            make_folder(name, place, seed)
+            differences = [difference(place, way) for way in WAYS]
+            print(f"{name:<16}" + "".join(f"{d:12.1e}" for d in differences))
+            worst = max(worst, *differences)
+    print(f"largest {worst:.1e}, allowed {TOLERANCE:.0e}")
+    return int(not worst <= TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""chunked.py: the same numbers as attend, without ever building n x n."""
+
+import pytest
+import torch
+from conftest import SCHEMES, SETTINGS, fuzz, vectors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from minilm_inf.attention import attend
+from minilm_inf.chunked import chunked_attend
+from minilm_inf.config import LMInfinite
+from minilm_inf.positions import Alibi, Rotary
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def assert_same(q, k, v, q_positions, k_positions, scheme, lm, scale=None):
+    """chunked_attend and attend agree, to 1e-10 in float64 and 1e-5 in float32."""
+    for dtype, tolerance in TOLERANCE.items():
+        x = [t.to(dtype) for t in (q, k, v)]
+        slow = attend(*x, q_positions, k_positions, scheme, lm, scale)
+        fast = chunked_attend(*x, q_positions, k_positions, scheme, lm, scale)
+        assert fast.dtype == dtype and fast.shape == q.shape
+        assert fast.isfinite().all()
+        assert fast.numel() == 0 or (fast - slow).abs().max() <= tolerance
+
+
+L, G = 5, 2
+SIZES = {  # n, n_local, n_global, queries per chunk
+    "n < L": (4, L, G, 3),
+    "n = L": (L, L, G, 3),
+    "n = L + 1": (L + 1, L, G, 3),
+    "L < n < 2L": (8, L, G, 3),
+    "n = 2L": (2 * L, L, G, L),
+    "n = mL - 1": (4 * L - 1, L, G, L),
+    "n = mL": (4 * L, L, G, L),
+    "n = mL + 1": (4 * L + 1, L, G, L),
+    "G = 0": (17, L, 0, 4),
+    "G = L": (17, L, L, 4),
+    "G > L": (17, L, L + 3, 4),
+    "G = n": (17, L, 17, 4),
+    "G > n": (17, L, 40, 4),
+    "L = 1": (17, 1, G, 4),
+    "L = 1, G = 0": (17, 1, 0, 4),
+    "chunk = 1": (17, L, G, 1),
+    "chunk < G": (17, L, 6, 3),
+    "chunk = L": (17, L, G, L),
+    "chunk > L": (17, L, G, L + 4),
+    "chunk = n": (17, L, G, 17),
+    "chunk > n": (17, L, G, 100),
+    "chunk > n, plain softmax": (17, 17, G, 100),
+}
+
+
+@pytest.mark.parametrize("scheme", [SCHEMES["halves"], SCHEMES["alibi"]], ids=["rope", "alibi"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_sizes_that_broke_other_implementations(size, scheme, small_chunks):
+    """Catches an edge of a chunk that falls on the edge of the window or of the starting run."""
+    n, n_local, n_global, chunk = size
+    small_chunks(chunk)
+    positions = torch.arange(n)
+    for ceiling in (n_local, None):
+        lm = LMInfinite(n_local, n_global, ceiling)
+        assert_same(*vectors(n), positions, positions, scheme, lm)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
+def test_every_setting_and_scheme(lm, scheme, small_chunks):
+    """Catches an ablation or a family that the fast path treats as LM-Infinite itself."""
+    positions = torch.arange(25)
+    small_chunks(4, 5)
+    assert_same(*vectors(25), positions, positions, scheme, lm)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    fuzz(
+        5,
+        200,
+        n=[1, 2, 5, 8, 13, 21, 40],
+        n_local=[1, 2, 3, 5, 8, 13, 50, None],
+        n_global=[0, 1, 2, 3, 7, 20, 60],
+        ceiling=[None, 0, 1, 2, 4, 5, 6, 8, 13, 30],
+        chunk=[1, 2, 3, 5, 7, 13, 64],
+        keys=[1, 2, 5, 11, 4096],
+        scheme=list(SCHEMES),
+        n_kv_head=[1, 2, 4],
+    ),
+    ids=lambda draw: " ".join(str(x) for x in draw.values()),
+)
+def test_fuzzed_settings(draw, small_chunks):
+    """Catches what nobody thought of: any size of anything against any other."""
+    small_chunks(draw["chunk"], draw["keys"])
+    lm = LMInfinite(draw["n_local"], draw["n_global"], draw["ceiling"])
+    positions = torch.arange(draw["n"])
+    x = vectors(draw["n"], n_kv_head=draw["n_kv_head"])
+    assert_same(*x, positions, positions, SCHEMES[draw["scheme"]], lm)
+
+
+def ascending(n: int, highest: int, lowest: int, generator) -> torch.Tensor:
+    """n different positions between lowest and highest, in order."""
+    chosen = torch.randperm(highest - lowest, generator=generator)[:n]
+    return chosen.sort().values + lowest
+
+
+@pytest.mark.parametrize(
+    "draw",
+    fuzz(
+        6,
+        120,
+        seed=range(1000),
+        lm=list(SETTINGS),
+        scheme=list(SCHEMES),
+        batched=["", "q", "k", "qk"],
+        chunk=[1, 3, 5, 64],
+        keys=[1, 4, 4096],
+        lowest=[-6, 0, 4],
+    ),
+    ids=lambda draw: " ".join(str(x) for x in draw.values()),
+)
+def test_fuzzed_positions(draw, small_chunks):
+    """Catches indices used for positions: gaps, padding, rows of their own, keys without queries."""
+    small_chunks(draw["chunk"], draw["keys"])
+    generator = torch.Generator().manual_seed(draw["seed"])
+
+    def positions(n, batched):
+        rows = [ascending(n, 30, draw["lowest"], generator) for _ in range(2)]
+        return torch.stack(rows) if batched else rows[0]
+
+    q_positions, k_positions = positions(11, "q" in draw["batched"]), positions(14, "k" in draw["batched"])
+    scheme, lm = SCHEMES[draw["scheme"]], SETTINGS[draw["lm"]]
+    assert_same(*vectors(11, 14), q_positions, k_positions, scheme, lm)
+
+
+@pytest.mark.parametrize("scheme", [SCHEMES["halves"], SCHEMES["alibi"]], ids=["rope", "alibi"])
+def test_rows_padded_on_the_left(scheme, small_chunks):
+    """Catches starting tokens looked for in column 0, where a shorter row has its padding."""
+    small_chunks(4, 6)
+    positions = torch.arange(20) - torch.tensor([[0], [3], [17], [20]])
+    for lm in SETTINGS.values():
+        x = vectors(20, batch=4)
+        assert_same(*x, positions, positions, scheme, lm)
+    padded = chunked_attend(*x, positions, positions, scheme, SETTINGS["LM-Infinite"])
+    text = torch.arange(17)
+    alone = chunked_attend(
+        *(t[1:2, :, 3:] for t in x), text, text, scheme, SETTINGS["LM-Infinite"]
+    )
+    assert (padded[1:2, :, 3:] - alone).abs().max() <= 1e-12
+    assert padded[3].eq(0).all(), "a row of padding alone gathers nothing"
+
+
+def test_a_scale_of_the_callers(small_chunks):
+    """Catches a scale that reaches only one of the two runs, or only the plain softmax."""
+    small_chunks(4)
+    positions = torch.arange(15)
+    for lm in (SETTINGS["LM-Infinite"], None):
+        for scale in (0.0, 1.0, 0.05):
+            assert_same(*vectors(15), positions, positions, Rotary(8), lm, scale)
+
+
+def test_far_down_a_stream(small_chunks):
+    """Catches positions that pass through float32 or int32 on their way to mask and angle."""
+    small_chunks(4)
+    far = torch.cat((torch.arange(3), torch.arange(12) + (1 << 32)))
+    for lm in SETTINGS.values():
+        assert_same(*vectors(12, 15), far[3:], far, Alibi(4), lm)
+        if lm.distance_ceiling is not None:
+            assert_same(*vectors(12, 15), far[3:], far, Rotary(8), lm)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
+def test_any_integer_counts_positions(dtype, lm, small_chunks):
+    """Catches "no limit", kept as 2^62, that overflows in a smaller integer and hides all keys."""
+    small_chunks(4)
+    n = torch.arange(15)
+    expected = chunked_attend(*vectors(15), n, n, Rotary(8), lm)
+    got = chunked_attend(*vectors(15), n.to(dtype), n.to(dtype), Rotary(8), lm)
+    assert torch.equal(got, expected)
+    rows = n.expand(2, -1).to(dtype)
+    assert (chunked_attend(*vectors(15), rows, rows, Rotary(8), lm) - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("positions", [[0, 2, 1], [0, 1, 1], [[0, 1, 2], [2, 1, 0]]])
+def test_positions_must_ascend(positions):
+    """Catches keys out of order, among which the window would be searched in vain."""
+    q, k, v = vectors(3)
+    wrong, right = torch.tensor(positions), torch.arange(3)
+    with pytest.raises(ValueError, match="k_positions must ascend"):
+        chunked_attend(q, k, v, right, wrong, Rotary(8), None)
+    with pytest.raises(ValueError, match="q_positions must ascend"):
+        chunked_attend(q, k, v, wrong, right, Rotary(8), None)
+
+
+def test_the_errors_of_attend_are_raised_here_too():
+    """Catches a fast path that broadcasts where the definition refuses."""
+    q, k, v = vectors(3)
+    n = torch.arange(3)
+    with pytest.raises(ValueError, match="q_positions"):
+        chunked_attend(q, k, v, torch.arange(4), n, Rotary(8), None)
+    with pytest.raises(ValueError, match="k_positions must be integers"):
+        chunked_attend(q, k, v, n, torch.arange(3.0), Rotary(8), None)
+    with pytest.raises(ValueError, match="multiple of H_kv"):
+        chunked_attend(q[:, :3], k, v, n, n, Rotary(8), None)
+
+
+@pytest.mark.parametrize("n_queries, n_keys", [(0, 0), (0, 3), (3, 0)])
+def test_no_queries_or_no_keys(n_queries, n_keys):
+    """Catches an index into the first position of none."""
+    x, positions = vectors(n_queries, n_keys), (torch.arange(n_queries), torch.arange(n_keys))
+    for scheme in (Rotary(8), Alibi(4)):
+        for lm in (None, SETTINGS["LM-Infinite"]):
+            assert_same(*x, *positions, scheme, lm)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches every operation; `sizes` maps the shapes of all results to their elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                self.sizes[tuple(x.shape)] = x.numel()
+        return result
+
+
+def tensors_made(n, scheme, lm, path=chunked_attend, **sizes):
+    """The shapes of all tensors that reading n tokens makes, with their numbers of elements."""
+    positions = torch.arange(n)
+    x = vectors(n, batch=1, dtype=torch.float32, **sizes)
+    with LargestTensor() as watch:
+        path(*x, positions, positions, scheme, lm)
+    return watch.sizes
+
+
+@pytest.mark.parametrize("scheme", [SCHEMES["halves"], SCHEMES["alibi"]], ids=["rope", "alibi"])
+@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
+def test_no_tensor_grows_with_the_square_of_the_length(lm, scheme, small_chunks):
+    """Catches an n x n tensor in any setting, also one of booleans, and also in a plain softmax."""
+    small_chunks(32, 64)
+    n, n_head, dim = 1024, 4, 8
+    made = tensors_made(n, scheme, lm)
+    assert max(made.values()) <= n_head * max(n * dim, 32 * 64)
+    reference = tensors_made(n, scheme, lm, path=attend)
+    assert max(reference.values()) == n_head * n * n, "what this test must be able to notice"
+
+
+@pytest.mark.parametrize("name", ["LM-Infinite", "sliding window", "Λ without ceiling"])
+@pytest.mark.parametrize("scheme", [SCHEMES["halves"], SCHEMES["alibi"]], ids=["rope", "alibi"])
+def test_working_memory_of_the_lambda_does_not_grow(name, scheme, small_chunks):
+    """Catches logits or masks that see more than chunk, window and starting tokens."""
+    small_chunks(16, 64)
+    working = []
+    for n in (200, 800):  # what is as long as the text is input, output or angles
+        made = tensors_made(n, scheme, SETTINGS[name])
+        working.append(max(size for shape, size in made.items() if n not in shape))
+    assert working[0] == working[1] <= 4 * 16 * (16 + 6 + 2)
+
+
+def test_masks_of_a_long_text_are_shared(small_chunks):
+    """Catches a mask plan that is made anew for every chunk, or kept for every chunk."""
+    from minilm_inf import chunked
+
+    small_chunks(4)
+    n = torch.arange(800)
+    like = torch.zeros(1)
+    lm = SETTINGS["LM-Infinite"]
+    sight = chunked.Sight(n, n, n[: lm.n_global], Rotary(8), lm, 2, like)
+    chunks = list(sight._chunks())
+    assert len(chunks) == 200
+    assert len(sight.masks_made) < 10
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
+def test_half_precision_in_and_out_float32_between(dtype, lm, small_chunks):
+    """Catches a softmax in half precision, of one run or in joining the two."""
+    small_chunks(64)
+    q, k, v = vectors(400, batch=1, dtype=dtype)
+    wide = {name: 50 * size for name, size in vars(lm).items() if size}
+    lm = LMInfinite(**(vars(lm) | wide))
+    n = torch.arange(400)
+    got = chunked_attend(q, k, v, n, n, Alibi(4), lm)
+    exact = attend(*(x.double() for x in (q, k, v)), n, n, Alibi(4), lm)
+    assert got.dtype == dtype
+    best = (exact.to(dtype).double() - exact).abs().max()
+    assert (got.double() - exact).abs().max() <= 1.05 * best, "ALiBi: one rounding, at the end"
+
+    got = chunked_attend(q, k, v, n, n, Rotary(8), lm)
+    exact = attend(*(x.double() for x in (q, k, v)), n, n, Rotary(8), lm)
+    assert got.dtype == dtype
+    assert (got.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps, "keys are kept placed"
+
+
+def test_large_logits_do_not_overflow(small_chunks):
+    """Catches a join that sums exponentials before it takes their maximum off."""
+    small_chunks(4)
+    q, k, v = vectors(20)
+    positions = torch.arange(20)
+    for factor in (30.0, 1e3):
+        assert_same(factor * q, k, v, positions, positions, Alibi(4), SETTINGS["LM-Infinite"])
+        x = (factor * q, factor * k, v)
+        fast = chunked_attend(*x, positions, positions, Rotary(8), SETTINGS["LM-Infinite"])
+        slow = attend(*x, positions, positions, Rotary(8), SETTINGS["LM-Infinite"])
+        assert (fast - slow).abs().max() <= 1e-8, "logits of 10^6 have 10^-10 left"
+
+
+def test_gradients_are_those_of_the_definition(small_chunks):
+    """Catches a fast path that cannot train: a detached run, or an in-place step in its way."""
+    small_chunks(4)
+    positions = torch.arange(15)
+    for lm in (SETTINGS["LM-Infinite"], SETTINGS["ceiling below the window"], None):
+        gradients = []
+        for path in (attend, chunked_attend):
+            x = [t.requires_grad_() for t in vectors(15)]
+            out = path(*x, positions, positions, Rotary(8), lm)
+            (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+            gradients.append([t.grad for t in x])
+        for slow, fast in zip(*gradients):
+            assert (slow - fast).abs().max() <= 1e-10
