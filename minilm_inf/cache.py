@@ -84,32 +84,29 @@ class LayerCache:
         end, limit = self.length + n_new, self.lm.n_local
         n_starting = self.n_starting(end)
         if self.length < n_starting:
-            self.starting.write(self.length, new, slice(0, n_starting - self.length))
+            self.starting.write(self.length, new, 0, n_starting - self.length)
 
         if limit is None or end <= limit:
-            self.window.write(self.length, new, slice(None))
-            window = self.window.read(slice(0, end))
+            self.window.write(self.length, new, 0, n_new)
+            window = self.window.read(0, end)
         elif n_new == 1:
-            self.window.write(self.length % limit, new, slice(None))
-            window = self.window.read(slice(None))
+            self.window.write(self.length % limit, new, 0, 1)
+            window = self.window.read(0, limit)
         else:
             window = self._window_in_order(new)
             kept = min(n_new, limit)
-            turn = (end - kept) % limit  # slot of the oldest new key that is kept
-            before_wrap = min(kept, limit - turn)
-            self.window.write(turn, new, slice(n_new - kept, n_new - kept + before_wrap))
-            self.window.write(0, new, slice(n_new - kept + before_wrap, n_new))
+            slot = (end - kept) % limit  # of the oldest new key that is kept
+            before_wrap = min(kept, limit - slot)
+            self.window.write(slot, new, n_new - kept, before_wrap)
+            self.window.write(0, new, n_new - kept + before_wrap, kept - before_wrap)
         self.length = end
-        return window, self.starting.read(slice(0, n_starting))
+        return window, self.starting.read(0, n_starting)
 
     def _window_in_order(self, new: Keys) -> Keys:
         """The kept window, oldest first, with the new keys behind it, in tensors of their own."""
-        limit, turn = self.lm.n_local, 0
-        if self.length > limit:
-            turn = self.length % limit
-        old = [self.window.read(slice(turn, min(self.length, limit)))]
-        if turn:
-            old.append(self.window.read(slice(0, turn)))
+        kept = min(self.length, self.lm.n_local)
+        oldest = self.length % self.lm.n_local if self.length > kept else 0  # its slot
+        old = (self.window.read(oldest, kept - oldest), self.window.read(0, oldest))
         return Keys(
             *(None if xs[0] is None else torch.cat(xs, 2) for xs in zip(*old, new))
         )  # (B, H_kv, kept + T, D)
@@ -133,18 +130,20 @@ class Rows:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers if buffer is not None)
 
-    def write(self, slot: int, new: Keys, part: slice):
-        """Put `part` of the new keys into the slots from `slot` on."""
-        count = len(range(*part.indices(new.values.shape[2])))
+    def write(self, slot: int, new: Keys, first: int, count: int):
+        """Put `count` of the new keys, from their `first` on, into the slots from `slot` on."""
         if slot + count > self.buffers.values.shape[2]:
             self._grow(slot + count)
         for buffer, x in zip(self.buffers, new):
             if buffer is not None:
-                buffer[:, :, slot : slot + count] = x[:, :, part].detach()
+                x = x if count == x.shape[2] else x.narrow(2, first, count)
+                buffer.narrow(2, slot, count).copy_(x.detach())
 
-    def read(self, part: slice) -> Keys:
-        """Views of the slots in `part`."""
-        return Keys(*(None if buffer is None else buffer[:, :, part] for buffer in self.buffers))
+    def read(self, first: int, count: int) -> Keys:
+        """Views of `count` slots from `first` on."""
+        if count == self.buffers.values.shape[2]:
+            return self.buffers
+        return Keys(*(x if x is None else x.narrow(2, first, count) for x in self.buffers))
 
     def _grow(self, needed: int):
         capacity = max(needed, 2 * self.buffers.values.shape[2])

@@ -4,8 +4,8 @@
     model.safetensors    its weights, in Hugging Face's names; or shards, and an index of them
 
 Loading is strict in both directions: a tensor without a place and a place without a tensor are
-refused by name, before any number is read. Weights are then read one by one, so that no more than
-the model and one tensor is ever in memory. Every failure is a ValueError of one sentence.
+refused by name, before any number is read. Weights are then read one by one, so that no more
+than the model and one tensor is ever in memory. Every failure is a ValueError of one sentence.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def checkpoint_name(name: str, keys: dict[str, str]) -> str:
 def match(model: nn.Module, stored: dict[str, Stored], folder: Path) -> dict[str, Stored]:
     """For each parameter of a model, its tensor in the files; a tied head is no parameter.
 
-    Raises ValueError, with the tensor's name, for one that is missing, surplus, of another shape or
-    of a dtype that holds no plain floats.
+    Raises ValueError, with the tensor's name, for one that is missing, surplus, of another
+    shape, or of a dtype that holds no plain floats.
     """
     family = FAMILIES[model.config.family]
     parameters = dict(model.named_parameters())
@@ -92,17 +92,17 @@ def match(model: nn.Module, stored: dict[str, Stored], folder: Path) -> dict[str
     for theirs in names.values():
         if theirs not in stored:
             raise ValueError(
-                f"the tensor {theirs} is missing from {folder}: fetch the whole checkpoint, and the "
-                "config.json that belongs to it"
+                f"the tensor {theirs} is missing from {folder}: fetch the whole checkpoint, "
+                "with the config.json that belongs to it"
             )
     layers = range(model.config.n_layer)
     allowed = {pattern.format(layer) for pattern in family.IGNORED for layer in layers}
-    if model.config.tied:
-        allowed.add(family.KEYS.get("head.weight"))
-    for name in stored.keys() - names.values() - allowed:
+    allowed |= {*names.values(), family.KEYS.get("head.weight") if model.config.tied else None}
+    surplus = next((name for name in stored if name not in allowed), None)
+    if surplus is not None:
         raise ValueError(
-            f"the tensor {name} in {stored[name].path} has no place in the model that config.json "
-            "describes: the two do not belong together, or the model is not implemented"
+            f"the tensor {surplus} in {stored[surplus].path} has no place in the model that "
+            "config.json describes: the two do not belong together, or it is not implemented"
         )
     for ours, parameter in parameters.items():
         place = stored[names[ours]]
@@ -113,8 +113,8 @@ def match(model: nn.Module, stored: dict[str, Stored], folder: Path) -> dict[str
             )
         if place.dtype not in FLOATS:
             raise ValueError(
-                f"the tensor {place.name} in {place.path} is stored as {place.dtype}, which is not "
-                f"implemented: use a checkpoint in one of {', '.join(FLOATS)}"
+                f"the tensor {place.name} in {place.path} is stored as {place.dtype}, which is "
+                f"not implemented: use a checkpoint in one of {', '.join(FLOATS)}"
             )
     return {ours: stored[theirs] for ours, theirs in names.items()}
 
@@ -134,8 +134,8 @@ def _build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path)
     """The network without memory for its weights: shapes only."""
     if config.n_layer > len(stored):  # a mistaken number must not build layers without end
         raise ValueError(
-            f"config.json asks for {config.n_layer} layers, but {folder} holds only {len(stored)} "
-            "tensors: the two do not belong together"
+            f"config.json asks for {config.n_layer} layers, but {folder} holds only "
+            f"{len(stored)} tensors: the two do not belong together"
         )
     try:
         with torch.device("meta"):
@@ -151,8 +151,8 @@ def _check_tied_head(config: ModelConfig, stored: dict[str, Stored]):
     head = stored.get(keys.get("head.weight"))
     if config.tied and head is not None and not head.equals(stored[keys["embed.weight"]]):
         raise ValueError(
-            f"config.json ties the head to the embedding, but {head.name} in {head.path} differs "
-            f"from {keys['embed.weight']}: set tie_word_embeddings to false to use that head"
+            f"config.json ties the head to the embedding, but {head.name} in {head.path} "
+            f"differs from {keys['embed.weight']}: set tie_word_embeddings to false to use it"
         )
 
 
@@ -168,8 +168,8 @@ def _checked_device(device) -> torch.device:
 def save(model: Transformer, folder):
     """Write config.json and model.safetensors, from which load_model makes the same model.
 
-    A tied head is not stored. Each file is written under another name and renamed when it is whole.
-    Raises ValueError where the folder cannot be written.
+    A tied head is not stored. Each file is written under another name and renamed when it is
+    whole. Raises ValueError where the folder cannot be written.
     """
     folder = Path(folder)
     family = FAMILIES[model.config.family]
@@ -189,7 +189,7 @@ def save(model: Transformer, folder):
 
 
 def _write(path: Path, write):
-    """Let write fill a file beside `path`, then put it there: never a file that is half written."""
+    """Let write fill a file beside `path`, then put it there: never a half-written one."""
     part = path.with_name(path.name + ".part")
     try:
         part.touch()

@@ -1,9 +1,10 @@
 """The same function as attention.attend in O(n): each chunk of queries meets only what it can see.
 
 A chunk of queries sees two runs of keys: the window, which ends at the chunk, and the first n_global
-keys, once they have left the window. Each run is one small product of its own, because the two stand
-at different distances: the window at its true ones, the starting keys at the ceiling. The two
-softmaxes are then joined exactly by their log-sum-exp.
+keys, once they have left the window. Each run is one product of its own, because the two stand at
+different distances: the window at its true ones, the starting keys at the ceiling. Their logits then
+share a softmax. A run of keys that is longer than a block (without a window, all of the past) is cut
+into blocks, each with a softmax of its own, which are joined exactly by their log-sum-exps.
 
 What depends on positions alone (which keys, which mask, which angles) is worked out once, by `Sight`,
 and used by every layer.
@@ -20,11 +21,11 @@ from torch import Tensor
 
 from .attention import check_shapes
 from .config import FULL_ATTENTION, LMInfinite
-from .distance_ceiling import ceiling_position
+from .distance_ceiling import at_ceiling
 from .lambda_mask import distances
 
 QUERIES_PER_CHUNK = 256
-KEYS_PER_BLOCK = 4096  # one product has at most (B, H, 256, 4096) logits, whatever n is
+KEYS_PER_BLOCK = 4096  # a softmax has at most 256 x 4096 logits per head, whatever n is
 MASKS_KEPT = 64
 FUTURE = 1 << 62  # a position, and a distance, beyond all others
 
@@ -43,7 +44,8 @@ class Keys(NamedTuple):
 class Part(NamedTuple):
     """What one chunk of queries sees of one run of keys; None where there is nothing to mark."""
 
-    keys: slice
+    run: str  # "window" or "starting"
+    keys: slice | None  # None: all of the run
     capped: bool  # all of these keys stand at the ceiling
     beyond: Tensor | None = None  # True where d >= ceiling, if d lies on both sides: (..., T, S)
     bias: Tensor | None = None  # the scheme's bias: (H_kv, H / H_kv, T, S), or (B, ...)
@@ -53,11 +55,12 @@ class Part(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A run of queries, with the parts of the window and of the starting keys that it sees."""
+    """A run of queries, and what they see: blocks of parts, of which each has one softmax."""
 
     queries: slice
-    window: list[Part]
-    starting: list[Part]
+    blocks: list[list[Part]]
+    capped: bool  # some of it stands at the ceiling
+    blind: Tensor | None  # True where a query sees nothing at all: (T, 1) or (B, 1, T, 1)
 
 
 def chunked_attend(
@@ -124,13 +127,16 @@ class Sight:
     ):
         self.q_positions, self.scheme, self.lm = q_positions, scheme, lm
         self.runs = {"window": k_positions, "starting": starting_positions}
+        self.spans = {name: span(positions) for name, positions in self.runs.items()}
+        self.n_local = FUTURE if lm.n_local is None else lm.n_local
         self.n_kv_head, self.device = n_kv_head, like.device
         self.exact = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.place = scheme.at(q_positions + shift, like.dtype, like.device)
         self.ceiling = FUTURE if lm.distance_ceiling is None else lm.distance_ceiling
         if lm.distance_ceiling is not None:
-            top = ceiling_position(lm.distance_ceiling, like=q_positions)
-            self.place_at_ceiling = scheme.at(top, like.dtype, like.device)
+            self.place_at_ceiling = at_ceiling(
+                scheme, lm.distance_ceiling, like.dtype, like.device
+            )
         self.is_vanilla = self._is_vanilla()
         self.masks_made: dict = {}
         short = q_positions.shape[-1] <= QUERIES_PER_CHUNK
@@ -144,82 +150,130 @@ class Sight:
                 self.place(q), window.placed, window.values, is_causal=True, scale=scale,
                 enable_gqa=q.shape[1] != self.n_kv_head,
             )  # fmt: skip
+        runs = {"window": window, "starting": starting}
+        unplaced = q.to(self.exact) * scale
+        placed = self.place(unplaced)
+        if self.plan is not None and len(self.plan) == 1:  # one chunk, as in every decode step
+            return self._attend_chunk(self.plan[0], placed, unplaced, runs).to(q.dtype)
         out = torch.empty_like(q)
-        q = q.to(self.exact) * scale
-        placed = self.place(q)
         for chunk in self.plan or self._chunks():
-            at_distance = self._by_key_head(placed[:, :, chunk.queries])
-            at_ceiling = None
-            if any(p.capped or p.beyond is not None for p in chunk.window + chunk.starting):
-                at_ceiling = self._by_key_head(self.place_at_ceiling(q[:, :, chunk.queries]))
-            seen = [(p, window) for p in chunk.window] + [(p, starting) for p in chunk.starting]
-            gathered = [self._gather(at_distance, at_ceiling, keys, p) for p, keys in seen]
-            if gathered:
-                out[:, :, chunk.queries] = join(gathered).flatten(1, 2).to(out.dtype)
-            else:
-                out[:, :, chunk.queries] = 0
+            here = chunk.queries
+            seen = self._attend_chunk(chunk, placed[:, :, here], unplaced[:, :, here], runs)
+            out[:, :, here] = seen.to(q.dtype)
         return out
 
+    def _attend_chunk(self, chunk: Chunk, placed: Tensor, unplaced: Tensor, runs) -> Tensor:
+        """One chunk's queries, (B, H, T, D) placed at their positions and not placed."""
+        shape = placed.shape
+        at_distance, at_top = self._by_key_head(placed), None
+        if chunk.capped:
+            at_top = self._by_key_head(self.place_at_ceiling(unplaced))
+        joined = len(chunk.blocks) > 1
+        gathered = [
+            self._gather(block, at_distance, at_top, shape[2], runs, joined)
+            for block in chunk.blocks
+        ]
+        seen = join(gathered).view(shape) if gathered else torch.zeros_like(placed)
+        return seen if chunk.blind is None else seen.masked_fill(chunk.blind, 0)
+
     def _by_key_head(self, q: Tensor) -> Tensor:
-        """(B, H, T, D) -> (B, H_kv, H / H_kv, T, D): the queries of one key head together."""
-        return q.unflatten(1, (self.n_kv_head, -1))
+        """(B, H, T, D) -> (B, H_kv, H / H_kv * T, D): together what shares a key head."""
+        return q.reshape(q.shape[0], self.n_kv_head, -1, q.shape[-1])
 
-    def _gather(self, at_distance, at_ceiling, keys: Keys, part: Part) -> tuple[Tensor, Tensor]:
-        """One softmax over one part: the weighted values, and the log of the softmax's sum."""
+    def _gather(self, block: list[Part], at_distance, at_top, n_queries: int, runs, joined: bool):
+        """One softmax over a block: the weighted values (B, H_kv, H / H_kv * T, D), and if `joined`
+        the log of the softmax's sum (B, H_kv, H / H_kv * T, 1)."""
+        logits = [self._logits(p, at_distance, at_top, n_queries, runs[p.run]) for p in block]
+        counts = [x.shape[-1] for x in logits]
+        logits = logits[0] if len(logits) == 1 else torch.cat(logits, -1)
+        weights = logits.softmax(-1)
+        gathered = None
+        for part, share in zip(block, weights.split(counts, -1)):
+            values = self._run_of(runs[part.run].values, part)
+            if part.blank is not None:
+                values = values.masked_fill(part.blank, 0)
+            gathered = share @ values if gathered is None else gathered + share @ values
+        return gathered, logits.logsumexp(-1, keepdim=True) if joined else None
 
-        def product(q, k):
-            return torch.einsum("bgrtd,bgsd->bgrts", q, k[:, :, part.keys].to(self.exact))
+    def _run_of(self, x: Tensor, part: Part) -> Tensor:
+        """A part's piece of a run's tensor, in the dtype of the softmax: (B, H_kv, S, D)."""
+        x = x if part.keys is None else x[:, :, part.keys]
+        return x if x.dtype == self.exact else x.to(self.exact)
 
+    def _logits(self, part: Part, at_distance, at_top, n_queries: int, keys: Keys) -> Tensor:
+        """The logits of one part, hidden keys at the lowest number: (B, H_kv, H / H_kv * T, S)."""
         if part.capped:
-            logits = product(at_ceiling, keys.unplaced)
+            logits = at_top @ self._run_of(keys.unplaced, part).mT
         else:
-            logits = product(at_distance, keys.placed)
+            logits = at_distance @ self._run_of(keys.placed, part).mT
+        if part.beyond is None and part.bias is None and part.hidden is None:
+            return logits
+        logits = logits.unflatten(2, (-1, n_queries))  # (B, H_kv, H / H_kv, T, S)
         if part.beyond is not None:
-            logits = torch.where(part.beyond, product(at_ceiling, keys.unplaced), logits)
+            capped = at_top @ self._run_of(keys.unplaced, part).mT
+            logits = torch.where(part.beyond, capped.view(logits.shape), logits)
         if part.bias is not None:
             logits = logits + part.bias
         if part.hidden is not None:
             logits = logits.masked_fill(part.hidden, torch.finfo(self.exact).min)
-
-        values = keys.values[:, :, part.keys].to(self.exact)
-        if part.blank is not None:
-            values = values.masked_fill(part.blank, 0)
-        log_sum = logits.logsumexp(-1, keepdim=True)  # (B, H_kv, R, T, 1)
-        gathered = torch.einsum("bgrts,bgsd->bgrtd", (logits - log_sum).exp(), values)
-        if part.blind is not None:
-            gathered = gathered.masked_fill(part.blind, 0)
-        return gathered, log_sum
+        return logits.flatten(2, 3)
 
     def _is_vanilla(self) -> bool:
         """Whether this is plain causal attention: one run of tokens, all local, below the ceiling."""
-        k, starting = self.runs["window"], self.runs["starting"]
-        if self.scheme.has_bias or k.dim() > 1 or not torch.equal(self.q_positions, k):
+        q, k = self.q_positions, self.runs["window"]
+        if self.scheme.has_bias or q.shape != k.shape or k.dim() > 1 or not torch.equal(q, k):
             return False
-        if len(k) == 0:
-            return False
-        n_local = FUTURE if self.lm.n_local is None else self.lm.n_local
-        first, last = int(k[0]), int(k[-1])
-        sees_starting = len(starting) > 0 and last - int(starting[0]) >= n_local
-        longest = last - first
-        return first >= 0 and longest < n_local and longest <= self.ceiling and not sees_starting
+        first, last = self.spans["window"]
+        sees_starting = len(self.runs["starting"]) and (
+            last - self.spans["starting"][0] >= self.n_local
+        )
+        near = last - first < self.n_local and last - first <= self.ceiling
+        return first >= 0 and near and not sees_starting
 
     def _chunks(self):
         """The chunks, in order; a part that a chunk does not see at all is left out."""
-        n_local = FUTURE if self.lm.n_local is None else self.lm.n_local
-        for start in range(0, self.q_positions.shape[-1], QUERIES_PER_CHUNK):
-            queries = slice(start, start + QUERIES_PER_CHUNK)
-            window = list(self._parts("window", queries, 0, n_local))
-            starting = list(self._parts("starting", queries, n_local, FUTURE))
-            yield Chunk(queries, window, starting)
+        length = self.q_positions.shape[-1]
+        for start in range(0, length, QUERIES_PER_CHUNK):
+            queries = slice(start, min(start + QUERIES_PER_CHUNK, length))
+            q = self.q_positions[..., queries]
+            # Fewer queries may share a softmax with more keys: a decode step has but one block.
+            most = KEYS_PER_BLOCK * QUERIES_PER_CHUNK // (queries.stop - queries.start)
+            parts = list(self._parts("window", q, 0, self.n_local, most))
+            parts += self._parts("starting", q, self.n_local, FUTURE, most)
+            blocks, room = [], 0
+            for part in parts:
+                count = self._count(part)
+                if count > room:
+                    blocks.append([])
+                    room = most
+                blocks[-1].append(part)
+                room -= count
+            capped = any(part.capped or part.beyond is not None for part in parts)
+            blinds = [part.blind for part in parts]
+            blind = None if None in blinds or not blinds else torch.stack(blinds).all(0)
+            yield Chunk(queries, blocks, capped, blind)
 
-    def _parts(self, run: str, queries: slice, nearest: int, too_far: int):
+    def _count(self, part: Part) -> int:
+        """How many keys a part has."""
+        if part.keys is None:
+            return self.runs[part.run].shape[-1]
+        return part.keys.stop - part.keys.start
+
+    def _parts(self, run: str, q: Tensor, nearest: int, too_far: int, most: int):
         """The parts of a run that lie at nearest <= d < too_far of any of these queries."""
         k = self.runs[run]
-        q = self.q_positions[..., queries]
         if k.shape[-1] == 0:
             return
-        if self._all_between(q, k, nearest, too_far):
+        q_span, k_span = span(q), self.spans[run]
+        if all_between(q_span, k_span, nearest, too_far):
             start, stop = 0, k.shape[-1]
+            if stop <= most and not self.scheme.has_bias:
+                if q_span[1] - k_span[0] < self.ceiling:
+                    yield Part(run, None, capped=False)
+                    return
+                if q_span[0] - k_span[1] >= self.ceiling:
+                    yield Part(run, None, capped=True)
+                    return
         else:
             oldest = (q[..., :1] - too_far + 1).clamp(min=0)
             newest = q[..., -1:] - nearest
@@ -230,11 +284,11 @@ class Sight:
                 oldest, newest = (x.expand(len(k), 1).contiguous() for x in (oldest, newest))
             start = int(torch.searchsorted(k, oldest).min())
             stop = int(torch.searchsorted(k, newest, right=True).max())
-        for first in range(start, stop, KEYS_PER_BLOCK):
-            keys = slice(first, min(first + KEYS_PER_BLOCK, stop))
+        for first in range(start, stop, most):
+            keys = slice(first, min(first + most, stop))
             marks = self._marks(q, k[..., keys], nearest, too_far)
             if marks is not None:
-                yield Part(keys, **marks)
+                yield Part(run, keys, **marks)
 
     def _marks(self, q: Tensor, k: Tensor, nearest: int, too_far: int) -> dict | None:
         """The fields of a Part beside its keys, or None where nothing is seen.
@@ -250,11 +304,12 @@ class Sight:
         return self.masks_made[key]
 
     def _make_marks(self, q: Tensor, k: Tensor, nearest: int, too_far: int) -> dict | None:
-        everything = self._all_between(q, k, nearest, too_far)
+        q_span, k_span = span(q), span(k)
+        everything = all_between(q_span, k_span, nearest, too_far)
         if everything and not self.scheme.has_bias:
-            if int(q.max() - k.min()) < self.ceiling:
+            if q_span[1] - k_span[0] < self.ceiling:
                 return {"capped": False}
-            if int(q.min() - k.max()) >= self.ceiling:
+            if q_span[0] - k_span[1] >= self.ceiling:
                 return {"capped": True}
 
         d = distances(q, k)  # (T, S) or (B, T, S)
@@ -274,7 +329,7 @@ class Sight:
             if blank.any():
                 marks["blank"] = self._to_device(blank[..., None], heads=1)
             if blind.any():
-                marks["blind"] = self._to_device(blind[..., None])
+                marks["blind"] = self._to_device(blind[..., None], heads=1)
         return marks
 
     def _to_device(self, mask: Tensor, heads: int = 2) -> Tensor:
@@ -283,18 +338,24 @@ class Sight:
             mask = mask.reshape(mask.shape[0], *[1] * heads, *mask.shape[1:])
         return mask.to(self.device)
 
-    @staticmethod
-    def _all_between(q: Tensor, k: Tensor, nearest: int, too_far: int) -> bool:
-        """Whether every query sees every key: no padding, and nearest <= d < too_far throughout."""
-        if q.dim() > 1 or k.dim() > 1:
-            return False
-        k_first, k_last = int(k.min()), int(k.max())
-        return (
-            k_first >= 0 and int(q.min()) - k_last >= nearest and int(q.max()) - k_first < too_far
-        )
+
+def span(positions: Tensor) -> tuple[int, int] | None:
+    """The first and the last of some positions; None where there is none, or rows differ."""
+    if positions.dim() > 1 or len(positions) == 0:
+        return None
+    first, last = positions.aminmax()
+    return int(first), int(last)
 
 
-def join(gathered: list[tuple[Tensor, Tensor]]) -> Tensor:
+def all_between(q_span, k_span, nearest: int, too_far: int) -> bool:
+    """Whether every query sees every key: no padding, and nearest <= d < too_far throughout."""
+    if q_span is None or k_span is None:
+        return False
+    (q_first, q_last), (k_first, k_last) = q_span, k_span
+    return k_first >= 0 and q_first - k_last >= nearest and q_last - k_first < too_far
+
+
+def join(gathered: list[tuple[Tensor, Tensor | None]]) -> Tensor:
     """Softmaxes over disjoint keys as one softmax over all of them, exactly.
 
     Each has its weighted values (..., D) and the log of its sum (..., 1); a softmax's share of the

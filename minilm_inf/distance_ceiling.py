@@ -8,15 +8,21 @@ for it. With C = n_local this concerns exactly the starting tokens that have lef
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from .lambda_mask import distances
 
 
-def ceiling_position(ceiling: int, like: Tensor) -> Tensor:
-    """The one position (1,) at which every query stands when it looks at a capped key."""
-    return torch.tensor([ceiling], device=like.device)
+@functools.lru_cache(maxsize=16)
+def at_ceiling(scheme, ceiling: int, dtype: torch.dtype, device):
+    """A function that places every query where it stands when it looks at a capped key.
+
+    It is the same for all queries, layers and steps, and so is made once.
+    """
+    return scheme.at(torch.tensor([ceiling]), dtype, device)
 
 
 def capped_logits(q, k, q_positions, k_positions, scheme, ceiling, scale) -> Tensor:
@@ -34,7 +40,7 @@ def capped_logits(q, k, q_positions, k_positions, scheme, ceiling, scale) -> Ten
     if ceiling is None:
         return at_distance
 
-    top = ceiling_position(ceiling, like=q_positions)
-    at_ceiling = logits(scheme.place(q, top), k, torch.full_like(d, ceiling))  # place(k, 0) is k
+    capped_q = at_ceiling(scheme, ceiling, q.dtype, q.device)(q)
+    capped = logits(capped_q, k, torch.full_like(d, ceiling))  # place(k, 0) is k
     within = d <= ceiling
-    return torch.where(within.unsqueeze(-3), at_distance, at_ceiling)
+    return torch.where(within.unsqueeze(-3), at_distance, capped)

@@ -62,10 +62,14 @@ class Rotary:
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         cos, sin = cos.to(device, exact), sin.to(device, exact)
 
+        def turn(x: Tensor) -> Tensor:
+            return torch.addcmul(x * cos, self.partner(x), sin).to(x.dtype)
+
         def place(x: Tensor) -> Tensor:
+            if x.shape[-1] == self.rotary_dim:
+                return turn(x)
             turning, passing = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
-            turned = torch.addcmul(turning * cos, self.partner(turning), sin).to(x.dtype)
-            return torch.cat((turned, passing), -1) if passing.shape[-1] else turned
+            return torch.cat((turn(turning), passing), -1)
 
         return place
 

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalise(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
     """Make the ids of a text less likely to return (Keskar et al., arXiv 1909.05858, section 4.1).
 
-    seen: (V,), True for ids that occur. Their logits are divided by the penalty if positive,
-    multiplied if negative.
+    seen: the ids that occur. Their logits are divided by the penalty if positive, multiplied if
+    negative.
     """
-    if penalty == 1.0:
+    if penalty == 1.0 or not seen:
         return logits
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    ids = torch.tensor(sorted(seen), device=logits.device)
+    chosen = logits[ids]
+    return logits.index_put((ids,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

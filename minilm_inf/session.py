@@ -28,7 +28,7 @@ class Session:
         self.ids: list[int] = []  # all of them, for the reference path only
         self.unread: list[int] = []  # written, but not yet asked what follows
         self.length = 0
-        self.seen = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+        self.seen: set[int] = set()  # which ids occur, for the repetition penalty
 
     @property
     def cache_bytes(self) -> int:
@@ -50,20 +50,20 @@ class Session:
         ids, self.unread = self.unread + ids, []
         if not ids:
             raise ValueError("there is nothing to read: give at least one token")
-        tokens = torch.tensor([ids])
-        low, high = (int(x) for x in tokens.aminmax())
+        low, high = min(ids), max(ids)
         if low < 0 or high >= self.model.config.vocab_size:
             raise ValueError(
                 f"token {low if low < 0 else high} is out of range: the model has the ids 0 to "
                 f"{self.model.config.vocab_size - 1}"
             )
-        self.seen[tokens[0]] = True
+        self.seen.update(ids)
+        tokens = torch.tensor([ids], device=self.device)
         if self.cache is None:
             self.ids += ids
             tokens = torch.tensor([self.ids], device=self.device)
             hidden = self.model.read(tokens, self.lm, path=self.path)
         else:
-            for chunk in tokens.to(self.device).split(self.prefill_chunk, 1):
+            for chunk in tokens.split(self.prefill_chunk, 1):
                 hidden = self.model.read(chunk, self.lm, self.cache)
         return self.model.head(hidden[0, -1]).cpu()
 

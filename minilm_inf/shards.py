@@ -4,8 +4,8 @@
     the header    JSON: name -> {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__"
     the data      every tensor's numbers, end to end, offsets counted from here
 
-Everything that can be wrong with a file shows in its header and its size, so a damaged or truncated
-file is refused before a number is read. All failures are a ValueError of one sentence.
+Whatever can be wrong with the order of a file shows in its header and its size, so a damaged or
+truncated one is refused before a number is read. Every failure is a ValueError of one sentence.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Stored:
     def read_into(self, target: Tensor):
         """Copy the stored numbers into target, whatever its dtype and device.
 
-        The file is opened for this one tensor and closed again: what was mapped of it goes, and no
-        more than one tensor is ever in memory beside the model.
+        The file is opened for this one tensor and closed again: what was mapped of it goes, and
+        no more than one tensor is ever in memory beside the model.
         """
         with torch.no_grad(), self._opened() as file:
             target.copy_(file.get_tensor(self.name))
@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict:
 
 
 def parse_object(raw: bytes) -> dict:
-    """A JSON object from bytes. Raises ValueError for anything else, and for a key given twice."""
+    """A JSON object from bytes. Raises ValueError for anything else, and for a key twice."""
 
     def unique(pairs):
         for (name, _), (following, _) in pairwise(sorted(pairs, key=lambda pair: pair[0])):
@@ -122,25 +122,26 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
                 )
             if name not in weight_map:
                 raise ValueError(
-                    f"the tensor {name} is in {stored.path}, but {index} does not name it: fetch "
-                    "the index again"
+                    f"the tensor {name} is in {stored.path}, but {index} does not name it: "
+                    "fetch the index again"
                 )
             found[name] = stored
     for name, shard in weight_map.items():
         if name not in found or found[name].path.name != shard:
             raise ValueError(
-                f"{index} says that the tensor {name} is in {shard}, but it is not: fetch both again"
+                f"{index} says that the tensor {name} is in {shard}, but it is not: fetch both "
+                "again"
             )
     return found
 
 
 def _shard_path(index: Path, shard: str) -> Path:
     """The file that an index names, which must stand beside the index."""
-    # A Windows path knows both slashes and drive letters, so that every system refuses the same.
+    # A Windows path knows both slashes and drive letters, so every system refuses the same.
     if PureWindowsPath(shard).name != shard or shard in ("", "..") or "\0" in shard:
         raise ValueError(
-            f"{index} names the file {shard!r}, which is not a plain file name: a shard must stand "
-            "in the folder of its index"
+            f"{index} names the file {shard!r}, which is not a plain file name: a shard must "
+            "stand in the folder of its index"
         )
     if not (index.parent / shard).is_file():
         raise ValueError(f"{index} names the file {shard}, which does not exist: fetch it too")
@@ -152,8 +153,8 @@ def _nothing_to_load(folder: Path) -> str:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
     if pickles:
         return (
-            f"{folder} holds only {pickles[0]}, a pickle, which can run code and is not loaded: "
-            f"convert it to {WEIGHTS} first"
+            f"{folder} holds only {pickles[0]}, a pickle, which can run code and is not "
+            f"loaded: convert it to {WEIGHTS} first"
         )
     return f"{folder} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights too"
 
@@ -161,8 +162,8 @@ def _nothing_to_load(folder: Path) -> str:
 def read_header(path: Path) -> dict[str, Stored]:
     """The tensors of one safetensors file, none of them read.
 
-    Raises ValueError for a file that is no safetensors file, and for one that is cut short, with
-    the first tensor that is not all there.
+    Raises ValueError for a file that is no safetensors file, and for one that is cut short,
+    with the first tensor that is not all there.
     """
     try:
         with open(path, "rb") as file:
@@ -218,11 +219,14 @@ def _check_extent(path: Path, tensors: list[Stored], available: int):
     reached = 0
     for stored in sorted(tensors, key=lambda stored: (stored.begin, stored.end)):
         if stored.begin != reached:
-            raise ValueError(damaged(path, f"the tensor {stored.name} is not where one ends"))
+            raise ValueError(
+                damaged(path, f"{stored.name} does not begin where its forerunner ends")
+            )
         reached = stored.end
         if reached > available:
             raise ValueError(
-                f"{path} is cut short: the tensor {stored.name} lies beyond its end, so fetch it again"
+                f"{path} is cut short: the tensor {stored.name} lies beyond its end, so fetch "
+                "the file again"
             )
     if reached != available:
         raise ValueError(damaged(path, f"{available - reached} bytes belong to no tensor"))

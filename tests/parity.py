@@ -2,9 +2,10 @@
 
     python tests/parity.py
 
-prints the largest absolute difference for every configuration of make_fixtures.py and for each way
-of reading; the exit code is 1 if one exceeds 1e-5. test_parity.py does the same against logits that
-are committed, and needs no transformers.
+prints the largest absolute difference for every configuration of make_fixtures.py and for each
+way of reading, and, under "saved", that of transformers itself from the folder that our save
+writes; the exit code is 1 if one exceeds 1e-5. test_parity.py does the same against
+logits that are committed, and needs no transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from minilm_inf.checkpoint import load_model
+from minilm_inf.checkpoint import load_model, save
 
 TOLERANCE = 1e-5
 WAYS = ("chunked", "reference", "cached")
@@ -40,6 +41,19 @@ def difference(folder: Path, way: str) -> float:
     return (ours - expected["logits"]).abs().max().item()
 
 
+def saved_difference(folder: Path) -> float:
+    """The largest difference that our load and save make to what transformers computes."""
+    from transformers import AutoModelForCausalLM
+
+    save(load_model(folder), folder / "saved")
+    theirs = AutoModelForCausalLM.from_pretrained(
+        folder / "saved", attn_implementation="eager", dtype=torch.float32
+    )
+    expected = load_file(folder / "expected.safetensors")
+    with torch.no_grad():
+        return (theirs(expected["tokens"]).logits - expected["logits"]).abs().max().item()
+
+
 def main() -> int:
     """Print the table. Returns the exit code."""
     import transformers
@@ -48,13 +62,13 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     seed = secrets.randbelow(2**31)
     print(f"seed {seed}")
-    print(f"{'configuration':<16}" + "".join(f"{way:>12}" for way in WAYS))
+    print(f"{'configuration':<16}" + "".join(f"{way:>12}" for way in (*WAYS, "saved")))
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for name in NAMES:
             place = Path(folder) / name
             make_folder(name, place, seed)
-            differences = [difference(place, way) for way in WAYS]
+            differences = [difference(place, way) for way in WAYS] + [saved_difference(place)]
             print(f"{name:<16}" + "".join(f"{d:12.1e}" for d in differences))
             worst = max(worst, *differences)
     print(f"largest {worst:.1e}, allowed {TOLERANCE:.0e}")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SCHEMES, SETTINGS, logit_of, specification, vectors
 
 from minilm_inf.attention import attend
@@ -73,7 +74,7 @@ def test_no_setting_is_the_vanilla_model():
     got = attend(q, k, v, n, n, Rotary(8), None)
     place = Rotary(8).at(n, q.dtype)
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
-    expected = torch.nn.functional.scaled_dot_product_attention(place(q), place(k), v, is_causal=True)
+    expected = F.scaled_dot_product_attention(place(q), place(k), v, is_causal=True)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
     assert torch.equal(got, attend(q, k, v, n, n, Rotary(8), FULL_ATTENTION))
 
@@ -87,7 +88,7 @@ def test_the_scale_is_the_callers_or_one_over_root_d():
         expected = loops(q, k, v, n, Alibi(4), LM, scale)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     default = attend(q, k, v, n, n, Rotary(8), LM)
-    assert torch.equal(default, attend(q, k, v, n, n, Rotary(8), LM, 8**-0.5))
+    assert torch.equal(default, attend(q, k, v, n, n, Rotary(8), LM, 1 / math.sqrt(8)))
 
 
 def test_a_query_that_sees_nothing_gathers_zeros():
@@ -103,7 +104,7 @@ def test_a_query_that_sees_nothing_gathers_zeros():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_half_precision_is_rounded_once_at_the_end(dtype, scheme):
-    """Catches a softmax in half precision (the authors' code): its sum of 400 weights drifts."""
+    """Catches a softmax in half precision (as the authors have it): its sum drifts."""
     q, k, v = vectors(400, batch=1, dtype=dtype)
     lm, n = LMInfinite(300, 10, 300), torch.arange(400)
     got = attend(q, k, v, n, n, scheme, lm)
@@ -116,11 +117,10 @@ def test_half_precision_is_rounded_once_at_the_end(dtype, scheme):
 def test_large_logits_do_not_overflow():
     """Catches exp before the maximum is taken off, and logits that leave float16's range."""
     q, k, v = vectors(N, batch=1, dtype=torch.float16)
-    got = attend(300 * q, 300 * k, v, torch.arange(N), torch.arange(N), Rotary(8), LM)
+    x, n = (300 * q, 300 * k, v), torch.arange(N)
+    got = attend(*x, n, n, Rotary(8), LM)
     assert got.isfinite().all()
-    exact = attend(
-        *(x.double() for x in (300 * q, 300 * k, v)), torch.arange(N), torch.arange(N), Rotary(8), LM
-    )
+    exact = attend(*(t.double() for t in x), n, n, Rotary(8), LM)
     assert (got.double() - exact).abs().max() < 2e-3
 
 
@@ -134,7 +134,7 @@ def test_any_integer_counts_positions(dtype):
 
 
 def test_the_ceiling_is_the_window_and_nothing_else():
-    """Negative control: catches a test suite that would let a ceiling of L - 1 or L + 1 pass."""
+    """Negative control: catches tests that would let a ceiling of L - 1 or L + 1 pass."""
     q, k, v = vectors(N, batch=1)
     n = torch.arange(N)
     for scheme in SCHEMES.values():
@@ -158,12 +158,10 @@ def test_the_ceiling_is_the_window_and_nothing_else():
 )
 def test_shapes_that_do_not_fit_are_refused(shapes, message):
     """Catches shapes that would broadcast into numbers that look right."""
-    right = dict(q=(2, 4, 3, 8), k=(2, 2, 5, 8), v=(2, 2, 5, 8), q_positions=(3,), k_positions=(5,))
-    q, k, v = (torch.zeros((right | shapes)[name]) for name in "qkv")
-    positions = (
-        torch.zeros((right | shapes)[name], dtype=torch.long)
-        for name in ("q_positions", "k_positions")
-    )
+    right = dict(q=(2, 4, 3, 8), k=(2, 2, 5, 8), v=(2, 2, 5, 8))
+    shapes = right | dict(q_positions=(3,), k_positions=(5,)) | shapes
+    q, k, v = (torch.zeros(shapes[name]) for name in "qkv")
+    positions = (torch.zeros(shapes[f"{name}_positions"], dtype=torch.long) for name in "qk")
     with pytest.raises(ValueError, match=message):
         attend(q, k, v, *positions, Rotary(8), LM)
 
@@ -176,7 +174,7 @@ def test_positions_are_integers():
 
 
 def test_the_specification_knows_distance_and_ceiling():
-    """Catches a specification that is itself blind: it must feel distance, and only distance."""
+    """Catches a specification that is itself blind to distance, or not a product at 0."""
     q, k, _ = vectors(1, batch=1, n_head=1, n_kv_head=1)
     query, key = q.flatten().tolist(), k.flatten().tolist()
     product = sum(a * b for a, b in zip(query, key))

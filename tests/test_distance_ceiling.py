@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SCHEMES, logit_of, vectors
 
-from minilm_inf.distance_ceiling import capped_logits, ceiling_position
+from minilm_inf.distance_ceiling import at_ceiling, capped_logits
 from minilm_inf.positions import Alibi, Rotary
 
 SCALE = 0.3
@@ -73,7 +73,7 @@ def test_a_ceiling_above_every_distance_changes_nothing():
 
 
 def test_alibi_stays_at_the_ceilings_bias():
-    """Catches a bias that goes on falling beyond the ceiling, and one that is scaled with q . k."""
+    """Catches a bias that goes on falling beyond the ceiling, or is scaled with q . k."""
     nothing = torch.zeros(1, 4, 1, 8, dtype=torch.float64)
     for d, felt in [(0, 0), (3, 3), (4, 4), (5, 4), (5000, 4)]:
         i, j = torch.tensor([d + 2]), torch.tensor([2])
@@ -81,10 +81,27 @@ def test_alibi_stays_at_the_ceilings_bias():
         assert logits.flatten().tolist() == [-felt * 2.0 ** (-2 * h) for h in (1, 2, 3, 4)]
 
 
-def test_the_ceiling_is_one_position_on_the_tensors_device():
-    """Catches a ceiling made on the default device, or with a length of its own."""
-    assert torch.equal(ceiling_position(9, like=torch.arange(3)), torch.tensor([9]))
-    assert ceiling_position(9, like=torch.arange(3, device="meta")).device.type == "meta"
+def test_every_query_stands_at_the_ceiling():
+    """Catches a placing function kept for one scheme, ceiling or dtype and used for another."""
+    q = vectors(5)[0]
+    for _ in range(2):  # the second time from what was kept
+        for scheme in SCHEMES.values():
+            for ceiling in (0, 3, 9):
+                for dtype in (torch.float32, torch.float64):
+                    placed = at_ceiling(scheme, ceiling, dtype, q.device)(q.to(dtype))
+                    position = torch.full((5,), ceiling)
+                    assert torch.equal(placed, scheme.place(q.to(dtype), position))
+
+
+def test_what_is_kept_can_still_be_trained_through():
+    """Catches angles made once in inference mode, which no later gradient can pass."""
+    q, k, _ = vectors(3, n_kv_head=4)
+    positions, scheme = torch.arange(3), Rotary(8)
+    with torch.inference_mode():
+        capped_logits(q, k, positions, positions, scheme, 1, SCALE)
+    q.requires_grad_()
+    capped_logits(q, k, positions, positions, scheme, 1, SCALE).sum().backward()
+    assert q.grad.ne(0).any()
 
 
 def test_logits_keep_the_precision_of_their_vectors():

@@ -1,4 +1,4 @@
-"""lambda_mask.py: who sees whom, against the drawing, a triple loop and the counts of the method."""
+"""lambda_mask.py: who sees whom, against the drawing, a loop over all pairs, and counts."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_the_drawing_in_the_docstring():
 
 @pytest.mark.parametrize("lm", GRID, ids=str)
 def test_every_pair(lm):
-    """Catches any wrong edge of the Λ, for every size of window and number of starting tokens."""
+    """Catches any wrong edge of the Λ, for all sizes of window and of starting run."""
     for n in LENGTHS:
         mask = lambda_mask(torch.arange(n), torch.arange(n), lm)
         expected = [[seen(i, j, lm) for j in range(n)] for i in range(n)]
@@ -46,7 +46,7 @@ def test_every_pair(lm):
 
 @pytest.mark.parametrize("lm", GRID, ids=str)
 def test_a_row_sees_as_many_keys_as_the_method_says(lm):
-    """Catches a starting token counted twice, and a `visible` that forgets the window's own key."""
+    """Catches a starting token counted twice, and a `visible` without the query's own key."""
     for n in LENGTHS:
         mask = lambda_mask(torch.arange(n), torch.arange(n), lm)
         for i, row in enumerate(mask.sum(-1).tolist()):
@@ -80,7 +80,7 @@ def test_a_text_no_longer_than_the_window_is_read_as_ever(n_global):
 
 @pytest.mark.parametrize("draw", fuzz(3, 30, seed=range(1000), lm=GRID), ids=str)
 def test_positions_of_any_order_with_gaps_and_padding(draw):
-    """Catches masks built from indices instead of positions, and padding that counts as text."""
+    """Catches masks built from indices instead of positions, and padding seen as text."""
     generator = torch.Generator().manual_seed(draw["seed"])
     q = torch.randint(-3, 25, (3, 6), generator=generator)
     k = torch.randint(-3, 25, (3, 9), generator=generator)

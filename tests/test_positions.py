@@ -1,4 +1,4 @@
-"""positions.py: Rotary and Alibi against complex numbers, powers of two and published formulas."""
+"""positions.py: Rotary and Alibi against complex numbers, powers of two and formulas."""
 
 import math
 
@@ -37,7 +37,8 @@ def test_a_logit_of_placed_vectors_depends_on_the_distance_alone(layout):
     scheme = Rotary(8, layout=layout)
     for i, j in [(0, 0), (5, 2), (905, 902), (3, 900)]:
         placed = scheme.place(q, torch.tensor([i])) * scheme.place(k, torch.tensor([j]))
-        expected = rotary_logit(q.flatten().tolist(), k.flatten().tolist(), i - j, layout=layout)
+        query, key = q.flatten().tolist(), k.flatten().tolist()
+        expected = rotary_logit(query, key, i - j, layout=layout)
         assert placed.sum().item() == pytest.approx(expected, abs=1e-11)
 
 
@@ -88,7 +89,8 @@ def test_half_precision_is_rounded_once_after_turning(dtype):
     placed = Rotary(8).place(x, positions)
     exact = Rotary(8).place(x.double(), positions)
     assert placed.dtype == dtype
-    assert (placed.double() - exact).abs().max() <= (exact.to(dtype).double() - exact).abs().max()
+    best = (exact.to(dtype).double() - exact).abs().max()
+    assert (placed.double() - exact).abs().max() <= best
 
 
 def test_rows_of_a_batch_have_their_own_positions():
@@ -118,7 +120,7 @@ def test_an_odd_rotary_dim_is_refused(rotary_dim):
 
 
 def test_unknown_layouts_and_scalings_are_refused():
-    """Catches a checkpoint with YaRN, or a misspelt layout, that would run with wrong angles."""
+    """Catches a checkpoint with YaRN, or a misspelt layout, that runs with wrong angles."""
     with pytest.raises(ValueError, match="layout"):
         Rotary(8, layout="interleaved")
     with pytest.raises(ValueError, match="yarn"):
@@ -133,7 +135,7 @@ def test_linear_scaling_divides_the_position():
 
 
 def test_llama3_scaling_by_wavelength():
-    """Catches swapped bounds, and a fade that is linear in the frequency's wavelength instead."""
+    """Catches swapped bounds, and a fade that is linear in the wavelength instead."""
     scaling = {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -164,7 +166,8 @@ def test_no_scaling_keeps_the_frequencies():
     """Catches a config that says "default" and is treated as an unknown scaling."""
     expected = [10000.0 ** (-2 * m / 8) for m in range(4)]
     for scaling in (None, {"rope_type": "default"}):
-        assert Rotary(8, scaling=scaling).frequencies.tolist() == pytest.approx(expected, rel=1e-15)
+        frequencies = Rotary(8, scaling=scaling).frequencies.tolist()
+        assert frequencies == pytest.approx(expected, rel=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +183,12 @@ def test_no_scaling_keeps_the_frequencies():
 )
 def test_alibi_slopes(n_head, bias_max, exponents):
     """Catches a series that starts at 1, and the wrong order where H is no power of two."""
-    assert Alibi(n_head, bias_max).slopes.tolist() == [2.0**-x for x in exponents]
+    expected = [2.0**-x for x in exponents]
+    assert Alibi(n_head, bias_max).slopes.tolist() == pytest.approx(expected, rel=1e-15)
 
 
 def test_alibi_subtracts_slope_times_distance_and_places_nothing():
-    """Catches a bias of the wrong sign, one laid along batch instead of heads, or of float32."""
+    """Catches a bias of the wrong sign, laid along batch instead of heads, or in float32."""
     scheme = Alibi(4)
     distance = torch.tensor([[[0, 1, FAR]], [[5, 6, 7]]])  # (B, T, S)
     bias = scheme.bias(distance)

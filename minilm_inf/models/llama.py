@@ -1,4 +1,4 @@
-"""Llama, and what shares its block: Llama 1 to 3.2, TinyLlama, SmolLM2, Mistral without its window.
+"""Llama and what shares its block: Llama 1 to 3.2, TinyLlama, SmolLM2, windowless Mistral.
 
     x ── RMSNorm ── q, k, v ── attention ── o ── + ── RMSNorm ── down(silu(gate) * up) ── + ── x
     └───────────────────────────────────────────┘ └─────────────────────────────────────┘
@@ -27,7 +27,7 @@ from .raw_config import HARMLESS, RawConfig
 
 @dataclass(frozen=True)
 class LlamaConfig(ModelConfig):
-    """A ModelConfig with Llama's own facts; rope_scaling holds (key, value) pairs for Rotary."""
+    """A ModelConfig with Llama's own facts; rope_scaling is (key, value) pairs for Rotary."""
 
     rope_theta: float = 10000.0
     rope_scaling: tuple[tuple[str, object], ...] | None = None
@@ -89,8 +89,8 @@ def config_from_hf(raw: dict) -> LlamaConfig:
     head_dim = keys.integer("head_dim", None)
     if head_dim is None and n_embd % n_head:
         raise ValueError(
-            f"hidden_size ({n_embd}) must be a multiple of num_attention_heads ({n_head}) where "
-            "there is no head_dim"
+            f"hidden_size ({n_embd}) must be a multiple of num_attention_heads ({n_head}) "
+            "where there is no head_dim"
         )
     head_dim = head_dim or n_embd // n_head
     if head_dim % 2:
@@ -156,7 +156,7 @@ def _rope_from_hf(keys: RawConfig) -> tuple[float, tuple | None]:
     scalings = {_scaling_from_hf(rope) for rope in spellings.values()} or {None}
     if len(thetas) > 1 or len(scalings) > 1:
         raise ValueError(
-            "rope_theta, rope_scaling and rope_parameters contradict each other: keep one of them"
+            "rope_theta, rope_scaling and rope_parameters contradict each other: keep one set"
         )
     return float(thetas.pop()), scalings.pop()
 

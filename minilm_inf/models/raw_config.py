@@ -11,30 +11,31 @@ LARGEST_SIZE = 2**24  # no width, count or vocabulary of a language model comes 
 
 HARMLESS = frozenset({
     # what the file says of itself
-    "_name_or_path", "architectures", "transformers_version", "transformers.js_config", "torch_dtype",
-    "dtype", "tokenizer_class", "unsloth_fixed", "unsloth_version", "attn_implementation",
+    "_name_or_path", "architectures", "transformers_version", "transformers.js_config",
+    "torch_dtype", "dtype", "tokenizer_class", "unsloth_fixed", "unsloth_version",
+    "attn_implementation",
     # how a model is trained, or its results returned
-    "initializer_range", "use_cache", "return_dict", "output_attentions", "output_hidden_states",
-    "output_scores", "return_dict_in_generate", "torchscript", "use_bfloat16", "tf_legacy_loss",
-    "chunk_size_feed_forward", "is_decoder", "finetuning_task", "id2label", "label2id", "num_labels",
-    "problem_type", "task_specific_params", "prefix", "pad_token_id", "sep_token_id",
-    "decoder_start_token_id",
+    "initializer_range", "use_cache", "return_dict", "output_attentions",
+    "output_hidden_states", "output_scores", "return_dict_in_generate", "torchscript",
+    "use_bfloat16", "tf_legacy_loss", "chunk_size_feed_forward", "is_decoder",
+    "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
+    "task_specific_params", "prefix", "pad_token_id", "sep_token_id", "decoder_start_token_id",
     # how tokens are drawn, where a caller does not say it
     "max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams",
     "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
     "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_return_sequences",
-    "encoder_no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
-    "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
-    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id",
+    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
+    "suppress_tokens", "begin_suppress_tokens",
 })  # fmt: skip
-"""Keys that any family's config.json may hold, and that change no logit of an evaluated model."""
+"""Keys that any family's config.json may hold, and that change no logit of a trained model."""
 
 
 class RawConfig:
     """A dictionary from JSON whose values are checked as they are taken.
 
-    where: what the keys are called in a message, before their name ("rope_scaling."). A key that
-    has a default may be null, which counts as absent. Every method raises ValueError with the key's
+    where: what stands before a key's name in a message ("rope_scaling."). A key that has a
+    default may be null, which counts as absent. Every method raises ValueError with the key's
     name for an absent required key and for a value of the wrong kind.
 
     >>> raw = RawConfig({"hidden_size": 64, "colour": "red"})

@@ -1,0 +1,208 @@
+"""cache.py: what is kept between chunks, how much of it, and that nothing else is needed."""
+
+import pytest
+import torch
+from conftest import SETTINGS, fuzz, read_in_chunks, some_tokens, tiny_llama
+
+from minilm_inf.config import LMInfinite
+
+LM = SETTINGS["LM-Infinite"]
+N = 23
+SIZES = [[1], [2], [3], [5], [6], [7], [8], [13], [22], [23], [4, 1], [6, 1], [12, 1], [1, 22]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
+def test_chunks_of_any_size_read_the_same(model, lm):
+    """Catches a ring read in the wrong order, an early eviction, a chunk across the wrap."""
+    tokens = some_tokens(N, batch=2)
+    whole = model(tokens, lm)
+    assert (whole - model(tokens, lm, path="reference")).abs().max() <= 1e-10
+    for sizes in SIZES:
+        assert (read_in_chunks(model, tokens, lm, sizes) - whole).abs().max() <= 1e-10, sizes
+
+
+def test_vanilla_is_read_the_same_in_chunks(model):
+    """Catches lm=None that is cached under another setting."""
+    tokens = some_tokens(N)
+    whole = model(tokens)
+    for sizes in SIZES:
+        assert (read_in_chunks(model, tokens, None, sizes) - whole).abs().max() <= 1e-10
+
+
+def test_chunks_of_any_size_in_float32():
+    """Catches an error that float64 hides: 1e-5 is all that float32 may differ."""
+    model, tokens = tiny_llama(dtype=torch.float32), some_tokens(N)
+    for lm in SETTINGS.values():
+        whole = model(tokens, lm, path="reference")
+        for sizes in ([1], [7], [12, 1]):
+            assert (read_in_chunks(model, tokens, lm, sizes) - whole).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "draw",
+    fuzz(
+        7,
+        60,
+        n_local=[1, 2, 3, 5, 8, 30, None],
+        n_global=[0, 1, 3, 6, 30],
+        ceiling=[None, 0, 2, 5, 8, 12],
+        sizes=[(1,), (1, 2, 3, 4, 5), (9, 1, 1, 5, 2), (4, 3, 1), (8, 8, 1)],
+        chunk=[2, 3, 64],
+    ),
+    ids=lambda draw: " ".join(str(x) for x in draw.values()),
+)
+def test_fuzzed_settings(model, draw, small_chunks):
+    """Catches a pair of sizes, of cache and of chunk, that no example above has."""
+    small_chunks(draw["chunk"])
+    lm = LMInfinite(draw["n_local"], draw["n_global"], draw["ceiling"])
+    tokens = some_tokens(N)
+    whole = model(tokens, lm, path="reference")
+    assert (read_in_chunks(model, tokens, lm, draw["sizes"]) - whole).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("sizes", [[1], [4], [9], [50], [30, 1]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["LM-Infinite", "more starting than local", "sliding window"])
+def test_memory_is_the_window_and_the_starting_keys_and_then_stays(name, dtype, sizes):
+    """Catches a cache that keeps the text, a third form of each key, or a buffer with slack."""
+    lm, batch = SETTINGS[name], 3
+    model = tiny_llama(n_layer=3, dtype=dtype)
+    cache, tokens = model.new_cache(batch, lm), some_tokens(50, batch=batch)
+    predicted = 3 * 2 * batch * 2 * 8 * dtype.itemsize * (lm.n_local + lm.n_global)
+    sizes, start = list(sizes), 0
+    while start < 50:
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        model(tokens[:, start : start + size], lm, cache=cache)
+        start += size
+        assert cache.nbytes <= predicted
+        if cache.length >= lm.n_local + lm.n_global:
+            assert cache.nbytes == predicted
+    assert cache.length == 50
+
+
+def test_memory_before_the_window_is_full(model):
+    """Catches buffers that are allocated whole: a window of a million keys for three tokens."""
+    lm = LMInfinite(1_000_000, 1000, 1_000_000)
+    cache = model.new_cache(1, lm)
+    assert cache.nbytes == 0
+    model(some_tokens(3), lm, cache=cache)
+    per_key = 2 * 2 * 2 * 8 * 8  # layers, tensors, key heads, head_dim, bytes
+    assert cache.nbytes == 2 * 3 * per_key, (
+        "three keys of the window, and as starting keys again"
+    )
+
+
+def test_full_attention_keeps_every_key(model):
+    """Catches an unlimited cache that drops keys, or grows by more than doubling."""
+    cache = model.new_cache(1)
+    per_key = 2 * 2 * 2 * 8 * 8
+    for length in range(1, 40):
+        model(some_tokens(1), cache=cache)
+        assert length * per_key <= cache.nbytes <= 2 * length * per_key
+
+
+@pytest.mark.parametrize(
+    "name, forms",
+    [
+        ("LM-Infinite", (2, 2)),
+        ("Λ without ceiling", (2, 2)),
+        ("ceiling beyond the window", (2, 3)),
+        ("ceiling below the window", (3, 2)),
+    ],
+)
+def test_a_key_is_kept_in_both_forms_only_where_both_are_asked_for(model, name, forms):
+    """Catches a setting that pays for placed and unplaced keys and reads one of them."""
+    lm = SETTINGS[name]
+    cache = model.new_cache(1, lm)
+    model(some_tokens(20), lm, cache=cache)
+    per_tensor = 2 * 8 * 8
+    window, starting = cache.layers[0].window, cache.layers[0].starting
+    assert window.nbytes == forms[0] * lm.n_local * per_tensor
+    assert starting.nbytes == forms[1] * lm.n_global * per_tensor
+
+
+def test_rows_of_a_batch_do_not_mix(model):
+    """Catches a cache that writes one row's keys over another's."""
+    tokens = some_tokens(N, batch=3)
+    together = read_in_chunks(model, tokens, LM, [5, 1])
+    for row in range(3):
+        alone = read_in_chunks(model, tokens[row : row + 1], LM, [5, 1])
+        assert (together[row : row + 1] - alone).abs().max() <= 1e-12
+
+
+def test_two_caches_of_one_model_do_not_mix(model):
+    """Catches state that lives in the model instead of in its cache."""
+    a, b = some_tokens(N, seed=1), some_tokens(N, seed=2)
+    caches = [model.new_cache(1, LM) for _ in range(2)]
+    logits = ([], [])
+    for i in range(N):
+        for text, cache, out in zip((a, b), caches, logits):
+            out.append(model(text[:, i : i + 1], LM, cache=cache))
+    for text, out in zip((a, b), logits):
+        assert (torch.cat(out, 1) - model(text, LM)).abs().max() <= 1e-10
+
+
+def test_the_starting_keys_stay_while_the_window_moves(model):
+    """Catches a ring that runs over the starting tokens: they are what keeps a stream alive."""
+    tokens = some_tokens(60)
+    cache = model.new_cache(1, LM)
+    model(tokens[:, :20], LM, cache=cache)
+    layer = cache.layers[0]
+    before = [x.clone() for x in layer.starting.buffers if x is not None]
+    window = layer.window.buffers.values.clone()
+    model(tokens[:, 20:], LM, cache=cache)
+    after = [x for x in layer.starting.buffers if x is not None]
+    assert len(before) == 2 and all(map(torch.equal, before, after))
+    assert not torch.equal(window, layer.window.buffers.values)
+
+
+def test_a_cache_of_another_kind_is_refused(model):
+    """Catches a cache read under a window that it was not kept for: keys would be missing."""
+    tokens = some_tokens(3, batch=2)
+    cache = model.new_cache(2, LM)
+    for lm in (None, LMInfinite(7, 2, 6), LMInfinite(6, 3, 6), LMInfinite(6, 2, 7)):
+        with pytest.raises(ValueError, match="cache was made for"):
+            model(tokens, lm, cache=cache)
+    with pytest.raises(ValueError, match="cache was made for 2 texts, not for 1"):
+        model(tokens[:1], LM, cache=cache)
+    with pytest.raises(ValueError, match="reference path keeps no cache"):
+        model(tokens, LM, cache=cache, path="reference")
+    with pytest.raises(ValueError, match="cache was made for"):
+        model(tokens, LM, cache=model.new_cache(2))
+    model(tokens, LMInfinite(6, 2, 6), cache=cache)  # an equal setting is the same setting
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was(model):
+    """Catches tokens that are counted before they are checked."""
+    tokens = some_tokens(N)
+    cache = model.new_cache(1, LM)
+    model(tokens[:, :9], LM, cache=cache)
+    for wrong in (torch.tensor([[31]]), torch.tensor([[-1]]), tokens[0], tokens[:, :0]):
+        with pytest.raises(ValueError):
+            model(wrong, LM, cache=cache)
+    assert cache.length == 9
+    rest = model(tokens[:, 9:], LM, cache=cache)
+    assert (rest - model(tokens, LM)[:, 9:]).abs().max() <= 1e-10
+
+
+def test_the_explicit_full_setting_is_the_vanilla_one(model):
+    """Catches a cache for lm=None that refuses LMInfinite(None, 0, None)."""
+    cache, tokens = model.new_cache(1), some_tokens(5)
+    logits = model(tokens, SETTINGS["full attention"], cache=cache)
+    assert torch.equal(logits, model(tokens))
+
+
+@pytest.mark.parametrize("first", [1, 10_000, 200_000_000])
+@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
+def test_where_a_stream_begins_is_not_felt(lm, first):
+    """Catches a first position that moves the mask, or queries and keys unequally."""
+    model, tokens = tiny_llama(dtype=torch.float32), some_tokens(N)
+    here = read_in_chunks(model, tokens, lm, [7, 1])
+    there = read_in_chunks(model, tokens, lm, [7, 1], first_position=first)
+    assert (there - here).abs().max() <= 1e-5
+    assert not torch.equal(there, here), "the keys do stand elsewhere"

@@ -1,0 +1,631 @@
+"""checkpoint.py, shards.py and the reading of Llama's config: what loads, and what is refused.
+
+Whatever is refused is refused in one sentence that names the key, the tensor or the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from minilm_inf import checkpoint
+from minilm_inf.checkpoint import load_model, read_config, save
+from minilm_inf.models import llama
+
+INDEX = "model.safetensors.index.json"
+
+
+def make_config(**changes) -> llama.LlamaConfig:
+    facts = dict(
+        family="llama", vocab_size=40, n_layer=2, n_head=4, n_kv_head=2, n_embd=16, head_dim=4,
+        n_inner=24, context_length=32, norm_eps=1e-5, tied=False, bos_id=1, eos_ids=(2,),
+    )  # fmt: skip
+    return llama.LlamaConfig(**facts | changes)
+
+
+def make_model(**changes):
+    """A random model; biases too are random."""
+    torch.manual_seed(0)
+    return llama.build(make_config(**changes))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A whole checkpoint, to be damaged."""
+    save(make_model(), tmp_path)
+    return tmp_path
+
+
+def change_config(folder: Path, remove=(), **changes):
+    raw = json.loads((folder / "config.json").read_text())
+    raw = {key: value for key, value in raw.items() if key not in remove}
+    (folder / "config.json").write_text(json.dumps(raw | changes))
+
+
+def change_tensors(folder: Path, change):
+    """Let `change` edit the dictionary of tensors, and store it again."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_header(folder: Path, change):
+    """Let `change` edit the header, and store it before the same data."""
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+
+def shard(folder: Path) -> dict[str, str]:
+    """Split model.safetensors into two shards and an index. Returns the weight_map."""
+    tensors = load_file(folder / "model.safetensors")
+    weight_map = {}
+    for i, names in enumerate((sorted(tensors)[:9], sorted(tensors)[9:])):
+        file = f"model-0000{i + 1}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "model.safetensors").unlink()
+    write_index(folder, weight_map)
+    return weight_map
+
+
+def write_index(folder: Path, weight_map):
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def refusal(folder: Path, *words: str, **options) -> str:
+    """Loading must fail with one line of a ValueError that holds all these words."""
+    with pytest.raises(ValueError) as caught:
+        load_model(folder, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert type(caught.value) is ValueError
+    return message
+
+
+# What loads
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tied": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"head_dim": 6, "n_kv_head": 1, "rope_theta": 500000.0},
+        {"rope_scaling": (("rope_type", "linear"), ("factor", 2.0)), "eos_ids": (2, 7)},
+        {"bos_id": None, "eos_ids": ()},
+    ],
+)
+def test_what_is_saved_is_what_is_loaded(changes, tmp_path):
+    """Catches a fact of the config, or a parameter, that save drops or load misplaces."""
+    model = make_model(**changes)
+    save(model, tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    ours, theirs = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (loaded.head.weight is loaded.embed.weight) == model.config.tied
+    tokens = torch.arange(20)[None]
+    assert torch.equal(loaded(tokens), model(tokens))
+
+
+def test_a_loaded_model_is_for_reading(folder):
+    """Catches gradients kept for a whole prompt, and dropout left on."""
+    model = load_model(folder)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(stored, folder):
+    """Catches a half-precision model on the CPU, where it is slow, and a dtype ignored."""
+    save(make_model().to(stored), folder)
+    raw = json.loads((folder / "config.json").read_text())
+    assert raw["torch_dtype"] == str(stored).removeprefix("torch.")
+    model = load_model(folder)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    expected = make_model().to(stored).embed.weight.float()
+    assert torch.equal(model.embed.weight, expected)
+    assert {p.dtype for p in load_model(folder, dtype=stored).parameters()} == {stored}
+    on_device = load_model(folder, device="meta")  # stands for any device but the CPU
+    assert {p.dtype for p in on_device.parameters()} == {stored}
+
+
+def test_dtype_and_device_must_exist(folder):
+    """Catches PyTorch's own traceback for a misspelt device, and a dtype without fractions."""
+    refusal(folder, "nosuch", "cpu", device="nosuch")
+    refusal(folder, "torch.int8", dtype=torch.int8)
+
+
+def test_shards_load_like_one_file(folder):
+    """Catches a shard that is skipped, and a tensor that is read from the wrong one."""
+    whole = load_model(folder)
+    shard(folder)
+    for name, parameter in load_model(folder).named_parameters():
+        assert torch.equal(parameter, whole.get_parameter(name))
+
+
+def test_a_shard_may_be_a_symlink(folder, tmp_path_factory):
+    """Catches a check of paths so strict that download caches, which link, do not load."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    file = sorted(set(shard(folder).values()))[0]
+    os.rename(folder / file, elsewhere / "blob")
+    os.symlink(elsewhere / "blob", folder / file)
+    load_model(folder)
+
+
+def test_ignored_tensors(folder):
+    """Catches early conversions of Llama, which store their angles, being refused."""
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    change_tensors(folder, lambda t: t.update({name.format(1): torch.ones(2)}))
+    load_model(folder)
+    change_tensors(folder, lambda t: t.update({name.format(2): torch.ones(2)}))
+    refusal(folder, name.format(2), "no place")
+
+
+def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
+    """Catches a head of its own that is dropped without a word because the config says tied."""
+    save(make_model(tied=True), tmp_path)
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].clone()
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": embedding.clone()}))
+    assert load_model(tmp_path).head.weight.shape == embedding.shape
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": embedding + 1}))
+    refusal(tmp_path, "lm_head.weight", "tie_word_embeddings")
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": embedding[1:].clone()}))
+    refusal(tmp_path, "lm_head.weight")
+
+
+def test_weights_outlive_their_file(folder):
+    """Catches parameters that are views of the mapped file, which change or crash with it."""
+    model = load_model(folder)
+    before = [parameter.clone() for parameter in model.parameters()]
+    path = folder / "model.safetensors"
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for parameter, value in zip(model.parameters(), before):
+        assert torch.equal(parameter, value)
+
+
+# Tensors that are refused
+
+
+def test_missing_tensor(folder):
+    """Catches a weight that silently keeps its random beginning."""
+    change_tensors(folder, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    refusal(folder, "model.layers.1.mlp.up_proj.weight", "missing", str(folder))
+
+
+def test_surplus_tensor(folder):
+    """Catches a part of the model, here a bias, that is left out of the computation."""
+    name = "model.layers.0.self_attn.q_proj.bias"
+    change_tensors(folder, lambda t: t.update({name: torch.zeros(16)}))
+    refusal(folder, name, "no place", "model.safetensors")
+
+
+def test_misshapen_tensor(folder):
+    """Catches weights of another size, and transposed ones of the same size."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    change_tensors(folder, lambda t: t.update({name: t[name].T.contiguous()}))
+    refusal(folder, name, "(24, 16)", "(16, 24)")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int64])
+def test_dtype_that_holds_no_plain_floats(dtype, folder):
+    """Catches quantised integers that are read as if they were the weights."""
+    name = "model.layers.0.self_attn.o_proj.weight"
+    change_tensors(folder, lambda t: t.update({name: t[name].to(dtype)}))
+    refusal(folder, name, "stored as")
+
+
+def test_nothing_is_read_before_everything_fits(folder, monkeypatch):
+    """Catches minutes of reading before the last shard is found to be wrong."""
+    read = []
+    monkeypatch.setattr(checkpoint.Stored, "read_into", lambda self, target: read.append(self))
+    load_model(folder)
+    assert len(read) == 21
+    change_tensors(folder, lambda t: t.pop("model.norm.weight"))
+    read.clear()
+    refusal(folder, "model.norm.weight")
+    assert not read
+
+
+# Files that are refused
+
+
+def test_truncated_file_names_the_first_tensor_beyond_its_end(folder):
+    """Catches a download that broke off, which would be a crash (SIGBUS) once it is mapped."""
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
+    header.pop("__metadata__", None)
+    in_order = sorted(header, key=lambda name: header[name]["data_offsets"][0])
+    start = len(raw) - header[in_order[-1]]["data_offsets"][1]
+    for name in (in_order[0], in_order[7], in_order[-1]):
+        path.write_bytes(raw[: start + header[name]["data_offsets"][1] - 1])
+        refusal(folder, f"the tensor {name} ", "cut short", str(path))
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "0 bytes"),
+        (b"\1\0\0", "3 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "header would have"),
+        (struct.pack("<Q", 2**63) + b"{}", "header would have 9223372036854775808 bytes"),
+        (struct.pack("<Q", 50) + b'{"a":', "ends within its header"),
+        (struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc", "header"),
+        (struct.pack("<Q", 2) + b"[]", "not an object"),
+        (struct.pack("<Q", 7) + b'{"a":1}', "tensor a"),
+        (struct.pack("<Q", 13) + b'{"a":1,"a":2}', "a occurs twice"),
+        (struct.pack("<Q", 60000) + b"[" * 60000, "nested"),
+    ],
+)
+def test_a_file_that_is_no_safetensors_file(content, words, folder):
+    """Catches a traceback, or an attempt to allocate the 2^63 bytes that garbage asks for."""
+    path = folder / "model.safetensors"
+    path.write_bytes(content)
+    refusal(folder, words, str(path))
+
+
+def test_a_header_larger_than_safetensors_reads(folder):
+    """Catches gigabytes of a wrong file, here 2 GB of nothing, read in search of a header."""
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", 2 * 10**9))
+        file.truncate(2 * 10**9 + 8)
+    refusal(folder, "header would have 2000000000 bytes")
+
+
+def test_damaged_headers(folder):
+    """Catches offsets that overlap, leave gaps, run backwards or do not fit the shape."""
+    name = "model.norm.weight"
+    raw = (folder / "model.safetensors").read_bytes()
+    begin, end = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])[name]["data_offsets"]
+    for change, word in (
+        ({"data_offsets": [begin - 4, end - 4]}, "does not begin where"),
+        ({"data_offsets": [begin + 4, end + 4]}, "does not begin where"),
+        ({"data_offsets": [end, begin]}, f"{name} has the data_offsets"),
+        ({"data_offsets": [begin]}, f"{name} has the data_offsets"),
+        ({"data_offsets": [begin, -1]}, f"{name} has no dtype, shape and data_offsets"),
+        ({"data_offsets": None}, f"{name} has no dtype, shape and data_offsets"),
+        ({"shape": [17]}, f"{name} of shape [17] has 64 bytes"),
+        ({"shape": [1.5]}, f"{name} has no dtype, shape and data_offsets"),
+        ({"shape": "16"}, f"{name} has no dtype, shape and data_offsets"),
+        ({"dtype": 7}, f"{name} has no dtype, shape and data_offsets"),
+    ):
+        (folder / "model.safetensors").write_bytes(raw)
+        change_header(folder, lambda header, change=change: header[name].update(change))
+        refusal(folder, "model.safetensors", word, "fetch it again")
+    (folder / "model.safetensors").write_bytes(raw + b"more")
+    refusal(folder, "4 bytes belong to no tensor")
+
+
+def test_pickles_are_not_loaded(folder):
+    """Catches the execution of whatever code a .bin file brings."""
+    os.rename(folder / "model.safetensors", folder / "pytorch_model.bin")
+    refusal(folder, "pytorch_model.bin", "pickle", "convert")
+
+
+def test_missing_parts(folder, tmp_path_factory):
+    """Catches an OSError with a number where a sentence would say which file to fetch."""
+    (folder / "model.safetensors").unlink()
+    refusal(folder, str(folder), "model.safetensors")
+    refusal(folder / "nowhere", "nowhere is not a folder")
+    refusal(folder / "config.json", "is not a folder")
+    refusal(tmp_path_factory.mktemp("empty"), "config.json does not exist")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe\xff", b"null", b"[" * 100000])
+def test_config_that_is_no_object(text, folder):
+    """Catches a JSONDecodeError, UnicodeDecodeError or RecursionError that reaches the user."""
+    (folder / "config.json").write_bytes(text)
+    refusal(folder, "config.json", "no JSON object")
+
+
+# Indexes that are refused
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "C:x", "a\\b"],
+)
+def test_an_index_stays_in_its_folder(file, folder):
+    """Catches a downloaded index that makes the loader open files anywhere on the disk."""
+    weight_map = shard(folder)
+    weight_map["model.norm.weight"] = file
+    write_index(folder, weight_map)
+    refusal(folder, INDEX, repr(file), "plain file name")
+
+
+def test_an_index_and_its_shards_must_agree(folder):
+    """Catches a tensor that is read from a stale shard, or from neither of two."""
+    weight_map = shard(folder)
+    first, second = sorted(set(weight_map.values()))
+    name = next(name for name in weight_map if weight_map[name] == first)
+
+    write_index(folder, weight_map | {name: second})
+    refusal(folder, name, second, "but it is not")
+    write_index(folder, weight_map | {"model.extra": first})
+    refusal(folder, "model.extra", first, "but it is not")
+    write_index(folder, {key: value for key, value in weight_map.items() if key != name})
+    refusal(folder, name, "does not name it")
+    write_index(folder, weight_map | {name: "gone.safetensors"})
+    refusal(folder, "gone.safetensors", "does not exist")
+
+    write_index(folder, weight_map)
+    tensors = load_file(folder / second)
+    save_file(tensors | load_file(folder / first), folder / second)
+    refusal(folder, "in two files", first, second)
+
+
+@pytest.mark.parametrize(
+    "raw", [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": None}]
+)
+def test_an_index_without_a_map(raw, folder):
+    """Catches a KeyError or TypeError from an index that is something else."""
+    shard(folder)
+    (folder / INDEX).write_text(json.dumps(raw))
+    refusal(folder, INDEX, "weight_map")
+
+
+def test_a_truncated_shard(folder):
+    """Catches a check of files that is made for model.safetensors only."""
+    second = sorted(set(shard(folder).values()))[1]
+    path = folder / second
+    path.write_bytes(path.read_bytes()[:-1])
+    refusal(folder, second, "cut short")
+
+
+# Config keys
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("hidden_act", "gelu"),
+        ("sliding_window", 4096),
+        ("quantization_config", {"bits": 4}),
+        ("partial_rotary_factor", 0.5),
+        ("rope_interleaved", True),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("layer_types", ["full_attention"]),
+        ("rope_scaling", {"type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 4.0}),
+        ("rope_scaling", {"rope_type": "linear"}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}),
+        ("rope_scaling", {"rope_type": "linear", "type": "llama3", "factor": 2.0}),
+        ("rope_scaling", "linear"),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 7.0}),
+        ("colour", "red"),
+        ("auto_map", {"AutoModel": "own.py"}),
+        ("rms_norm_eps", 0),
+        ("rms_norm_eps", float("nan")),
+        ("rope_theta", "10000"),
+        ("rope_theta", 10**400),
+        ("hidden_size", 16.0),
+        ("hidden_size", None),
+        ("num_hidden_layers", True),
+        ("vocab_size", -1),
+        ("vocab_size", 10**12),
+        ("head_dim", 5),
+        ("tie_word_embeddings", "no"),
+        ("attention_bias", 1),
+        ("bos_token_id", [1, 2]),
+        ("eos_token_id", "2"),
+        ("max_position_embeddings", 0),
+        ("model_type", "gpt_neox"),
+        ("model_type", None),
+        ("model_type", ["llama"]),
+    ],
+)
+def test_a_key_that_is_not_implemented_is_named(key, value, folder):
+    """Catches a setting that changes the computation, or makes no sense, and is passed over."""
+    change_config(folder, **{key: value})
+    refusal(folder, key, "config.json")
+
+
+def test_sizes_that_make_no_model(folder):
+    """Catches a mistaken number that builds layers, or asks for memory, without end."""
+    change_config(folder, num_hidden_layers=10**6)
+    refusal(folder, "1000000 layers", "21 tensors")
+    change_config(folder, num_hidden_layers=2, num_key_value_heads=3)
+    refusal(folder, "n_kv_head (3)")
+    huge = dict.fromkeys(["hidden_size", "vocab_size", "head_dim", "intermediate_size"], 2**24)
+    change_config(folder, num_key_value_heads=2, num_attention_heads=2**24, **huge)
+    refusal(folder, "config.json")
+
+
+SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size"
+
+
+@pytest.mark.parametrize("key", SIZES.split())
+def test_sizes_are_required(key, folder):
+    """Catches transformers' defaults, the sizes of Llama 7B, standing in for a lost key."""
+    change_config(folder, remove=[key])
+    refusal(folder, key, "missing")
+
+
+def test_llama3_needs_all_of_its_numbers(folder):
+    """Catches a KeyError, a division by zero between equal bands, an invented default."""
+    scaling = dict(
+        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )  # fmt: skip
+    change_config(folder, rope_scaling=scaling)
+    assert dict(read_config(folder).rope_scaling) == scaling
+    for key in scaling.keys() - {"rope_type"}:
+        partial = {name: value for name, value in scaling.items() if name != key}
+        change_config(folder, rope_scaling=partial)
+        refusal(folder, f"rope_scaling.{key}")
+    change_config(folder, rope_scaling=scaling | {"high_freq_factor": 1.0})
+    refusal(folder, "rope_scaling.high_freq_factor")
+
+
+def test_absent_keys_take_the_documented_defaults(tmp_path):
+    """Catches a default that is invented here: these stand in transformers' LlamaConfig."""
+    sizes = dict(
+        model_type="llama", hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, vocab_size=40,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    expected = make_config(n_kv_head=4, context_length=2048, norm_eps=1e-6)
+    assert read_config(tmp_path) == expected
+    nulls = dict.fromkeys(["head_dim", "num_key_value_heads", "rope_scaling", "sliding_window"])
+    (tmp_path / "config.json").write_text(json.dumps(sizes | nulls))
+    assert read_config(tmp_path) == expected
+
+
+def test_harmless_keys(folder):
+    """Catches a real config.json refused for one of the remarks that they carry."""
+    plain = read_config(folder)
+    change_config(
+        folder,
+        _name_or_path="x", transformers_version="4.42.3", use_cache=False, dtype="bfloat16",
+        initializer_range=0.04, attention_dropout=0.1, pretraining_tp=2, pad_token_id=-1,
+        is_llama_config=True, rope_interleaved=False, partial_rotary_factor=1.0, num_labels=2,
+        unsloth_version="2024.9", sliding_window=None, quantization_config=None,
+        layer_types=["full_attention"] * 2, max_length=4096,
+        **{"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}},
+    )  # fmt: skip
+    assert read_config(folder) == plain
+    load_model(folder)
+
+
+def test_the_training_length_of_the_first_llamas(folder):
+    """Catches a window of 2048 for a model that was trained on another length."""
+    change_config(folder, remove=["max_position_embeddings"], max_sequence_length=512)
+    assert read_config(folder).context_length == 512
+    change_config(folder, max_position_embeddings=1024)
+    assert read_config(folder).context_length == 1024
+
+
+def test_mistral_without_its_window(folder):
+    """Catches a Mistral trained with a window, stated or by default, read without it."""
+    change_config(folder, model_type="mistral", sliding_window=None)
+    assert read_config(folder) == make_config()
+    change_config(folder, sliding_window=4096)
+    refusal(folder, "sliding_window", "4096")
+    change_config(folder, use_sliding_window=False)
+    load_model(folder)
+    change_config(folder, remove=["sliding_window", "use_sliding_window"])
+    refusal(folder, "sliding_window", "absent")
+
+
+def test_ids_may_be_one_a_list_or_none(folder):
+    """Catches Llama 3's list of three ending ids, and a model without BOS."""
+    change_config(folder, bos_token_id=None, eos_token_id=[5, 6, 7])
+    config = read_config(folder)
+    assert (config.bos_id, config.eos_ids) == (None, (5, 6, 7))
+    change_config(folder, bos_token_id=0, eos_token_id=None)
+    config = read_config(folder)
+    assert (config.bos_id, config.eos_ids) == (0, ())
+
+
+# Saving
+
+
+def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
+    """Catches a checkpoint that is half written over the only good one."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def disk_full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", disk_full)
+    with pytest.raises(ValueError, match="cannot be written"):
+        save(make_model(n_layer=1), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_save_writes(tmp_path):
+    """Catches a tied head stored twice, and files that other programs or people cannot read."""
+    save(make_model(tied=True), tmp_path / "new" / "folder")
+    folder = tmp_path / "new" / "folder"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["config.json", "model.safetensors"]
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    raw = json.loads((folder / "config.json").read_text())
+    assert raw["architectures"] == ["LlamaForCausalLM"]
+    assert raw["rope_theta"] == 10000.0 and raw["torch_dtype"] == "float32"
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1  # both as the umask has it
+
+
+# Memory
+
+
+MEASURE = """
+import sys
+from minilm_inf.checkpoint import load_model
+
+def status(field):  # in bytes
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+load_model(sys.argv[1])  # everything that is imported or set up once
+before = status("VmRSS")
+model = load_model(sys.argv[2])
+print(status("VmHWM") - before, sum(p.nbytes for p in model.parameters()))
+"""
+
+
+def write_sparse_checkpoint(folder: Path, dtype: str):
+    """About 200 MB of zeros in float32, as a file that takes no space on the disk."""
+    config = make_config(
+        vocab_size=4096, n_layer=3, n_head=8, n_kv_head=8, n_embd=1024, head_dim=128,
+        n_inner=4096,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = llama.build(config)
+    header, end = {}, 0
+    for name, parameter in model.named_parameters():
+        begin, end = end, end + parameter.numel() * (4 if dtype == "F32" else 2)
+        header[checkpoint.checkpoint_name(name, llama.KEYS)] = {
+            "dtype": dtype, "shape": list(parameter.shape), "data_offsets": [begin, end],
+        }  # fmt: skip
+    text = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    (folder / "config.json").write_text(json.dumps(llama.config_to_hf(config)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_loading_takes_the_model_and_one_tensor(dtype, tmp_path):
+    """Catches a loader that holds the whole file and the model at once: twice the memory."""
+    small, large = tmp_path / "small", tmp_path / "large"
+    save(make_model(), small)
+    large.mkdir()
+    write_sparse_checkpoint(large, dtype)
+    root = Path(checkpoint.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-c", MEASURE, str(small), str(large)]
+    output = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    peak, size = (int(number) for number in output.stdout.split())
+    largest = 4096 * 1024 * 4
+    assert size > 200e6
+    assert peak < size + 2 * largest, f"{peak / 1e6:.0f} MB for a model of {size / 1e6:.0f} MB"

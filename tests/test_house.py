@@ -1,0 +1,152 @@
+"""The rules of the house: what may import what, and what may stand where."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "minilm_inf"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+READING_ORDER = [
+    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "chunked",
+    "cache", "transformer", "models.raw_config", "models.llama", "models.mpt", "models.gptj",
+    "models", "files", "shards", "checkpoint", "tokenizer", "sampling", "options", "session",
+    "generate", "corpus", "practice", "evaluate", "card", "diagnose", "train", "inspect",
+    "convert", "benchmark",
+]  # fmt: skip
+LOAD_STANDS_AFTER = "tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
+
+DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
+
+TOP_LEVEL = {
+    "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", ".ruff.toml",
+    "Makefile", "requirements.txt", "README.md",
+}  # fmt: skip
+
+
+def name_of(module) -> str:
+    """A module as the reading order spells it, models.llama; "" for the package itself."""
+    parts = module.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+NAMES = {name_of(module) for module in MODULES}
+
+
+def imports(module) -> tuple[set[str], set[str]]:
+    """What a module imports, also inside functions: our own rooms, and the roots of others."""
+    rooms, others = set(), set()
+    folder = ["minilm_inf", *module.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = folder[: len(folder) - node.level + 1] if node.level else []
+            stem = base + [node.module] * bool(node.module)
+            found = [".".join([*stem, alias.name]) for alias in node.names]
+        else:
+            continue
+        for name in found:
+            root, _, rest = name.partition(".")
+            if root != "minilm_inf":
+                others.add(root)
+                continue
+            while rest and rest not in NAMES:  # a name inside a room
+                rest = rest.rpartition(".")[0]
+            rooms.add(rest)
+    return rooms, others
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_imports_point_upward(module):
+    """Catches a room that needs a later one, so that nobody could read them in order."""
+    room = name_of(module)
+    if room == "":
+        return  # the package itself gathers the public names of all rooms
+    assert room in READING_ORDER, f"{room} has no place in the reading order"
+    place = READING_ORDER.index(room)
+    for needed in imports(module)[0]:
+        assert READING_ORDER.index(needed or LOAD_STANDS_AFTER) < place, (
+            f"{room} needs {needed}"
+        )
+
+
+def test_this_file_sees_imports():
+    """Catches a walk over imports that finds none, and would let every rule pass."""
+    rooms, others = imports(PACKAGE / "transformer.py")
+    assert {"attention", "cache", "chunked", "config"} <= rooms and "torch" in others
+    assert {"config", "positions", "transformer"} <= imports(PACKAGE / "models" / "llama.py")[0]
+    assert {"attention", "chunked"} <= imports(PACKAGE / "__init__.py")[0]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_few_dependencies(module):
+    """Catches a runtime that needs transformers, or anything beyond requirements.txt."""
+    assert imports(module)[1] <= DEPENDENCIES | set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_every_module_says_what_it_is(module):
+    """Catches a room without a sign on its door; an empty file is a wall, not a room."""
+    text = module.read_text(encoding="utf-8")
+    assert not text or ast.get_docstring(ast.parse(text))
+
+
+def ignored() -> set[str]:
+    """The names that .gitignore keeps out of the repository's top level."""
+    lines = (ROOT / ".gitignore").read_text().split()
+    return {line.strip("/") for line in lines}
+
+
+def text_files():
+    """Every text of the repository; weights, figures and what git ignores are left out."""
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        kept = parts[0] in TOP_LEVEL - {".git"} and not ignored() & set(parts)
+        kinds = {".py", ".md", ".json", ".txt", ".toml", ".yml", ".yaml", ".sh", ""}
+        if kept and path.is_file() and path.suffix in kinds:
+            yield path
+
+
+def test_no_path_of_one_machine():
+    """Catches a path that exists on the machine it was written on, and nowhere else."""
+    roots = "home|root|Users|work|workspace|mnt|tmp|private|scratch"
+    absolute = re.compile(rf"(?<![\w./~$}}>-])/(?:{roots})/[\w.-]+")
+    assert absolute.search('open("/' + 'home/somebody/x.py")'), (
+        "the pattern finds what it should"
+    )
+    texts, found = 0, []
+    for path in text_files():
+        texts += 1
+        for match in absolute.findall(path.read_text(encoding="utf-8", errors="ignore")):
+            found.append(f"{path.relative_to(ROOT)}: {match}")
+    assert texts > 20 and not found
+
+
+def test_nothing_else_stands_at_the_top():
+    """Catches scratch files, and a second place for what has one."""
+    entries = {path.name for path in ROOT.iterdir()} - ignored()
+    assert entries <= TOP_LEVEL
+
+
+def test_the_smallest_import_pulls_in_no_tools():
+    """Catches a comparison or a plot, needed by tests and lessons alone, in everybody's way."""
+    program = (
+        "import sys, torch, minilm_inf as m\n"
+        "x, n = torch.randn(3, 1, 2, 20, 8), torch.arange(20)\n"
+        "lm = m.LMInfinite(4, 2, 4)\n"
+        "a, b = (f(*x, n, n, m.Rotary(8), lm) for f in (m.attend, m.chunked_attend))\n"
+        "assert (a - b).abs().max() < 1e-5\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    loaded = set(run.stdout.split())
+    assert "minilm_inf" in loaded and "torch" in loaded
+    assert not loaded & {"transformers", "matplotlib", "pytest", "tokenizers", "accelerate"}

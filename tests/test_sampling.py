@@ -1,0 +1,80 @@
+"""Each filter against its sentence, and the draw against its probabilities."""
+
+import pytest
+import torch
+
+from minilm_inf.sampling import check, choose, keep_min_p, keep_top_k, keep_top_p, penalise
+
+
+def kept(logits) -> list[int]:
+    return (logits > -torch.inf).nonzero().flatten().tolist()
+
+
+LOGITS = torch.tensor([0.5, 0.2, 0.2, 0.06, 0.04]).log()[torch.tensor([3, 0, 4, 1, 2])]
+
+
+def test_top_k_keeps_the_largest():
+    assert kept(keep_top_k(LOGITS, 1)) == [1]
+    assert kept(keep_top_k(LOGITS, 3)) == [1, 3, 4]
+    assert kept(keep_top_k(LOGITS, 0)) == kept(keep_top_k(LOGITS, 99)) == [0, 1, 2, 3, 4]
+
+
+def test_top_p_keeps_until_the_sum_is_reached():
+    """Dropping the id that crosses p would leave nothing for a small p."""
+    assert kept(keep_top_p(LOGITS, 1e-6)) == [1]
+    assert kept(keep_top_p(LOGITS, 0.6)) in ([1, 3], [1, 4])
+    assert kept(keep_top_p(LOGITS, 0.85)) == [1, 3, 4]
+    assert kept(keep_top_p(LOGITS, 1.0)) == [0, 1, 2, 3, 4]
+
+
+def test_min_p_is_relative_to_the_likeliest():
+    assert kept(keep_min_p(LOGITS, 0.3)) == [1, 3, 4]
+    assert kept(keep_min_p(LOGITS, 0.11)) == [0, 1, 3, 4]
+    assert kept(keep_min_p(LOGITS, 0.0)) == [0, 1, 2, 3, 4]
+
+
+def test_penalty_makes_seen_ids_less_likely_whatever_their_sign():
+    """Dividing a negative logit would make it likelier."""
+    logits = torch.tensor([2.0, -2.0, 3.0])
+    assert penalise(logits, {0, 1}, 2.0).tolist() == [1.0, -4.0, 3.0]
+    assert penalise(logits, set(), 2.0) is logits
+    assert logits.tolist() == [2.0, -2.0, 3.0]
+
+
+def test_the_draw_follows_the_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [choose(LOGITS, 1.0, 0, generator=generator) for _ in range(4000)]
+    shares = torch.bincount(torch.tensor(drawn), minlength=5) / 4000
+    assert (shares - LOGITS.exp()).abs().max() < 0.03
+
+
+def test_temperature_sharpens_and_zero_is_greedy():
+    generator = torch.Generator().manual_seed(0)
+    cold = [choose(LOGITS, 0.2, 0, generator=generator) for _ in range(200)]
+    assert cold.count(1) > 190
+    assert choose(LOGITS, 0.0) == 1
+
+
+def test_equal_seeds_draw_equal_ids():
+    draws = []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(7)
+        draws.append([choose(LOGITS, 1.0, generator=generator) for _ in range(50)])
+    assert draws[0] == draws[1]
+
+
+def test_logits_that_are_not_numbers_are_an_error():
+    with pytest.raises(ValueError, match="not numbers"):
+        choose(torch.tensor([0.0, float("nan")]))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", 1),
+     ("min_p", -0.1), ("penalty", 0), ("temperature", float("nan"))],
+)  # fmt: skip
+def test_settings_out_of_range_are_named(name, value):
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0}
+    check(**settings)
+    with pytest.raises(ValueError, match=name):
+        check(**{**settings, name: value})

@@ -1,0 +1,122 @@
+"""Text to ids, ids to text as it arrives, and the text that ends a text."""
+
+import random
+
+import pytest
+
+from minilm_inf.tokenizer import StopAt, complete_bytes, load
+
+ALPHABETS = (
+    "abc xyz,.'\"\n\t",
+    "0123456789 ",
+    "éüß€漢字かな한글",
+    "👩‍👩‍👧‍👦🏳️‍🌈e\u0301\u200f שלום عربى",
+    "def f(x):\n    return x  # ▁\r\n",
+    "\x00\x01\x7f\ufffd\U0010ffff\U0001d11e",
+)
+
+
+def fuzzed_texts(count: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    texts = ["", " ", "  ", "\n", " a", "a ", "<s></s><unk>", "▁", "<0x41>"]
+    for _ in range(count):
+        alphabet = "".join(rng.sample(ALPHABETS, rng.randint(1, 3)))
+        texts.append("".join(rng.choice(alphabet) for _ in range(rng.randint(1, 30))))
+    return texts
+
+
+def test_text_survives_encoding(tokenizer):
+    """A normaliser or a missing byte would change what people write."""
+    for text in fuzzed_texts(2000):
+        expected = text.replace("▁", " ")  # sentencepiece's own space mark cannot be told from one
+        assert tokenizer.decode(tokenizer.encode(text)) == expected, repr(text)
+
+
+def test_bos_only_where_it_is_asked_for(tokenizer):
+    assert tokenizer.encode("a")[0] == tokenizer.bos_id
+    assert tokenizer.encode("a")[1:] == tokenizer.encode("a", bos=False)
+    assert tokenizer.encode("") == [tokenizer.bos_id]
+    assert tokenizer.encode("", bos=False) == []
+
+
+def test_every_digit_is_a_token(tokenizer):
+    """Digits merged into pieces would make a pass key another task."""
+    assert len(tokenizer.encode(" 40721", bos=False)) == len(tokenizer.encode(" ", bos=False)) + 5
+
+
+def test_streamed_text_is_decoded_text(tokenizer):
+    """Ids decoded one by one lose spaces and tear characters apart."""
+    rng = random.Random(1)
+    for text in fuzzed_texts(1500, seed=2):
+        ids = tokenizer.encode(text)
+        if rng.random() < 0.3:  # any ids at all, torn bytes among them
+            ids = [rng.randrange(tokenizer.vocab_size) for _ in range(20)]
+        if rng.random() < 0.2:
+            ids = [rng.randrange(3, 259) for _ in range(12)]  # bytes in any order
+        stream = tokenizer.stream()
+        pieces = [stream.push(id) for id in ids] + [stream.flush()]
+        assert "".join(pieces) == tokenizer.decode(ids), (text, ids)
+
+
+def test_half_a_character_is_never_shown(tokenizer):
+    """Printing at every id would show replacement marks inside an emoji."""
+    stream = tokenizer.stream(begun=True)
+    shown = [stream.push(id) for id in tokenizer.encode("漢👩", bos=False)]
+    assert all("\ufffd" not in piece for piece in shown)
+    assert "".join(shown).endswith("漢👩")
+
+
+def test_a_continuation_keeps_its_first_space(tokenizer):
+    """Decoding the reply by itself would glue its first word to the prompt."""
+    ids = tokenizer.encode("the", bos=False)
+    assert tokenizer.stream(begun=False).push(ids[0])[0] != " "
+    assert tokenizer.stream(begun=True).push(ids[0])[0] == " "
+
+
+def test_complete_bytes_waits_only_for_what_can_become_a_character():
+    assert complete_bytes("aé".encode()) == 3
+    assert complete_bytes("aé".encode()[:2]) == 1
+    assert complete_bytes(b"\xe2\xe2\x82") == 1  # the first can no longer become anything
+    assert complete_bytes(b"\xff\xfe") == 2
+    assert complete_bytes(b"\xed\xa0") == 2  # a surrogate is no character
+    assert complete_bytes(b"\xf0\x9f\x91") == 0
+
+
+def test_ids_out_of_range_are_refused(tokenizer):
+    for id in (-1, tokenizer.vocab_size):
+        with pytest.raises(ValueError, match="out of range"):
+            tokenizer.decode([id])
+
+
+def test_text_that_is_not_unicode_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="not Unicode"):
+        tokenizer.encode("\ud83d")
+
+
+def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer.model"):
+        load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="not a readable sentencepiece model"):
+        load(tmp_path)
+
+
+def test_a_stop_text_is_found_however_it_is_cut():
+    """Comparing token by token misses a stop text that arrives split."""
+    rng = random.Random(3)
+    for _ in range(500):
+        stops = ["".join(rng.choice("ab") for _ in range(rng.randint(1, 4))) for _ in range(2)]
+        text = "".join(rng.choice("abc") for _ in range(20))
+        stop, shown, at = StopAt(stops), "", 0
+        while at < len(text) and not stop.stopped:
+            cut = rng.randint(1, 3)
+            shown += stop.push(text[at : at + cut])
+            at += cut
+            seen = text[:at]
+            assert all(s not in shown for s in stops)
+            assert stop.stopped == any(s in seen for s in stops)
+        found = [text.find(s) for s in stops if s in text[:at]]
+        if found:
+            assert shown == text[: min(found)]
+        else:
+            assert shown + stop.flush() == text
