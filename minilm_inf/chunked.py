@@ -2,9 +2,9 @@
 
 A chunk of queries sees two runs of keys: the window, which ends at the chunk, and the first n_global
 keys, once they have left the window. Each run is one product of its own, because the two stand at
-different distances: the window at its true ones, the starting keys at the ceiling. Their logits then
-share a softmax. A run of keys that is longer than a block (without a window, all of the past) is cut
-into blocks, each with a softmax of its own, which are joined exactly by their log-sum-exps.
+different distances: the window at its true ones, the starting keys at the ceiling. The two
+softmaxes are then joined exactly by their log-sum-exp. In the same way a run that is longer than a
+block (without a window: all of the past) is read block by block.
 
 What depends on positions alone (which keys, which mask, which angles) is worked out once, by `Sight`,
 and used by every layer.
@@ -28,6 +28,8 @@ QUERIES_PER_CHUNK = 256
 KEYS_PER_BLOCK = 4096  # a softmax has at most 256 x 4096 logits per head, whatever n is
 MASKS_KEPT = 64
 FUTURE = 1 << 62  # a position, and a distance, beyond all others
+FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""PyTorch's fused attention where it also returns the log-sum-exp; without it, plain products."""
 
 
 class Keys(NamedTuple):
@@ -55,10 +57,10 @@ class Part(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A run of queries, and what they see: blocks of parts, of which each has one softmax."""
+    """A run of queries, and the parts that they see, each of which has a softmax of its own."""
 
     queries: slice
-    blocks: list[list[Part]]
+    parts: list[Part]
     capped: bool  # some of it stands at the ceiling
     blind: Tensor | None  # True where a query sees nothing at all: (T, 1) or (B, 1, T, 1)
 
@@ -137,6 +139,7 @@ class Sight:
             self.place_at_ceiling = at_ceiling(
                 scheme, lm.distance_ceiling, like.dtype, like.device
             )
+        self.fused = FUSED if like.device.type == "cpu" else None
         self.is_vanilla = self._is_vanilla()
         self.masks_made: dict = {}
         short = q_positions.shape[-1] <= QUERIES_PER_CHUNK
@@ -168,32 +171,30 @@ class Sight:
         at_distance, at_top = self._by_key_head(placed), None
         if chunk.capped:
             at_top = self._by_key_head(self.place_at_ceiling(unplaced))
-        joined = len(chunk.blocks) > 1
-        gathered = [
-            self._gather(block, at_distance, at_top, shape[2], runs, joined)
-            for block in chunk.blocks
-        ]
-        seen = join(gathered).view(shape) if gathered else torch.zeros_like(placed)
-        return seen if chunk.blind is None else seen.masked_fill(chunk.blind, 0)
+        seen = None
+        for part in chunk.parts:
+            more = self._gather(part, at_distance, at_top, shape[2], runs[part.run])
+            seen = more if seen is None else join(seen, more)
+        if seen is None:
+            return torch.zeros_like(placed)
+        out = seen[0].view(shape)
+        return out if chunk.blind is None else out.masked_fill(chunk.blind, 0)
 
     def _by_key_head(self, q: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, H_kv, H / H_kv * T, D): together what shares a key head."""
         return q.reshape(q.shape[0], self.n_kv_head, -1, q.shape[-1])
 
-    def _gather(self, block: list[Part], at_distance, at_top, n_queries: int, runs, joined: bool):
-        """One softmax over a block: the weighted values (B, H_kv, H / H_kv * T, D), and if `joined`
-        the log of the softmax's sum (B, H_kv, H / H_kv * T, 1)."""
-        logits = [self._logits(p, at_distance, at_top, n_queries, runs[p.run]) for p in block]
-        counts = [x.shape[-1] for x in logits]
-        logits = logits[0] if len(logits) == 1 else torch.cat(logits, -1)
-        weights = logits.softmax(-1)
-        gathered = None
-        for part, share in zip(block, weights.split(counts, -1)):
-            values = self._run_of(runs[part.run].values, part)
-            if part.blank is not None:
-                values = values.masked_fill(part.blank, 0)
-            gathered = share @ values if gathered is None else gathered + share @ values
-        return gathered, logits.logsumexp(-1, keepdim=True) if joined else None
+    def _gather(self, part: Part, at_distance, at_top, n_queries: int, keys: Keys):
+        """One softmax over a part: the weighted values (B, H_kv, H / H_kv * T, D), and the log of
+        the softmax's sum (B, H_kv, H / H_kv * T)."""
+        values = self._run_of(keys.values, part)
+        if self.fused and part.beyond is None and part.bias is None and part.hidden is None:
+            q, k = (at_top, keys.unplaced) if part.capped else (at_distance, keys.placed)
+            return self.fused(q, self._run_of(k, part), values, scale=1.0)
+        if part.blank is not None:
+            values = values.masked_fill(part.blank, 0)
+        logits = self._logits(part, at_distance, at_top, n_queries, keys)
+        return logits.softmax(-1) @ values, logits.logsumexp(-1)
 
     def _run_of(self, x: Tensor, part: Part) -> Tensor:
         """A part's piece of a run's tensor, in the dtype of the softmax: (B, H_kv, S, D)."""
@@ -223,6 +224,8 @@ class Sight:
         q, k = self.q_positions, self.runs["window"]
         if self.scheme.has_bias or q.shape != k.shape or k.dim() > 1 or not torch.equal(q, k):
             return False
+        if len(k) == 0:
+            return False
         first, last = self.spans["window"]
         sees_starting = len(self.runs["starting"]) and (
             last - self.spans["starting"][0] >= self.n_local
@@ -240,24 +243,10 @@ class Sight:
             most = KEYS_PER_BLOCK * QUERIES_PER_CHUNK // (queries.stop - queries.start)
             parts = list(self._parts("window", q, 0, self.n_local, most))
             parts += self._parts("starting", q, self.n_local, FUTURE, most)
-            blocks, room = [], 0
-            for part in parts:
-                count = self._count(part)
-                if count > room:
-                    blocks.append([])
-                    room = most
-                blocks[-1].append(part)
-                room -= count
             capped = any(part.capped or part.beyond is not None for part in parts)
             blinds = [part.blind for part in parts]
             blind = None if None in blinds or not blinds else torch.stack(blinds).all(0)
-            yield Chunk(queries, blocks, capped, blind)
-
-    def _count(self, part: Part) -> int:
-        """How many keys a part has."""
-        if part.keys is None:
-            return self.runs[part.run].shape[-1]
-        return part.keys.stop - part.keys.start
+            yield Chunk(queries, parts, capped, blind)
 
     def _parts(self, run: str, q: Tensor, nearest: int, too_far: int, most: int):
         """The parts of a run that lie at nearest <= d < too_far of any of these queries."""
@@ -355,13 +344,12 @@ def all_between(q_span, k_span, nearest: int, too_far: int) -> bool:
     return k_first >= 0 and q_first - k_last >= nearest and q_last - k_first < too_far
 
 
-def join(gathered: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """Softmaxes over disjoint keys as one softmax over all of them, exactly.
+def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two softmaxes over different keys as one softmax over all of them, exactly.
 
-    Each has its weighted values (..., D) and the log of its sum (..., 1); a softmax's share of the
-    whole is its sum's share of all sums.
+    Each is its weighted values (..., D) and the log of its sum (...); each one's share of the whole
+    is its sum's share of both sums.
     """
-    if len(gathered) == 1:
-        return gathered[0][0]
-    values, log_sums = (torch.stack(x) for x in zip(*gathered))
-    return (log_sums.softmax(0) * values).sum(0)
+    (values, log_sum), (other_values, other_log_sum) = one, other
+    share = (log_sum - other_log_sum).sigmoid().unsqueeze(-1)
+    return other_values.lerp(values, share), torch.logaddexp(log_sum, other_log_sum)

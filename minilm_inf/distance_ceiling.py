@@ -20,9 +20,11 @@ from .lambda_mask import distances
 def at_ceiling(scheme, ceiling: int, dtype: torch.dtype, device):
     """A function that places every query where it stands when it looks at a capped key.
 
-    It is the same for all queries, layers and steps, and so is made once.
+    It is the same for all queries, layers and steps, and so is made once, and outside inference
+    mode: no gradient could pass what is made there.
     """
-    return scheme.at(torch.tensor([ceiling]), dtype, device)
+    with torch.inference_mode(False):
+        return scheme.at(torch.tensor([ceiling]), dtype, device)
 
 
 def capped_logits(q, k, q_positions, k_positions, scheme, ceiling, scale) -> Tensor:
