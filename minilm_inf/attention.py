@@ -47,7 +47,9 @@ def attend(
     heads_per_key = q.shape[1] // k.shape[1]
     k, v = (x.to(exact).repeat_interleave(heads_per_key, 1) for x in (k, v))  # (B, H, S, D)
 
-    visible = lambda_mask(q_positions, k_positions, lm).unsqueeze(-3)  # (1, T, S) or (B, 1, T, S)
+    visible = lambda_mask(q_positions, k_positions, lm).unsqueeze(
+        -3
+    )  # (1, T, S) or (B, 1, T, S)
     logits = capped_logits(
         q.to(exact), k, q_positions, k_positions, scheme, lm.distance_ceiling, scale
     )
@@ -70,7 +72,10 @@ def check_shapes(q, k, v, q_positions, k_positions):
             "q and k must agree in B and D, and H must be a multiple of H_kv, not "
             f"{tuple(q.shape)} and {tuple(k.shape)}"
         )
-    for name, positions, x in (("q_positions", q_positions, q), ("k_positions", k_positions, k)):
+    for name, positions, x in (
+        ("q_positions", q_positions, q),
+        ("k_positions", k_positions, k),
+    ):
         length, batch = x.shape[2], x.shape[0]
         if tuple(positions.shape) not in ((length,), (batch, length)):
             raise ValueError(

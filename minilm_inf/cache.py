@@ -43,19 +43,23 @@ class Cache:
     def nbytes(self) -> int:
         return sum(layer.window.nbytes + layer.starting.nbytes for layer in self.layers)
 
-    def positions(self, n_new: int) -> tuple[Tensor, Tensor, Tensor]:
+    def positions(self, n_new: int, by_slot: bool) -> tuple[range, range | Tensor, range]:
         """Positions of the next n_new tokens, of the window's keys as these find it, and of the
-        starting keys, in the order in which LayerCache.extend returns them."""
+        starting keys, all as LayerCache.extend returns them.
+
+        by_slot: whether the order of a ring that has turned matters. It does for a bias, and for a
+        ceiling inside the window; other keys carry their positions, and which they are is enough.
+        """
+        by_slot = by_slot or self.layers[0].window.keeps_both
         end, limit = self.length + n_new, self.lm.n_local
-        queries = torch.arange(self.length, end)
-        if limit is None or end <= limit:
-            window = torch.arange(end)
-        elif n_new == 1:
+        oldest = 0
+        if limit is not None and end > limit:
+            oldest = self.length - limit + (n_new == 1)
+        window = range(max(0, oldest), end)
+        if by_slot and n_new == 1 and oldest > 0:
             slots = torch.arange(limit)
             window = self.length - (self.length - slots) % limit
-        else:
-            window = torch.arange(max(0, self.length - limit), end)
-        return queries, window, torch.arange(self.layers[0].n_starting(end))
+        return range(self.length, end), window, range(self.layers[0].n_starting(end))
 
 
 class LayerCache:
@@ -118,13 +122,23 @@ class Rows:
     kinds: which of Keys' three tensors are kept at all.
     """
 
-    def __init__(self, kinds: Keys, shape: tuple[int, int, int], limit: int | None, dtype, device):
+    def __init__(
+        self, kinds: Keys, shape: tuple[int, int, int], limit: int | None, dtype, device
+    ):
         batch, n_kv_head, head_dim = shape
         self.limit = limit
         empty = (batch, n_kv_head, 0, head_dim)
         self.buffers = Keys(
-            *(torch.empty(empty, dtype=dtype, device=device) if kept else None for kept in kinds)
+            *(
+                torch.empty(empty, dtype=dtype, device=device) if kept else None
+                for kept in kinds
+            )
         )
+
+    @property
+    def keeps_both(self) -> bool:
+        """Whether keys are kept placed and unplaced, since they may stand below the ceiling or at it."""
+        return self.buffers.placed is not None and self.buffers.unplaced is not None
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +151,7 @@ class Rows:
         for buffer, x in zip(self.buffers, new):
             if buffer is not None:
                 x = x if count == x.shape[2] else x.narrow(2, first, count)
-                buffer.narrow(2, slot, count).copy_(x.detach())
+                buffer.narrow(2, slot, count).copy_(x.detach() if x.requires_grad else x)
 
     def read(self, first: int, count: int) -> Keys:
         """Views of `count` slots from `first` on."""

@@ -59,75 +59,83 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
         raise ValueError(f"dtype must be None or one of {listed}, not {dtype!r}")
     stored = find_tensors(folder)
     model = _build_on_meta(config, stored, folder)
-    places = match(model, stored, folder)
+    check(model, stored, folder)
     _check_tied_head(config, stored)
     if dtype is None:
-        on_cpu = device.type == "cpu"
-        dtype = torch.float32 if on_cpu else FLOATS[places["embed.weight"].dtype]
-    fill(model, places, device, dtype)
+        embedding = stored[FAMILIES[config.family].KEYS["embed.weight"]]
+        dtype = torch.float32 if device.type == "cpu" else FLOATS[embedding.dtype]
+    fill(model, stored, device, dtype)
     return model.eval()
 
 
-def checkpoint_name(name: str, keys: dict[str, str]) -> str:
-    """The name of our parameter in a checkpoint.
+def named_pieces(model: Transformer) -> dict[str, torch.Tensor]:
+    """The tensors that a checkpoint of this model holds, by its names, as views of ours.
 
-    >>> checkpoint_name("blocks.7.mlp.up.weight", llama.KEYS)
-    'model.layers.7.mlp.up_proj.weight'
+    Where one parameter of ours stacks several of theirs, each is a view of its rows. A tied head
+    is none.
     """
-    layer = re.search(r"\.(\d+)\.", name)
-    if layer is None:
-        return keys[name]
-    return keys[name.replace(layer[0], ".{}.", 1)].format(layer[1])
+    keys, pieces = FAMILIES[model.config.family].KEYS, {}
+    for name, parameter in model.named_parameters():
+        layer = re.search(r"\.(\d+)\.", name)
+        theirs = keys[name if layer is None else name.replace(layer[0], ".{}.", 1)]
+        if isinstance(theirs, str):
+            theirs, views = (theirs,), (parameter,)
+        else:
+            views = parameter.split(model.get_submodule(name.rpartition(".")[0]).rows)
+        for pattern, view in zip(theirs, views, strict=True):
+            pieces[pattern.format(layer and layer[1])] = view
+    return pieces
 
 
-def match(model: nn.Module, stored: dict[str, Stored], folder: Path) -> dict[str, Stored]:
-    """For each parameter of a model, its tensor in the files; a tied head is no parameter.
+def check(model: Transformer, stored: dict[str, Stored], folder: Path):
+    """Raise ValueError, with the tensor's name, where the files and the model do not fit.
 
-    Raises ValueError, with the tensor's name, for one that is missing, surplus, of another
-    shape, or of a dtype that holds no plain floats.
+    That is a tensor which is missing, surplus, of another shape, or of a dtype that holds no
+    plain floats.
     """
     family = FAMILIES[model.config.family]
-    parameters = dict(model.named_parameters())
-    names = {ours: checkpoint_name(ours, family.KEYS) for ours in parameters}
-    for theirs in names.values():
-        if theirs not in stored:
+    pieces = named_pieces(model)
+    for name in pieces:
+        if name not in stored:
             raise ValueError(
-                f"the tensor {theirs} is missing from {folder}: fetch the whole checkpoint, "
+                f"the tensor {name} is missing from {folder}: fetch the whole checkpoint, "
                 "with the config.json that belongs to it"
             )
     layers = range(model.config.n_layer)
     allowed = {pattern.format(layer) for pattern in family.IGNORED for layer in layers}
-    allowed |= {*names.values(), family.KEYS.get("head.weight") if model.config.tied else None}
+    allowed |= {*pieces, family.KEYS.get("head.weight") if model.config.tied else None}
     surplus = next((name for name in stored if name not in allowed), None)
     if surplus is not None:
         raise ValueError(
             f"the tensor {surplus} in {stored[surplus].path} has no place in the model that "
             "config.json describes: the two do not belong together, or it is not implemented"
         )
-    for ours, parameter in parameters.items():
-        place = stored[names[ours]]
-        if place.shape != tuple(parameter.shape):
+    for name, piece in pieces.items():
+        place = stored[name]
+        if place.shape != tuple(piece.shape):
             raise ValueError(
-                f"the tensor {place.name} in {place.path} has the shape {place.shape}, but "
-                f"config.json asks for {tuple(parameter.shape)}: the two do not belong together"
+                f"the tensor {name} in {place.path} has the shape {place.shape}, but "
+                f"config.json asks for {tuple(piece.shape)}: the two do not belong together"
             )
         if place.dtype not in FLOATS:
             raise ValueError(
-                f"the tensor {place.name} in {place.path} is stored as {place.dtype}, which is "
+                f"the tensor {name} in {place.path} is stored as {place.dtype}, which is "
                 f"not implemented: use a checkpoint in one of {', '.join(FLOATS)}"
             )
-    return {ours: stored[theirs] for ours, theirs in names.items()}
 
 
-def fill(model: nn.Module, places: dict[str, Stored], device: torch.device, dtype: torch.dtype):
-    """Give each parameter of a model on the meta device its numbers, one tensor at a time."""
-    for name, place in places.items():
-        target = torch.empty(place.shape, dtype=dtype, device=device)
-        place.read_into(target)
+def fill(
+    model: Transformer, stored: dict[str, Stored], device: torch.device, dtype: torch.dtype
+):
+    """Give a model on the meta device its memory, then its numbers, one tensor at a time."""
+    for name, parameter in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(target, requires_grad=False))
+        memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
     if model.config.tied:
         model.head.weight = model.embed.weight
+    for name, piece in named_pieces(model).items():
+        stored[name].read_into(piece)
 
 
 def _build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> Transformer:
@@ -173,9 +181,11 @@ def save(model: Transformer, folder):
     """
     folder = Path(folder)
     family = FAMILIES[model.config.family]
+    # Each tensor in memory of its own: safetensors refuses what shares some.
+    pieces = named_pieces(model).items()
     tensors = {
-        checkpoint_name(name, family.KEYS): parameter.detach().contiguous()
-        for name, parameter in model.named_parameters()
+        name: piece.detach().clone(memory_format=torch.contiguous_format)
+        for name, piece in pieces
     }
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     raw = {**family.config_to_hf(model.config), "torch_dtype": dtype}

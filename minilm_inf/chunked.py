@@ -29,7 +29,9 @@ KEYS_PER_BLOCK = 4096  # a softmax has at most 256 x 4096 logits per head, whate
 MASKS_KEPT = 64
 FUTURE = 1 << 62  # a position, and a distance, beyond all others
 FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-"""PyTorch's fused attention where it also returns the log-sum-exp; without it, plain products."""
+FUSED = FUSED and FUSED.default
+"""PyTorch's fused attention that also returns the log-sum-exp, but passes no gradient back from there;
+so training, and machines without it, use plain products."""
 
 
 class Keys(NamedTuple):
@@ -49,7 +51,9 @@ class Part(NamedTuple):
     run: str  # "window" or "starting"
     keys: slice | None  # None: all of the run
     capped: bool  # all of these keys stand at the ceiling
-    beyond: Tensor | None = None  # True where d >= ceiling, if d lies on both sides: (..., T, S)
+    beyond: Tensor | None = (
+        None  # True where d >= ceiling, if d lies on both sides: (..., T, S)
+    )
     bias: Tensor | None = None  # the scheme's bias: (H_kv, H / H_kv, T, S), or (B, ...)
     hidden: Tensor | None = None  # True where a query does not see a key: (..., T, S)
     blank: Tensor | None = None  # True where no query of the chunk sees a key: (..., S, 1)
@@ -118,32 +122,40 @@ class Sight:
     """What queries at some positions see, worked out from positions alone, once for all layers.
 
     q_positions, k_positions and starting_positions are integers on the CPU, (T,), (S,) and (S',),
-    or each with B in front. k_positions are the window's keys, the queries' own at their end;
-    starting_positions are those of the first n_global tokens, which the window may hold as well.
-    `like` is a tensor of the model's dtype and device. The scheme sees all positions moved by
-    `shift`, which no logit depends on.
+    or each with B in front; or ranges, where they are consecutive, which cost a decode step less.
+    k_positions are the window's keys, the queries' own at their end; starting_positions are those
+    of the first n_global tokens, which the window may hold as well. `like` is a tensor of the
+    model's dtype and device. The scheme sees all positions moved by `shift`, which no logit
+    depends on.
     """
 
     def __init__(
         self, q_positions, k_positions, starting_positions, scheme, lm, n_kv_head, like, shift=0
     ):
-        self.q_positions, self.scheme, self.lm = q_positions, scheme, lm
+        self.scheme, self.lm = scheme, lm
         self.runs = {"window": k_positions, "starting": starting_positions}
         self.spans = {name: span(positions) for name, positions in self.runs.items()}
-        self.n_local = FUTURE if lm.n_local is None else lm.n_local
+        self.is_vanilla = self._is_vanilla(q_positions)
+        self.q_positions, self.q_span = as_tensor(q_positions), span(q_positions)
         self.n_kv_head, self.device = n_kv_head, like.device
         self.exact = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.place = scheme.at(q_positions + shift, like.dtype, like.device)
-        self.ceiling = FUTURE if lm.distance_ceiling is None else lm.distance_ceiling
+        self.fused = FUSED if like.device.type == "cpu" else None
+        self.place = scheme.at(self.q_positions + shift, like.dtype, like.device)
         if lm.distance_ceiling is not None:
             self.place_at_ceiling = at_ceiling(
                 scheme, lm.distance_ceiling, like.dtype, like.device
             )
-        self.fused = FUSED if like.device.type == "cpu" else None
-        self.is_vanilla = self._is_vanilla()
         self.masks_made: dict = {}
-        short = q_positions.shape[-1] <= QUERIES_PER_CHUNK
+        short = self.q_positions.shape[-1] <= QUERIES_PER_CHUNK
         self.plan = list(self._chunks()) if short and not self.is_vanilla else None
+
+    @property
+    def n_local(self) -> int:
+        return FUTURE if self.lm.n_local is None else self.lm.n_local
+
+    @property
+    def ceiling(self) -> int:
+        return FUTURE if self.lm.distance_ceiling is None else self.lm.distance_ceiling
 
     def attend(self, q: Tensor, window: Keys, starting: Keys, scale: float | None) -> Tensor:
         """What each query (B, H, T, D), not yet placed, gathers from both runs: (B, H, T, D)."""
@@ -154,46 +166,49 @@ class Sight:
                 enable_gqa=q.shape[1] != self.n_kv_head,
             )  # fmt: skip
         runs = {"window": window, "starting": starting}
-        unplaced = q.to(self.exact) * scale
+        unplaced = q.to(self.exact)
         placed = self.place(unplaced)
         if self.plan is not None and len(self.plan) == 1:  # one chunk, as in every decode step
-            return self._attend_chunk(self.plan[0], placed, unplaced, runs).to(q.dtype)
+            return self._attend_chunk(self.plan[0], placed, unplaced, runs, scale).to(q.dtype)
         out = torch.empty_like(q)
         for chunk in self.plan or self._chunks():
             here = chunk.queries
-            seen = self._attend_chunk(chunk, placed[:, :, here], unplaced[:, :, here], runs)
-            out[:, :, here] = seen.to(q.dtype)
+            pieces = placed[:, :, here], unplaced[:, :, here]
+            out[:, :, here] = self._attend_chunk(chunk, *pieces, runs, scale).to(q.dtype)
         return out
 
-    def _attend_chunk(self, chunk: Chunk, placed: Tensor, unplaced: Tensor, runs) -> Tensor:
+    def _attend_chunk(self, chunk: Chunk, placed, unplaced, runs, scale: float) -> Tensor:
         """One chunk's queries, (B, H, T, D) placed at their positions and not placed."""
         shape = placed.shape
         at_distance, at_top = self._by_key_head(placed), None
         if chunk.capped:
             at_top = self._by_key_head(self.place_at_ceiling(unplaced))
-        seen = None
-        for part in chunk.parts:
-            more = self._gather(part, at_distance, at_top, shape[2], runs[part.run])
-            seen = more if seen is None else join(seen, more)
-        if seen is None:
+        seen = [
+            self._gather(part, at_distance, at_top, shape[2], runs[part.run], scale)
+            for part in chunk.parts
+        ]
+        if not seen:
             return torch.zeros_like(placed)
-        out = seen[0].view(shape)
+        out = join(seen).view(shape)
         return out if chunk.blind is None else out.masked_fill(chunk.blind, 0)
 
     def _by_key_head(self, q: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, H_kv, H / H_kv * T, D): together what shares a key head."""
         return q.reshape(q.shape[0], self.n_kv_head, -1, q.shape[-1])
 
-    def _gather(self, part: Part, at_distance, at_top, n_queries: int, keys: Keys):
+    def _gather(
+        self, part: Part, at_distance, at_top, n_queries: int, keys: Keys, scale: float
+    ):
         """One softmax over a part: the weighted values (B, H_kv, H / H_kv * T, D), and the log of
         the softmax's sum (B, H_kv, H / H_kv * T)."""
         values = self._run_of(keys.values, part)
         if self.fused and part.beyond is None and part.bias is None and part.hidden is None:
             q, k = (at_top, keys.unplaced) if part.capped else (at_distance, keys.placed)
-            return self.fused(q, self._run_of(k, part), values, scale=1.0)
+            if not (q.requires_grad or k.requires_grad or values.requires_grad):
+                return self.fused(q, self._run_of(k, part), values, scale=scale)
         if part.blank is not None:
             values = values.masked_fill(part.blank, 0)
-        logits = self._logits(part, at_distance, at_top, n_queries, keys)
+        logits = self._logits(part, at_distance, at_top, n_queries, keys, scale)
         return logits.softmax(-1) @ values, logits.logsumexp(-1)
 
     def _run_of(self, x: Tensor, part: Part) -> Tensor:
@@ -201,17 +216,19 @@ class Sight:
         x = x if part.keys is None else x[:, :, part.keys]
         return x if x.dtype == self.exact else x.to(self.exact)
 
-    def _logits(self, part: Part, at_distance, at_top, n_queries: int, keys: Keys) -> Tensor:
+    def _logits(
+        self, part: Part, at_distance, at_top, n_queries: int, keys: Keys, scale: float
+    ):
         """The logits of one part, hidden keys at the lowest number: (B, H_kv, H / H_kv * T, S)."""
         if part.capped:
-            logits = at_top @ self._run_of(keys.unplaced, part).mT
+            logits = (at_top * scale) @ self._run_of(keys.unplaced, part).mT
         else:
-            logits = at_distance @ self._run_of(keys.placed, part).mT
+            logits = (at_distance * scale) @ self._run_of(keys.placed, part).mT
         if part.beyond is None and part.bias is None and part.hidden is None:
             return logits
         logits = logits.unflatten(2, (-1, n_queries))  # (B, H_kv, H / H_kv, T, S)
         if part.beyond is not None:
-            capped = at_top @ self._run_of(keys.unplaced, part).mT
+            capped = (at_top * scale) @ self._run_of(keys.unplaced, part).mT
             logits = torch.where(part.beyond, capped.view(logits.shape), logits)
         if part.bias is not None:
             logits = logits + part.bias
@@ -219,19 +236,18 @@ class Sight:
             logits = logits.masked_fill(part.hidden, torch.finfo(self.exact).min)
         return logits.flatten(2, 3)
 
-    def _is_vanilla(self) -> bool:
+    def _is_vanilla(self, q_positions) -> bool:
         """Whether this is plain causal attention: one run of tokens, all local, below the ceiling."""
-        q, k = self.q_positions, self.runs["window"]
-        if self.scheme.has_bias or q.shape != k.shape or k.dim() > 1 or not torch.equal(q, k):
+        if self.scheme.has_bias or span(q_positions) is None:
             return False
-        if len(k) == 0:
+        if self.spans["window"] != span(q_positions) or not same(
+            q_positions, self.runs["window"]
+        ):
             return False
         first, last = self.spans["window"]
-        sees_starting = len(self.runs["starting"]) and (
-            last - self.spans["starting"][0] >= self.n_local
-        )
+        starting = self.spans["starting"]
         near = last - first < self.n_local and last - first <= self.ceiling
-        return first >= 0 and near and not sees_starting
+        return first >= 0 and near and (starting is None or last - starting[0] < self.n_local)
 
     def _chunks(self):
         """The chunks, in order; a part that a chunk does not see at all is left out."""
@@ -239,23 +255,21 @@ class Sight:
         for start in range(0, length, QUERIES_PER_CHUNK):
             queries = slice(start, min(start + QUERIES_PER_CHUNK, length))
             q = self.q_positions[..., queries]
+            q_span = self.q_span if q.shape[-1] == length else span(q)
             # Fewer queries may share a softmax with more keys: a decode step has but one block.
             most = KEYS_PER_BLOCK * QUERIES_PER_CHUNK // (queries.stop - queries.start)
-            parts = list(self._parts("window", q, 0, self.n_local, most))
-            parts += self._parts("starting", q, self.n_local, FUTURE, most)
+            parts = list(self._parts("window", q, q_span, 0, self.n_local, most))
+            parts += self._parts("starting", q, q_span, self.n_local, FUTURE, most)
             capped = any(part.capped or part.beyond is not None for part in parts)
             blinds = [part.blind for part in parts]
             blind = None if None in blinds or not blinds else torch.stack(blinds).all(0)
             yield Chunk(queries, parts, capped, blind)
 
-    def _parts(self, run: str, q: Tensor, nearest: int, too_far: int, most: int):
+    def _parts(self, run: str, q: Tensor, q_span, nearest: int, too_far: int, most: int):
         """The parts of a run that lie at nearest <= d < too_far of any of these queries."""
-        k = self.runs[run]
-        if k.shape[-1] == 0:
-            return
-        q_span, k_span = span(q), self.spans[run]
+        k, k_span = self.runs[run], self.spans[run]
         if all_between(q_span, k_span, nearest, too_far):
-            start, stop = 0, k.shape[-1]
+            start, stop = 0, len(k)
             if stop <= most and not self.scheme.has_bias:
                 if q_span[1] - k_span[0] < self.ceiling:
                     yield Part(run, None, capped=False)
@@ -263,7 +277,10 @@ class Sight:
                 if q_span[0] - k_span[1] >= self.ceiling:
                     yield Part(run, None, capped=True)
                     return
-        else:
+        k = self.runs[run] = as_tensor(k)
+        if k.shape[-1] == 0:
+            return
+        if not all_between(q_span, k_span, nearest, too_far):
             oldest = (q[..., :1] - too_far + 1).clamp(min=0)
             newest = q[..., -1:] - nearest
             k = k.contiguous()
@@ -284,7 +301,9 @@ class Sight:
 
         They depend on distances alone, so the chunks in the middle of a long text share them.
         """
-        origin = k.min() if bool((k >= 0).all()) else 0  # padding is known by its absolute position
+        origin = (
+            k.min() if bool((k >= 0).all()) else 0
+        )  # padding is known by its absolute position
         key = (nearest, (q - origin).numpy().tobytes(), (k - origin).numpy().tobytes())
         if key not in self.masks_made:
             if len(self.masks_made) >= MASKS_KEPT:
@@ -328,8 +347,25 @@ class Sight:
         return mask.to(self.device)
 
 
-def span(positions: Tensor) -> tuple[int, int] | None:
+def as_tensor(positions) -> Tensor:
+    """Positions as a tensor, if they are a range."""
+    if isinstance(positions, range):
+        return torch.arange(positions.start, positions.stop)
+    return positions
+
+
+def same(positions, others) -> bool:
+    """Whether two runs of positions, tensors or ranges, are equal."""
+    if isinstance(positions, range) and isinstance(others, range):
+        return positions == others
+    positions, others = as_tensor(positions), as_tensor(others)
+    return positions.shape == others.shape and torch.equal(positions, others)
+
+
+def span(positions) -> tuple[int, int] | None:
     """The first and the last of some positions; None where there is none, or rows differ."""
+    if isinstance(positions, range):
+        return (positions.start, positions.stop - 1) if positions else None
     if positions.dim() > 1 or len(positions) == 0:
         return None
     first, last = positions.aminmax()
@@ -344,12 +380,16 @@ def all_between(q_span, k_span, nearest: int, too_far: int) -> bool:
     return k_first >= 0 and q_first - k_last >= nearest and q_last - k_first < too_far
 
 
-def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two softmaxes over different keys as one softmax over all of them, exactly.
+def join(seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Softmaxes over different keys as one softmax over all of them, exactly.
 
     Each is its weighted values (..., D) and the log of its sum (...); each one's share of the whole
-    is its sum's share of both sums.
+    is its sum's share of all sums.
     """
-    (values, log_sum), (other_values, other_log_sum) = one, other
-    share = (log_sum - other_log_sum).sigmoid().unsqueeze(-1)
-    return other_values.lerp(values, share), torch.logaddexp(log_sum, other_log_sum)
+    values, log_sum = seen[0]
+    for number, (other, other_log_sum) in enumerate(seen[1:], 2):
+        share = (log_sum - other_log_sum).sigmoid().unsqueeze(-1)
+        values = other.lerp(values, share)
+        if number < len(seen):
+            log_sum = torch.logaddexp(log_sum, other_log_sum)
+    return values

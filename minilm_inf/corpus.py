@@ -89,7 +89,17 @@ SOURCES = {
 def plain(paragraphs: Iterator[str]) -> str:
     """Paragraphs as lines of plain text: straight quotes, single spaces, no empty line."""
     marks = str.maketrans(
-        {"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "–": "-", "…": "...", "•": "-", "_": None}
+        {
+            "“": '"',
+            "”": '"',
+            "‘": "'",
+            "’": "'",
+            "—": "--",
+            "–": "-",
+            "…": "...",
+            "•": "-",
+            "_": None,
+        }
     )
     lines = (" ".join(p.translate(marks).split()) for p in paragraphs)
     return unicodedata.normalize("NFC", "\n".join(line for line in lines if line)) + "\n"
@@ -138,8 +148,12 @@ def web(package: Path) -> Iterator[tuple[str, str]]:
             osis = zlib.decompress(blocks[start : start + size]).decode("utf-8")
             book = re.match(r'<div canonical="true" osisID="(\w+)"', osis)
             if book:
-                osis = re.sub(r"<(note|title)\b[^>]*(?<!/)>.*?</\1>", " ", osis, flags=re.DOTALL)
-                osis = re.sub(r'<(chapter|div[^>]*type="x-p")[^>]*>', "\0", osis.replace("\n", " "))
+                osis = re.sub(
+                    r"<(note|title)\b[^>]*(?<!/)>.*?</\1>", " ", osis, flags=re.DOTALL
+                )
+                osis = re.sub(
+                    r'<(chapter|div[^>]*type="x-p")[^>]*>', "\0", osis.replace("\n", " ")
+                )
                 osis = re.sub(r"<l\b[^>]*>", " ", osis)
                 words = re.sub(r"\s+([,.;:!?])", r"\1", re.sub(r"<[^>]*>", "", osis))
                 yield book.group(1), plain(words.split("\0"))
@@ -156,7 +170,10 @@ def moby_dick(package: Path) -> Iterator[tuple[str, str]]:
         }
         for number in sorted(files):
             chapter = json.load(archive.extractfile(files[number]))
-            paragraphs += [f"Chapter {number}. {chapter['title']}", *chapter["text"].split("\n")]
+            paragraphs += [
+                f"Chapter {number}. {chapter['title']}",
+                *chapter["text"].split("\n"),
+            ]
     yield "moby-dick", plain(iter(paragraphs))
 
 

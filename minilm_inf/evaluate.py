@@ -56,12 +56,16 @@ def reencoded_nll(model: Transformer, ids: list[int], batch: int = 16) -> Tensor
     length = model.config.context_length
     stride = length // 2
     tokens = torch.tensor(ids, device=model.embed.weight.device)
-    result = _nll(model(tokens[None, :length][:, : len(ids) - 1]), tokens[None, 1 : length + 1])[0]
+    result = _nll(
+        model(tokens[None, :length][:, : len(ids) - 1]), tokens[None, 1 : length + 1]
+    )[0]
     starts = list(range(stride, len(ids) - 1 - stride, stride))
     for first in range(0, len(starts), batch):
         some = starts[first : first + batch]
         rows = [torch.cat((tokens[:1], tokens[s + 1 : s + length + 1])) for s in some]
-        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, context_length + 1)
+        rows = torch.nn.utils.rnn.pad_sequence(
+            rows, batch_first=True
+        )  # (B, context_length + 1)
         nll = _nll(model(rows[:, :-1]), rows[:, 1:])[:, length - stride :]
         result = torch.cat((result, nll.flatten()))
     return result[: len(ids) - 1]
@@ -85,7 +89,9 @@ def bins(context_length: int, n: int) -> list[tuple[int, int]]:
     return [(a, min(b, n)) for a, b in zip(edges, edges[1:]) if a < n]
 
 
-def by_position(model, documents: dict[str, list[int]], lm: LMInfinite, report=print) -> list[dict]:
+def by_position(
+    model, documents: dict[str, list[int]], lm: LMInfinite, report=print
+) -> list[dict]:
     """Mean nll per bin and method over documents of ids, each beginning with BOS.
 
     The documents must have the same length. Returns a row per bin: first, last (exclusive),
@@ -145,7 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
     text = task.add_argument_group("text")
     text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
                       help="the held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
-    text.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files")
+    text.add_argument(
+        "--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files"
+    )
     text.add_argument("--length", type=flags.at_least(2), metavar="N",
                       help="tokens of each document (64 x context_length)")  # fmt: skip
     text.add_argument("--json", action="store_true", help="print one JSON object")
@@ -155,7 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         flags.check_attention(options)
         if options.attention == "full" or options.path == "reference":
-            raise ValueError("the vanilla model is a column anyway: choose lambda or window, chunked")
+            raise ValueError(
+                "the vanilla model is a column anyway: choose lambda or window, chunked"
+            )
     except ValueError as error:
         task.error(str(error))
     return flags.guarded(lambda: run(options))

@@ -12,7 +12,9 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): convert it") from error
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start}): convert it"
+        ) from error
 
 
 def write_beside(path: Path, content: bytes):

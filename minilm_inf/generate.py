@@ -37,7 +37,9 @@ class Reply(NamedTuple):
     decode_seconds: float
 
 
-def reply(session: Session, tokenizer, ids: list[int], options, generator, show, enough) -> Reply:
+def reply(
+    session: Session, tokenizer, ids: list[int], options, generator, show, enough
+) -> Reply:
     """Read ids, write on, and hand each piece of text to `show` as it becomes certain.
 
     `enough()` is asked behind every token, and ends the reply where it is true.
@@ -88,33 +90,45 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m minilm_inf.generate",
         description="Write on from a prompt, past the length that the model was trained on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     text = parser.add_argument_group("text")
     prompt = text.add_mutually_exclusive_group()
-    prompt.add_argument("-p", "--prompt", default=PROMPT, help="the prompt; - reads stdin")
+    prompt.add_argument(
+        "-p", "--prompt", default=PROMPT, help="the prompt; - reads stdin (%(default)r)"
+    )
     prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
-    text.add_argument("-n", "--max-new-tokens", type=flags.at_least(0), default=256, metavar="N")
+    text.add_argument("-n", "--max-new-tokens", type=flags.at_least(0), default=256, metavar="N",
+                      help="how far to write on (%(default)s)")  # fmt: skip
     text.add_argument("--stop", action="append", default=[], metavar="TEXT",
                       help="end where this text appears; may be given several times")  # fmt: skip
     text.add_argument("--no-bos", action="store_true", help="no BOS in front of the prompt")
     text.add_argument("--ignore-eos", action="store_true", help="write on behind an EOS")
 
     draw = parser.add_argument_group("sampling")
-    draw.add_argument("-t", "--temperature", type=float, default=0.8, help="0 is greedy")
-    draw.add_argument("--top-k", type=int, default=50, metavar="K", help="0 is off")
-    draw.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    draw.add_argument("--min-p", type=float, default=0.0, metavar="P")
-    draw.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
-    draw.add_argument("--seed", type=int, default=1234)
+    draw.add_argument("-t", "--temperature", type=float, default=0.8, metavar="X",
+                      help="0 takes the likeliest token each time (%(default)s)")  # fmt: skip
+    draw.add_argument("--top-k", type=int, default=50, metavar="K",
+                      help="only the K likeliest; 0 is off (%(default)s)")  # fmt: skip
+    draw.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                      help="only the likeliest that add up to P (%(default)s: all)")  # fmt: skip
+    draw.add_argument("--min-p", type=float, default=0.0, metavar="P",
+                      help="only those P times as likely as the likeliest (%(default)s: all)")  # fmt: skip
+    draw.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X",
+                      help="above 1, what occurred becomes less likely (%(default)s)")  # fmt: skip
+    draw.add_argument("--seed", type=flags.at_least(0), default=1234, metavar="N",
+                      help="the same seed and settings give the same text (%(default)s)")  # fmt: skip
 
     flags.add_model(parser)
     flags.add_attention(parser)
 
     out = parser.add_argument_group("output")
-    out.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
+    out.add_argument(
+        "--no-stream", action="store_true", help="print the text when it is complete"
+    )
     out.add_argument("--echo", action="store_true", help="print the prompt before the text")
-    out.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    out.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
     out.add_argument("-q", "--quiet", action="store_true", help="no statistics and no notes")
     out.add_argument("-i", "--interactive", action="store_true",
                      help="a loop of prompts on one growing text; /help lists its commands")  # fmt: skip
@@ -129,15 +143,31 @@ def main(arguments: list[str] | None = None) -> int:
             options.temperature, options.top_k, options.top_p, options.min_p,
             options.repetition_penalty,
         )  # fmt: skip
-        if options.json and options.interactive:
-            raise ValueError("--json prints one object: leave out --interactive")
+        check_output(options)
         flags.check_attention(options)
     except ValueError as error:
         line.error(str(error))
     return flags.guarded(lambda: run(options))
 
 
+def check_output(options):
+    """Raise ValueError for flags that contradict each other, and for a --stop that is no text."""
+    if "" in options.stop:
+        raise ValueError("--stop needs a text that is not empty")
+    idle = {
+        "--prompt": options.prompt != PROMPT,
+        "--file": options.file is not None,
+        "--no-stream": options.no_stream,
+        "--echo": options.echo,
+        "--json": options.json,
+    }
+    for flag, given in idle.items():
+        if options.interactive and given:
+            raise ValueError(f"{flag} has no meaning with --interactive")
+
+
 def run(options) -> int:
+    forgive(sys.stdout, "replace")  # a terminal that lacks a character must not end a text
     model, tokenizer = flags.load(options)
     lm = flags.attention(options, model.config)
     session = Session(model, lm, options.path, options.prefill_chunk)
@@ -226,6 +256,7 @@ def converse(session: Session, tokenizer, options, generator) -> int:
     """A loop of prompts on one growing text, until /exit or the end of the input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing, where the platform has it)
+    forgive(sys.stdin, "surrogateescape")  # encode refuses what is not UTF-8
     mark = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     last = None
     if not options.quiet:
@@ -237,9 +268,6 @@ def converse(session: Session, tokenizer, options, generator) -> int:
             return 0
         except KeyboardInterrupt:
             print("\n/exit leaves", file=sys.stderr)
-            continue
-        except UnicodeDecodeError:
-            print("that was not UTF-8 text; it was left out", file=sys.stderr)
             continue
         if line == "/exit":
             return 0
@@ -255,10 +283,22 @@ def converse(session: Session, tokenizer, options, generator) -> int:
             print(f"there is no command {line}; /help lists them", file=sys.stderr)
         elif line:
             first = session.length == 0
-            ids = tokenizer.encode(line if first else "\n" + line, bos=first and not options.no_bos)
+            try:
+                ids = tokenizer.encode(
+                    line if first else "\n" + line, bos=first and not options.no_bos
+                )
+            except ValueError:
+                print("that was not UTF-8 text; it was left out", file=sys.stderr)
+                continue
             with interrupts() as interrupted:
                 last = reply(session, tokenizer, ids, options, generator, show_now, interrupted)
             print(flush=True)
+
+
+def forgive(file, errors: str):
+    """Let a text file pass what its encoding lacks; one without an encoding passes everything."""
+    with contextlib.suppress(AttributeError):
+        file.reconfigure(errors=errors)
 
 
 def show_now(text: str):

@@ -25,7 +25,9 @@ def is_past(distance: Tensor) -> Tensor:
 
 def is_local(distance: Tensor, n_local: int | None) -> Tensor:
     """The key is one of the last n_local, the query's own included (for None: any)."""
-    return torch.ones_like(distance, dtype=torch.bool) if n_local is None else distance < n_local
+    return (
+        torch.ones_like(distance, dtype=torch.bool) if n_local is None else distance < n_local
+    )
 
 
 def is_global(k_positions: Tensor, n_global: int) -> Tensor:

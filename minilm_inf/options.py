@@ -22,15 +22,17 @@ DTYPES = {
 
 
 def at_least(least: int):
-    """An argparse type: a whole number of at least `least`."""
+    """An argparse type: a whole number of at least `least`, of the size that PyTorch can take."""
 
     def whole_number(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        if not least <= value < 2**62:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number of at least {least}"
+            )
         return value
 
     return whole_number
@@ -44,28 +46,30 @@ def ceiling(text: str) -> int | str:
 def add_model(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", type=Path, default=SHIPPED, metavar="FOLDER",
-                       help="a folder with config.json, safetensors and a tokenizer")  # fmt: skip
-    group.add_argument("--device", default="auto", help="cpu, cuda, ...; auto takes CUDA if there")
+                       help="a folder with config.json, safetensors and a tokenizer (%(default)s)")  # fmt: skip
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, ... (%(default)s: CUDA where there is one)"
+    )
     group.add_argument("--dtype", choices=DTYPES, default="auto",
-                       help="auto: as stored, but float32 on the CPU")  # fmt: skip
+                       help="(%(default)s: as stored, but float32 on the CPU)")  # fmt: skip
     group.add_argument("--threads", type=at_least(1), metavar="N",
-                       help="CPU threads; None is PyTorch's own choice")  # fmt: skip
+                       help="CPU threads (PyTorch's own choice)")  # fmt: skip
 
 
 def add_attention(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("attention")
     group.add_argument("--attention", choices=("lambda", "full", "window"), default="lambda",
-                       help="LM-Infinite, the vanilla model, or a plain sliding window")  # fmt: skip
+                       help="LM-Infinite, the vanilla model, or a sliding window (%(default)s)")  # fmt: skip
     group.add_argument("--n-local", type=at_least(1), metavar="N",
-                       help="keys of the window; None is the model's context length")  # fmt: skip
+                       help="keys of the window (the model's context length)")  # fmt: skip
     group.add_argument("--n-global", type=at_least(0), metavar="N",
-                       help="starting tokens that are always seen; None is 10")  # fmt: skip
+                       help="starting tokens that are always seen (10)")  # fmt: skip
     group.add_argument("--distance-ceiling", type=ceiling, metavar="N|none",
-                       help="no key seems further away; None is the window's size")  # fmt: skip
+                       help="no key seems further away than this (the window's size)")  # fmt: skip
     group.add_argument("--path", choices=("chunked", "reference"), default="chunked",
-                       help="the O(n) path, or the definition (slow, no cache)")  # fmt: skip
+                       help="in O(n), or by the definition, slow, no cache (%(default)s)")  # fmt: skip
     group.add_argument("--prefill-chunk", type=at_least(1), default=512, metavar="N",
-                       help="tokens read at a time")  # fmt: skip
+                       help="tokens read at a time (%(default)s)")  # fmt: skip
 
 
 def check_attention(options):
@@ -119,7 +123,9 @@ def load(options):
 def guarded(run) -> int:
     """run()'s exit code; 1 and one sentence for what goes wrong, 130 for Ctrl-C."""
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()  # here, where a reader that left can be noticed
+        return code
     except BrokenPipeError:  # the reader of our output left: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -130,7 +136,7 @@ def guarded(run) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError:
-        print("error: out of memory: take a smaller --prefill-chunk or --n-local", file=sys.stderr)
+        print(
+            "error: out of memory: take a smaller --prefill-chunk or --n-local", file=sys.stderr
+        )
         return 1
-
-

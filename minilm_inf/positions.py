@@ -43,7 +43,15 @@ class Rotary:
         self.rotary_dim = rotary_dim
         self.layout = layout
         exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
-        self.frequencies = scale_frequencies(float(theta) ** -exponents, scaling)  # (rotary_dim/2,)
+        self.frequencies = scale_frequencies(
+            float(theta) ** -exponents, scaling
+        )  # (rotary_dim/2,)
+        if layout == "halves":
+            self.turns = torch.cat((self.frequencies, self.frequencies))  # (rotary_dim,)
+        else:
+            self.turns = self.frequencies.repeat_interleave(2)
+        is_first = self.partner(torch.arange(rotary_dim)) > torch.arange(rotary_dim)
+        self.signs = 1 - 2 * is_first.double()  # (x, y) turns to (x cos - y sin, y cos + x sin)
 
     def at(self, positions: Tensor, dtype: torch.dtype, device=None):
         """A function that places vectors at these positions: (B, H, T, D) -> (B, H, T, D).
@@ -51,16 +59,12 @@ class Rotary:
         positions: integers, (T,) or (B, T). The angles are computed here, once, however many
         tensors the function is then applied to.
         """
-        angles = positions.double()[..., None] * self.frequencies.to(positions.device)
-        cos, sin = angles.cos(), angles.sin()
-        if self.layout == "halves":
-            cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        else:
-            cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+        angles = positions.double()[..., None] * self.turns.to(positions.device)
         if positions.dim() == 2:
-            cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, rotary_dim): the same for every head
+            angles = angles[:, None]  # (B, 1, T, rotary_dim): the same for every head
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        cos, sin = cos.to(device, exact), sin.to(device, exact)
+        cos = angles.cos().to(device, exact)
+        sin = (angles.sin() * self.signs.to(positions.device)).to(device, exact)
 
         def turn(x: Tensor) -> Tensor:
             return torch.addcmul(x * cos, self.partner(x), sin).to(x.dtype)

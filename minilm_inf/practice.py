@@ -42,12 +42,22 @@ class Practice:
         self.text = text
         self.ids = np.arange(3, tokenizer.vocab_size)  # all but <unk>, <s> and </s>
         pieces = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]
-        self.ends_sentence = np.array([p.rstrip('"').endswith((".", "!", "?", "\n")) for p in pieces])
+        self.ends_sentence = np.array(
+            [p.rstrip('"').endswith((".", "!", "?", "\n")) for p in pieces]
+        )
 
     def ordinary(self, rng: np.random.Generator, length: int) -> list[int]:
         """BOS, then text from a random place on."""
+        return [self.bos_id, *self.excerpt(rng, length)[:-1]]
+
+    def excerpt(self, rng: np.random.Generator, length: int) -> list[int]:
+        """Text from a random place on. Raises ValueError where there is not as much."""
+        if len(self.text) <= length:
+            raise ValueError(
+                f"a text of {len(self.text)} tokens is too short for windows: give {length + 1} or more"
+            )
         start = int(rng.integers(0, len(self.text) - length))
-        return [self.bos_id, *self.text[start : start + length - 1].tolist()]
+        return self.text[start : start + length].tolist()
 
     def repeats(self, rng: np.random.Generator, length: int) -> list[int]:
         """BOS, then one random span of 8 to length/2 tokens, over and over."""
@@ -58,11 +68,19 @@ class Practice:
         row = np.tile(rng.choice(ids, span), length // span + 1)[: length - 1]
         return [self.bos_id, *row.tolist()]
 
-    def retrieval(self, rng: np.random.Generator, length: int) -> list[int]:
-        """BOS, text with one to four facts somewhere in it, then a question and answer for each."""
+    def retrieval(
+        self, rng: np.random.Generator, length: int, followed: float = 0.0
+    ) -> list[int]:
+        """BOS, text with one to four facts somewhere in it, then a question and answer for each.
+
+        followed: the share of windows in which other text follows, up to a quarter of the window;
+        without any, a model that writes on past its answers only asks again.
+        """
         facts, questions = [], []
         names = rng.permutation(NAMES)
-        key_at = int(rng.integers(0, 4))  # which of the facts is the pass key, if there are so many
+        key_at = int(
+            rng.integers(0, 4)
+        )  # which of the facts is the pass key, if there are so many
         for i in range(int(rng.integers(1, 5))):
             digits = "".join(str(d) for d in rng.integers(0, 10, 5))
             if i == key_at:
@@ -73,7 +91,10 @@ class Practice:
                 facts.append(rng.choice(STATE_NUMBER).format(name, number))
                 questions.append(ASK_NUMBER.format(name, name, number) + ".")
         rng.shuffle(questions)
-        return self.hidden(rng, length, facts, " ".join(questions))
+        behind = []
+        if followed and rng.random() < followed:
+            behind = self.ordinary(rng, int(rng.integers(2, length // 4)))[1:]
+        return self.hidden(rng, length - len(behind), facts, " ".join(questions)) + behind
 
     def pass_key(self, rng: np.random.Generator, length: int) -> tuple[list[int], int]:
         """A window with one pass key, its question, and the five digits at the very end.
@@ -92,8 +113,7 @@ class Practice:
         room = length - 1 - len(end) - sum(len(piece) for piece in pieces)
         if room < 0:
             raise ValueError(f"{length} tokens have no room for: {' '.join(facts)} {ending}")
-        start = int(rng.integers(0, len(self.text) - room)) if room else 0
-        filler = self.text[start : start + room].tolist()
+        filler = self.excerpt(rng, room)
         places = np.array([0, *(np.flatnonzero(self.ends_sentence[filler]) + 1)])
         row = [self.bos_id]
         cuts = [0, *sorted(int(cut) for cut in rng.choice(places, len(pieces))), room]

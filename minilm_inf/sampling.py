@@ -6,6 +6,8 @@ top-k, top-p, min-p; then one draw from what is left.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,24 +59,29 @@ def choose(
     min_p: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> int:
-    """One id from logits (V,); temperature 0 takes the largest. Raises ValueError for NaN logits."""
+    """One id from logits (V,); temperature 0 takes the largest.
+
+    Raises ValueError where the largest is not a finite number.
+    """
     logits = logits.float()
-    if logits.isnan().any():
+    if not logits.max().isfinite():  # the maximum of what holds a NaN is NaN
         raise ValueError("the model's logits are not numbers: its weights or dtype overflow")
     if temperature == 0.0:
         return int(logits.argmax())
-    logits = keep_min_p(keep_top_p(keep_top_k(logits / temperature, top_k), top_p), min_p)
+    # With the largest at 0, no temperature can overflow; 0 itself must not become 0 / 0.
+    logits = (logits - logits.max()) / max(temperature, 1e-30)
+    logits = keep_min_p(keep_top_p(keep_top_k(logits, top_k), top_p), min_p)
     return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
 
 
 def check(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float):
     """Raise ValueError, with the setting's name, for one outside its range."""
     ranges = (
-        ("temperature", temperature, temperature >= 0, "0 or more"),
+        ("temperature", temperature, 0 <= temperature < math.inf, "0 (greedy) or more"),
         ("top_k", top_k, top_k >= 0, "0 (off) or more"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
         ("min_p", min_p, 0 <= min_p < 1, "0 (off) or more, and below 1"),
-        ("repetition_penalty", penalty, penalty > 0, "above 0"),
+        ("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0, and finite"),
     )
     for name, value, holds, wanted in ranges:
         if not holds:

@@ -21,7 +21,11 @@ class Session:
     path: "chunked" keeps a cache; "reference" keeps the ids and reads them all anew each time.
     """
 
-    def __init__(self, model: Transformer, lm: LMInfinite | None, path="chunked", prefill_chunk=512):
+    def __init__(
+        self, model: Transformer, lm: LMInfinite | None, path="chunked", prefill_chunk=512
+    ):
+        if prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk must be at least 1, not {prefill_chunk}")
         self.model, self.lm, self.path, self.prefill_chunk = model, lm, path, prefill_chunk
         self.device = model.embed.weight.device
         self.cache = model.new_cache(1, lm) if path == "chunked" else None
@@ -46,8 +50,7 @@ class Session:
         A token that was written last is read first. Raises ValueError where there is nothing to
         read, and for ids outside the model's vocabulary.
         """
-        self.length += len(ids)
-        ids, self.unread = self.unread + ids, []
+        new, ids = len(ids), self.unread + list(ids)
         if not ids:
             raise ValueError("there is nothing to read: give at least one token")
         low, high = min(ids), max(ids)
@@ -56,6 +59,8 @@ class Session:
                 f"token {low if low < 0 else high} is out of range: the model has the ids 0 to "
                 f"{self.model.config.vocab_size - 1}"
             )
+        self.unread = []
+        self.length += new
         self.seen.update(ids)
         tokens = torch.tensor([ids], device=self.device)
         if self.cache is None:
@@ -134,7 +139,7 @@ def generate(
     stop_ids = model.config.eos_ids if stop_ids is None else stop_ids
     session = Session(model, lm, path, prefill_chunk)
     steps = write(
-        session, session.read(list(ids)), max_new_tokens, temperature, top_k, top_p, min_p,
+        session, session.read(ids), max_new_tokens, temperature, top_k, top_p, min_p,
         repetition_penalty, generator, stop_ids,
     )  # fmt: skip
     for step in steps:

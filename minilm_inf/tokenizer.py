@@ -114,7 +114,8 @@ class Stream:
             return ""
         before = [self.tokenizer.ordinary_id] if self.begun else []
         text = self.tokenizer.decode(before + ready)[len(self.tokenizer.decode(before)) :]
-        self.begun = self.begun or text != ""
+        control = self.tokenizer.processor.IsControl
+        self.begun = self.begun or not all(control(id) for id in ready)  # "▁" first is no text
         return text
 
 
@@ -164,7 +165,12 @@ class StopAt:
             shown, self.held = self.held[: min(found)], ""
             return shown
         keep = max(
-            (n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])),
+            (
+                n
+                for stop in self.stops
+                for n in range(1, len(stop))
+                if self.held.endswith(stop[:n])
+            ),
             default=0,
         )
         cut = len(self.held) - keep

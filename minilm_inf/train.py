@@ -3,8 +3,8 @@
     python -m minilm_inf.corpus corpus/
     python -m minilm_inf.train --corpus corpus/ --out weights/tiny-llama
 
-First a sentencepiece tokenizer is trained on the text, then the model, in three phases: repeats
-only, where a model learns to look back and copy; text with much retrieval practice; text with some.
+First a sentencepiece tokenizer is trained on the text, then the model, in phases: repeats only, where
+a model learns to look back and copy; text with much retrieval practice; text with some, then little.
 Every window begins with BOS, so that a starting token can become special. Each step draws its
 windows from a generator seeded with (seed, step): a resumed run sees what the unbroken one saw.
 
@@ -28,7 +28,7 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from . import corpus
@@ -44,19 +44,27 @@ TOKENIZER_FILE, STATE_FILE, LOG_FILE = "tokenizer.model", "state.safetensors", "
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of training: up to which share of all tokens, in which windows, of what mix."""
+    """A stretch of training: up to which share of all tokens, in which windows, of what mix.
+
+    repeats, retrieval: shares of the windows; the others are ordinary text. followed: the share of
+    the retrieval windows whose answers are followed by text.
+    """
 
     until: float
     window: int
     repeats: float
     retrieval: float
+    followed: float = 0.0
 
 
 PHASES = (
     Phase(until=0.115, window=128, repeats=1.0, retrieval=0.0),
     Phase(until=0.35, window=256, repeats=0.15, retrieval=0.45),
-    Phase(until=1.0, window=256, repeats=0.05, retrieval=0.20),
+    Phase(until=0.80, window=256, repeats=0.03, retrieval=0.22, followed=0.7),
+    Phase(until=1.0, window=256, repeats=0.0, retrieval=0.15, followed=0.7),
 )
+"""What did not work, at this size: pass keys in text from the start (no copying in 6 million tokens).
+With answers that nothing follows, as in the second phase, to the end, the model asks again for ever."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +99,12 @@ def windows(settings: Settings, practice: Practice, step: int) -> torch.Tensor:
     for _ in range(settings.tokens_per_step // phase.window):
         draw = rng.random()
         if draw < phase.repeats:
-            make = practice.repeats
+            row = practice.repeats(rng, phase.window + 1)
         elif draw < phase.repeats + phase.retrieval:
-            make = practice.retrieval
+            row = practice.retrieval(rng, phase.window + 1, phase.followed)
         else:
-            make = practice.ordinary
-        rows.append(make(rng, phase.window + 1))
+            row = practice.ordinary(rng, phase.window + 1)
+        rows.append(row)
     return torch.tensor(rows)
 
 
@@ -131,18 +139,22 @@ def train_tokenizer(texts: list[str], vocab_size: int, path: Path):
     """A sentencepiece BPE model of the texts: every digit alone, bytes for unknown characters."""
     written = io.BytesIO()
     lines = (line for text in texts for line in text.split("\n") if len(line) < 4000)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines,
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        character_coverage=0.9999,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=written,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            character_coverage=0.9999,
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # behind the place in its source, its reason
+        reason = str(error).rpartition("] ")[2]
+        raise ValueError(f"no tokenizer can be trained on this text: {reason}") from error
     write_beside(path, written.getvalue())
 
 
@@ -159,18 +171,24 @@ class Run:
         )
         self.step = 0
         self.log: list[dict] = []
+        self.losses: list[float] = []  # since the log's last entry
 
-    def learn(self, rows: torch.Tensor) -> float:
-        """One step on windows (B, T + 1); returns their loss before it."""
+    def learn(self, rows: torch.Tensor):
+        """One step on windows (B, T + 1); `losses` gains the loss before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step)
         loss = token_nll(self.model, rows)
         self.optimizer.zero_grad()
         loss.backward()
+        self.losses.append(float(loss.detach()))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        return float(loss.detach())
+
+    def identity(self) -> dict:
+        """What a state must share with the run that goes on from it, as JSON gives it back."""
+        facts = {"settings": self.settings, "model": self.model.config}
+        return json.loads(json.dumps({k: dataclasses.asdict(v) for k, v in facts.items()}))
 
     def save_state(self):
         """Weights, both moments of the optimizer and the step, in one safetensors file."""
@@ -180,21 +198,23 @@ class Run:
             tensors[f"weight.{name}"] = weight.detach()
             tensors[f"first.{name}"] = moments["exp_avg"]
             tensors[f"second.{name}"] = moments["exp_avg_sq"]
-        facts = {"step": self.step, "settings": dataclasses.asdict(self.settings), "log": self.log}
+        facts = {**self.identity(), "step": self.step, "log": self.log, "losses": self.losses}
         part = self.folder / (STATE_FILE + ".part")
         save_file(tensors, part, metadata={"run": json.dumps(facts)})
         part.rename(self.folder / STATE_FILE)
 
     def load_state(self):
         """Go on where save_state stopped. Raises ValueError for another run's state."""
-        with safe_open(self.folder / STATE_FILE, framework="pt") as state:
+        with _opened(self.folder / STATE_FILE) as state:
             facts = json.loads(state.metadata()["run"])
-            if facts["settings"] != dataclasses.asdict(self.settings):
+            theirs = {name: facts.get(name, own) for name, own in self.identity().items()}
+            if theirs != self.identity():
                 raise ValueError(
-                    f"{self.folder} holds a run with other settings, {facts['settings']}: give the "
-                    "same ones to --resume it, or another --out"
+                    f"{self.folder} holds a run with other settings, {theirs}: give the same ones "
+                    "to --resume it, or another --out"
                 )
             self.step, self.log = facts["step"], facts["log"]
+            self.losses = facts.get("losses", [])
             with torch.no_grad():
                 for name, weight in self.model.named_parameters():
                     weight.copy_(state.get_tensor(f"weight.{name}"))
@@ -203,6 +223,13 @@ class Run:
                         "exp_avg": state.get_tensor(f"first.{name}"),
                         "exp_avg_sq": state.get_tensor(f"second.{name}"),
                     }
+
+
+def _opened(path: Path):
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable state: start without --resume") from error
 
 
 def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
@@ -220,24 +247,26 @@ def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
 
 def encode_all(tokenizer, documents: dict[str, str]) -> np.ndarray:
     """The ids of all documents in a row, EOS behind each: (N,)."""
-    rows = [[*tokenizer.encode(text, bos=False), tokenizer.eos_id] for text in documents.values()]
-    return np.concatenate([np.array(row, dtype=np.uint16) for row in rows])
+    rows = [
+        [*tokenizer.encode(text, bos=False), tokenizer.eos_id] for text in documents.values()
+    ]
+    return np.concatenate([np.array(row, dtype=np.int32) for row in rows])
 
 
 def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped) -> bool:
     """Steps until the settings' tokens are seen; False where `stopped()` ended it earlier."""
     settings, model = run.settings, run.model
     window = model.config.context_length
-    began, first_step, recent = time.monotonic(), run.step, []
+    began, first_step = time.monotonic(), run.step
     while run.step < settings.steps:
-        recent.append(run.learn(windows(settings, practice, run.step)))
+        run.learn(windows(settings, practice, run.step))
         done = run.step == settings.steps
         if run.step % 10 == 0 or done:
             speed = (run.step - first_step) * settings.tokens_per_step
             speed /= time.monotonic() - began
             left = (settings.steps - run.step) * settings.tokens_per_step / speed
             print(
-                f"\rstep {run.step}/{settings.steps}  loss {np.mean(recent[-10:]):.3f}  "
+                f"\rstep {run.step}/{settings.steps}  loss {np.mean(run.losses[-10:]):.3f}  "
                 f"{speed:,.0f} tokens/s  {left / 60:.0f} min left  ",
                 end="", file=sys.stderr, flush=True,
             )  # fmt: skip
@@ -245,12 +274,12 @@ def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped)
             entry = {
                 "step": run.step,
                 "tokens": run.step * settings.tokens_per_step,
-                "train_loss": round(float(np.mean(recent)), 4),
+                "train_loss": round(float(np.mean(run.losses)), 4),
                 "held_out_nll": round(held_out_nll(model, held_out, window), 4),
                 "pass_key_accuracy": pass_key_accuracy(model, held_out, window),
             }
             run.log.append(entry)
-            recent = []
+            run.losses = []
             print(f"\r{json.dumps(entry)}" + " " * 20, file=sys.stderr, flush=True)
             run.save_state()
         if stopped():
@@ -267,19 +296,26 @@ def main(arguments: list[str] | None = None) -> int:
     add("--corpus", type=Path, default=Path("corpus"), help="folder of minilm_inf.corpus")
     add("--text", type=Path, nargs="+", help="your own UTF-8 files, instead of the corpus")
     add("--resume", action="store_true", help="go on with the run that OUT.part holds")
-    add("--tokens", type=int, default=32_000_000, help="tokens to learn from (%(default)s)")
-    add("--tokens-per-step", type=int, default=4096, help="(%(default)s)")
+    add(
+        "--tokens",
+        type=at_least(1),
+        default=32_000_000,
+        help="tokens to learn from (%(default)s)",
+    )
+    add("--tokens-per-step", type=at_least(256), default=4096, help="(%(default)s)")
     add("--learning-rate", type=float, default=1.5e-3, help="its peak (%(default)s)")
-    add("--seed", type=int, default=1, help="(%(default)s)")
-    add("--every", type=int, default=500, help="steps between checkpoints (%(default)s)")
-    add("--threads", type=int, help="CPU threads (PyTorch's default)")
-    add("--vocab-size", type=int, default=2048, help="(%(default)s)")
-    add("--n-layer", type=int, default=4, help="(%(default)s)")
-    add("--n-head", type=int, default=6, help="(%(default)s)")
-    add("--n-kv-head", type=int, default=2, help="(%(default)s)")
-    add("--head-dim", type=int, default=32, help="(%(default)s)")
-    add("--n-embd", type=int, default=192, help="(%(default)s)")
-    add("--n-inner", type=int, default=384, help="(%(default)s)")
+    add("--seed", type=at_least(0), default=1, help="(%(default)s)")
+    add(
+        "--every", type=at_least(1), default=500, help="steps between checkpoints (%(default)s)"
+    )
+    add("--threads", type=at_least(1), help="CPU threads (PyTorch's default)")
+    add("--vocab-size", type=at_least(1), default=2048, help="(%(default)s)")
+    add("--n-layer", type=at_least(1), default=4, help="(%(default)s)")
+    add("--n-head", type=at_least(1), default=6, help="(%(default)s)")
+    add("--n-kv-head", type=at_least(1), default=2, help="(%(default)s)")
+    add("--head-dim", type=at_least(1), default=32, help="(%(default)s)")
+    add("--n-embd", type=at_least(1), default=192, help="(%(default)s)")
+    add("--n-inner", type=at_least(1), default=384, help="(%(default)s)")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     fresh = [argument for argument in arguments if argument != "--resume"]
@@ -298,6 +334,9 @@ def run_from(options) -> int:
     texts, held_out_texts = load_text(options)
     folder.mkdir(parents=True, exist_ok=True)
     if not options.resume:
+        (folder / STATE_FILE).unlink(
+            missing_ok=True
+        )  # of an earlier run, with another tokenizer
         train_tokenizer(list(texts.values()), options.vocab_size, folder / TOKENIZER_FILE)
     tokenizer = SentencePieceTokenizer(folder / TOKENIZER_FILE)
     practice = Practice(tokenizer, encode_all(tokenizer, texts))

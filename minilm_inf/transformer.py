@@ -55,7 +55,14 @@ class Transformer(nn.Module):
     def read(self, tokens, lm=None, cache=None, path="chunked") -> Tensor:
         """forward without the head: the last hidden states (B, T, E), for who needs few logits."""
         self._check(tokens, lm, cache, path)
-        x = self.embed(tokens)  # (B, T, E)
+        try:
+            x = self.embed(tokens)  # (B, T, E)
+        except IndexError as error:  # on the CPU; a GPU does not tell
+            low, high = (int(x) for x in tokens.aminmax())
+            raise ValueError(
+                f"token {low if low < 0 else high} is out of range: the vocabulary has the ids 0 "
+                f"to {self.config.vocab_size - 1}"
+            ) from error
         layers = self._attention(x, lm or FULL_ATTENTION, cache, path)
         for block, attention in zip(self.blocks, layers):
             x = block(x, attention)
@@ -83,7 +90,9 @@ class Transformer(nn.Module):
             starting_positions, pick = starting_run(positions, lm)
             shift = 0
         else:
-            positions, window_positions, starting_positions = cache.positions(x.shape[1])
+            positions, window_positions, starting_positions = cache.positions(
+                x.shape[1], by_slot=scheme.has_bias
+            )
             shift = cache.first_position
         sight = Sight(
             positions, window_positions, starting_positions, scheme, lm, self.config.n_kv_head,
@@ -109,19 +118,16 @@ class Transformer(nn.Module):
                 f"tokens must be integers of shape (B, T) with at least one token, not "
                 f"{tokens.dtype} of shape {tuple(tokens.shape)}"
             )
-        if tokens.device.type == "cpu":
-            low, high = (int(x) for x in tokens.aminmax())
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(
-                    f"token {low if low < 0 else high} is out of range: the vocabulary has the "
-                    f"ids 0 to {self.config.vocab_size - 1}"
-                )
         if cache is None:
             return
         if path == "reference":
-            raise ValueError("the reference path keeps no cache: give it the whole text each time")
+            raise ValueError(
+                "the reference path keeps no cache: give it the whole text each time"
+            )
         if cache.lm != (lm or FULL_ATTENTION):
-            raise ValueError(f"this cache was made for {cache.lm}, not for {lm or FULL_ATTENTION}")
+            raise ValueError(
+                f"this cache was made for {cache.lm}, not for {lm or FULL_ATTENTION}"
+            )
         if cache.batch != tokens.shape[0]:
             raise ValueError(
                 f"this cache was made for {cache.batch} texts, not for {tokens.shape[0]}"

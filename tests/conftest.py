@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minilm_inf import load
 from minilm_inf.config import LMInfinite
 from minilm_inf.models import llama
 from minilm_inf.positions import Alibi, Rotary
@@ -102,6 +103,17 @@ READINGS = {
     "chunked": lambda model, tokens, lm: model(tokens, lm),
     "cached": lambda model, tokens, lm: read_in_chunks(model, tokens, lm, [5, 1, 3, 1]),
 }
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The model and the tokenizer of weights/tiny-llama."""
+    return load(ROOT / "weights" / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(shipped):
+    return shipped[1]
 
 
 @pytest.fixture(params=READINGS)

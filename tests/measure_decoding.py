@@ -98,7 +98,9 @@ def endure(folder: Path, count: int = 20_000):
     memory.append(resident_bytes())
     early, late = statistics.median(times[1000:2000]), statistics.median(times[-1000:])
     print(f"{count:,} tokens: cache {run.session.cache_bytes:,} bytes, predicted {predicted:,}")
-    print(f"resident memory after the first 2,000 tokens: {(memory[1] - memory[0]) / 1e6:+.1f} MB")
+    print(
+        f"resident memory after the first 2,000 tokens: {(memory[1] - memory[0]) / 1e6:+.1f} MB"
+    )
     print(
         f"median time of a token: {early * 1e3:.3f} ms in the second thousand, "
         f"{late * 1e3:.3f} ms in the last, ratio {late / early:.3f}"

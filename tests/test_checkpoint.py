@@ -601,10 +601,10 @@ def write_sparse_checkpoint(folder: Path, dtype: str):
     with torch.device("meta"):
         model = llama.build(config)
     header, end = {}, 0
-    for name, parameter in model.named_parameters():
-        begin, end = end, end + parameter.numel() * (4 if dtype == "F32" else 2)
-        header[checkpoint.checkpoint_name(name, llama.KEYS)] = {
-            "dtype": dtype, "shape": list(parameter.shape), "data_offsets": [begin, end],
+    for name, piece in checkpoint.named_pieces(model).items():
+        begin, end = end, end + piece.numel() * (4 if dtype == "F32" else 2)
+        header[name] = {
+            "dtype": dtype, "shape": list(piece.shape), "data_offsets": [begin, end],
         }  # fmt: skip
     text = json.dumps(header).encode()
     with open(folder / "model.safetensors", "wb") as file:

@@ -277,7 +277,7 @@ def test_masks_of_a_long_text_are_shared(small_chunks):
     sight = Sight(n, n, n[: lm.n_global], Rotary(8), lm, n_kv_head=2, like=torch.zeros(1))
     chunks = list(sight._chunks())
     assert len(chunks) == 200
-    parts = [part for chunk in chunks for block in chunk.blocks for part in block]
+    parts = [part for chunk in chunks for part in chunk.parts]
     hidden = [part.hidden for part in parts]
     different = {id(mask) for mask in hidden if mask is not None}
     assert sum(mask is not None for mask in hidden) > 200

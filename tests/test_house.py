@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
     "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "chunked",
-    "cache", "transformer", "models.raw_config", "models.llama", "models.mpt", "models.gptj",
+    "cache", "transformer", "models.raw_config", "models.stacked", "models.llama", "models.mpt", "models.gptj",
     "models", "files", "shards", "checkpoint", "tokenizer", "sampling", "options", "session",
     "generate", "corpus", "practice", "evaluate", "card", "diagnose", "train", "inspect",
     "convert", "benchmark",

@@ -384,9 +384,8 @@ def test_a_grouped_model_is_one_with_its_key_heads_repeated(reading):
     full.embed, full.norm, full.head = grouped.embed, grouped.norm, grouped.head
     for block, wide in zip(grouped.blocks, full.blocks):
         weights = block.state_dict()
-        for name in ("k.weight", "v.weight"):
-            by_head = weights[name].unflatten(0, (2, 8))
-            weights[name] = by_head[[0, 0, 1, 1]].flatten(0, 1)
+        by_head = weights["qkv.weight"].unflatten(0, (-1, 8))  # 4 queries, 2 keys, 2 values
+        weights["qkv.weight"] = by_head[[0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7]].flatten(0, 1)
         wide.load_state_dict(weights)
     tokens = some_tokens(30)
     for lm in (None, setting()):

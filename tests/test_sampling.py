@@ -14,6 +14,7 @@ LOGITS = torch.tensor([0.5, 0.2, 0.2, 0.06, 0.04]).log()[torch.tensor([3, 0, 4, 
 
 
 def test_top_k_keeps_the_largest():
+    """Counting from the wrong end, or dropping one of two equal ids by its place."""
     assert kept(keep_top_k(LOGITS, 1)) == [1]
     assert kept(keep_top_k(LOGITS, 3)) == [1, 3, 4]
     assert kept(keep_top_k(LOGITS, 0)) == kept(keep_top_k(LOGITS, 99)) == [0, 1, 2, 3, 4]
@@ -28,6 +29,7 @@ def test_top_p_keeps_until_the_sum_is_reached():
 
 
 def test_min_p_is_relative_to_the_likeliest():
+    """An absolute threshold would leave nothing of a flat distribution."""
     assert kept(keep_min_p(LOGITS, 0.3)) == [1, 3, 4]
     assert kept(keep_min_p(LOGITS, 0.11)) == [0, 1, 3, 4]
     assert kept(keep_min_p(LOGITS, 0.0)) == [0, 1, 2, 3, 4]
@@ -42,6 +44,7 @@ def test_penalty_makes_seen_ids_less_likely_whatever_their_sign():
 
 
 def test_the_draw_follows_the_probabilities():
+    """A draw from the logits, or from what was softened twice, is another draw."""
     generator = torch.Generator().manual_seed(0)
     drawn = [choose(LOGITS, 1.0, 0, generator=generator) for _ in range(4000)]
     shares = torch.bincount(torch.tensor(drawn), minlength=5) / 4000
@@ -49,6 +52,7 @@ def test_the_draw_follows_the_probabilities():
 
 
 def test_temperature_sharpens_and_zero_is_greedy():
+    """Multiplying by the temperature would heat where it should cool."""
     generator = torch.Generator().manual_seed(0)
     cold = [choose(LOGITS, 0.2, 0, generator=generator) for _ in range(200)]
     assert cold.count(1) > 190
@@ -56,6 +60,7 @@ def test_temperature_sharpens_and_zero_is_greedy():
 
 
 def test_equal_seeds_draw_equal_ids():
+    """A draw from the global generator would ignore the seed."""
     draws = []
     for _ in range(2):
         generator = torch.Generator().manual_seed(7)
@@ -63,17 +68,28 @@ def test_equal_seeds_draw_equal_ids():
     assert draws[0] == draws[1]
 
 
-def test_logits_that_are_not_numbers_are_an_error():
+@pytest.mark.parametrize("wrong", ["nan", "inf"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_an_error(wrong, temperature):
+    """float16 weights that overflow would end in PyTorch's traceback, or in silent nonsense."""
     with pytest.raises(ValueError, match="not numbers"):
-        choose(torch.tensor([0.0, float("nan")]))
+        choose(torch.tensor([0.0, float(wrong)]), temperature)
+
+
+def test_a_temperature_near_zero_is_greedy_too():
+    """Dividing by it first makes every logit infinite, and the draw impossible."""
+    for temperature in (1e-4, 1e-30, 1e-44, 1e-320):
+        assert choose(LOGITS, temperature) == 1
 
 
 @pytest.mark.parametrize(
     "name, value",
     [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", 1),
-     ("min_p", -0.1), ("penalty", 0), ("temperature", float("nan"))],
+     ("min_p", -0.1), ("penalty", 0), ("penalty", float("inf")), ("temperature", float("nan")),
+     ("temperature", float("inf"))],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(name, value):
+    """A setting that filters everything away would end in an error of PyTorch's draw."""
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0}
     check(**settings)
     with pytest.raises(ValueError, match=name):

@@ -23,6 +23,7 @@ from ..config import ModelConfig
 from ..positions import Rotary
 from ..transformer import Transformer
 from .raw_config import HARMLESS, RawConfig
+from .stacked import Stacked
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,31 @@ class LlamaConfig(ModelConfig):
     mlp_bias: bool = False
 
 
-KEYS = {  # our name -> the checkpoint's; {} is the layer
+KEYS = {  # our name -> the checkpoint's, or those whose rows ours stacks; {} is the layer
     "embed.weight": "model.embed_tokens.weight",
     "blocks.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
-    "blocks.{}.q.weight": "model.layers.{}.self_attn.q_proj.weight",
-    "blocks.{}.k.weight": "model.layers.{}.self_attn.k_proj.weight",
-    "blocks.{}.v.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blocks.{}.qkv.weight": (
+        "model.layers.{}.self_attn.q_proj.weight",
+        "model.layers.{}.self_attn.k_proj.weight",
+        "model.layers.{}.self_attn.v_proj.weight",
+    ),
     "blocks.{}.o.weight": "model.layers.{}.self_attn.o_proj.weight",
-    "blocks.{}.q.bias": "model.layers.{}.self_attn.q_proj.bias",
-    "blocks.{}.k.bias": "model.layers.{}.self_attn.k_proj.bias",
-    "blocks.{}.v.bias": "model.layers.{}.self_attn.v_proj.bias",
+    "blocks.{}.qkv.bias": (
+        "model.layers.{}.self_attn.q_proj.bias",
+        "model.layers.{}.self_attn.k_proj.bias",
+        "model.layers.{}.self_attn.v_proj.bias",
+    ),
     "blocks.{}.o.bias": "model.layers.{}.self_attn.o_proj.bias",
     "blocks.{}.mlp_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
-    "blocks.{}.mlp.gate.weight": "model.layers.{}.mlp.gate_proj.weight",
-    "blocks.{}.mlp.up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blocks.{}.mlp.gate_up.weight": (
+        "model.layers.{}.mlp.gate_proj.weight",
+        "model.layers.{}.mlp.up_proj.weight",
+    ),
     "blocks.{}.mlp.down.weight": "model.layers.{}.mlp.down_proj.weight",
-    "blocks.{}.mlp.gate.bias": "model.layers.{}.mlp.gate_proj.bias",
-    "blocks.{}.mlp.up.bias": "model.layers.{}.mlp.up_proj.bias",
+    "blocks.{}.mlp.gate_up.bias": (
+        "model.layers.{}.mlp.gate_proj.bias",
+        "model.layers.{}.mlp.up_proj.bias",
+    ),
     "blocks.{}.mlp.down.bias": "model.layers.{}.mlp.down_proj.bias",
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
@@ -224,12 +233,12 @@ class MLP(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
-        self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.gate_up = Stacked(config.n_embd, (config.n_inner, config.n_inner), config.mlp_bias)
         self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -239,24 +248,21 @@ class Block(nn.Module):
         super().__init__()
         width, bias = config.n_embd, config.attention_bias
         self.head_dim = config.head_dim
+        self.heads = (config.n_head, config.n_kv_head, config.n_kv_head)
         self.attention_norm = RMSNorm(width, config.norm_eps)
-        self.q = nn.Linear(width, config.n_head * config.head_dim, bias=bias)
-        self.k = nn.Linear(width, config.n_kv_head * config.head_dim, bias=bias)
-        self.v = nn.Linear(width, config.n_kv_head * config.head_dim, bias=bias)
+        self.qkv = Stacked(width, tuple(n * config.head_dim for n in self.heads), bias)
         self.o = nn.Linear(config.n_head * config.head_dim, width, bias=bias)
         self.mlp_norm = RMSNorm(width, config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, attention) -> Tensor:
-        h = self.attention_norm(x)
-        q, k, v = (self.by_head(project(h)) for project in (self.q, self.k, self.v))
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
+        q, k, v = qkv.transpose(1, 2).split(
+            self.heads, 1
+        )  # (B, H, T, D), (B, H_kv, T, D) twice
         gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)
         x = x + self.o(gathered)
         return x + self.mlp(self.mlp_norm(x))
-
-    def by_head(self, x: Tensor) -> Tensor:
-        """(B, T, H * D) -> (B, H, T, D)."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 def build(config: LlamaConfig) -> Transformer:

@@ -1,0 +1,639 @@
+"""The program: its flags, its two outputs, its prompts, its ends."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import ROOT
+
+from minilm_inf import LMInfinite, generate
+from minilm_inf import generate as generate_ids
+from minilm_inf.generate import PROMPT, main, parser
+from minilm_inf.session import Session
+
+COMMAND = [sys.executable, "-m", "minilm_inf.generate"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(shipped, monkeypatch):
+    """The shipped folder is read once for all calls that name no other."""
+    from minilm_inf import options
+
+    load = options.load
+
+    def load_or_take(given):
+        usual = given.model == options.SHIPPED and (given.device, given.dtype) == (
+            "auto",
+            "auto",
+        )
+        return shipped if usual else load(given)
+
+    monkeypatch.setattr("minilm_inf.options.load", load_or_take)
+
+
+@pytest.fixture
+def run(capsys):
+    """A call of the program: arguments -> (exit code, stdout, stderr)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """A function that makes bytes the standard input."""
+
+    def use(content: bytes):
+        stdin = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", stdin)
+
+    return use
+
+
+def as_json(run, *arguments) -> dict:
+    code, out, _ = run("--json", *arguments)
+    assert code == 0
+    return json.loads(out)
+
+
+def one_sentence(err: str, *words: str):
+    """An error is one line for people, and holds these words."""
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def long_prompt(tokenizer, n: int) -> str:
+    """Plain words of at least n tokens."""
+    words = "The ship went on and the men looked at the sea, for it was late. "
+    return words * (n // len(tokenizer.encode(words)) + 1)
+
+
+# ---- as a newcomer meets it
+
+
+def test_no_arguments_and_nothing_else():
+    """A program that needs a flag, a network or a terminal to show anything at all."""
+    done = subprocess.run(
+        COMMAND, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0
+    assert len(done.stdout.split()) > 20 and done.stdout.endswith("\n")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2, "statistics, and no warning"
+    assert re.fullmatch(
+        r"prompt \d+ tokens \([\d,]+ tokens/s\), new \d+ tokens \([\d,]+ tokens/s\)", lines[0]
+    )
+    assert re.fullmatch(r"cache [\d,]+ bytes; the last query sees \d+ of \d+ tokens", lines[1])
+
+
+@pytest.mark.parametrize(
+    "flags, default",
+    [
+        ("-m/--model", "tiny-llama"),
+        ("-p/--prompt", "The ship"),
+        ("-f/--file", ""),
+        ("-n/--max-new-tokens", "(256)"),
+        ("--stop", ""),
+        ("--no-bos", ""),
+        ("-t/--temperature", "(0.8)"),
+        ("--top-k", "(50)"),
+        ("--top-p", "(1.0: all)"),
+        ("--min-p", "(0.0: all)"),
+        ("--repetition-penalty", "(1.0)"),
+        ("--seed", "(1234)"),
+        ("--attention", "(lambda)"),
+        ("--n-local", "(the model's context length)"),
+        ("--n-global", "(10)"),
+        ("--distance-ceiling", "(the window's size)"),
+        ("--path", "(chunked)"),
+        ("--prefill-chunk", "(512)"),
+        ("--device", "(auto: "),
+        ("--dtype", "(auto: "),
+        ("--threads", "(PyTorch's own choice)"),
+        ("--no-stream", ""),
+        ("--echo", ""),
+        ("--json", ""),
+        ("-q/--quiet", ""),
+        ("-i/--interactive", ""),
+        ("--ignore-eos", ""),
+    ],
+)
+def test_help_tells_every_flag_and_its_default(flags, default, monkeypatch):
+    """argparse shows no default for a flag without a help text."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = parser().format_help().partition("\n\n")[2]  # behind the usage
+    start = re.search(rf"^  {'.*'.join(map(re.escape, flags.split('/')))}", text, re.MULTILINE)
+    assert start, f"{flags} is not in --help"
+    entry = re.split(r"\n(?=  -|\n)", text[start.start() :])[0]
+    entry = " ".join(entry.split())
+    assert default in entry
+    assert "None" not in entry and "[]" not in entry
+
+
+def test_help_is_grouped_and_ends_well(run):
+    """A list of thirty flags in the order in which they were written."""
+    code, out, err = run("--help")
+    assert code == 0 and not err
+    headings = re.findall(r"^(\w+):$", out, re.MULTILINE)
+    assert headings == ["options", "text", "sampling", "model", "attention", "output"]
+
+
+# ---- prompts
+
+
+def test_prompt_from_an_argument_stdin_and_a_file(run, typed, tmp_path):
+    """A newline that is added or taken away on one of three ways in changes the text."""
+    prompt = "It was a bright morning,\nand “all” was well\n"
+    (tmp_path / "prompt.txt").write_bytes(prompt.encode())
+    typed(prompt.encode())
+    ways = (["-p", prompt], ["-p", "-"], ["-f", tmp_path / "prompt.txt"])
+    results = [as_json(run, *way, "-n", 8) for way in ways]
+    assert all(result["prompt"] == prompt for result in results)
+    assert results[0]["ids"] == results[1]["ids"] == results[2]["ids"]
+
+
+def test_bos_in_front_unless_no_bos(run, tokenizer):
+    """Without BOS the starting tokens are not those of training."""
+    ids = tokenizer.encode("A ship", bos=False)
+    assert as_json(run, "-p", "A ship", "-n", 1)["prompt_ids"] == [tokenizer.bos_id, *ids]
+    assert as_json(run, "-p", "A ship", "-n", 1, "--no-bos")["prompt_ids"] == ids
+
+
+def test_an_empty_prompt_is_bos_alone(run):
+    """`-p ""` means: begin a text."""
+    assert as_json(run, "-p", "", "-n", 3)["tokens"] == 4
+    code, _, err = run("-p", "", "--no-bos")
+    assert code == 1
+    one_sentence(err, "empty", "--no-bos")
+
+
+def test_prompts_that_cannot_be_read(run, typed, tmp_path):
+    """A traceback is no answer to a mistyped file name."""
+    (tmp_path / "latin").write_bytes("caf\xe9 au lait".encode("latin-1"))
+    (tmp_path / "empty").touch()
+    for path, words in (
+        (tmp_path / "missing", ("missing", "No such file")),
+        (tmp_path, ("directory",)),
+        (tmp_path / "latin", ("latin", "not UTF-8", "byte 3")),
+        (tmp_path / "empty", ("empty",)),
+    ):
+        code, out, err = run("-f", path)
+        assert code == 1 and not out
+        one_sentence(err, *words)
+    for content, words in ((b"", ("standard input", "empty")), (b"\xff", ("not UTF-8",))):
+        typed(content)
+        code, out, err = run("-p", "-")
+        assert code == 1 and not out
+        one_sentence(err, *words)
+
+
+def test_a_model_that_cannot_be_read(run, tmp_path):
+    """A traceback is no answer to a mistyped folder either."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        code, out, err = run("-m", folder)
+        assert code == 1 and not out
+        one_sentence(err, str(folder))
+
+
+def test_a_device_that_is_not_there(run):
+    """PyTorch's own sentence about a device is a page long."""
+    for device in ("telescope", "cuda:99"):
+        code, out, err = run("--device", device)
+        assert code == 1 and not out
+        one_sentence(err, f"--device {device}", "try cpu")
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["-n", "-1"], "-n"),
+        (["-n", "many"], "-n"),
+        (["-t", "-1"], "temperature"),
+        (["-t", "nan"], "temperature"),
+        (["-t", "inf"], "temperature"),
+        (["--top-k", "-1"], "top_k"),
+        (["--top-p", "0"], "top_p"),
+        (["--top-p", "nan"], "top_p"),
+        (["--min-p", "1"], "min_p"),
+        (["--repetition-penalty", "0"], "repetition_penalty"),
+        (["--seed", "x"], "--seed"),
+        (["--seed", str(10**30)], "--seed"),
+        (["--n-local", "0"], "--n-local"),
+        (["--n-local", str(10**30)], "--n-local"),
+        (["--n-global", "-1"], "--n-global"),
+        (["--distance-ceiling", "-1"], "--distance-ceiling"),
+        (["--distance-ceiling", "low"], "--distance-ceiling"),
+        (["--prefill-chunk", "0"], "--prefill-chunk"),
+        (["--threads", "0"], "--threads"),
+        (["--attention", "some"], "--attention"),
+        (["--path", "fast"], "--path"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--stop", ""], "--stop"),
+        (["-p", "a", "-f", "b"], "not allowed with"),
+        (["--attention", "full", "--n-local", "8"], "--n-local has no meaning"),
+        (["--attention", "full", "--n-global", "8"], "--n-global has no meaning"),
+        (["--attention", "window", "--n-global", "0"], "--n-global has no meaning"),
+        (["--json", "-i"], "--json has no meaning"),
+        (["--echo", "-i"], "--echo has no meaning"),
+        (["--no-stream", "-i"], "--no-stream has no meaning"),
+        (["-p", "a", "-i"], "--prompt has no meaning"),
+        (["-f", "a", "-i"], "--file has no meaning"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_flags_that_make_no_sense(run, arguments, word):
+    """A bad value that is clipped or ignored makes a text that nobody asked for."""
+    code, out, err = run(*arguments)
+    assert code == 2 and not out
+    assert err.startswith("usage: ") and word in err.splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "flags, lm",
+    [
+        ([], LMInfinite(256, 10, 256)),
+        (["--n-local", 20], LMInfinite(20, 10, 20)),
+        (["--n-local", 20, "--n-global", 3], LMInfinite(20, 3, 20)),
+        (["--n-local", 20, "--distance-ceiling", 9], LMInfinite(20, 10, 9)),
+        (["--n-local", 20, "--distance-ceiling", "none"], LMInfinite(20, 10, None)),
+        (["--attention", "window"], LMInfinite(256, 0, 256)),
+        (["--attention", "window", "--n-local", 20], LMInfinite(20, 0, 20)),
+        (["--attention", "full"], None),
+        (["--attention", "full", "--distance-ceiling", "none"], None),
+        (["--attention", "full", "--distance-ceiling", 20], LMInfinite(None, 0, 20)),
+    ],
+)
+def test_attention_flags_are_the_method_s_settings(run, shipped, flags, lm):
+    """A flag that is parsed and dropped: the demo would compare a model with itself."""
+    model, tokenizer = shipped
+    prompt = long_prompt(tokenizer, 60)
+    result = as_json(run, *flags, "-p", prompt, "-n", 6, "-t", 0, "--ignore-eos")
+    names = ("n_local", "n_global", "distance_ceiling")
+    expected = [getattr(lm, name, None) for name in names]
+    assert [result["settings"][name] for name in names] == expected
+    ids = tokenizer.encode(prompt)
+    assert result["prompt_ids"] == ids
+    assert result["ids"] == list(generate_ids(model, ids, lm, 6, temperature=0.0, stop_ids=()))
+    session = Session(model, lm)
+    logits = session.read(ids).log_softmax(-1)
+    assert result["logprobs"][0] == pytest.approx(float(logits[result["ids"][0]]), abs=1e-4)
+    assert result["visible"] == (len(ids) + 6 if lm is None else lm.visible(len(ids) + 6))
+
+
+def test_the_settings_change_the_logprobs(run, tokenizer):
+    """Equal texts under all settings would let the test above pass without a mask."""
+    prompt = long_prompt(tokenizer, 60)
+    seen = set()
+    for flags in ([], ["--attention", "window"], ["--distance-ceiling", 5], ["--n-global", 1]):
+        flags = [*flags, "--n-local", 20, "-p", prompt, "-n", 1, "-t", 0]
+        seen.add(round(as_json(run, *flags)["logprobs"][0], 5))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("flags", [["--path", "reference"], ["--prefill-chunk", 7]])
+def test_other_paths_to_the_same_text(run, tokenizer, flags):
+    """--path reference is there to check the fast path by eye."""
+    flags = ["-p", long_prompt(tokenizer, 40), "--n-local", 16, "-t", 0, "-n", 10, *flags]
+    result, usual = as_json(run, *flags), as_json(run, *flags[:-2])
+    assert result["ids"] == usual["ids"]
+    assert result["settings"]["path"] == ("reference" if "--path" in flags else "chunked")
+    assert (result["cache_bytes"] == 0) == ("--path" in flags)
+
+
+def test_the_same_seed_and_settings_give_the_same_text(run):
+    """A global generator, or a clock, in the draw."""
+    texts = [run("-n", 30, "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_sampling_flags_reach_the_draw(run):
+    """A setting that is parsed, checked, and then dropped."""
+    greedy = as_json(run, "-n", 20, "-t", 0)["ids"]
+    hot = ["-n", 20, "-t", 30]
+    assert as_json(run, *hot, "--top-k", 0)["ids"] != greedy
+    assert as_json(run, *hot, "--top-k", 1)["ids"] == greedy
+    assert as_json(run, *hot, "--top-p", 1e-6)["ids"] == greedy
+    assert as_json(run, *hot, "--min-p", 0.9999)["ids"] == greedy
+    penalised = as_json(run, "-n", 20, "-t", 0, "--repetition-penalty", 1e6)
+    assert not set(penalised["ids"]) & set(penalised["prompt_ids"])
+    assert len(set(penalised["ids"])) == 20
+
+
+def test_dtype_and_threads_are_used(run):
+    """--dtype that is ignored gives float32's cache bytes."""
+    threads = torch.get_num_threads()
+    try:
+        usual = as_json(run, "-n", 4)["cache_bytes"]
+        assert as_json(run, "-n", 4, "--dtype", "bfloat16")["cache_bytes"] == usual / 2
+        assert (
+            as_json(run, "-n", 4, "--dtype", "float64", "--threads", 2)["cache_bytes"]
+            == usual * 2
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+# ---- what is written
+
+
+def test_json_is_one_object_and_nothing_else(run, shipped):
+    """A note or a streamed word on stdout breaks whoever parses it."""
+    model, tokenizer = shipped
+    code, out, err = run("--json", "-n", 12, "-p", "The sea “was”", "--seed", 7, "--echo")
+    result = json.loads(out)
+    assert code == 0 and out.count("\n") == 1 and "new 12 tokens" in err
+    ids = result["prompt_ids"]
+    expected = list(generate_ids(model, ids, LMInfinite(256, 10, 256), 12, seed=7))
+    assert result["ids"] == expected
+    whole = tokenizer.decode(ids + expected)
+    assert whole == tokenizer.decode(ids) + result["text"]
+    assert len(result["logprobs"]) == 12 and all(logprob <= 0 for logprob in result["logprobs"])
+    assert result["timings"]["prefill_s"] > 0 and result["timings"]["decode_s"] > 0
+    settings = result["settings"]
+    assert settings["seed"] == 7 and settings["temperature"] == 0.8 and settings["top_k"] == 50
+    assert result["tokens"] == len(ids) + 12
+
+
+def test_streamed_text_is_the_text(run):
+    """A space lost between two pieces; a piece that is printed twice."""
+    text = as_json(run, "-n", 40)["text"]
+    code, streamed, _ = run("-n", 40)
+    assert run("-n", 40, "--no-stream")[1] == streamed == text + "\n"
+    assert run("-n", 40, "--echo")[1] == PROMPT + text + "\n"
+    assert run("-n", 40, "--echo", "--no-stream")[1] == PROMPT + text + "\n"
+
+
+def test_text_arrives_piece_by_piece(run, monkeypatch):
+    """A stream that is printed at its end; --no-stream that streams."""
+    shown = []
+    monkeypatch.setattr(sys.modules["minilm_inf.generate"], "show_now", shown.append)
+    run("-n", 20)
+    assert len([piece for piece in shown if piece]) > 10
+    shown.clear()
+    assert len(run("-n", 20, "--no-stream")[1]) > 10 and not shown
+
+
+def test_quiet_means_text_only(run, tokenizer):
+    """-q that leaves a note on stderr fills a log."""
+    code, out, err = run("-q", "-n", 5, "-p", long_prompt(tokenizer, 300))
+    assert code == 0 and out and not err
+
+
+def test_no_new_tokens(run):
+    """-n 0 reads and writes nothing: no division by zero, no token all the same."""
+    result = as_json(run, "-n", 0)
+    assert result["ids"] == [] and result["text"] == ""
+    code, out, err = run("-n", 0)
+    assert code == 0 and out == "\n" and "new 0 tokens" in err
+
+
+def test_the_note_on_what_cannot_be_seen(run, tokenizer):
+    """The newcomer would take the model for one that forgets by mistake."""
+    prompt = long_prompt(tokenizer, 100)
+    n = len(tokenizer.encode(prompt))
+    for flags, seen in (
+        (["--n-local", 40], 50),
+        (["--n-local", 40, "--attention", "window"], 40),
+        (["--n-local", n - 10], n),
+        (["--n-local", n - 11], n - 1),
+        (["--attention", "full"], n),
+    ):
+        code, out, err = run("-p", prompt, "-n", 1, *flags)
+        notes = [line for line in err.splitlines() if line.startswith("note: ")]
+        assert len(notes) == (seen < n), flags
+        if notes:
+            assert f" {n - seen} of the prompt's {n} tokens" in notes[0]
+            assert not any(word in out for word in notes)
+
+
+def test_statistics_are_true(run, shipped):
+    """Bytes and counts that come from another place than the cache and the mask."""
+    model, tokenizer = shipped
+    lm = LMInfinite(16, 4, 16)
+    ids = tokenizer.encode(PROMPT)
+    flags = ["--n-local", 16, "--n-global", 4, "-n", 30, "-t", 0, "--ignore-eos"]
+    code, out, err = run(*flags)
+    session = Session(model, lm)
+    session.read(ids + list(generate_ids(model, ids, lm, 30, temperature=0.0, stop_ids=())))
+    assert f"prompt {len(ids)} tokens" in err and "new 30 tokens" in err
+    assert f"cache {session.cache_bytes:,} bytes" in err
+    assert f"the last query sees 20 of {len(ids) + 30} tokens" in err
+    assert "no cache" in run(*flags, "--path", "reference")[2]
+
+
+# ---- ends
+
+
+def test_a_stop_text_ends_the_text(run):
+    """Compared token by token, a stop text that spans two tokens is never found."""
+    flags = ["-n", 60, "-t", 0, "--ignore-eos"]
+    usual = as_json(run, *flags)
+    text = usual["text"]
+    at = next(i for i in range(12, len(text)) if text.find(text[i : i + 7]) == i)
+    stop = text[at : at + 7]
+    result = as_json(run, *flags, "--stop", "no such text", "--stop", stop)
+    assert result["text"] == text[:at]
+    assert len(result["ids"]) < 60, "it stopped and did not only cut"
+    assert result["ids"] == usual["ids"][: len(result["ids"])]
+    assert run(*flags, "--stop", stop)[1] == text[:at] + "\n"
+
+
+def test_what_might_become_a_stop_text_is_shown_in_the_end(run):
+    """The beginning of a stop text that never comes is part of the text."""
+    text = as_json(run, "-n", 25)["text"]
+    result = as_json(run, "-n", 25, "--stop", text[-4:] + "\0")
+    assert result["text"] == text
+
+
+@contextmanager
+def likeliest(model, id: int, after: int):
+    """A model that writes `id` once it has read `after` tokens."""
+    head, read = model.head.forward, []
+
+    def forward(x):
+        logits = head(x).clone()
+        read.append(None)
+        if len(read) > after:
+            logits[..., id] = 1e4
+        return logits
+
+    model.head.forward = forward
+    try:
+        yield
+    finally:
+        model.head.forward = head
+
+
+def test_eos_ends_the_text_unless_it_is_ignored(run, shipped):
+    """A model that has said its last word, and is made to babble on; or </s> in the text."""
+    model, tokenizer = shipped
+    with likeliest(model, tokenizer.eos_id, after=5):
+        result = as_json(run, "-n", 20)
+        assert len(result["ids"]) == 5 and tokenizer.eos_id not in result["ids"]
+    with likeliest(model, tokenizer.eos_id, after=5):
+        result = as_json(run, "-n", 20, "--ignore-eos")
+    assert result["ids"][5:] == [tokenizer.eos_id] * 15
+    assert (
+        result["text"] == tokenizer.decode(result["prompt_ids"] + result["ids"])[len(PROMPT) :]
+    )
+
+
+def test_torn_characters_at_the_end(run, shipped, tokenizer):
+    """The bytes of half a character wait in the stream, and must not be lost or crash."""
+    first_byte = tokenizer.encode("漢", bos=False)[-3]
+    with likeliest(shipped[0], first_byte, after=3):
+        result = as_json(run, "-n", 4)
+    assert result["text"].endswith("\ufffd")
+
+
+# ---- a conversation
+
+
+def test_a_conversation_grows_and_ends(run, typed):
+    """Each line is read behind all that came before, with BOS once, and /reset forgets."""
+    typed(
+        b"The sea\n/stats\n\nand the ship\n/stats\n/reset\n/stats\nThe sea\n/exit\nnot read\n"
+    )
+    code, out, err = run("-i", "-n", 6, "-t", 0, "--ignore-eos")
+    assert code == 0
+    replies = out.split("\n")[:-1]
+    assert len(replies) == 3 and replies[0] == replies[2] and "not read" not in out
+    counts = re.findall(r"prompt (\d+) tokens .* new (\d+) tokens", err)
+    assert [new for _, new in counts] == ["6", "6"]
+    seen = [int(n) for n in re.findall(r"sees \d+ of (\d+) tokens", err)]
+    assert seen == [int(counts[0][0]) + 6, int(counts[0][0]) + 6 + int(counts[1][0]) + 6]
+    assert "nothing was written yet" in err
+    assert "/help" in err.splitlines()[0]
+
+
+def test_a_second_reply_continues_the_whole_text(run, typed, shipped):
+    """A conversation that starts anew with every line, or reads its last token twice."""
+    model, tokenizer = shipped
+    typed(b"The sea\nand the ship\n")
+    code, out, err = run("-i", "-n", 6, "-t", 0, "--ignore-eos", "--n-local", 12)
+    assert code == 0
+    lm, text = LMInfinite(12, 10, 12), tokenizer.encode("The sea")
+    settings = {"max_new_tokens": 6, "temperature": 0.0, "stop_ids": (), "path": "reference"}
+    replies = []
+    for line in (None, "\nand the ship"):
+        if line is not None:
+            text = text + tokenizer.encode(line, bos=False)
+        new = list(generate(model, text, lm, **settings))
+        before = tokenizer.decode(text)
+        text = text + new
+        replies.append(tokenizer.decode(text)[len(before) :])
+    assert out == "".join(reply + "\n" for reply in replies)
+
+
+def test_a_conversation_outlives_its_mistakes(run, typed):
+    """An unknown command or a torn character is no reason to lose the text so far."""
+    typed(b"/hlep\nThe sea\n\xff\xfe\nand\n/stats\n/help\n")
+    code, out, err = run("-i", "-n", 3, "--ignore-eos")
+    assert code == 0 and out.count("\n") == 2
+    assert "no command /hlep" in err and "not UTF-8" in err
+    assert all(f"{command} " in err for command in ("/stats", "/reset", "/exit"))
+    assert re.search(r"sees (\d+) of \1 tokens", err) and "Traceback" not in err
+
+
+def test_a_quiet_conversation(run, typed):
+    """-q leaves the replies alone on both outputs."""
+    typed(b"The sea\n")
+    code, out, err = run("-i", "-q", "-n", 3)
+    assert code == 0 and out and not err
+
+
+def started(*arguments, **pipes) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **pipes,
+    )
+
+
+def test_ctrl_c_stops_a_reply_but_not_the_program():
+    """A reader who has enough of one reply would lose the whole conversation."""
+    program = started("-i", "-n", 10**6, "--ignore-eos", stdin=subprocess.PIPE)
+    try:
+        program.stdin.write(b"The sea\n")
+        program.stdin.flush()
+        assert program.stdout.read(20)
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(b"/stats\n/exit\n", timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 0
+    count = re.search(r"new ([\d,]+) tokens", err.decode())
+    assert 0 < int(count[1]) < 10**6 and "Traceback" not in err.decode()
+
+
+def test_ctrl_c_ends_a_plain_run():
+    """A traceback of thirty lines for a key that everybody presses."""
+    program = started("-n", 10**6, "--ignore-eos")
+    try:
+        assert program.stdout.read(20)
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 130
+    assert err.decode().strip() == "stopped"
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """`| head` would end in BrokenPipeError, now or when the interpreter closes stdout."""
+    program = started("-n", 10**6, "--ignore-eos")
+    try:
+        assert program.stdout.read(1)
+        program.stdout.close()
+        err = program.stderr.read().decode()
+        assert program.wait(timeout=60) == 0
+    finally:
+        program.kill()
+    assert "Traceback" not in err and "BrokenPipe" not in err
+
+
+def test_a_reader_that_has_left_already_is_no_error(monkeypatch):
+    """What print has buffered fails only when the interpreter ends, and then with a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["--json", "-q", "-n", "3"]) == 0
+
+
+def test_an_output_that_lacks_a_character(monkeypatch):
+    """A text with an accent would end the program where the output is ASCII."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["-p", "café 漢", "--echo", "-q", "-n", "3"]) == 0
+    assert written.getvalue().startswith(b"caf? ?")
+
+
+def test_an_output_without_an_encoding(monkeypatch):
+    """A notebook's output, or a StringIO, cannot be told how to encode."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert main(["-p", "café 漢", "--echo", "-q", "-n", "3"]) == 0
+    assert sys.stdout.getvalue().startswith("café 漢")

@@ -1,0 +1,247 @@
+"""Sessions against the definition: what is read, what is written, and what is left to read."""
+
+from itertools import islice
+
+import pytest
+import torch
+from conftest import SETTINGS, some_tokens, tiny_llama
+
+from minilm_inf import LMInfinite, generate
+from minilm_inf.session import Session, write
+
+LM = SETTINGS["LM-Infinite"]
+PROMPT = some_tokens(9)[0].tolist()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+def logits_after(model, ids, lm=LM) -> torch.Tensor:
+    """The specification: all of the text, read at once by the definition; logits (V,)."""
+    return model(torch.tensor([ids]), lm, path="reference")[0, -1]
+
+
+def greedy(model, ids, n, lm=LM) -> list[int]:
+    """The specification of greedy writing."""
+    ids = list(ids)
+    for _ in range(n):
+        ids.append(int(logits_after(model, ids, lm).argmax()))
+    return ids[-n:]
+
+
+def written(model, ids=PROMPT, lm=LM, n=30, **settings) -> list[int]:
+    settings.setdefault("temperature", 0.0)
+    return list(generate(model, ids, lm, n, **settings))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("path", ["chunked", "reference"])
+def test_greedy_is_the_argmax_of_the_definition(model, path, setting):
+    """A token that is read twice or never shifts every position behind it."""
+    lm = SETTINGS[setting]
+    new = written(model, lm=lm, path=path)
+    assert new == greedy(model, PROMPT, 30, lm)
+    assert len(set(new)) > 3, "a constant text would hide mistakes"
+
+
+def test_none_is_the_vanilla_model(model):
+    """lm=None that fell back to LM-Infinite would make the comparison of the demo a lie."""
+    assert written(model, lm=None) == greedy(model, PROMPT, 30, SETTINGS["full attention"])
+    assert written(model, lm=None) != written(model, lm=LM)
+
+
+@pytest.mark.parametrize("prefill_chunk", [1, 2, 5, 6, 7, 9, 512])
+def test_the_size_of_prefill_chunks_does_not_matter(model, prefill_chunk):
+    """A chunk that forgets the one before it, or the last one only being read."""
+    prompt = some_tokens(23, seed=3)[0].tolist()
+    assert written(model, prompt, prefill_chunk=prefill_chunk) == greedy(model, prompt, 30)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 17])
+def test_as_many_ids_as_were_asked_for(model, n):
+    """The token that prefill already decides is easily counted twice."""
+    assert len(written(model, n=n)) == n
+
+
+def test_the_seed_decides_the_ids(model):
+    """A draw from PyTorch's global generator would differ from run to run."""
+    drawn = [written(model, temperature=1.0, seed=seed) for seed in (5, 5, 6)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    torch.manual_seed(0)
+    before = torch.rand(1)
+    torch.manual_seed(0)
+    written(model, temperature=1.0, seed=5)
+    assert torch.rand(1) == before
+
+
+def test_without_a_seed_every_run_is_another(model):
+    """A default seed would hide how much a text owes to chance."""
+    assert written(model, temperature=1.0) != written(model, temperature=1.0)
+
+
+def test_the_settings_reach_the_draw(model):
+    """A setting that is accepted and then dropped on the way."""
+    hot = {"temperature": 5.0, "top_k": 0, "seed": 1}
+    assert len(set(written(model, **hot))) > 12
+    assert written(model, **{**hot, "top_k": 1}) == greedy(model, PROMPT, 30)
+    assert written(model, **hot, top_p=1e-9) == greedy(model, PROMPT, 30)
+    assert written(model, **hot, min_p=0.999) == greedy(model, PROMPT, 30)
+
+
+def test_the_penalty_counts_prompt_and_new_tokens(model):
+    """A penalty on the new tokens only lets the model copy its prompt."""
+    ids, expected = list(PROMPT), []
+    for _ in range(12):
+        logits = logits_after(model, ids)
+        for id in set(ids):
+            logits[id] = logits[id] / 3 if logits[id] > 0 else logits[id] * 3
+        ids.append(int(logits.argmax()))
+        expected.append(ids[-1])
+    assert written(model, n=12, repetition_penalty=3.0) == expected
+    assert expected != greedy(model, PROMPT, 12)
+
+
+def test_stop_ids_end_the_text_and_are_not_part_of_it(model):
+    """An EOS that is yielded would be printed, and one that is passed over is no end."""
+    new = greedy(model, PROMPT, 30)
+    stop = next(id for i, id in enumerate(new) if i > 3 and id not in new[:i])
+    assert written(model, stop_ids=(99, stop)) == new[: new.index(stop)]
+    assert written(model, stop_ids=()) == new
+
+
+def test_the_config_s_own_eos_ids_are_the_default():
+    """A model that cannot end its text, since nobody told generate how it does."""
+    model = tiny_llama()
+    new = greedy(model, PROMPT, 30)
+    object.__setattr__(model.config, "eos_ids", (new[5],))
+    assert written(model) == new[: new.index(new[5])]
+    assert written(model, stop_ids=()) == new
+
+
+def test_logprobs_are_the_model_s_own(model):
+    """Logprobs of the filtered or cooled distribution say nothing about the model."""
+    session = Session(model, LM)
+    generator = torch.Generator().manual_seed(0)
+    steps = list(write(session, session.read(PROMPT), 12, 0.5, 3, generator=generator))
+    ids = list(PROMPT)
+    for step in steps:
+        expected = logits_after(model, ids).float().log_softmax(-1)[step.id]
+        assert step.logprob == pytest.approx(float(expected), abs=1e-5)
+        ids.append(step.id)
+
+
+@pytest.mark.parametrize("path", ["chunked", "reference"])
+def test_a_session_in_pieces_equals_one_read(model, path):
+    """What a second prompt finds must be all that was said before, and only once."""
+    tokens = some_tokens(40, seed=4)[0].tolist()
+    session = Session(model, LM, path, prefill_chunk=4)
+    for start, end in ((0, 1), (1, 8), (8, 21), (21, 40)):
+        logits = session.read(tokens[start:end])
+        assert session.length == end
+        torch.testing.assert_close(logits, logits_after(model, tokens[:end]))
+
+
+@pytest.mark.parametrize("path", ["chunked", "reference"])
+@pytest.mark.parametrize("end", ["count", "eos", "broken off", "nothing"])
+def test_a_written_token_is_read_exactly_once(model, path, end):
+    """The last token of a reply has not been read when the next prompt comes.
+
+    A reply may end by its count, by an EOS (which is no part of the text), because its reader
+    stopped asking, or before its first token.
+    """
+    new = greedy(model, PROMPT, 12)
+    stop = next(id for i, id in enumerate(new) if i > 3 and id not in new[:i])
+    n = {"count": 12, "eos": new.index(stop), "broken off": 5, "nothing": 0}[end]
+    session = Session(model, LM, path)
+    steps = write(
+        session,
+        session.read(PROMPT),
+        max_new_tokens=n if end in ("count", "nothing") else 12,
+        temperature=0.0,
+        stop_ids=(stop,) if end == "eos" else (),
+    )
+    kept = list(islice(steps, n if end == "broken off" else None))
+    assert [step.id for step in kept] == new[:n]
+    text = PROMPT + new[:n]
+    assert session.length == len(text)
+    torch.testing.assert_close(session.read([3, 1, 4]), logits_after(model, [*text, 3, 1, 4]))
+    assert session.length == len(text) + 3
+
+
+@pytest.mark.parametrize("path", ["chunked", "reference"])
+@pytest.mark.parametrize("wrong", [-1, 31, 10**12])
+def test_a_refused_read_leaves_no_trace(model, path, wrong):
+    """Half a read would leave a token that is never read, and a length that is not true."""
+    session = Session(model, LM, path)
+    session.read(PROMPT)
+    session.accept(7)
+    with pytest.raises(ValueError, match=f"token {wrong} is out of range: .* 0 to 30"):
+        session.read([1, wrong])
+    assert session.length == len(PROMPT) + 1
+    torch.testing.assert_close(session.read([2]), logits_after(model, [*PROMPT, 7, 2]))
+
+
+@pytest.mark.parametrize(
+    "ids, settings, sentence",
+    [
+        ([], {}, "nothing to read"),
+        ([31], {}, "token 31 is out of range"),
+        ([0, -1], {}, "token -1 is out of range"),
+        (PROMPT, {"temperature": -0.1}, "temperature"),
+        (PROMPT, {"top_k": -1}, "top_k"),
+        (PROMPT, {"top_p": 0.0}, "top_p"),
+        (PROMPT, {"min_p": 1.0}, "min_p"),
+        (PROMPT, {"repetition_penalty": 0.0}, "repetition_penalty"),
+        (PROMPT, {"path": "fast"}, "path"),
+        (PROMPT, {"prefill_chunk": 0}, "prefill_chunk"),
+    ],
+)
+def test_what_makes_no_sense_is_a_value_error(model, ids, settings, sentence):
+    """An error of PyTorch's, layers below, would not tell what to change."""
+    with pytest.raises(ValueError, match=sentence):
+        list(generate(model, ids, LM, **settings))
+
+
+@pytest.mark.parametrize("lm", [None, *SETTINGS.values()], ids=["None", *SETTINGS])
+def test_visible_counts_the_keys_of_the_last_query(model, lm):
+    """The statistics would promise a sight that the mask does not give."""
+    session = Session(model, lm)
+    for length in range(1, 15):
+        session.read([length])
+        assert session.length == length
+        n_local = length if lm is None or lm.n_local is None else lm.n_local
+        n_global = 0 if lm is None else lm.n_global
+        last = length - 1
+        seen = [j for j in range(length) if last - j < n_local or j < n_global]
+        assert session.visible == len(seen)
+
+
+def test_the_cache_stops_growing():
+    """A cache that keeps the forgotten middle would run out of memory some day."""
+    model = tiny_llama(n_layer=1)
+    session = Session(model, LMInfinite(n_local=5, n_global=3, distance_ceiling=5))
+    sizes = []
+    for id in some_tokens(60, seed=5)[0].tolist():
+        session.read([id])
+        sizes.append(session.cache_bytes)
+    assert sizes[0] < sizes[7]
+    assert set(sizes[7:]) == {sizes[-1]}
+    # One layer of 2 key heads of 8 float64: the key and the value of 8 tokens.
+    assert sizes[-1] == 2 * 2 * 8 * 8 * (5 + 3)
+
+
+def test_the_reference_path_keeps_no_cache(model):
+    """Bytes of a cache that nobody has."""
+    session = Session(model, LM, "reference")
+    session.read(PROMPT)
+    assert session.cache_bytes == 0 and session.cache is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_dtype_writes(dtype):
+    """A filter or a logprob that only float32 logits survive."""
+    model = tiny_llama(dtype=dtype)
+    new = list(generate(model, PROMPT, LM, 20, top_p=0.9, min_p=0.01, seed=0))
+    assert len(new) == 20 and all(0 <= id < 31 for id in new)
