@@ -1,8 +1,8 @@
 """What is kept between chunks: exactly the keys and values that a later query can still see.
 
 Per layer that is the last n_local keys, placed at their positions, in a ring that overwrites the
-oldest; and the first n_global keys, unplaced, since from the ceiling on their own position no longer
-matters. So a decode step places one key, and memory stops growing after n_global + n_local tokens.
+oldest; and the first n_global keys, as they are seen at the ceiling, since from there on their own position
+no longer matters. So a decode step places one key, and memory stops growing after n_global + n_local tokens.
 Where a setting asks a key for both kinds of distance, that key is kept in both forms.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunked import Keys
+from .chunked import Keys, starting_is_placed, window_is_capped
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 
 
@@ -67,13 +67,9 @@ class LayerCache:
 
     def __init__(self, lm: LMInfinite, shape: tuple[int, int, int], dtype, device):
         self.lm = lm
-        n_local, ceiling = lm.n_local, lm.distance_ceiling
-        # A window key stands at most n_local - 1 away, a starting key never closer than n_local.
-        window_is_capped = ceiling is not None and (n_local is None or ceiling < n_local)
-        starting_below_ceiling = ceiling is None or (n_local is not None and ceiling > n_local)
-        window = Keys(True, window_is_capped, True)
-        starting = Keys(starting_below_ceiling, ceiling is not None, True)
-        self.window = Rows(window, shape, n_local, dtype, device)
+        window = Keys(True, window_is_capped(lm), True)
+        starting = Keys(starting_is_placed(lm), lm.distance_ceiling is not None, True)
+        self.window = Rows(window, shape, lm.n_local, dtype, device)
         self.starting = Rows(starting, shape, lm.n_global, dtype, device)
         self.length = 0
 
@@ -81,14 +77,21 @@ class LayerCache:
         """How many starting keys are kept once `length` tokens were read."""
         return 0 if self.lm.n_local is None else min(length, self.lm.n_global)
 
-    def extend(self, new: Keys) -> tuple[Keys, Keys]:
-        """Take in the keys of the next tokens; return the window that these see, and the starting
-        keys. The window's order is that of Cache.positions."""
-        n_new = new.values.shape[2]
+    def extend(self, placed: Tensor, k: Tensor, v: Tensor, cap) -> tuple[Keys, Keys]:
+        """Take in the keys of the next tokens, placed and not, and their values.
+
+        Returns the window that these tokens see, in the order of Cache.positions, and the starting
+        keys. cap: chunked.cap_for.
+        """
+        n_new = v.shape[2]
         end, limit = self.length + n_new, self.lm.n_local
         n_starting = self.n_starting(end)
         if self.length < n_starting:
-            self.starting.write(self.length, new, 0, n_starting - self.length)
+            count = n_starting - self.length
+            new = Keys(placed, cap(k[:, :, :count]) if cap else None, v)
+            self.starting.write(self.length, new, 0, count)
+
+        new = Keys(placed, cap(k) if self.window.keeps_both else None, v)
 
         if limit is None or end <= limit:
             self.window.write(self.length, new, 0, n_new)
@@ -137,8 +140,8 @@ class Rows:
 
     @property
     def keeps_both(self) -> bool:
-        """Whether keys are kept placed and unplaced, since they may stand below the ceiling or at it."""
-        return self.buffers.placed is not None and self.buffers.unplaced is not None
+        """Whether keys are kept placed and capped, since they may stand below the ceiling or at it."""
+        return self.buffers.placed is not None and self.buffers.capped is not None
 
     @property
     def nbytes(self) -> int:

@@ -54,10 +54,11 @@ of its four sources, not sense.
 Held out, whole: {held_out}.
 
 Every window begins with BOS. The first {repeats_share:.1%} of all tokens were random spans, repeated,
-in windows of 128; from then on, windows of {context_length}. Up to {middle_until:.0%} of the tokens the
-mix was {middle}; then {last}. *Retrieval practice* states one to four facts in ordinary text (a pass
-key of five digits, a person's number), and ends with a question and answer for each. Without it a
-model this small learns no copying; with it, it says pass keys and numbers now and then unasked.
+in windows of {first_window}; from then on, windows of {context_length}: {mixes}.
+
+*Retrieval* practice states one to four facts in ordinary text (a pass key of five digits, a person's
+number), and asks for each of them, and answers, later. Without it a model this small learns no
+copying; with it, it says pass keys and numbers now and then unasked.
 
 The command, from text to weights (AdamW, betas 0.9 and 0.98, weight decay 0.05, learning rate
 {learning_rate} at its peak, cosine to a tenth, gradients clipped at 1):
@@ -91,13 +92,17 @@ This card was written by `python -m minilm_inf.card {folder} --corpus corpus`.
 """
 
 
-def share(phase: dict) -> str:
-    """A phase's mix in words."""
-    text = 1 - phase["repeats"] - phase["retrieval"]
-    return (
-        f"{text:.0%} text, {phase['repeats']:.0%} repeats and {phase['retrieval']:.0%} retrieval "
-        "practice"
-    )
+def mixes(phases: list[dict]) -> str:
+    """What the windows of each phase were made of, in words."""
+    parts = []
+    for phase in phases:
+        until = f"up to {phase['until']:.0%} of all tokens" if phase["until"] < 1 else "to the end"
+        text = 1 - phase["repeats"] - phase["retrieval"]
+        mix = f"{text:.0%} text, {phase['repeats']:.0%} repeats, {phase['retrieval']:.0%} retrieval"
+        if phase["followed"]:
+            mix += f" ({phase['followed']:.0%} of these with other text behind)"
+        parts.append(f"{until}, {mix}")
+    return "; ".join(parts)
 
 
 def greedy(model, tokenizer, lm: LMInfinite) -> str:
@@ -130,7 +135,7 @@ def write_card(folder: Path, corpus_folder: Path, report) -> str:
         f"- {s['what']}: {s['package']}, {s['bytes']:,} bytes. {s['licence']}"
         for s in manifest.values()
     ]
-    first, middle, final = record["phases"]
+    first, *later = record["phases"]
     return CARD.format(
         name=folder.name, folder=folder.as_posix(), context_length=config.context_length,
         parameters=sum(p.numel() for p in model.parameters()), vocab_size=config.vocab_size,
@@ -142,8 +147,8 @@ def write_card(folder: Path, corpus_folder: Path, report) -> str:
         learning_rate=record["settings"]["learning_rate"], command=record["command"],
         sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         documents=record["documents"], held_out=", ".join(sorted(texts)),
-        sources="\n".join(sources), repeats_share=first["until"], middle_until=middle["until"],
-        middle=share(middle), last=share(final), length=length, n_global=lm.n_global,
+        sources="\n".join(sources), repeats_share=first["until"],
+        first_window=first["window"], mixes=mixes(later), length=length, n_global=lm.n_global,
         last_tokens=config.context_length - 1, stride=config.context_length // 2,
         table=table(rows), greedy_tokens=GREEDY_TOKENS, prompt=PROMPT,
         continuation=greedy(model, tokenizer, lm),

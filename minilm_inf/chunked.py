@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .attention import check_shapes
 from .config import FULL_ATTENTION, LMInfinite
-from .distance_ceiling import at_ceiling
+from .distance_ceiling import place_fixed
 from .lambda_mask import distances
 
 QUERIES_PER_CHUNK = 256
@@ -35,13 +35,15 @@ so training, and machines without it, use plain products."""
 
 
 class Keys(NamedTuple):
-    """A run of keys: placed at their own positions, unplaced (for the ceiling), and their values.
+    """A run of keys in the places where queries find them, and their values.
 
-    Each is (B, H_kv, S, D); one that no distance of this run asks for may be None.
+    placed: at their own positions, for a query at its own. capped: all of them at -ceiling, for a
+    query at position 0, that is, not placed at all; to such a query each seems to stand exactly
+    the ceiling away. Each is (B, H_kv, S, D); one that no distance of this run asks for is None.
     """
 
     placed: Tensor | None
-    unplaced: Tensor | None
+    capped: Tensor | None
     values: Tensor
 
 
@@ -65,7 +67,6 @@ class Chunk(NamedTuple):
 
     queries: slice
     parts: list[Part]
-    capped: bool  # some of it stands at the ceiling
     blind: Tensor | None  # True where a query sees nothing at all: (T, 1) or (B, 1, T, 1)
 
 
@@ -91,9 +92,10 @@ def chunked_attend(
         if (positions.diff(dim=-1) <= 0).any():
             raise ValueError(f"{name} must ascend in each row; attend takes them in any order")
 
-    window = Keys(scheme.at(k_positions, k.dtype, k.device)(k), k, v)
     starting_positions, pick = starting_run(k_positions, lm)
-    starting = Keys(*(pick(x) for x in window))
+    window, starting = make_runs(
+        scheme.at(k_positions, k.dtype, k.device)(k), k, v, pick, cap_for(scheme, lm, k), lm
+    )
     n_kv_head = k.shape[1]
     sight = Sight(q_positions, k_positions, starting_positions, scheme, lm, n_kv_head, q)
     return sight.attend(q, window, starting, scale)
@@ -118,6 +120,36 @@ def starting_run(k_positions: Tensor, lm: LMInfinite):
     return positions, lambda x: x.take_along_dim(index[:, None, :, None].to(x.device), 2)
 
 
+def cap_for(scheme, lm: LMInfinite, like: Tensor):
+    """The function that makes Keys.capped of unplaced keys; None without a ceiling."""
+    if lm.distance_ceiling is None:
+        return None
+    return place_fixed(scheme, -lm.distance_ceiling, like.dtype, like.device)
+
+
+def window_is_capped(lm: LMInfinite) -> bool:
+    """Whether a window key can stand at the ceiling: it is at most n_local - 1 away."""
+    return lm.distance_ceiling is not None and (
+        lm.n_local is None or lm.distance_ceiling < lm.n_local
+    )
+
+
+def starting_is_placed(lm: LMInfinite) -> bool:
+    """Whether a starting key can stand below the ceiling: it is at least n_local away."""
+    return lm.distance_ceiling is None or (
+        lm.n_local is not None and lm.distance_ceiling > lm.n_local
+    )
+
+
+def make_runs(
+    placed: Tensor, k: Tensor, v: Tensor, pick, cap, lm: LMInfinite
+) -> tuple[Keys, Keys]:
+    """Window and starting keys of a text that is there as a whole; `pick` is starting_run's."""
+    window = Keys(placed, cap(k) if window_is_capped(lm) else None, v)
+    starting = Keys(pick(placed), cap(pick(k)) if cap else None, pick(v))
+    return window, starting
+
+
 class Sight:
     """What queries at some positions see, worked out from positions alone, once for all layers.
 
@@ -140,11 +172,8 @@ class Sight:
         self.n_kv_head, self.device = n_kv_head, like.device
         self.exact = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.fused = FUSED if like.device.type == "cpu" else None
-        self.place = scheme.at(self.q_positions + shift, like.dtype, like.device)
-        if lm.distance_ceiling is not None:
-            self.place_at_ceiling = at_ceiling(
-                scheme, lm.distance_ceiling, like.dtype, like.device
-            )
+        q_places = self.q_positions + shift if shift else self.q_positions
+        self.place = scheme.at(q_places, like.dtype, like.device)
         self.masks_made: dict = {}
         short = self.q_positions.shape[-1] <= QUERIES_PER_CHUNK
         self.plan = list(self._chunks()) if short and not self.is_vanilla else None
@@ -180,15 +209,13 @@ class Sight:
     def _attend_chunk(self, chunk: Chunk, placed, unplaced, runs, scale: float) -> Tensor:
         """One chunk's queries, (B, H, T, D) placed at their positions and not placed."""
         shape = placed.shape
-        at_distance, at_top = self._by_key_head(placed), None
-        if chunk.capped:
-            at_top = self._by_key_head(self.place_at_ceiling(unplaced))
+        placed, unplaced = self._by_key_head(placed), self._by_key_head(unplaced)
         seen = [
-            self._gather(part, at_distance, at_top, shape[2], runs[part.run], scale)
+            self._gather(part, placed, unplaced, shape[2], runs[part.run], scale)
             for part in chunk.parts
         ]
         if not seen:
-            return torch.zeros_like(placed)
+            return placed.new_zeros(shape)
         out = join(seen).view(shape)
         return out if chunk.blind is None else out.masked_fill(chunk.blind, 0)
 
@@ -196,19 +223,17 @@ class Sight:
         """(B, H, T, D) -> (B, H_kv, H / H_kv * T, D): together what shares a key head."""
         return q.reshape(q.shape[0], self.n_kv_head, -1, q.shape[-1])
 
-    def _gather(
-        self, part: Part, at_distance, at_top, n_queries: int, keys: Keys, scale: float
-    ):
+    def _gather(self, part: Part, placed, unplaced, n_queries: int, keys: Keys, scale: float):
         """One softmax over a part: the weighted values (B, H_kv, H / H_kv * T, D), and the log of
         the softmax's sum (B, H_kv, H / H_kv * T)."""
         values = self._run_of(keys.values, part)
         if self.fused and part.beyond is None and part.bias is None and part.hidden is None:
-            q, k = (at_top, keys.unplaced) if part.capped else (at_distance, keys.placed)
+            q, k = (unplaced, keys.capped) if part.capped else (placed, keys.placed)
             if not (q.requires_grad or k.requires_grad or values.requires_grad):
                 return self.fused(q, self._run_of(k, part), values, scale=scale)
         if part.blank is not None:
             values = values.masked_fill(part.blank, 0)
-        logits = self._logits(part, at_distance, at_top, n_queries, keys, scale)
+        logits = self._logits(part, placed, unplaced, n_queries, keys, scale)
         return logits.softmax(-1) @ values, logits.logsumexp(-1)
 
     def _run_of(self, x: Tensor, part: Part) -> Tensor:
@@ -216,19 +241,17 @@ class Sight:
         x = x if part.keys is None else x[:, :, part.keys]
         return x if x.dtype == self.exact else x.to(self.exact)
 
-    def _logits(
-        self, part: Part, at_distance, at_top, n_queries: int, keys: Keys, scale: float
-    ):
+    def _logits(self, part: Part, placed, unplaced, n_queries: int, keys: Keys, scale: float):
         """The logits of one part, hidden keys at the lowest number: (B, H_kv, H / H_kv * T, S)."""
         if part.capped:
-            logits = (at_top * scale) @ self._run_of(keys.unplaced, part).mT
+            logits = (unplaced * scale) @ self._run_of(keys.capped, part).mT
         else:
-            logits = (at_distance * scale) @ self._run_of(keys.placed, part).mT
+            logits = (placed * scale) @ self._run_of(keys.placed, part).mT
         if part.beyond is None and part.bias is None and part.hidden is None:
             return logits
         logits = logits.unflatten(2, (-1, n_queries))  # (B, H_kv, H / H_kv, T, S)
         if part.beyond is not None:
-            capped = (at_top * scale) @ self._run_of(keys.unplaced, part).mT
+            capped = (unplaced * scale) @ self._run_of(keys.capped, part).mT
             logits = torch.where(part.beyond, capped.view(logits.shape), logits)
         if part.bias is not None:
             logits = logits + part.bias
@@ -260,10 +283,9 @@ class Sight:
             most = KEYS_PER_BLOCK * QUERIES_PER_CHUNK // (queries.stop - queries.start)
             parts = list(self._parts("window", q, q_span, 0, self.n_local, most))
             parts += self._parts("starting", q, q_span, self.n_local, FUTURE, most)
-            capped = any(part.capped or part.beyond is not None for part in parts)
             blinds = [part.blind for part in parts]
             blind = None if None in blinds or not blinds else torch.stack(blinds).all(0)
-            yield Chunk(queries, parts, capped, blind)
+            yield Chunk(queries, parts, blind)
 
     def _parts(self, run: str, q: Tensor, q_span, nearest: int, too_far: int, most: int):
         """The parts of a run that lie at nearest <= d < too_far of any of these queries."""

@@ -17,14 +17,13 @@ from .lambda_mask import distances
 
 
 @functools.lru_cache(maxsize=16)
-def at_ceiling(scheme, ceiling: int, dtype: torch.dtype, device):
-    """A function that places every query where it stands when it looks at a capped key.
+def place_fixed(scheme, position: int, dtype: torch.dtype, device):
+    """A function that places every vector at one position, made once for all steps and layers.
 
-    It is the same for all queries, layers and steps, and so is made once, and outside inference
-    mode: no gradient could pass what is made there.
+    It is made outside inference mode, so that training may use it after generation did.
     """
     with torch.inference_mode(False):
-        return scheme.at(torch.tensor([ceiling]), dtype, device)
+        return scheme.at(torch.tensor([position]), dtype, device)
 
 
 def capped_logits(q, k, q_positions, k_positions, scheme, ceiling, scale) -> Tensor:
@@ -42,7 +41,7 @@ def capped_logits(q, k, q_positions, k_positions, scheme, ceiling, scale) -> Ten
     if ceiling is None:
         return at_distance
 
-    capped_q = at_ceiling(scheme, ceiling, q.dtype, q.device)(q)
+    capped_q = place_fixed(scheme, ceiling, q.dtype, q.device)(q)
     capped = logits(capped_q, k, torch.full_like(d, ceiling))  # place(k, 0) is k
     within = d <= ceiling
     return torch.where(within.unsqueeze(-3), at_distance, capped)

@@ -70,7 +70,7 @@ class Session:
         else:
             for chunk in tokens.split(self.prefill_chunk, 1):
                 hidden = self.model.read(chunk, self.lm, self.cache)
-        return self.model.head(hidden[0, -1]).cpu()
+        return self.model.head(hidden[:, -1])[0].cpu()
 
     def accept(self, id: int):
         """Make a written token part of the text; the next read begins with it."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .cache import Cache
-from .chunked import Keys, Sight, starting_run
+from .chunked import Sight, cap_for, make_runs, starting_run
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 
 
@@ -98,14 +98,15 @@ class Transformer(nn.Module):
             positions, window_positions, starting_positions, scheme, lm, self.config.n_kv_head,
             like=x, shift=shift,
         )  # fmt: skip
+        cap = cap_for(scheme, lm, x)
         for layer in range(len(self.blocks)):
 
             def attention(q, k, v, layer=layer):
-                new = Keys(sight.place(k), k, v)
+                placed = sight.place(k)
                 if cache is None:
-                    window, starting = new, Keys(*(pick(t) for t in new))
+                    window, starting = make_runs(placed, k, v, pick, cap, lm)
                 else:
-                    window, starting = cache.layers[layer].extend(new)
+                    window, starting = cache.layers[layer].extend(placed, k, v, cap)
                 return sight.attend(q, window, starting, scale)
 
             yield attention

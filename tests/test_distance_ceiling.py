@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SCHEMES, logit_of, vectors
 
-from minilm_inf.distance_ceiling import at_ceiling, capped_logits
+from minilm_inf.distance_ceiling import place_fixed, capped_logits
 from minilm_inf.positions import Alibi, Rotary
 
 SCALE = 0.3
@@ -88,7 +88,7 @@ def test_every_query_stands_at_the_ceiling():
         for scheme in SCHEMES.values():
             for ceiling in (0, 3, 9):
                 for dtype in (torch.float32, torch.float64):
-                    placed = at_ceiling(scheme, ceiling, dtype, q.device)(q.to(dtype))
+                    placed = place_fixed(scheme, ceiling, dtype, q.device)(q.to(dtype))
                     position = torch.full((5,), ceiling)
                     assert torch.equal(placed, scheme.place(q.to(dtype), position))
 

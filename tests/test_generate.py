@@ -616,7 +616,7 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 def test_a_reader_that_has_left_already_is_no_error(monkeypatch):
-    """What print has buffered fails only when the interpreter ends, and then with a traceback."""
+    """What print has buffered would fail when the interpreter ends, with a traceback."""
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w", encoding="utf-8") as stdout:

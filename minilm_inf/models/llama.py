@@ -221,11 +221,11 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(Tensor(width))
-        self.eps = eps
+        self.width, self.eps = (width,), eps
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return torch.rms_norm(x, self.width, self.weight, self.eps)
 
 
 class MLP(nn.Module):
@@ -256,11 +256,12 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, attention) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
+        batch, length, _ = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, length, -1, self.head_dim)
         q, k, v = qkv.transpose(1, 2).split(
             self.heads, 1
         )  # (B, H, T, D), (B, H_kv, T, D) twice
-        gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)
+        gathered = attention(q, k, v).transpose(1, 2).reshape(batch, length, -1)  # (B, T, H * D)
         x = x + self.o(gathered)
         return x + self.mlp(self.mlp_norm(x))
 

@@ -1,0 +1,249 @@
+"""The exercises in looking back: that each can be solved, and how that is counted."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from minilm_inf.practice import NAMES, Practice, pass_key_accuracy
+
+TEXT = """The ship went out in the morning, and the men stood at the rail. "Is it far?" said one.
+Nobody knew! It was cold, it was late, and the sea was grey for as long as we could see. """
+
+
+@pytest.fixture(scope="module")
+def text(tokenizer) -> np.ndarray:
+    return np.array(tokenizer.encode(TEXT * 40, bos=False))
+
+
+@pytest.fixture(scope="module")
+def practice(tokenizer, text):
+    return Practice(tokenizer, text)
+
+
+def rng(seed=0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def is_excerpt(ids: list[int], text: np.ndarray) -> bool:
+    """Whether the ids stand in a row somewhere in the text."""
+    places = np.lib.stride_tricks.sliding_window_view(text, len(ids))
+    return bool((places == np.array(ids)).all(1).any())
+
+
+EXERCISES = {
+    "ordinary": lambda practice, rng, length: practice.ordinary(rng, length),
+    "repeats": lambda practice, rng, length: practice.repeats(rng, length),
+    "retrieval": lambda practice, rng, length: practice.retrieval(rng, length),
+    "followed": lambda practice, rng, length: practice.retrieval(rng, length, 1.0),
+    "pass_key": lambda practice, rng, length: practice.pass_key(rng, length)[0],
+}
+
+
+@pytest.mark.parametrize("kind", EXERCISES)
+@pytest.mark.parametrize("length", [200, 256, 257])
+def test_every_window_has_its_length_and_begins_with_bos(practice, tokenizer, kind, length):
+    """One token too many, or a window without its start, and no batch can be made."""
+    for seed in range(60):
+        row = EXERCISES[kind](practice, rng(seed), length)
+        assert len(row) == length and row[0] == tokenizer.bos_id
+        assert tokenizer.bos_id not in row[1:]
+        assert all(type(id) is int and 0 <= id < tokenizer.vocab_size for id in row)
+
+
+@pytest.mark.parametrize("kind", EXERCISES)
+def test_the_generator_decides(practice, kind):
+    """A draw from elsewhere makes a run that cannot be resumed."""
+    rows = [EXERCISES[kind](practice, rng(seed), 256) for seed in (1, 1, 2)]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_ordinary_text_is_text(practice, text):
+    """A slice that is shuffled, or that begins in one place only."""
+    rows = [practice.ordinary(rng(seed), 64) for seed in range(30)]
+    assert all(is_excerpt(row[1:], text) for row in rows)
+    assert len({tuple(row) for row in rows}) > 20
+
+
+def test_repeats_come_back_again_and_again(practice):
+    """A span that never returns within the window teaches nothing."""
+    spans, kinds = [], []
+    for seed in range(200):
+        row = practice.repeats(rng(seed), 129)[1:]
+        span = next(n for n in range(1, 128) if row[n:] == row[:-n])
+        spans.append(span)
+        kinds.append(len(set(row[:span])))
+        assert min(row) >= 3, "no BOS, EOS or unknown within"
+    assert min(spans) >= 8 and max(spans) < 64 and max(spans) > 55
+    assert max(kinds) > 40, "the whole vocabulary is drawn from too"
+
+
+FACTS = (
+    (r"(?:There is a |The |the )pass key(?: is|: it is|, and the pass key is) (\d+)", None),
+    (r"[Tt]he number of (\w+) is (\d+)", "named"),
+    (r"(\w+)'s number is (\d+)", "named"),
+)
+
+
+def facts_and_answers(window: str):
+    """What a window states and what it answers: two dicts of who -> digits."""
+    asked = re.findall(r"What is the (pass key|number of (\w+))\?", window)
+    answers = re.findall(r"\? The (?:pass key|number of (\w+)) is (\d+)", window)
+    stated = window[: window.index("What is the")]
+    facts = dict(
+        re.findall(r"[Tt]he number of (\w+) is (\d+)", stated)
+        + re.findall(r"(\w+)'s number is (\d+)", stated)
+    )
+    key = re.findall(r"[Tt]he pass key(?: is|: it is) (\d+)", stated)
+    if key:
+        facts["pass key"] = key[0]
+    who = [name or "pass key" for _, name in asked]
+    return facts, dict(zip(who, (digits for _, digits in answers)))
+
+
+@pytest.mark.parametrize("followed", [0.0, 1.0])
+def test_facts_and_answers_agree(practice, tokenizer, followed):
+    """An answer that was never stated teaches the model to make numbers up."""
+    counts, keys, behind, order = set(), 0, set(), set()
+    for seed in range(150):
+        row = practice.retrieval(rng(seed), 257, followed)
+        window = tokenizer.decode(row)
+        facts, answers = facts_and_answers(window)
+        assert facts == answers and facts, window
+        assert set(facts) <= {*NAMES, "pass key"}
+        counts.add(len(facts))
+        keys += "pass key" in facts
+        behind.add(window.rpartition(answers[list(answers)[-1]] + ".")[2] != "")
+        order.add(list(facts) == list(answers))
+        assert all(len(d) == 5 if n == "pass key" else 2 <= len(d) <= 5 for n, d in facts.items())
+    assert counts == {1, 2, 3, 4}
+    assert 60 < keys < 130
+    assert behind == {followed > 0}
+    assert order == {True, False}, "questions come in any order"
+
+
+def test_what_follows_the_answers_is_text_and_not_too_much(practice, tokenizer, text):
+    """Followed by half a window, nothing would be learned of the answers' own place."""
+    lengths = []
+    for seed in range(60):
+        window = tokenizer.decode(practice.retrieval(rng(seed), 257, 1.0))
+        _, answers = facts_and_answers(window)
+        behind = window.rpartition(f" is {list(answers.values())[-1]}.")[2]
+        lengths.append(len(tokenizer.encode(behind, bos=False)))
+    assert max(lengths) <= 66 and max(lengths) > 40 and min(lengths) < 15
+    shares = [practice.retrieval(rng(seed), 257, 0.5)[-1] for seed in range(200)]
+    full_stop = practice.retrieval(rng(0), 257)[-1]
+    assert 70 < sum(id == full_stop for id in shares) < 135
+
+
+def test_facts_stand_behind_sentences_all_over_the_text(practice, tokenizer):
+    """Facts that always stand in the same place are found by counting, not by looking."""
+    places = []
+    for seed in range(100):
+        row, first = practice.pass_key(rng(seed), 257)
+        window = tokenizer.decode(row)
+        at = re.search(r"(The|Remember the|There is a) pass key", window).start()
+        assert not at or window[:at].rstrip(' "')[-1] in ".!?", window
+        places.append(at / len(window))
+    assert min(places) == 0 and max(places) > 0.7 and len(set(places)) > 15
+
+
+def test_pass_keys_end_the_window_and_stand_once_before(practice, tokenizer):
+    """A key that stands twice, or nowhere, or is given away by the question."""
+    keys, statements = set(), set()
+    for seed in range(100):
+        row, first = practice.pass_key(rng(seed), 257)
+        digits = tokenizer.decode(row)[-5:]
+        assert first == len(row) - 5
+        assert digits.isdigit() and tokenizer.decode(row[first:]).strip() == digits
+        assert all(tokenizer.decode([id]).isdigit() for id in row[first:])
+        before = tokenizer.decode(row[:first])
+        assert before.count(digits) == 1
+        assert before.rstrip().endswith("What is the pass key? The pass key is")
+        keys.add(digits)
+        statements.add(before[before.index(digits) - 9 : before.index(digits)])
+    assert len(keys) > 90 and len(statements) > 2
+
+
+def test_a_fact_that_fits_exactly_needs_no_text(practice, tokenizer):
+    """The smallest window must work, and one token less must be refused, not cut."""
+    ending, fact = "What is it? It is 7", "It is 7."
+    pieces = [tokenizer.encode(words, bos=False) for words in (fact, ending)]
+    length = 1 + sum(len(piece) for piece in pieces)
+    row = practice.hidden(rng(), length, [fact], ending)
+    assert row == [tokenizer.bos_id, *pieces[0], *pieces[1]]
+    with pytest.raises(ValueError, match=f"{length - 1} tokens have no room"):
+        practice.hidden(rng(), length - 1, [fact], ending)
+
+
+def test_a_text_that_is_too_short_is_refused(tokenizer, text):
+    """numpy would say `low >= high`."""
+    for n in (0, 10, 256):
+        practice = Practice(tokenizer, text[:n])
+        with pytest.raises(ValueError, match=f"a text of {n} tokens is too short"):
+            practice.ordinary(rng(), 257)
+    assert len(Practice(tokenizer, text[:260]).ordinary(rng(), 257)) == 257
+    with pytest.raises(ValueError, match="too short"):
+        Practice(tokenizer, text[:10]).pass_key(rng(), 257)
+
+
+class Guesser:
+    """A stand-in for a model, whose logits are a function's guesses."""
+
+    def __init__(self, guess, vocab_size: int):
+        self.guess, self.vocab_size = guess, vocab_size
+        self.embed = torch.nn.Embedding(1, 1)
+
+    def __call__(self, rows):
+        guesses = torch.tensor([self.guess(row.tolist()) for row in rows])
+        return torch.nn.functional.one_hot(guesses, self.vocab_size).float()
+
+
+def copied(tokenizer):
+    """A guess that has understood: behind the question, the key that stood in the text."""
+
+    def guess(row):
+        window = tokenizer.decode(row)
+        key = re.findall(r"\d{5}", window)[0]
+        ids = [tokenizer.encode(digit, bos=False)[-1] for digit in key]
+        return [0] * (len(row) - 5) + ids
+
+    return guess
+
+
+def test_an_oracle_is_always_right_and_a_fool_never(practice, tokenizer):
+    """Counting single digits, or the wrong places, would flatter every model."""
+    oracle = Guesser(copied(tokenizer), tokenizer.vocab_size)
+    assert pass_key_accuracy(oracle, practice, 257, count=20) == 1.0
+    seven = tokenizer.encode("7", bos=False)[-1]
+    constant = Guesser(lambda row: [seven] * len(row), tokenizer.vocab_size)
+    assert pass_key_accuracy(constant, practice, 257, count=20) == 0.0
+
+
+@pytest.mark.parametrize("wrong", range(5))
+def test_one_wrong_digit_is_a_wrong_key(practice, tokenizer, wrong):
+    """Four right digits of five are not a pass key."""
+    copy, calls = copied(tokenizer), itertools.count()
+
+    def guess(row):
+        guesses = copy(row)
+        if next(calls) % 2:
+            guesses[len(guesses) - 5 + wrong] = 0
+        return guesses
+
+    model = Guesser(guess, tokenizer.vocab_size)
+    assert pass_key_accuracy(model, practice, 257, count=20) == 0.5
+
+
+def test_what_stands_before_the_key_does_not_count(practice, tokenizer):
+    """The oracle above guesses 0 everywhere else; here the model sees the window it is asked."""
+    lengths = set()
+
+    def guess(row):
+        lengths.add(len(row))
+        return copied(tokenizer)(row)
+
+    pass_key_accuracy(Guesser(guess, tokenizer.vocab_size), practice, 200, count=3)
+    assert lengths == {199}, "the last digit is guessed, never shown"
