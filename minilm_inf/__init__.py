@@ -1,14 +1,15 @@
-"""minilm_inf: LM-Infinite (NAACL 2024, arXiv 2308.16137) from scratch, to read, test against and run.
+"""minilm_inf: LM-Infinite (NAACL 2024, arXiv 2308.16137) from scratch, to read, test against
+and run.
 
 In reading order: config, positions, lambda_mask, distance_ceiling, attention (the definition),
-chunked (the same in O(n)), cache, transformer, models, checkpoint, tokenizer, sampling, session,
-generate; then evaluate and card (what is measured), corpus, practice and train (how weights/ came
-to be).
+chunked (the same in O(n)), cache, transformer, models, checkpoint, tokenizer, sampling,
+session, generate; then evaluate and card (what is measured), corpus, practice and train (how
+weights/ came to be).
 """
 
 import warnings
 
-# `python -m minilm_inf.generate` runs a module that the package has imported already: as meant here.
+# `python -m minilm_inf.generate` runs a module that is imported already, which is meant.
 warnings.filterwarnings("ignore", message="'minilm_inf.generate' found in sys.modules")
 
 from . import generate as _program  # noqa: E402, F401  (before the function of the same name)
@@ -27,10 +28,11 @@ __all__ = [
 
 
 def load(folder, device="cpu", dtype=None):
-    """The model and the tokenizer of a checkpoint's folder; load_model and load_tokenizer in one.
+    """The model and the tokenizer of a checkpoint's folder; load_model and load_tokenizer in
+    one.
 
-    dtype None: as stored, but float32 on the CPU. Raises ValueError, in one sentence, for whatever
-    is missing or does not fit.
+    dtype None: as stored, but float32 on the CPU. Raises ValueError, in one sentence, for
+    whatever is missing or does not fit.
     """
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, device, dtype)

@@ -29,7 +29,8 @@ def attend(
 
     q:      (B, H, T, D), not yet placed at its positions
     k, v:   (B, H_kv, S, D), not yet placed; H must be a multiple of H_kv
-    q_positions, k_positions: integers, (T,) or (B, T) and (S,) or (B, S), in any order; a negative
+    q_positions, k_positions: integers, (T,) or (B, T) and (S,) or (B, S), in any order; a
+    negative
             position is padding, which nobody sees
     scheme: Rotary or Alibi
     lm:     None is the vanilla model's causal attention
@@ -61,7 +62,7 @@ def attend(
 
 
 def check_shapes(q, k, v, q_positions, k_positions):
-    """Raise ValueError, with the shapes in letters, where the arguments of attend do not fit."""
+    """Raise ValueError, with the shapes, where the arguments of attend do not fit."""
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
         raise ValueError(
             "q must be (B, H, T, D) and k and v both (B, H_kv, S, D), not "
@@ -79,7 +80,8 @@ def check_shapes(q, k, v, q_positions, k_positions):
         length, batch = x.shape[2], x.shape[0]
         if tuple(positions.shape) not in ((length,), (batch, length)):
             raise ValueError(
-                f"{name} must be ({length},) or ({batch}, {length}), not {tuple(positions.shape)}"
+                f"{name} must be ({length},) or ({batch}, {length}), not "
+                f"{tuple(positions.shape)}"
             )
         if positions.is_floating_point():
             raise ValueError(f"{name} must be integers, not {positions.dtype}")

@@ -1,9 +1,10 @@
 """What is kept between chunks: exactly the keys and values that a later query can still see.
 
-Per layer that is the last n_local keys, placed at their positions, in a ring that overwrites the
-oldest; and the first n_global keys, as they are seen at the ceiling, since from there on their own position
-no longer matters. So a decode step places one key, and memory stops growing after n_global + n_local tokens.
-Where a setting asks a key for both kinds of distance, that key is kept in both forms.
+Per layer that is the last n_local keys, placed at their positions, in a ring that overwrites
+the oldest; and the first n_global keys, as they are seen at the ceiling, since from there on
+their own position no longer matters. So a decode step places one key, and memory stops growing
+after n_global + n_local tokens. Where a setting asks a key for both kinds of distance, that key
+is kept in both forms.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunked import Keys, starting_is_placed, window_is_capped
+from .chunked import Keys
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
+from .sight import starting_is_placed, window_is_capped
 
 
 class Cache:
     """The past of `batch` texts that a model reads under one LMInfinite setting.
 
     length: tokens read so far.
-    nbytes: bytes of all buffers; constant from n_global + n_local tokens on (unless n_local is None).
-    first_position: what the scheme takes the first token's position to be; no logit depends on it.
+    nbytes: bytes of all buffers; constant from n_global + n_local tokens on, unless n_local is
+        None.
+    first_position: what the scheme takes the first token's position to be; no logit depends on
+        it.
     """
 
     def __init__(
@@ -47,8 +51,9 @@ class Cache:
         """Positions of the next n_new tokens, of the window's keys as these find it, and of the
         starting keys, all as LayerCache.extend returns them.
 
-        by_slot: whether the order of a ring that has turned matters. It does for a bias, and for a
-        ceiling inside the window; other keys carry their positions, and which they are is enough.
+        by_slot: whether the order of a ring that has turned matters. It does for a bias, and
+        for a ceiling inside the window; other keys carry their positions, and which they are is
+        enough.
         """
         by_slot = by_slot or self.layers[0].window.keeps_both
         end, limit = self.length + n_new, self.lm.n_local
@@ -80,8 +85,8 @@ class LayerCache:
     def extend(self, placed: Tensor, k: Tensor, v: Tensor, cap) -> tuple[Keys, Keys]:
         """Take in the keys of the next tokens, placed and not, and their values.
 
-        Returns the window that these tokens see, in the order of Cache.positions, and the starting
-        keys. cap: chunked.cap_for.
+        Returns the window that these tokens see, in the order of Cache.positions, and the
+        starting keys. cap: chunked.cap_for.
         """
         n_new = v.shape[2]
         end, limit = self.length + n_new, self.lm.n_local
@@ -110,7 +115,7 @@ class LayerCache:
         return window, self.starting.read(0, n_starting)
 
     def _window_in_order(self, new: Keys) -> Keys:
-        """The kept window, oldest first, with the new keys behind it, in tensors of their own."""
+        """The kept window, oldest first, and the new keys behind it, in new tensors."""
         kept = min(self.length, self.lm.n_local)
         oldest = self.length % self.lm.n_local if self.length > kept else 0  # its slot
         old = (self.window.read(oldest, kept - oldest), self.window.read(0, oldest))
@@ -140,7 +145,7 @@ class Rows:
 
     @property
     def keeps_both(self) -> bool:
-        """Whether keys are kept placed and capped, since they may stand below the ceiling or at it."""
+        """Whether keys are kept placed and capped: they may stand below or at the ceiling."""
         return self.buffers.placed is not None and self.buffers.capped is not None
 
     @property

@@ -1,9 +1,10 @@
-"""The card of a trained model: what it learned from, and what it can do, all of it measured here.
+"""The card of a trained model: what it learned from, and what it can do, all measured here.
 
     python -m minilm_inf.card weights/tiny-llama --corpus corpus/
 
-reads the folder's training.json, measures the finished weights on the held-out documents, and writes
-the folder's README.md. The test suite reads the hash, the size and the greedy sentence from there.
+reads the folder's training.json, measures the finished weights on the held-out documents, and
+writes the folder's README.md. The test suite reads the hash, the size and the greedy sentence
+from there.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ TRIALS = 500
 CARD = """\
 # {name}
 
-A Llama of {parameters:,} parameters that was trained on texts of {context_length} tokens, to show on
-any laptop what happens beyond that length, and what LM-Infinite does about it. It writes the babble
-of its four sources, not sense.
+A Llama of {parameters:,} parameters that was trained on texts of {context_length} tokens, to
+show on any laptop what happens beyond that length, and what LM-Infinite does about it. It
+writes the babble of its four sources, not sense.
 
 | | |
 |---|---|
 | shape | {shape} |
-| tokenizer | sentencepiece BPE, {vocab_size} pieces, byte fallback, every digit a piece of its own |
+| tokenizer | sentencepiece BPE, {vocab_size} pieces, byte fallback, every digit a piece |
 | tokens seen | {tokens:,} in {steps:,} steps of {tokens_per_step:,}, seed {seed} |
-| final loss | {train_loss:.3f} on its training mix, {held_out_nll:.3f} nats per token on held-out text |
-| pass keys | {pass_keys:.1%} of {trials} five-digit keys copied exactly, within {context_length} tokens |
+| final loss | {train_loss:.3f} on the training mix, {held_out_nll:.3f} nats a held-out token |
+| pass keys | {pass_keys:.1%} of {trials} five-digit keys copied exactly, in context |
 | parameters | {parameters} |
 | SHA-256 | {sha256} |
 
@@ -53,12 +54,12 @@ of its four sources, not sense.
 
 Held out, whole: {held_out}.
 
-Every window begins with BOS. The first {repeats_share:.1%} of all tokens were random spans, repeated,
-in windows of {first_window}; from then on, windows of {context_length}: {mixes}.
+Every window begins with BOS. The first {repeats_share:.1%} of all tokens were random spans,
+repeated, in windows of {first_window}; from then on, windows of {context_length}: {mixes}.
 
-*Retrieval* practice states one to four facts in ordinary text (a pass key of five digits, a person's
-number), and asks for each of them, and answers, later. Without it a model this small learns no
-copying; with it, it says pass keys and numbers now and then unasked.
+*Retrieval* practice states one to four facts in ordinary text (a pass key of five digits, a
+person's number), and asks for each of them, and answers, later. Without it a model this small
+learns no copying; with it, it says pass keys and numbers now and then unasked.
 
 The command, from text to weights (AdamW, betas 0.9 and 0.98, weight decay 0.05, learning rate
 {learning_rate} at its peak, cosine to a tenth, gradients clipped at 1):
@@ -70,16 +71,16 @@ python -m minilm_inf.corpus corpus
 
 ## Reading past the trained length
 
-`python -m minilm_inf.evaluate perplexity -m {folder} --corpus corpus`, on the held-out documents:
-the first {length:,} tokens of each of them, nats per token. LM-Infinite has n_local and
-distance_ceiling {context_length} and n_global {n_global}. Re-encoding is the vanilla model on BOS and the last
-{last_tokens} tokens, with a stride of {stride}: the text's own easy and hard places, without any
-length beyond the trained one.
+`python -m minilm_inf.evaluate perplexity -m {folder} --corpus corpus`, on the held-out
+documents: the first {length:,} tokens of each of them, nats per token. LM-Infinite has n_local
+and distance_ceiling {context_length} and n_global {n_global}. Re-encoding is the vanilla model
+on BOS and the last {last_tokens} tokens, with a stride of {stride}: the text's own easy and
+hard places, without any length beyond the trained one.
 
 {table}
 
-The middle is forgotten: LM-Infinite reads on as if the text had begun {context_length} tokens ago, but for
-the first {n_global}.
+The middle is forgotten: LM-Infinite reads on as if the text had begun {context_length} tokens
+ago, but for the first {n_global}.
 
 ## One sentence
 
@@ -96,9 +97,12 @@ def mixes(phases: list[dict]) -> str:
     """What the windows of each phase were made of, in words."""
     parts = []
     for phase in phases:
-        until = f"up to {phase['until']:.0%} of all tokens" if phase["until"] < 1 else "to the end"
+        until = (
+            f"up to {phase['until']:.0%} of all tokens" if phase["until"] < 1 else "to the end"
+        )
         text = 1 - phase["repeats"] - phase["retrieval"]
-        mix = f"{text:.0%} text, {phase['repeats']:.0%} repeats, {phase['retrieval']:.0%} retrieval"
+        repeats, retrieval = phase["repeats"], phase["retrieval"]
+        mix = f"{text:.0%} text, {repeats:.0%} repeats, {retrieval:.0%} retrieval"
         if phase["followed"]:
             mix += f" ({phase['followed']:.0%} of these with other text behind)"
         parts.append(f"{until}, {mix}")
@@ -106,7 +110,7 @@ def mixes(phases: list[dict]) -> str:
 
 
 def greedy(model, tokenizer, lm: LMInfinite) -> str:
-    """The card's sentence, as JSON writes it: what follows PROMPT when the likeliest id is taken."""
+    """The card's sentence as JSON: what follows PROMPT when the likeliest id is taken."""
     ids = tokenizer.encode(PROMPT)
     new = list(generate(model, ids, lm, max_new_tokens=GREEDY_TOKENS, temperature=0.0))
     stream = tokenizer.stream(begun=True)
@@ -114,7 +118,7 @@ def greedy(model, tokenizer, lm: LMInfinite) -> str:
 
 
 def write_card(folder: Path, corpus_folder: Path, report) -> str:
-    """Measure the model in `folder` and return its card. Raises ValueError where a part is missing."""
+    """The card of the model in `folder`. Raises ValueError where a part is missing."""
     record_path = folder / "training.json"
     if not record_path.is_file():
         raise ValueError(f"{folder} has no training.json: minilm_inf.train writes it")

@@ -71,8 +71,8 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
 def named_pieces(model: Transformer) -> dict[str, torch.Tensor]:
     """The tensors that a checkpoint of this model holds, by its names, as views of ours.
 
-    Where one parameter of ours stacks several of theirs, each is a view of its rows. A tied head
-    is none.
+    Where one parameter of ours stacks several of theirs, each is a view of its rows. A tied
+    head is none.
     """
     keys, pieces = FAMILIES[model.config.family].KEYS, {}
     for name, parameter in model.named_parameters():

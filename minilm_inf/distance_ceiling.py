@@ -1,9 +1,10 @@
 """How far away a key may seem: never further than the ceiling (paper, section 3.2).
 
-A logit depends on the distance d between query and key, and a model has only ever seen distances
-below its training length. So beyond the ceiling C the distance used is C itself: the scheme is asked
-a second time, with the query placed at C and the key at 0, and each pair takes the answer that holds
-for it. With C = n_local this concerns exactly the starting tokens that have left the window.
+A logit depends on the distance d between query and key, and a model has only ever seen
+distances below its training length. So beyond the ceiling C the distance used is C itself: the
+scheme is asked a second time, with the query placed at C and the key at 0, and each pair takes
+the answer that holds for it. With C = n_local this concerns exactly the starting tokens that
+have left the window.
 """
 
 from __future__ import annotations

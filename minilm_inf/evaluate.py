@@ -2,10 +2,11 @@
 
     python -m minilm_inf.evaluate perplexity --corpus corpus/
 
-Each document is read once by the vanilla model and once with LM-Infinite, as one stream. A text has
-its own easy and hard places, so a third column scores the same tokens by re-encoding: the vanilla
-model on BOS and the last context_length - 1 tokens, again and again, a stride of context_length / 2
-apart. What LM-Infinite loses against it, it loses; what vanilla loses, it loses to its context.
+Each document is read once by the vanilla model and once with LM-Infinite, as one stream. A text
+has its own easy and hard places, so a third column scores the same tokens by re-encoding: the
+vanilla model on BOS and the last context_length - 1 tokens, again and again, a stride of
+context_length / 2 apart. What LM-Infinite loses against it, it loses; what vanilla loses, it
+loses to its context.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def stream_nll(model: Transformer, ids: list[int], lm: LMInfinite | None, chunk=
 
 @torch.inference_mode()
 def reencoded_nll(model: Transformer, ids: list[int], batch: int = 16) -> Tensor:
-    """The same entries as stream_nll's, each scored within a fresh window of the trained length.
+    """The same entries as stream_nll's, each scored within a fresh window of the trained
+    length.
 
     The first window is the text's own beginning; a later one is ids[0] (BOS) and the
     context_length - 1 ids before the last that it scores, and scores the second half of them.
@@ -129,7 +131,7 @@ def table(rows: list[dict]) -> str:
 
 
 def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int]]:
-    """BOS and the first `length` ids of each text. Raises ValueError for a text that is shorter."""
+    """BOS and the first `length` ids of each text. Raises ValueError for a shorter text."""
     documents = {}
     for name, text in texts.items():
         ids = tokenizer.encode(text[: 8 * length])  # a token is rarely longer than 8 characters
@@ -137,7 +139,7 @@ def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int
             ids = tokenizer.encode(text)
         if len(ids) < length + 1:
             raise ValueError(
-                f"{name} has only {len(ids)} tokens: choose a --length below that, or another text"
+                f"{name} has only {len(ids)} tokens: choose a smaller --length, or another text"
             )
         documents[name] = ids[: length + 1]
     return documents
@@ -150,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     task = tasks.add_parser("perplexity", help="nll by position, three ways, over documents")
     text = task.add_argument_group("text")
     text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
-                      help="the held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
+                      help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
     text.add_argument(
         "--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files"
     )
@@ -191,8 +193,9 @@ def run(options) -> int:
     last = rows[-1]["vanilla"] - rows[-1]["lm_infinite"]
     print(
         f"\nnats per token, means over {len(texts)} documents; perplexity is e^nll "
-        f"({math.exp(rows[-1]['lm_infinite']):.1f} with LM-Infinite in the last bin). LM-Infinite is "
-        f"at most {worst:.2f} above re-encoding, and vanilla {last:.2f} above LM-Infinite at the end."
+        f"({math.exp(rows[-1]['lm_infinite']):.1f} with LM-Infinite in the last bin). "
+        f"LM-Infinite is at most {worst:.2f} above re-encoding, and vanilla {last:.2f} above "
+        "LM-Infinite at the end."
     )
     return 0
 

@@ -97,10 +97,21 @@ def parser() -> argparse.ArgumentParser:
         "-p", "--prompt", default=PROMPT, help="the prompt; - reads stdin (%(default)r)"
     )
     prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
-    text.add_argument("-n", "--max-new-tokens", type=flags.at_least(0), default=256, metavar="N",
-                      help="how far to write on (%(default)s)")  # fmt: skip
-    text.add_argument("--stop", action="append", default=[], metavar="TEXT",
-                      help="end where this text appears; may be given several times")  # fmt: skip
+    text.add_argument(
+        "-n",
+        "--max-new-tokens",
+        type=flags.at_least(0),
+        default=256,
+        metavar="N",
+        help="how far to write on (%(default)s)",
+    )
+    text.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end where this text appears; may be given several times",
+    )
     text.add_argument("--no-bos", action="store_true", help="no BOS in front of the prompt")
     text.add_argument("--ignore-eos", action="store_true", help="write on behind an EOS")
 
@@ -109,14 +120,34 @@ def parser() -> argparse.ArgumentParser:
                       help="0 takes the likeliest token each time (%(default)s)")  # fmt: skip
     draw.add_argument("--top-k", type=int, default=50, metavar="K",
                       help="only the K likeliest; 0 is off (%(default)s)")  # fmt: skip
-    draw.add_argument("--top-p", type=float, default=1.0, metavar="P",
-                      help="only the likeliest that add up to P (%(default)s: all)")  # fmt: skip
-    draw.add_argument("--min-p", type=float, default=0.0, metavar="P",
-                      help="only those P times as likely as the likeliest (%(default)s: all)")  # fmt: skip
-    draw.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X",
-                      help="above 1, what occurred becomes less likely (%(default)s)")  # fmt: skip
-    draw.add_argument("--seed", type=flags.at_least(0), default=1234, metavar="N",
-                      help="the same seed and settings give the same text (%(default)s)")  # fmt: skip
+    draw.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="only the likeliest that add up to P (%(default)s: all)",
+    )
+    draw.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="only those P times as likely as the likeliest (%(default)s: all)",
+    )
+    draw.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1, what occurred becomes less likely (%(default)s)",
+    )
+    draw.add_argument(
+        "--seed",
+        type=flags.at_least(0),
+        default=1234,
+        metavar="N",
+        help="the same seed and settings give the same text (%(default)s)",
+    )
 
     flags.add_model(parser)
     flags.add_attention(parser)
@@ -130,8 +161,12 @@ def parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
     out.add_argument("-q", "--quiet", action="store_true", help="no statistics and no notes")
-    out.add_argument("-i", "--interactive", action="store_true",
-                     help="a loop of prompts on one growing text; /help lists its commands")  # fmt: skip
+    out.add_argument(
+        "-i",
+        "--interactive",
+        action="store_true",
+        help="a loop of prompts on one growing text; /help lists its commands",
+    )
     return parser
 
 
@@ -151,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_output(options):
-    """Raise ValueError for flags that contradict each other, and for a --stop that is no text."""
+    """Raise ValueError for flags that contradict each other, and for an empty --stop."""
     if "" in options.stop:
         raise ValueError("--stop needs a text that is not empty")
     idle = {
@@ -199,7 +234,7 @@ def run(options) -> int:
 
 
 def read_prompt(options) -> str:
-    """The prompt's text from where the options say. Raises ValueError where it cannot be read."""
+    """The prompt's text. Raises ValueError where it cannot be read."""
     if options.file is None and options.prompt != "-":
         return options.prompt
     if options.file is not None:
@@ -296,7 +331,7 @@ def converse(session: Session, tokenizer, options, generator) -> int:
 
 
 def forgive(file, errors: str):
-    """Let a text file pass what its encoding lacks; one without an encoding passes everything."""
+    """Let a text file replace what its encoding lacks."""
     with contextlib.suppress(AttributeError):
         file.reconfigure(errors=errors)
 

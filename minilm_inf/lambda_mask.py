@@ -1,8 +1,8 @@
 """Which keys a query may see: the Λ-shaped mask (paper, section 3.2, figure 2a).
 
-The mask is a predicate on two positions, composed of smaller ones: a key is seen when it is past,
-and either among the last n_local (one leg of the Λ) or among the first n_global (the other leg).
-A starting token that still lies inside the window is local, and counted once.
+The mask is a predicate on two positions, composed of smaller ones: a key is seen when it is
+past, and either among the last n_local (one leg of the Λ) or among the first n_global (the
+other leg). A starting token that still lies inside the window is local, and counted once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .config import LMInfinite
 
 
 def distances(q_positions: Tensor, k_positions: Tensor) -> Tensor:
-    """d = i - j for every query and key: (T,), (S,) -> (T, S); a (B, ...) in either gives (B, T, S)."""
+    """d = i - j for every pair: (T,), (S,) -> (T, S); with B in either, (B, T, S)."""
     return q_positions[..., :, None] - k_positions[..., None, :]
 
 

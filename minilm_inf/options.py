@@ -1,4 +1,4 @@
-"""The command line that generate and evaluate share: which model, which attention, which errors."""
+"""What generate and evaluate share: flags for model and attention, and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = {
 
 
 def at_least(least: int):
-    """An argparse type: a whole number of at least `least`, of the size that PyTorch can take."""
+    """An argparse type: a whole number of at least `least` that PyTorch can take."""
 
     def whole_number(text: str) -> int:
         try:
@@ -46,7 +46,7 @@ def ceiling(text: str) -> int | str:
 def add_model(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", type=Path, default=SHIPPED, metavar="FOLDER",
-                       help="a folder with config.json, safetensors and a tokenizer (%(default)s)")  # fmt: skip
+                       help="a checkpoint with its tokenizer (%(default)s)")  # fmt: skip
     group.add_argument(
         "--device", default="auto", help="cpu, cuda, ... (%(default)s: CUDA where there is one)"
     )
@@ -59,15 +59,15 @@ def add_model(parser: argparse.ArgumentParser):
 def add_attention(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("attention")
     group.add_argument("--attention", choices=("lambda", "full", "window"), default="lambda",
-                       help="LM-Infinite, the vanilla model, or a sliding window (%(default)s)")  # fmt: skip
+                       help="LM-Infinite, vanilla, or a window (%(default)s)")  # fmt: skip
     group.add_argument("--n-local", type=at_least(1), metavar="N",
                        help="keys of the window (the model's context length)")  # fmt: skip
     group.add_argument("--n-global", type=at_least(0), metavar="N",
                        help="starting tokens that are always seen (10)")  # fmt: skip
     group.add_argument("--distance-ceiling", type=ceiling, metavar="N|none",
-                       help="no key seems further away than this (the window's size)")  # fmt: skip
+                       help="the largest distance of any key (the window's size)")  # fmt: skip
     group.add_argument("--path", choices=("chunked", "reference"), default="chunked",
-                       help="in O(n), or by the definition, slow, no cache (%(default)s)")  # fmt: skip
+                       help="in O(n), or by the slow definition (%(default)s)")  # fmt: skip
     group.add_argument("--prefill-chunk", type=at_least(1), default=512, metavar="N",
                        help="tokens read at a time (%(default)s)")  # fmt: skip
 

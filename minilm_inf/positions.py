@@ -1,15 +1,17 @@
-"""How a query feels distance: a scheme places a vector at a position and adds a bias for a distance.
+"""How a query feels distance: a scheme places a vector at a position and adds a bias for a
+distance.
 
-RoPE places (it rotates) and adds nothing; ALiBi adds and places nothing. Through this one view the
-logit of any query and key is
+RoPE places (it rotates) and adds nothing; ALiBi adds and places nothing. Through this one view
+the logit of any query and key is
 
     place(q, i) . place(k, j) * scale + bias(i - j)
 
-and, since only i - j matters, a key can be *made to seem* at distance d by asking the same formula
-for place(q, d) and place(k, 0). That is all that the distance ceiling needs to know of a scheme.
+and, since only i - j matters, a key can be *made to seem* at distance d by asking the same
+formula for place(q, d) and place(k, 0). That is all that the distance ceiling needs to know of
+a scheme.
 
-Angles are computed in float64 from integer positions and cast after cos and sin, so that position
-200,000,000 is as exact as position 2.
+Angles are computed in float64 from integer positions and cast after cos and sin, so that
+position 200,000,000 is as exact as position 2.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor
 
 
 class Rotary:
-    """Rotary positions (Su et al., arXiv 2104.09864): pairs of coordinates turn with the position.
+    """Rotary positions (Su et al., arXiv 2104.09864): pairs of coordinates turn with the
+    position.
 
     rotary_dim: how many leading coordinates turn; those behind pass through unchanged.
     theta:      base of the angles: pair m turns by position * theta^(-2m / rotary_dim).
@@ -96,7 +99,8 @@ class Alibi:
     """Linear biases (Press et al., arXiv 2108.12409): head h subtracts slope_h * distance.
 
     The slopes are a geometric series. For a head count H that is no power of two they are drawn
-    from the series of the next power P: first every second one from its second on, then the others.
+    from the series of the next power P: first every second one from its second on, then the
+    others.
 
     >>> Alibi(4).slopes.tolist()
     [0.25, 0.0625, 0.015625, 0.00390625]
@@ -131,8 +135,9 @@ def scale_frequencies(frequencies: Tensor, scaling) -> Tensor:
     """RoPE frequencies (rotary_dim/2,) as a checkpoint's `rope_scaling` asks for them.
 
     linear: all divided by the factor. llama3 (Llama 3.1): those whose wavelength exceeds
-    original / low_freq_factor are divided by the factor, those below original / high_freq_factor
-    are kept, and between the two the division fades linearly in original / wavelength.
+    original / low_freq_factor are divided by the factor, those below original /
+    high_freq_factor are kept, and between the two the division fades linearly in original /
+    wavelength.
     """
     kind = None if scaling is None else scaling["rope_type"]
     if kind in (None, "default"):

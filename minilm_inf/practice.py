@@ -1,9 +1,10 @@
 """Exercises in looking back: windows in which something said early must be copied late.
 
-Text alone teaches a small model no copying within the budget of a laptop. Two exercises do, in this
-order: spans of random tokens that occur again and again, and then facts (a pass key, a person's
-number) that are stated once in ordinary text and asked for at the window's end. A window is a row of
-`length` ids that begins with BOS; every random choice comes from the generator that is handed in.
+Text alone teaches a small model no copying within the budget of a laptop. Two exercises do, in
+this order: spans of random tokens that occur again and again, and then facts (a pass key, a
+person's number) that are stated once in ordinary text and asked for at the window's end. A
+window is a row of `length` ids that begins with BOS; every random choice comes from the
+generator that is handed in.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 NAMES = """Alice Arthur Bertha Charles Clara Daniel Edith Edward Emily Frank George Grace Hannah
-Harriet Henry Isabel Jacob James Jane John Julia Laura Lewis Lucy Margaret Martha Mary Nathan Oliver
-Oscar Peter Philip Rachel Robert Rose Samuel Sarah Simon Susan Thomas Walter William""".split()
+Harriet Henry Isabel Jacob James Jane John Julia Laura Lewis Lucy Margaret Martha Mary Nathan
+Oliver Oscar Peter Philip Rachel Robert Rose Samuel Sarah Simon Susan Thomas Walter
+William""".split()
 
 STATE_KEY = (
     "The pass key is {}.",
@@ -33,7 +35,8 @@ ASK_NUMBER = "What is the number of {}? The number of {} is {}"
 class Practice:
     """Windows made from a tokenizer's pieces and ordinary text.
 
-    tokenizer: anything with encode(text, bos), bos_id and vocab_size. text: ids (N,) of ordinary text.
+    tokenizer: anything with encode(text, bos), bos_id and vocab_size.
+    text: ids (N,) of ordinary text.
     """
 
     def __init__(self, tokenizer, text: np.ndarray):
@@ -54,7 +57,8 @@ class Practice:
         """Text from a random place on. Raises ValueError where there is not as much."""
         if len(self.text) <= length:
             raise ValueError(
-                f"a text of {len(self.text)} tokens is too short for windows: give {length + 1} or more"
+                f"a text of {len(self.text)} tokens is too short for windows: give "
+                f"{length + 1} or more"
             )
         start = int(rng.integers(0, len(self.text) - length))
         return self.text[start : start + length].tolist()
@@ -71,10 +75,11 @@ class Practice:
     def retrieval(
         self, rng: np.random.Generator, length: int, followed: float = 0.0
     ) -> list[int]:
-        """BOS, text with one to four facts somewhere in it, then a question and answer for each.
+        """BOS, text with one to four facts somewhere in it, then a question and answer for
+        each.
 
-        followed: the share of windows in which other text follows, up to a quarter of the window;
-        without any, a model that writes on past its answers only asks again.
+        followed: the share of windows in which other text follows, up to a quarter of the
+        window; without any, a model that writes on past its answers only asks again.
         """
         facts, questions = [], []
         names = rng.permutation(NAMES)

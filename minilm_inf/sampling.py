@@ -1,7 +1,7 @@
 """Logits to id, in pure functions: each filter maps logits (V,) to logits (V,).
 
-An id that a filter excludes gets -inf. The order is the usual one: repetition penalty, temperature,
-top-k, top-p, min-p; then one draw from what is left.
+An id that a filter excludes gets -inf. The order is the usual one: repetition penalty,
+temperature, top-k, top-p, min-p; then one draw from what is left.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 
 
 def penalise(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
-    """Make the ids of a text less likely to return (Keskar et al., arXiv 1909.05858, section 4.1).
+    """Make the ids of a text less likely to return (Keskar et al., arXiv 1909.05858, section
+    4.1).
 
     seen: the ids that occur. Their logits are divided by the penalty if positive, multiplied if
     negative.
@@ -33,7 +34,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the likeliest ids until their probabilities add up to p (Holtzman et al., 1904.09751)."""
+    """Keep the likeliest ids that add up to p (Holtzman et al., arXiv 1904.09751)."""
     if p >= 1.0:
         return logits
     ordered, order = logits.sort(descending=True)

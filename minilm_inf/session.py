@@ -130,8 +130,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to max_new_tokens ids that follow `ids`.
 
-    lm None is the vanilla model. temperature 0 is greedy. The same seed and settings give the same
-    ids on the same machine. stop_ids None stands for the model's own eos_ids.
+    lm None is the vanilla model. temperature 0 is greedy. The same seed and settings give the
+    same ids on the same machine. stop_ids None stands for the model's own eos_ids.
 
     Raises ValueError for an empty prompt, ids out of range, and settings out of range.
     """

@@ -1,7 +1,8 @@
 """Text to ids and back.
 
-A tokenizer.model of sentencepiece (Llama 1 and 2, Mistral, TinyLlama, and the tiny models of this
-project): pieces of text in which a space is written as ▁, and bytes for what no piece covers.
+A tokenizer.model of sentencepiece (Llama 1 and 2, Mistral, TinyLlama, and the tiny models of
+this project): pieces of text in which a space is written as ▁, and bytes for what no piece
+covers.
 """
 
 from __future__ import annotations
@@ -86,9 +87,10 @@ class SentencePieceTokenizer:
 class Stream:
     """Text as it becomes certain: bytes wait until they form a character.
 
-    What push returns, joined, with flush at the end, is decode of all ids at once. Where the text
-    continues one that was shown before (`begun`), a leading space is kept, as it is inside a text:
-    the ids are then decoded behind an ordinary piece, whose own text is taken away again.
+    What push returns, joined, with flush at the end, is decode of all ids at once. Where the
+    text continues one that was shown before (`begun`), a leading space is kept, as it is inside
+    a text: the ids are then decoded behind an ordinary piece, whose own text is taken away
+    again.
     """
 
     def __init__(self, tokenizer: SentencePieceTokenizer, begun: bool = False):

@@ -3,10 +3,11 @@
     python -m minilm_inf.corpus corpus/
     python -m minilm_inf.train --corpus corpus/ --out weights/tiny-llama
 
-First a sentencepiece tokenizer is trained on the text, then the model, in phases: repeats only, where
-a model learns to look back and copy; text with much retrieval practice; text with some, then little.
-Every window begins with BOS, so that a starting token can become special. Each step draws its
-windows from a generator seeded with (seed, step): a resumed run sees what the unbroken one saw.
+First a sentencepiece tokenizer is trained on the text, then the model, in phases: repeats only,
+where a model learns to look back and copy; text with much retrieval practice; text with some,
+then little. Every window begins with BOS, so that a starting token can become special. Each
+step draws its windows from a generator seeded with (seed, step): a resumed run sees what the
+unbroken one saw.
 
 Ctrl-C (or SIGTERM) writes a checkpoint to OUT.part; --resume goes on from it.
 """
@@ -46,8 +47,8 @@ TOKENIZER_FILE, STATE_FILE, LOG_FILE = "tokenizer.model", "state.safetensors", "
 class Phase:
     """A stretch of training: up to which share of all tokens, in which windows, of what mix.
 
-    repeats, retrieval: shares of the windows; the others are ordinary text. followed: the share of
-    the retrieval windows whose answers are followed by text.
+    repeats, retrieval: shares of the windows; the others are ordinary text.
+    followed: the share of the retrieval windows whose answers are followed by text.
     """
 
     until: float
@@ -63,8 +64,10 @@ PHASES = (
     Phase(until=0.80, window=256, repeats=0.03, retrieval=0.22, followed=0.7),
     Phase(until=1.0, window=256, repeats=0.0, retrieval=0.15, followed=0.7),
 )
-"""What did not work, at this size: pass keys in text from the start (no copying in 6 million tokens).
-With answers that nothing follows, as in the second phase, to the end, the model asks again for ever."""
+"""What did not work, at this size: pass keys in text from the start (no copying in 6 million
+tokens).
+With answers that nothing follows, as in the second phase, to the end, the model asks again for
+ever."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,7 @@ def windows(settings: Settings, practice: Practice, step: int) -> torch.Tensor:
 
 
 def token_nll(model, rows: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats, of every id but the first: rows (B, T + 1) -> ()."""
+    """Mean nll, in nats, of every id but the first: rows (B, T + 1) -> ()."""
     logits = model(rows[:, :-1])
     return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
@@ -136,7 +139,7 @@ def initialise(model, seed: int):
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, path: Path):
-    """A sentencepiece BPE model of the texts: every digit alone, bytes for unknown characters."""
+    """A sentencepiece BPE model of the texts: digits alone, bytes for unknown characters."""
     written = io.BytesIO()
     lines = (line for text in texts for line in text.split("\n") if len(line) < 4000)
     try:
@@ -210,7 +213,7 @@ class Run:
             theirs = {name: facts.get(name, own) for name, own in self.identity().items()}
             if theirs != self.identity():
                 raise ValueError(
-                    f"{self.folder} holds a run with other settings, {theirs}: give the same ones "
+                    f"{self.folder} holds a run with other settings, {theirs}: give the same "
                     "to --resume it, or another --out"
                 )
             self.step, self.log = facts["step"], facts["log"]

@@ -1,8 +1,8 @@
 """The spine that every family shares: embed -> blocks -> norm -> head.
 
 It knows no family: the blocks come from models/, and ask for attention through a function of
-(q, k, v) that is made here. Reading a whole text, reading it in chunks and decoding token by token
-are the same lines; a decode step is a chunk of one.
+(q, k, v) that is made here. Reading a whole text, reading it in chunks and decoding token by
+token are the same lines; a decode step is a chunk of one.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .cache import Cache
-from .chunked import Sight, cap_for, make_runs, starting_run
+from .chunked import ChunkedAttention, cap_for, make_runs
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
+from .sight import starting_run
 
 
 class Transformer(nn.Module):
     """A decoder-only language model.
 
-    scheme: Rotary or Alibi. blocks: modules that map (x, attention) to x, (B, T, E) -> (B, T, E).
+    scheme: Rotary or Alibi.
+    blocks: modules that map (x, attention) to x, (B, T, E) -> (B, T, E).
     norm, head: modules for (B, T, E) -> (B, T, E) and (B, T, E) -> (B, T, V).
     """
 
@@ -47,21 +49,21 @@ class Transformer(nn.Module):
         cache: from new_cache; the tokens continue where it ends, and it is extended by them.
         path:  "chunked", or "reference" for the definition (which keeps no cache).
 
-        Raises ValueError for tokens of a wrong shape or out of range, for a cache of another lm or
-        batch, and for an unknown path.
+        Raises ValueError for tokens of a wrong shape or out of range, for a cache of another lm
+        or batch, and for an unknown path.
         """
         return self.head(self.read(tokens, lm, cache, path))
 
     def read(self, tokens, lm=None, cache=None, path="chunked") -> Tensor:
-        """forward without the head: the last hidden states (B, T, E), for who needs few logits."""
+        """forward without the head: hidden states (B, T, E), for who needs few logits."""
         self._check(tokens, lm, cache, path)
         try:
             x = self.embed(tokens)  # (B, T, E)
         except IndexError as error:  # on the CPU; a GPU does not tell
             low, high = (int(x) for x in tokens.aminmax())
             raise ValueError(
-                f"token {low if low < 0 else high} is out of range: the vocabulary has the ids 0 "
-                f"to {self.config.vocab_size - 1}"
+                f"token {low if low < 0 else high} is out of range: the vocabulary has the "
+                f"ids 0 to {self.config.vocab_size - 1}"
             ) from error
         layers = self._attention(x, lm or FULL_ATTENTION, cache, path)
         for block, attention in zip(self.blocks, layers):
@@ -76,7 +78,7 @@ class Transformer(nn.Module):
         return Cache(self.config, batch, lm, weight.dtype, weight.device, first_position)
 
     def _attention(self, x: Tensor, lm: LMInfinite, cache: Cache | None, path: str):
-        """For each layer, a function of (q, k, v), all unplaced: (B, H, T, D), (B, H_kv, T, D)."""
+        """For each layer, a function of unplaced q (B, H, T, D) and k, v (B, H_kv, T, D)."""
         scheme, scale = self.scheme, self.config.softmax_scale
         positions = torch.arange(x.shape[1])
         if path == "reference":
@@ -94,7 +96,7 @@ class Transformer(nn.Module):
                 x.shape[1], by_slot=scheme.has_bias
             )
             shift = cache.first_position
-        sight = Sight(
+        chunked = ChunkedAttention(
             positions, window_positions, starting_positions, scheme, lm, self.config.n_kv_head,
             like=x, shift=shift,
         )  # fmt: skip
@@ -102,12 +104,12 @@ class Transformer(nn.Module):
         for layer in range(len(self.blocks)):
 
             def attention(q, k, v, layer=layer):
-                placed = sight.place(k)
+                placed = chunked.place(k)
                 if cache is None:
                     window, starting = make_runs(placed, k, v, pick, cap, lm)
                 else:
                     window, starting = cache.layers[layer].extend(placed, k, v, cap)
-                return sight.attend(q, window, starting, scale)
+                return chunked(q, window, starting, scale)
 
             yield attention
 

@@ -127,8 +127,8 @@ def small_chunks(monkeypatch):
     """A function that sets how many queries and keys one product of the chunked path takes."""
 
     def use(queries: int, keys: int = 4096):
-        monkeypatch.setattr("minilm_inf.chunked.QUERIES_PER_CHUNK", queries)
-        monkeypatch.setattr("minilm_inf.chunked.KEYS_PER_BLOCK", keys)
+        monkeypatch.setattr("minilm_inf.sight.QUERIES_PER_CHUNK", queries)
+        monkeypatch.setattr("minilm_inf.sight.KEYS_PER_BLOCK", keys)
 
     return use
 

@@ -1,7 +1,7 @@
 """Measure decoding: `make measure`, or python tests/measure_decoding.py [FOLDER].
 
-1. Speed against transformers' LlamaForCausalLM with its cache: same weights, same thread count, in
-   turns within one run, at context 256 and 16,384. Both decode greedily; a ratio is of medians.
+1. Speed against transformers' LlamaForCausalLM with its cache: same weights, same thread count,
+   in turns within one run, at context 256 and 16,384. Both decode greedily; ratios of medians.
 2. One run of 20,000 tokens: cache bytes, resident memory, time per token early and late.
 """
 

@@ -7,9 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minilm_inf.attention import attend
-from minilm_inf.chunked import MASKS_KEPT, Sight, chunked_attend
+from minilm_inf.chunked import chunked_attend
 from minilm_inf.config import LMInfinite
 from minilm_inf.positions import Alibi, Rotary
+from minilm_inf.sight import MASKS_KEPT, Sight
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -274,8 +275,8 @@ def test_masks_of_a_long_text_are_shared(small_chunks):
     """Catches a mask made anew for every chunk, and a store of masks without a limit."""
     small_chunks(4)
     n, lm = torch.arange(800), SETTINGS["LM-Infinite"]
-    sight = Sight(n, n, n[: lm.n_global], Rotary(8), lm, n_kv_head=2, like=torch.zeros(1))
-    chunks = list(sight._chunks())
+    sight = Sight(n, n, n[: lm.n_global], Rotary(8), lm, 2, torch.float32, "cpu")
+    chunks = list(sight.chunks())
     assert len(chunks) == 200
     parts = [part for chunk in chunks for part in chunk.parts]
     hidden = [part.hidden for part in parts]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SCHEMES, logit_of, vectors
 
-from minilm_inf.distance_ceiling import place_fixed, capped_logits
+from minilm_inf.distance_ceiling import capped_logits, place_fixed
 from minilm_inf.positions import Alibi, Rotary
 
 SCALE = 0.3

@@ -12,8 +12,10 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
-    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "chunked",
-    "cache", "transformer", "models.raw_config", "models.stacked", "models.llama", "models.mpt", "models.gptj",
+    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "sight",
+    "chunked",
+    "cache", "transformer", "models.raw_config", "models.stacked", "models.llama", "models.mpt",
+    "models.gptj",
     "models", "files", "shards", "checkpoint", "tokenizer", "sampling", "options", "session",
     "generate", "corpus", "practice", "evaluate", "card", "diagnose", "train", "inspect",
     "convert", "benchmark",

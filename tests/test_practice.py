@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from minilm_inf.practice import NAMES, Practice, pass_key_accuracy
+from minilm_inf.practice import NAMES, STATE_KEY, Practice, pass_key_accuracy
 
-TEXT = """The ship went out in the morning, and the men stood at the rail. "Is it far?" said one.
-Nobody knew! It was cold, it was late, and the sea was grey for as long as we could see. """
+TEXT = """The ship went out in the morning, and the men stood at the rail. "Is it far?" said
+one. Nobody knew! It was cold, it was late, and the sea was grey for as far as we could see.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ EXERCISES = {
 
 
 @pytest.mark.parametrize("kind", EXERCISES)
-@pytest.mark.parametrize("length", [200, 256, 257])
+@pytest.mark.parametrize("length", [240, 256, 257])
 def test_every_window_has_its_length_and_begins_with_bos(practice, tokenizer, kind, length):
     """One token too many, or a window without its start, and no batch can be made."""
     for seed in range(60):
@@ -80,22 +81,13 @@ def test_repeats_come_back_again_and_again(practice):
     assert max(kinds) > 40, "the whole vocabulary is drawn from too"
 
 
-FACTS = (
-    (r"(?:There is a |The |the )pass key(?: is|: it is|, and the pass key is) (\d+)", None),
-    (r"[Tt]he number of (\w+) is (\d+)", "named"),
-    (r"(\w+)'s number is (\d+)", "named"),
-)
-
-
 def facts_and_answers(window: str):
     """What a window states and what it answers: two dicts of who -> digits."""
     asked = re.findall(r"What is the (pass key|number of (\w+))\?", window)
     answers = re.findall(r"\? The (?:pass key|number of (\w+)) is (\d+)", window)
     stated = window[: window.index("What is the")]
-    facts = dict(
-        re.findall(r"[Tt]he number of (\w+) is (\d+)", stated)
-        + re.findall(r"(\w+)'s number is (\d+)", stated)
-    )
+    numbers = r"[Tt]he number of (\w+) is (\d+)", r"(\w+)'s number is (\d+)"
+    facts = dict(found for pattern in numbers for found in re.findall(pattern, stated))
     key = re.findall(r"[Tt]he pass key(?: is|: it is) (\d+)", stated)
     if key:
         facts["pass key"] = key[0]
@@ -117,7 +109,9 @@ def test_facts_and_answers_agree(practice, tokenizer, followed):
         keys += "pass key" in facts
         behind.add(window.rpartition(answers[list(answers)[-1]] + ".")[2] != "")
         order.add(list(facts) == list(answers))
-        assert all(len(d) == 5 if n == "pass key" else 2 <= len(d) <= 5 for n, d in facts.items())
+        assert all(
+            len(d) == 5 if n == "pass key" else 2 <= len(d) <= 5 for n, d in facts.items()
+        )
     assert counts == {1, 2, 3, 4}
     assert 60 < keys < 130
     assert behind == {followed > 0}
@@ -145,7 +139,7 @@ def test_facts_stand_behind_sentences_all_over_the_text(practice, tokenizer):
         row, first = practice.pass_key(rng(seed), 257)
         window = tokenizer.decode(row)
         at = re.search(r"(The|Remember the|There is a) pass key", window).start()
-        assert not at or window[:at].rstrip(' "')[-1] in ".!?", window
+        assert not at or window[:at].rstrip(' "')[-1] in ".!?\n", window
         places.append(at / len(window))
     assert min(places) == 0 and max(places) > 0.7 and len(set(places)) > 15
 
@@ -163,8 +157,9 @@ def test_pass_keys_end_the_window_and_stand_once_before(practice, tokenizer):
         assert before.count(digits) == 1
         assert before.rstrip().endswith("What is the pass key? The pass key is")
         keys.add(digits)
-        statements.add(before[before.index(digits) - 9 : before.index(digits)])
-    assert len(keys) > 90 and len(statements) > 2
+        said = [words for words in STATE_KEY if words.format(digits) in before]
+        statements.add(max(said, key=len))
+    assert len(keys) > 90 and statements == set(STATE_KEY)
 
 
 def test_a_fact_that_fits_exactly_needs_no_text(practice, tokenizer):
@@ -238,7 +233,7 @@ def test_one_wrong_digit_is_a_wrong_key(practice, tokenizer, wrong):
 
 
 def test_what_stands_before_the_key_does_not_count(practice, tokenizer):
-    """The oracle above guesses 0 everywhere else; here the model sees the window it is asked."""
+    """The oracle above guesses 0 everywhere else; the model must not see the last digit."""
     lengths = set()
 
     def guess(row):

@@ -261,7 +261,9 @@ class Block(nn.Module):
         q, k, v = qkv.transpose(1, 2).split(
             self.heads, 1
         )  # (B, H, T, D), (B, H_kv, T, D) twice
-        gathered = attention(q, k, v).transpose(1, 2).reshape(batch, length, -1)  # (B, T, H * D)
+        gathered = (
+            attention(q, k, v).transpose(1, 2).reshape(batch, length, -1)
+        )  # (B, T, H * D)
         x = x + self.o(gathered)
         return x + self.mlp(self.mlp_norm(x))
 

@@ -1,0 +1,228 @@
+"""Every card tells the truth about the folder it stands in, and about how it was measured."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors import safe_open
+
+from minilm_inf import LMInfinite, card, generate, load, load_model
+from minilm_inf.checkpoint import save
+from minilm_inf.corpus import HELD_OUT
+from minilm_inf.evaluate import by_position, encoded, table
+from minilm_inf.models import llama
+from minilm_inf.train import PHASES, initialise
+
+FOLDERS = sorted(path.parent for path in (ROOT / "weights").glob("*/config.json"))
+MEGABYTE = 2**20
+
+
+def table_entry(text: str, name: str) -> str:
+    """The right cell of a row of the card's first table."""
+    return re.search(rf"^\| {re.escape(name)} \| (.*) \|$", text, re.MULTILINE)[1]
+
+
+def nll_table(text: str) -> list[str]:
+    """The lines of the card's table of nll by position."""
+    return re.search(r"^\| positions \|.*\n(?:\|.*\n)+", text, re.MULTILINE)[0].splitlines()
+
+
+def assert_card_is_true(folder: Path):
+    """What a card says of the files beside it, read from them again."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    weights = folder / "model.safetensors"
+    assert table_entry(text, "SHA-256") == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+    model, tokenizer = load(folder)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert int(table_entry(text, "parameters")) == parameters
+    with safe_open(weights, framework="pt") as stored:
+        shapes = [stored.get_slice(name).get_shape() for name in stored.keys()]
+    assert parameters == sum(int(torch.tensor(shape).prod()) for shape in shapes)
+    assert f"A Llama of {parameters:,} parameters" in text
+    assert f"texts of {model.config.context_length} tokens" in text.replace("\n", " ")
+    assert f"{tokenizer.vocab_size} pieces" in table_entry(text, "tokenizer")
+
+    prompt = re.search(r"^prompt: (.*)$", text, re.MULTILINE)[1]
+    promised = json.loads(re.search(r"^continuation: (.*)$", text, re.MULTILINE)[1])
+    tokens = int(re.search(r"LM-Infinite, (\d+) tokens behind the prompt", text)[1])
+    ids = tokenizer.encode(prompt)
+    lm = LMInfinite.for_model(model.config)
+    new = list(generate(model, ids, lm, tokens, temperature=0.0))
+    assert tokenizer.decode(ids + new) == prompt + promised
+    assert tokens >= 20 and promised
+
+
+def carded(folder: Path) -> Path:
+    if not (folder / "README.md").is_file():
+        pytest.fail(f"{folder.relative_to(ROOT)} has no card: make card writes it")
+    return folder
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_card_is_true(folder):
+    """Weights that were trained again under an old card; a continuation that was retouched."""
+    assert_card_is_true(carded(folder))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_card_shows_what_was_to_be_shown(folder):
+    """LM-Infinite that loses to re-encoding, or vanilla that does not fall apart."""
+    text = (carded(folder) / "README.md").read_text(encoding="utf-8")
+    rows = [re.findall(r"[-+]?[\d,]*\.?\d+", line) for line in nll_table(text)[2:]]
+    numbers = [[float(cell.replace(",", "")) for cell in row] for row in rows]
+    length = load_model(folder).config.context_length
+    edges = [0, *(length * 2**i for i in range(7))]
+    assert [row[:2] for row in numbers] == [list(pair) for pair in zip(edges, edges[1:])]
+    for first, _, vanilla, infinite, reencoded, gap in numbers:
+        assert gap == pytest.approx(infinite - reencoded, abs=0.011)
+        assert gap <= 0.10
+        assert first < 8 * length or vanilla - infinite > 0.7
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_folder_is_small(folder):
+    """A clone that takes minutes, or an optimizer's state that was committed with the weights."""
+    known = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "training.json",
+        "README.md",
+    }
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert set(files) <= known
+    assert sum(files.values()) < 16 * MEGABYTE
+    assert files["model.safetensors"] > MEGABYTE
+
+
+def test_weights_are_there():
+    """Without a folder, every test above would pass by having nothing to test."""
+    assert ROOT / "weights" / "tiny-llama" in FOLDERS
+
+
+# ---- how a card is written
+
+
+WORDS = "The ship went on, and the men looked at the sea. It was late! Nobody knew why. "
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """A small untrained model with a record, and a corpus of two held-out documents."""
+    home = tmp_path_factory.mktemp("card")
+    folder = home / "made-up"
+    config = llama.LlamaConfig(
+        family="llama", vocab_size=2048, n_layer=1, n_head=2, n_kv_head=1, n_embd=16,
+        head_dim=8, n_inner=24, context_length=96, norm_eps=1e-5, tied=True, bos_id=1,
+        eos_ids=(2,),
+    )  # fmt: skip
+    model = llama.build(config)
+    initialise(model, 0)
+    save(model, folder)
+    shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", folder)
+    phases = [vars(phase) for phase in PHASES]
+    log = [
+        {"step": 1, "tokens": 512, "train_loss": 9.0, "held_out_nll": 9.0},
+        {"step": 20, "tokens": 10240, "train_loss": 3.21, "held_out_nll": 4.56},
+    ]
+    settings = {"tokens_per_step": 512, "seed": 17, "learning_rate": 0.0015}
+    record = {
+        "command": "python -m minilm_inf.train --out made-up", "settings": settings,
+        "phases": phases, "documents": 7, "held_out": [], "log": log,
+    }  # fmt: skip
+    (folder / "training.json").write_text(json.dumps(record))
+
+    for name in HELD_OUT[:2]:
+        path = home / "corpus" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}. " + WORDS * 400)
+    source = {"what": "Old speeches", "package": "p 1", "bytes": 1234567, "licence": "none"}
+    (home / "corpus" / "corpus.json").write_text(json.dumps({"sotu": source}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(made_up):
+    """The made-up folder with its card."""
+    before, card.TRIALS = card.TRIALS, 3
+    try:
+        assert card.main([str(made_up), "--corpus", str(made_up.parent / "corpus")]) == 0
+    finally:
+        card.TRIALS = before
+    return made_up
+
+
+def test_a_written_card_is_true(written):
+    """The tests above, which read the shipped cards, must fit what card.py writes."""
+    assert_card_is_true(written)
+
+
+@pytest.mark.parametrize("change", ["weights", "continuation", "parameters"])
+def test_a_false_card_is_found(written, tmp_path, change):
+    """A reader of cards that finds nothing wrong with anything."""
+    folder = tmp_path / "copy"
+    shutil.copytree(written, folder)
+    text = (folder / "README.md").read_text()
+    if change == "weights":
+        model = load_model(folder)
+        model.norm.weight[0] += 1
+        save(model, folder)
+    elif change == "continuation":
+        text = text.replace('continuation: "', 'continuation: "x')
+    else:
+        text = re.sub(r"\| parameters \| (\d+)", r"| parameters | 1\1", text)
+    (folder / "README.md").write_text(text)
+    with pytest.raises(AssertionError):
+        assert_card_is_true(folder)
+
+
+def test_the_card_s_table_is_the_measure(written):
+    """Numbers of another model, other documents, or another n_local."""
+    model, tokenizer = load(written)
+    corpus = written.parent / "corpus"
+    texts = {name: (corpus / f"{name}.txt").read_text() for name in HELD_OUT[:2]}
+    documents = encoded(texts, tokenizer, 64 * 96)
+    rows = by_position(model, documents, LMInfinite(96, 10, 96), report=lambda line: None)
+    text = (written / "README.md").read_text()
+    assert nll_table(text) == table(rows).split("\n")
+    assert "the first 6,144 tokens" in text and "last\n95 tokens" in text
+
+
+def test_the_card_tells_the_record(written):
+    """A number that was typed, not read."""
+    text = (written / "README.md").read_text()
+    assert text.startswith("# made-up\n")
+    assert table_entry(text, "tokens seen") == "10,240 in 20 steps of 512, seed 17"
+    assert table_entry(text, "final loss").startswith("3.210 on its training mix, 4.560 nats")
+    assert "of 3 five-digit keys copied exactly, within 96 tokens" in text
+    assert "7 documents" in text and "- Old speeches: p 1, 1,234,567 bytes. none" in text
+    assert "python -m minilm_inf.train --out made-up" in text
+    assert f"Held out, whole: {', '.join(sorted(HELD_OUT[:2]))}." in text
+    for phase in PHASES[1:]:
+        assert f"{phase.repeats:.0%} repeats, {phase.retrieval:.0%} retrieval" in text
+    assert f"The first {PHASES[0].until:.1%} of all tokens" in text
+    assert not re.search(r"[{}]", text), "every place of the template is filled"
+
+
+def test_a_folder_without_a_record_gets_no_card(made_up, tmp_path, capsys):
+    """Half a card, or a traceback, for a model that came from elsewhere."""
+    folder = tmp_path / "other"
+    shutil.copytree(made_up, folder)
+    (folder / "training.json").unlink()
+    (folder / "README.md").unlink(missing_ok=True)
+    assert card.main([str(folder), "--corpus", str(made_up.parent / "corpus")]) == 1
+    assert "no training.json" in capsys.readouterr().err
+    assert not (folder / "README.md").exists()
+
+
+def test_a_card_needs_the_corpus(made_up, tmp_path, capsys):
+    """A card that measures nothing."""
+    assert card.main([str(made_up), "--corpus", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "no held-out documents" in err and "Traceback" not in err

@@ -1,0 +1,258 @@
+"""What is measured: each column against a plain specification of itself."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import SETTINGS, some_tokens, tiny_llama
+
+from minilm_inf.evaluate import (
+    bins,
+    by_position,
+    encoded,
+    main,
+    reencoded_nll,
+    stream_nll,
+    table,
+)
+
+LM = SETTINGS["LM-Infinite"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+def nll_after(model, ids, following: int, lm=None) -> float:
+    """The specification: -log p of one id behind a text, read whole by the definition."""
+    logits = model(torch.tensor([ids]), lm, path="reference")[0, -1]
+    return -float(logits.log_softmax(-1)[following])
+
+
+@pytest.mark.parametrize("lm", [None, LM], ids=["vanilla", "LM-Infinite"])
+@pytest.mark.parametrize("chunk", [1, 4, 7, 23, 24, 512])
+def test_a_stream_is_scored_token_by_token(model, lm, chunk):
+    """An entry of the next position, or a chunk's last token that goes unscored."""
+    ids = some_tokens(24)[0].tolist()
+    expected = [nll_after(model, ids[: i + 1], ids[i + 1], lm) for i in range(23)]
+    found = stream_nll(model, ids, lm, chunk)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_settings_differ_beyond_the_window_only(model):
+    """Columns that are equal throughout compare nothing."""
+    ids = some_tokens(30)[0].tolist()
+    vanilla, infinite = stream_nll(model, ids, None), stream_nll(model, ids, LM)
+    same = 7  # the query at 6 still sees all keys, none beyond the ceiling of 6
+    assert vanilla[:same].tolist() == pytest.approx(infinite[:same].tolist())
+    assert (vanilla[same:] - infinite[same:]).abs().min() > 1e-6
+
+
+def reencoded(model, ids: list[int]) -> list[float]:
+    """The specification: each token behind a context of its own, read by the vanilla model.
+
+    The first context_length tokens are their own context. A later window is BOS and the
+    context_length - 1 ids before the last one that it scores, and it scores its second half.
+    """
+    length = model.config.context_length
+    stride = length // 2
+    scores = []
+    for i in range(len(ids) - 1):  # what follows ids[i]
+        context = ids[: i + 1]
+        if i >= length:
+            last = length + (i - length) // stride * stride + stride - 1  # this window's last
+            context = [ids[0], *ids[last - length + 2 : i + 1]]
+            assert length - stride < len(context) <= length
+        scores.append(nll_after(model, context, ids[i + 1]))
+    return scores
+
+
+@pytest.mark.parametrize("context_length", [2, 5, 6, 8])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_reencoding_is_what_it_says(context_length, batch):
+    """A yardstick with too little context, a token scored twice, or none at the end."""
+    model = tiny_llama(n_layer=1, context_length=context_length)
+    for n in [*range(2, 3 * context_length + 3), 41]:
+        ids = some_tokens(n, seed=n)[0].tolist()
+        found = reencoded_nll(model, ids, batch)
+        assert found.shape == (n - 1,)
+        assert found.tolist() == pytest.approx(reencoded(model, ids), abs=1e-5), n
+
+
+def test_too_little_to_score(model):
+    """One token has nothing that follows it: an empty mean would be nan."""
+    for ids in ([], [1]):
+        with pytest.raises(ValueError, match="at least two tokens"):
+            stream_nll(model, ids, LM)
+
+
+@pytest.mark.parametrize("context_length, n", [(256, 1500), (256, 256), (256, 257), (6, 5)])
+def test_bins_cover_every_position_once(context_length, n):
+    """A position between two bins, or in both."""
+    ranges = bins(context_length, n)
+    assert [i for a, b in ranges for i in range(a, b)] == list(range(n))
+    assert ranges[0] == (0, min(context_length, n))
+    assert all(b == 2 * a for a, b in ranges[1:-1])
+
+
+def test_means_per_bin(model):
+    """Means of bins that overlap, or over one document only."""
+    documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
+    reported = []
+    rows = by_position(model, documents, LM, reported.append)
+    assert [(row["first"], row["last"]) for row in rows] == [
+        (0, 6),
+        (6, 12),
+        (12, 24),
+        (24, 30),
+    ]
+    assert reported == ["1/2 a", "2/2 b"]
+    columns = {
+        "vanilla": lambda ids: stream_nll(model, ids, None),
+        "lm_infinite": lambda ids: stream_nll(model, ids, LM),
+        "reencoded": lambda ids: reencoded_nll(model, ids),
+    }
+    for row in rows:
+        for name, score in columns.items():
+            here = [score(ids)[row["first"] : row["last"]] for ids in documents.values()]
+            assert row[name] == pytest.approx(float(torch.cat(here).mean())), name
+
+
+def test_the_table_shows_the_numbers():
+    """A gap of the wrong sign is the one mistake that a reader cannot see."""
+    rows = [
+        {"first": 0, "last": 256, "vanilla": 3.5, "lm_infinite": 3.25, "reencoded": 3.125},
+        {"first": 8192, "last": 16384, "vanilla": 7, "lm_infinite": 3.0, "reencoded": 3.1},
+    ]
+    lines = table(rows).split("\n")
+    assert lines[0].startswith("| positions | vanilla | LM-Infinite | re-encoding |")
+    assert set(lines[1]) == {"|", "-"} and lines[1].count("|") == lines[0].count("|")
+    assert lines[2] == "| 0 to 256 | 3.50 | 3.25 | 3.12 | +0.12 |"
+    assert lines[3] == "| 8,192 to 16,384 | 7.00 | 3.00 | 3.10 | -0.10 |"
+
+
+def test_documents_are_cut_to_one_length(tokenizer):
+    """Texts of many short tokens, which a guess at the number of characters would cut short."""
+    texts = {"words": "the sea and the ship " * 400, "bytes": "漢字" * 200}
+    documents = encoded(texts, tokenizer, 500)
+    for name, ids in documents.items():
+        assert ids == tokenizer.encode(texts[name])[:501] and len(ids) == 501
+        assert ids[0] == tokenizer.bos_id
+    spaces = {"long": " " * 20 + "a " * 30 + "constitution " * 600}
+    assert encoded(spaces, tokenizer, 600)["long"] == tokenizer.encode(spaces["long"])[:601]
+    n = len(tokenizer.encode("A ship"))
+    assert len(encoded({"short": "A ship"}, tokenizer, n - 1)["short"]) == n
+    with pytest.raises(ValueError, match=f"short has only {n} tokens: choose a --length below"):
+        encoded({"short": "A ship"}, tokenizer, n)
+
+
+# ---- the program
+
+
+@pytest.fixture
+def call(capsys):
+    """A call of the program: arguments -> (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        try:
+            code = main(["perplexity", *map(str, arguments)])
+        except SystemExit as end:
+            code = end.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    words = "The ship went on, and the men looked at the sea, for it was late. "
+    for name, text in (("a", words * 40), ("b", "It was cold. " * 200), ("short", "No.")):
+        (folder / name).write_text(text)
+    (folder / "latin").write_bytes(b"caf\xe9")
+    return folder
+
+
+def test_the_table_of_two_texts(call, texts):
+    """A program that prints another number than it measured."""
+    flags = ["--text", texts / "a", texts / "b", "--length", 400]
+    code, out, err = call(*flags)
+    assert code == 0
+    lines = out.split("\n")
+    assert lines[2].startswith("| 0 to 256 |") and lines[3].startswith("| 256 to 400 |")
+    assert "2 documents" in out and err.count("\n") == 2
+    code, out, err = call(*flags, "--json")
+    result = json.loads(out)
+    assert code == 0 and result["length"] == 400 and len(result["documents"]) == 2
+    assert table(result["rows"]) == "\n".join(lines[:4])
+    first = result["rows"][0]
+    assert first["vanilla"] == pytest.approx(first["lm_infinite"], abs=1e-4)
+    assert first["vanilla"] == pytest.approx(first["reencoded"], abs=1e-4)
+    assert all(0 < row[name] < 20 for row in result["rows"] for name in first if "n" in name)
+
+
+def test_the_settings_reach_the_measure(call, texts):
+    """--n-local that is parsed and then dropped."""
+    flags = ["--text", texts / "a", "--length", 300, "--json"]
+    usual = json.loads(call(*flags)[1])["rows"]
+    small = json.loads(call(*flags, "--n-local", 8, "--n-global", 1)[1])["rows"]
+    window = json.loads(call(*flags, "--n-local", 8, "--attention", "window")[1])["rows"]
+    seen = {round(rows[0]["lm_infinite"], 6) for rows in (usual, small, window)}
+    assert len(seen) == 3
+    assert usual[0]["vanilla"] == small[0]["vanilla"] == window[0]["vanilla"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--text", "short", "--length", 400], ("short has only", "--length")),
+        (["--text", "a"], ("has only", "--length")),
+        (["--text", "latin", "--length", 2], ("latin", "not UTF-8")),
+        (["--text", "missing", "--length", 2], ("cannot read", "missing")),
+        (["--corpus", "."], ("no held-out documents", "minilm_inf.corpus")),
+        (["--text", "a", "--length", 9, "-m", "nowhere"], ("nowhere",)),
+    ],
+)
+def test_what_cannot_be_measured(call, texts, monkeypatch, arguments, words):
+    """A traceback for a mistyped name."""
+    monkeypatch.chdir(texts)
+    code, out, err = call(*arguments)
+    assert code == 1 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert all(word in err for word in words)
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["--length", 1], "--length"),
+        (["--attention", "full"], "vanilla"),
+        (["--path", "reference"], "chunked"),
+        (["--attention", "window", "--n-global", 3], "--n-global"),
+    ],
+)
+def test_flags_that_make_no_sense(call, arguments, word):
+    """A column that is compared with itself."""
+    code, out, err = call(*arguments)
+    assert code == 2 and not out and word in err.splitlines()[-1]
+
+
+def test_help_names_the_defaults(call):
+    """The flags that generate shares show their defaults here too."""
+    code, out, _ = call("--help")
+    text = " ".join(out.split())
+    assert code == 0
+    assert "(lambda)" in text and "(512)" in text and "(64 x context_length)" in text
+    assert "None" not in text
+
+
+def test_perplexity_is_e_to_the_nll(call, texts):
+    """A perplexity of another bin or base."""
+    flags = ["--text", texts / "b", "--length", 300]
+    rows = json.loads(call(*flags, "--json")[1])["rows"]
+    out = call(*flags)[1]
+    assert f"({math.exp(rows[-1]['lm_infinite']):.1f} with LM-Infinite" in out
