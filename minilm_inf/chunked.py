@@ -80,9 +80,9 @@ def chunked_attend(
     window, starting = make_runs(
         scheme.at(k_positions, k.dtype, k.device)(k), k, v, pick, cap_for(scheme, lm, k), lm
     )
-    n_kv_head = k.shape[1]
+    heads = q.shape[1], k.shape[1]
     attention = ChunkedAttention(
-        q_positions, k_positions, starting_positions, scheme, lm, n_kv_head, like=q
+        q_positions, k_positions, starting_positions, scheme, lm, heads, like=q
     )
     return attention(q, window, starting, scale)
 
@@ -111,11 +111,11 @@ class ChunkedAttention:
     """
 
     def __init__(
-        self, q_positions, k_positions, starting_positions, scheme, lm, n_kv_head, like, shift=0
+        self, q_positions, k_positions, starting_positions, scheme, lm, heads, like, shift=0
     ):
         self.exact = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.sight = Sight(
-            q_positions, k_positions, starting_positions, scheme, lm, n_kv_head, self.exact,
+            q_positions, k_positions, starting_positions, scheme, lm, heads, self.exact,
             like.device,
         )  # fmt: skip
         self.fused = FUSED if like.device.type == "cpu" else None
@@ -129,7 +129,7 @@ class ChunkedAttention:
         if self.sight.is_vanilla:
             return F.scaled_dot_product_attention(
                 self.place(q), window.placed, window.values, is_causal=True, scale=scale,
-                enable_gqa=q.shape[1] != self.sight.n_kv_head,
+                enable_gqa=self.sight.heads[0] != self.sight.heads[1],
             )  # fmt: skip
         runs = {"window": window, "starting": starting}
         unplaced = q.to(self.exact)
@@ -149,8 +149,7 @@ class ChunkedAttention:
         shape = placed.shape
         placed, unplaced = self._by_key_head(placed), self._by_key_head(unplaced)
         seen = [
-            self._gather(part, placed, unplaced, shape[2], runs[part.run], scale)
-            for part in chunk.parts
+            self._gather(part, placed, unplaced, runs[part.run], scale) for part in chunk.parts
         ]
         if not seen:
             return placed.new_zeros(shape)
@@ -159,44 +158,31 @@ class ChunkedAttention:
 
     def _by_key_head(self, q: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, H_kv, H / H_kv * T, D): together what shares a key head."""
-        return q.reshape(q.shape[0], self.sight.n_kv_head, -1, q.shape[-1])
+        return q.reshape(q.shape[0], self.sight.heads[1], -1, q.shape[-1])
 
-    def _gather(self, part: Part, placed, unplaced, n_queries: int, keys: Keys, scale: float):
+    def _gather(self, part: Part, placed, unplaced, keys: Keys, scale: float):
         """One softmax over a part: the weighted values (B, H_kv, H / H_kv * T, D), and the log
-        of
-        the softmax's sum (B, H_kv, H / H_kv * T)."""
-        values = self._run_of(keys.values, part)
-        if self.fused and part.beyond is None and part.bias is None and part.hidden is None:
+        of the softmax's sum (B, H_kv, H / H_kv * T)."""
+        values = self._piece(keys.values, part)
+        if part.beyond is None:
             q, k = (unplaced, keys.capped) if part.capped else (placed, keys.placed)
-            if not (q.requires_grad or k.requires_grad or values.requires_grad):
-                return self.fused(q, self._run_of(k, part), values, scale=scale)
-        if part.blank is not None:
-            values = values.masked_fill(part.blank, 0)
-        logits = self._logits(part, placed, unplaced, n_queries, keys, scale)
+            k = self._piece(k, part)
+            if self.fused and not (q.requires_grad or k.requires_grad or values.requires_grad):
+                return self.fused(q, k, values, attn_mask=part.mask, scale=scale)
+            logits = (q * scale) @ k.mT
+        else:
+            capped = (unplaced * scale) @ self._piece(keys.capped, part).mT
+            logits = (placed * scale) @ self._piece(keys.placed, part).mT
+            logits = torch.where(part.beyond, capped, logits)
+        if part.mask is not None:
+            logits = logits + part.mask
         return logits.softmax(-1) @ values, logits.logsumexp(-1)
 
-    def _run_of(self, x: Tensor, part: Part) -> Tensor:
+    def _piece(self, x: Tensor, part: Part) -> Tensor:
         """A part's piece of a run's tensor, in the dtype of the softmax: (B, H_kv, S, D)."""
         x = x if part.keys is None else x[:, :, part.keys]
-        return x if x.dtype == self.exact else x.to(self.exact)
-
-    def _logits(self, part: Part, placed, unplaced, n_queries: int, keys: Keys, scale: float):
-        """The logits of one part, hidden keys lowest: (B, H_kv, H / H_kv * T, S)."""
-        if part.capped:
-            logits = (unplaced * scale) @ self._run_of(keys.capped, part).mT
-        else:
-            logits = (placed * scale) @ self._run_of(keys.placed, part).mT
-        if part.beyond is None and part.bias is None and part.hidden is None:
-            return logits
-        logits = logits.unflatten(2, (-1, n_queries))  # (B, H_kv, H / H_kv, T, S)
-        if part.beyond is not None:
-            capped = (unplaced * scale) @ self._run_of(keys.capped, part).mT
-            logits = torch.where(part.beyond, capped.view(logits.shape), logits)
-        if part.bias is not None:
-            logits = logits + part.bias
-        if part.hidden is not None:
-            logits = logits.masked_fill(part.hidden, torch.finfo(self.exact).min)
-        return logits.flatten(2, 3)
+        x = x if x.dtype == self.exact else x.to(self.exact)
+        return x if part.blank is None else x.masked_fill(part.blank, 0)
 
 
 def join(seen: list[tuple[Tensor, Tensor]]) -> Tensor:

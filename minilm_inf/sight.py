@@ -18,7 +18,7 @@ from .lambda_mask import distances
 
 QUERIES_PER_CHUNK = 256
 KEYS_PER_BLOCK = 4096  # a softmax has at most 256 x 4096 logits per head, whatever n is
-MASKS_KEPT = 64
+MASKS_KEPT = 8
 FUTURE = 1 << 62  # a position, and a distance, beyond all others
 
 
@@ -28,13 +28,10 @@ class Part(NamedTuple):
     run: str  # "window" or "starting"
     keys: slice | None  # None: all of the run
     capped: bool  # all of these keys stand at the ceiling
-    beyond: Tensor | None = (
-        None  # True where d >= ceiling, if d lies on both sides: (..., T, S)
-    )
-    bias: Tensor | None = None  # the scheme's bias: (H_kv, H / H_kv, T, S), or (B, ...)
-    hidden: Tensor | None = None  # True where a query does not see a key: (..., T, S)
-    blank: Tensor | None = None  # True where no query of the chunk sees a key: (..., S, 1)
-    blind: Tensor | None = None  # True where a query sees no key of the part: (..., T, 1)
+    beyond: Tensor | None = None  # True where d >= ceiling, if some are and some are not
+    mask: Tensor | None = None  # added to logits: a bias, and the lowest number for the unseen
+    blank: Tensor | None = None  # True where no query of the chunk sees a key: (.., S, 1)
+    blind: Tensor | None = None  # True where a query sees no key of the part: (.., T, 1)
 
 
 class Chunk(NamedTuple):
@@ -42,7 +39,7 @@ class Chunk(NamedTuple):
 
     queries: slice
     parts: list[Part]
-    blind: Tensor | None  # True where a query sees nothing at all: (T, 1) or (B, 1, T, 1)
+    blind: Tensor | None  # True where a query sees nothing at all: (1 or B, 1, T, 1)
 
 
 class Sight:
@@ -52,13 +49,14 @@ class Sight:
     (S',), or each with B in front; or ranges, where they are consecutive, which cost a decode
     step less. k_positions are the window's keys, the queries' own at their end;
     starting_positions are those of the first n_global tokens, which the window may hold as
-    well. Masks are put on `device`, and biases there in dtype `exact`.
+    well. heads: (H, H_kv). Masks are made in dtype `exact` on `device`, for the H / H_kv * T
+    queries that share a key head: (1 or B, 1 or H_kv, H / H_kv * T, S).
     """
 
     def __init__(
-        self, q_positions, k_positions, starting_positions, scheme, lm, n_kv_head, exact, device
+        self, q_positions, k_positions, starting_positions, scheme, lm, heads, exact, device
     ):
-        self.scheme, self.lm, self.n_kv_head = scheme, lm, n_kv_head
+        self.scheme, self.lm, self.heads = scheme, lm, heads
         self.exact, self.device = exact, device
         self.runs = {"window": k_positions, "starting": starting_positions}
         self.spans = {name: span(positions) for name, positions in self.runs.items()}
@@ -169,24 +167,36 @@ class Sight:
         beyond = d >= self.ceiling  # at d = ceiling both formulas agree
         marks = {"capped": bool(beyond[seen].all())}
         if not marks["capped"] and beyond[seen].any():
-            marks["beyond"] = self._to_device(beyond)
-        if self.scheme.has_bias:
-            bias = self.scheme.bias(d.clamp(max=self.ceiling)).to(self.exact)
-            marks["bias"] = bias.unflatten(-3, (self.n_kv_head, -1)).to(self.device)
-        if not everything:
-            marks["hidden"] = self._to_device(~seen)
-            blank, blind = ~seen.any(-2), ~seen.any(-1)
-            if blank.any():
-                marks["blank"] = self._to_device(blank[..., None], heads=1)
-            if blind.any():
-                marks["blind"] = self._to_device(blind[..., None], heads=1)
+            marks["beyond"] = self._for_every_head(beyond)
+        if self.scheme.has_bias or not everything:
+            marks["mask"] = self._mask(d, ~seen)
+        blank, blind = ~seen.any(-2), ~seen.any(-1)
+        if blank.any():
+            marks["blank"] = self._by_row(blank)
+        if blind.any():
+            marks["blind"] = self._by_row(blind)
         return marks
 
-    def _to_device(self, mask: Tensor, heads: int = 2) -> Tensor:
-        """A mask on the model's device, with ones for the head letters behind its batch."""
-        if mask.dim() == 3:
-            mask = mask.reshape(mask.shape[0], *[1] * heads, *mask.shape[1:])
-        return mask.to(self.device)
+    def _mask(self, d: Tensor, hidden: Tensor) -> Tensor:
+        """What is added to the logits of distances d, both (T, S) or (B, T, S)."""
+        lowest = torch.finfo(self.exact).min
+        if not self.scheme.has_bias:
+            mask = torch.zeros(hidden.shape, dtype=self.exact).masked_fill(hidden, lowest)
+            return self._for_every_head(mask)
+        bias = self.scheme.bias(d.clamp(max=self.ceiling)).to(self.exact)  # (.., H, T, S)
+        mask = bias.masked_fill(hidden.unsqueeze(-3), lowest)
+        mask = mask.unflatten(-3, (self.heads[1], -1)).flatten(-3, -2)
+        return (mask if mask.dim() == 4 else mask[None]).to(self.device)
+
+    def _for_every_head(self, marks: Tensor) -> Tensor:
+        """(T, S) or (B, T, S) -> (1 or B, 1, H / H_kv * T, S)."""
+        marks = marks if marks.dim() == 3 else marks[None]
+        return marks.repeat(1, self.heads[0] // self.heads[1], 1)[:, None].to(self.device)
+
+    def _by_row(self, marks: Tensor) -> Tensor:
+        """(N,) or (B, N) -> (1 or B, 1, N, 1): whole keys, or whole queries, of any head."""
+        marks = marks if marks.dim() == 2 else marks[None]
+        return marks[:, None, :, None].to(self.device)
 
 
 def as_tensor(positions) -> Tensor:

@@ -96,8 +96,9 @@ class Transformer(nn.Module):
                 x.shape[1], by_slot=scheme.has_bias
             )
             shift = cache.first_position
+        heads = self.config.n_head, self.config.n_kv_head
         chunked = ChunkedAttention(
-            positions, window_positions, starting_positions, scheme, lm, self.config.n_kv_head,
+            positions, window_positions, starting_positions, scheme, lm, heads,
             like=x, shift=shift,
         )  # fmt: skip
         cap = cap_for(scheme, lm, x)

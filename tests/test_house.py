@@ -26,7 +26,7 @@ DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 
 TOP_LEVEL = {
     "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", ".ruff.toml",
-    "Makefile", "requirements.txt", "README.md",
+    "Makefile", "requirements.txt", "README.md", "LICENSE",
 }  # fmt: skip
 
 

@@ -1,0 +1,130 @@
+"""What the documents promise: every command exists, every number is the measured one."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "tutorials").rglob("*.md"), *(ROOT / "weights").rglob("*.md")]
+)
+TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+COMMAND = re.compile(r"python3? -m ([\w.]+)((?: [^\n`|&;]*)?)")
+
+
+def code(text: str) -> str:
+    """The code of a page: what stands in fences, indented by four, or between backticks."""
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`([^`]+)`", rest)
+    return "\n".join([*fenced, *re.findall(r"^ {4}(.*)$", rest, re.MULTILINE), *inline])
+
+
+def commands(text: str) -> tuple[set[str], list[tuple[str, list[str]]]]:
+    """The make targets that a page names, and its modules with the long flags behind them."""
+    found = code(text).replace("\\\n", " ")
+    targets = set(re.findall(r"\bmake ([a-z][\w-]*)", found))
+    modules = [(m, re.findall(r" (--[a-z][\w-]*)", rest)) for m, rest in COMMAND.findall(found)]
+    return targets, modules
+
+
+def faults(text: str, page: Path) -> list[str]:
+    """What a page names and the repository has not."""
+    targets, modules = commands(text)
+    found = [f"make {target}" for target in sorted(targets - TARGETS)]
+    for module, flags in modules:
+        if module.partition(".")[0] != "minilm_inf":
+            continue
+        spec = importlib.util.find_spec(module) if "." in module else None
+        source = Path(spec.origin).read_text(encoding="utf-8") if spec else ""
+        if '__name__ == "__main__"' not in source:
+            found.append(f"python -m {module}")
+        known = source + (ROOT / "minilm_inf" / "options.py").read_text(encoding="utf-8")
+        found += [f"{module} {flag}" for flag in flags if f'"{flag}"' not in known]
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        if not re.match(r"\w+:", link) and not (page.parent / link).exists():
+            found.append(f"the link {link}")
+    return found
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_a_page_names_exists(page):
+    """A target, a module, a flag or a file that was renamed, and its page was not told."""
+    assert not faults(page.read_text(encoding="utf-8"), page)
+
+
+def test_a_page_s_faults_are_found():
+    """A search that finds nothing would let every page pass."""
+    page = ROOT / "README.md"
+    good = """`make demo`, [tests](tests/conftest.py), [paper](https://arxiv.org/abs/2308.16137)
+
+    python -m minilm_inf.generate --top-k 5 --n-local 3
+    python3 -m minilm_inf.train --corpus corpus \\
+        --out x && make test
+"""
+    assert faults(good, page) == []
+    assert len(commands(good)[1]) == 2 and commands(good)[0] == {"demo", "test"}
+    bad = """Say `make tea`, or `python -m minilm_inf.brew`, [here](pot.md):
+
+```sh
+make   # alone is help
+python -m minilm_inf.generate --sugar 2
+python -m minilm_inf.config
+```
+"""
+    assert faults(bad, page) == [
+        "make tea", "python -m minilm_inf.generate".removeprefix("python -m ") + " --sugar",
+        "python -m minilm_inf.config", "python -m minilm_inf.brew", "the link pot.md",
+    ]  # fmt: skip
+
+
+def test_the_readme_s_two_commands():
+    """A newcomer types what the README says, before reading anything else."""
+    targets, _ = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {"demo", "test"} <= targets
+
+
+def nll_rows(text: str) -> list[str]:
+    """The rows of every table of nll by position in a page."""
+    tables = re.findall(r"^\| positions \|.*\n(?:\|.*\n?)+", text, re.MULTILINE)
+    return [row.strip() for table in tables for row in table.splitlines()]
+
+
+def test_the_readme_s_numbers_are_the_card_s():
+    """A table of an earlier model beside the weights of a later one."""
+    readme = nll_rows((ROOT / "README.md").read_text(encoding="utf-8"))
+    card = nll_rows((ROOT / "weights" / "tiny-llama" / "README.md").read_text(encoding="utf-8"))
+    assert len(card) > 5
+    assert readme == card
+
+
+def test_make_help_lists_every_target():
+    """A target that nobody can find, or a help that went stale."""
+    done = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    listed = {line.split()[0] for line in done.stdout.splitlines()}
+    assert listed == TARGETS
+    alone = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert alone.stdout == done.stdout
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS - {"help"}))
+def test_what_a_target_would_run_exists(target):
+    """A Makefile that calls a module or a script that was renamed."""
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    indented = "".join(f"    {line}\n" for line in done.stdout.splitlines())
+    assert not faults(indented, ROOT / "Makefile")
+    for script in re.findall(r"python (\S+\.py)", done.stdout):
+        assert (ROOT / script).is_file(), script
