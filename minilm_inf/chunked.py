@@ -32,11 +32,10 @@ from .sight import (
     window_is_capped,
 )
 
+# PyTorch's fused attention that also returns the log-sum-exp. It passes no gradient back from
+# there, so training, and machines without it, use plain products.
 FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 FUSED = FUSED and FUSED.default
-"""PyTorch's fused attention that also returns the log-sum-exp, but passes no gradient back from
-there;
-so training, and machines without it, use plain products."""
 
 
 class Keys(NamedTuple):

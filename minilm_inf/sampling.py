@@ -69,8 +69,7 @@ def choose(
         raise ValueError("the model's logits are not numbers: its weights or dtype overflow")
     if temperature == 0.0:
         return int(logits.argmax())
-    # With the largest at 0, no temperature can overflow; 0 itself must not become 0 / 0.
-    logits = (logits - logits.max()) / max(temperature, 1e-30)
+    logits = logits / max(temperature, 1e-30)  # no logit of a model overflows by that
     logits = keep_min_p(keep_top_p(keep_top_k(logits, top_k), top_p), min_p)
     return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
 

@@ -85,7 +85,8 @@ def test_the_blocks_of_an_r_data_base(tmp_path):
 OSIS = """<div canonical="true" osisID="{}" type="book">
 <title type="main">The Book <hi>of</hi> Books</title>
 <chapter osisID="G.1"/>In the beginning<note n="1">Or, at <w>first</w></note> , God
-made <l level="1"/>heaven <title type="psalm"/>and earth .<div eID="p1" type="x-p"/>
+made <l level="1"/>heaven <title type="psalm"/>and
+earth <title>A Psalm</title>.<div eID="p1" type="x-p"/>
 <chapter osisID="G.2"/>And <w lemma="x">“rested”</w>;
 </div>"""
 

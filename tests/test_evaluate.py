@@ -145,7 +145,7 @@ def test_documents_are_cut_to_one_length(tokenizer):
     assert encoded(spaces, tokenizer, 600)["long"] == tokenizer.encode(spaces["long"])[:601]
     n = len(tokenizer.encode("A ship"))
     assert len(encoded({"short": "A ship"}, tokenizer, n - 1)["short"]) == n
-    with pytest.raises(ValueError, match=f"short has only {n} tokens: choose a --length below"):
+    with pytest.raises(ValueError, match=f"short has only {n} tokens: .*--length"):
         encoded({"short": "A ship"}, tokenizer, n)
 
 

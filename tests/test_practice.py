@@ -87,10 +87,10 @@ def facts_and_answers(window: str):
     answers = re.findall(r"\? The (?:pass key|number of (\w+)) is (\d+)", window)
     stated = window[: window.index("What is the")]
     numbers = r"[Tt]he number of (\w+) is (\d+)", r"(\w+)'s number is (\d+)"
-    facts = dict(found for pattern in numbers for found in re.findall(pattern, stated))
-    key = re.findall(r"[Tt]he pass key(?: is|: it is) (\d+)", stated)
-    if key:
-        facts["pass key"] = key[0]
+    said = [(m.start(), *m.groups()) for words in numbers for m in re.finditer(words, stated)]
+    for m in re.finditer(r"[Tt]he pass key(?: is|: it is) (\d+)", stated):
+        said.append((m.start(), "pass key", m[1]))
+    facts = {who: digits for _, who, digits in sorted(said)}
     who = [name or "pass key" for _, name in asked]
     return facts, dict(zip(who, (digits for _, digits in answers)))
 
