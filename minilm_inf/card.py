@@ -25,8 +25,11 @@ from .options import guarded
 from .practice import Practice, pass_key_accuracy
 from .session import generate
 
-PROMPT = "It is a truth universally acknowledged, that"
-GREEDY_TOKENS = 40
+PROMPT = (
+    "The number of Clara is 4071. Emma walked slowly to the window, and was silent. "
+    "What is the number of Clara? The number of Clara is"
+)
+GREEDY_TOKENS = 24
 TRIALS = 500
 
 CARD = """\
@@ -41,7 +44,7 @@ writes the babble of its four sources, not sense.
 | shape | {shape} |
 | tokenizer | sentencepiece BPE, {vocab_size} pieces, byte fallback, every digit a piece |
 | tokens seen | {tokens:,} in {steps:,} steps of {tokens_per_step:,}, seed {seed} |
-| final loss | {train_loss:.3f} on the training mix, {held_out_nll:.3f} nats a held-out token |
+| final loss | {train_loss:.3f} on the training mix, {held_out_nll:.3f} on held-out text, in nats |
 | pass keys | {pass_keys:.1%} of {trials} five-digit keys copied exactly, in context |
 | parameters | {parameters} |
 | SHA-256 | {sha256} |
@@ -68,6 +71,9 @@ The command, from text to weights (AdamW, betas 0.9 and 0.98, weight decay 0.05,
 python -m minilm_inf.corpus corpus
 {command}
 ```
+
+Rounding differs between machines and thread counts: the command gives a model like this one, not
+the same bits.
 
 ## Reading past the trained length
 

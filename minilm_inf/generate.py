@@ -24,7 +24,7 @@ from .files import read_text
 from .session import Session, Step, write
 from .tokenizer import StopAt
 
-PROMPT = "The ship had been three days at sea when the captain called us together, and"
+PROMPT = "My dear friend, I have much to tell you of our voyage, and"
 
 
 class Reply(NamedTuple):
