@@ -6,7 +6,7 @@ DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 .PHONY: help demo test lint parity measure corpus tiny-llama card clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 demo: .venv/ready  ## install, then write past the trained length: vanilla, then LM-Infinite
 	@printf '\n--- the vanilla model, trained on 256 tokens, writes 1200 ---\n\n'
@@ -33,6 +33,7 @@ corpus: .venv/ready  ## fetch the public-domain text that the weights were train
 tiny-llama: corpus  ## train weights/tiny-llama again (about an hour on one core)
 	@$(BIN)/python -m minilm_inf.train --corpus corpus --out weights/tiny-llama --tokens 30200000 \
 		--threads 1 --every 250
+	@$(BIN)/python -m minilm_inf.card weights/tiny-llama --corpus corpus
 
 card: corpus  ## measure weights/tiny-llama and write its card
 	@$(BIN)/python -m minilm_inf.card weights/tiny-llama --corpus corpus
@@ -41,7 +42,8 @@ clean:  ## remove what the targets above installed and fetched
 	rm -rf .venv corpus
 
 .venv/ready: requirements.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "installing requirements.txt into .venv (a few minutes, once)" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

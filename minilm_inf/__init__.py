@@ -1,10 +1,9 @@
-"""minilm_inf: LM-Infinite (NAACL 2024, arXiv 2308.16137) from scratch, to read, test against
-and run.
+"""LM-Infinite (NAACL 2024, arXiv 2308.16137) from scratch: to read, to test against, to run.
 
 In reading order: config, positions, lambda_mask, distance_ceiling, attention (the definition),
-chunked (the same in O(n)), cache, transformer, models, checkpoint, tokenizer, sampling,
-session, generate; then evaluate and card (what is measured), corpus, practice and train (how
-weights/ came to be).
+sight and chunked (the same in O(n)), cache, transformer, models, checkpoint (on shards),
+tokenizer, sampling, session, generate; then corpus and practice (what weights/ learned from),
+evaluate and card (what is measured), train (how weights/ came to be).
 """
 
 import warnings

@@ -30,8 +30,7 @@ def attend(
     q:      (B, H, T, D), not yet placed at its positions
     k, v:   (B, H_kv, S, D), not yet placed; H must be a multiple of H_kv
     q_positions, k_positions: integers, (T,) or (B, T) and (S,) or (B, S), in any order; a
-    negative
-            position is padding, which nobody sees
+            negative position is padding, which nobody sees
     scheme: Rotary or Alibi
     lm:     None is the vanilla model's causal attention
     scale:  factor of q . k; None is 1/sqrt(D)
@@ -42,19 +41,19 @@ def attend(
     """
     check_shapes(q, k, v, q_positions, k_positions)
     lm = lm or FULL_ATTENTION
-    q_positions, k_positions = q_positions.long(), k_positions.long()
+    q_positions, k_positions = (x.to(q.device).long() for x in (q_positions, k_positions))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     heads_per_key = q.shape[1] // k.shape[1]
     k, v = (x.to(exact).repeat_interleave(heads_per_key, 1) for x in (k, v))  # (B, H, S, D)
 
-    visible = lambda_mask(q_positions, k_positions, lm).unsqueeze(
-        -3
-    )  # (1, T, S) or (B, 1, T, S)
+    # (1, T, S) or (B, 1, T, S)
+    visible = lambda_mask(q_positions, k_positions, lm).unsqueeze(-3)
     logits = capped_logits(
         q.to(exact), k, q_positions, k_positions, scheme, lm.distance_ceiling, scale
     )
-    weights = logits.masked_fill(~visible, torch.finfo(exact).min).softmax(-1).to(exact)
+    # The lowest number, not -inf: the softmax of a query that sees nothing must not be NaN.
+    weights = logits.masked_fill(~visible, torch.finfo(exact).min).softmax(-1)
     weights = weights.masked_fill(~visible, 0)
     seen_by_none = ~visible.any(-2).unsqueeze(-1)  # (1, S, 1) or (B, 1, S, 1)
     v = v.masked_fill(seen_by_none, 0)

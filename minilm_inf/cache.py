@@ -1,4 +1,4 @@
-"""What is kept between chunks: exactly the keys and values that a later query can still see.
+"""What is kept between chunks: the keys and values that a later query can still see.
 
 Per layer that is the last n_local keys, placed at their positions, in a ring that overwrites
 the oldest; and the first n_global keys, as they are seen at the ceiling, since from there on
@@ -62,7 +62,7 @@ class Cache:
             oldest = self.length - limit + (n_new == 1)
         window = range(max(0, oldest), end)
         if by_slot and n_new == 1 and oldest > 0:
-            slots = torch.arange(limit)
+            slots = torch.arange(limit, device="cpu")
             window = self.length - (self.length - slots) % limit
         return range(self.length, end), window, range(self.layers[0].n_starting(end))
 

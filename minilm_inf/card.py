@@ -37,14 +37,14 @@ CARD = """\
 
 A Llama of {parameters:,} parameters that was trained on texts of {context_length} tokens, to
 show on any laptop what happens beyond that length, and what LM-Infinite does about it. It
-writes the babble of its four sources, not sense.
+writes the babble of its sources, not sense.
 
 | | |
 |---|---|
 | shape | {shape} |
 | tokenizer | sentencepiece BPE, {vocab_size} pieces, byte fallback, every digit a piece |
 | tokens seen | {tokens:,} in {steps:,} steps of {tokens_per_step:,}, seed {seed} |
-| final loss | {train_loss:.3f} on the training mix, {held_out_nll:.3f} on held-out text, in nats |
+| final loss | {train_loss:.3f} on the training mix, {held_out_nll:.3f} on held-out text |
 | pass keys | {pass_keys:.1%} of {trials} five-digit keys copied exactly, in context |
 | parameters | {parameters} |
 | SHA-256 | {sha256} |
@@ -72,8 +72,8 @@ python -m minilm_inf.corpus corpus
 {command}
 ```
 
-Rounding differs between machines and thread counts: the command gives a model like this one, not
-the same bits.
+Rounding differs between machines and thread counts: the command gives a model like this one,
+not the same bits.
 
 ## Reading past the trained length
 

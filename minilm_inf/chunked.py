@@ -32,8 +32,8 @@ from .sight import (
     window_is_capped,
 )
 
-# PyTorch's fused attention that also returns the log-sum-exp. It passes no gradient back from
-# there, so training, and machines without it, use plain products.
+# PyTorch's fused attention that also returns the log-sum-exp. It passes no gradient
+# back through that, so training, and machines without it, use plain products.
 FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 FUSED = FUSED and FUSED.default
 
@@ -126,10 +126,14 @@ class ChunkedAttention:
         """What each query (B, H, T, D), not yet placed, gathers from both runs."""
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         if self.sight.is_vanilla:
+            k, v = window.placed, window.values
+            grouped = self.sight.heads[0] != self.sight.heads[1]
+            if grouped and q.device.type != "cpu":  # there not every fused kernel knows groups
+                k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+                grouped = False
             return F.scaled_dot_product_attention(
-                self.place(q), window.placed, window.values, is_causal=True, scale=scale,
-                enable_gqa=self.sight.heads[0] != self.sight.heads[1],
-            )  # fmt: skip
+                self.place(q), k, v, is_causal=True, scale=scale, enable_gqa=grouped
+            )
         runs = {"window": window, "starting": starting}
         unplaced = q.to(self.exact)
         placed = self.place(unplaced)

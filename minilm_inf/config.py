@@ -7,12 +7,11 @@ The letters, used in every docstring and every einsum:
     S  keys                      V  vocabulary (vocab_size)
     H  heads (H_kv: key/value heads)
 
-    name here            paper (arXiv 2308.16137)               meaning
-    n_local              L_pretrain, section 3.2                keys of the window, the query's
-    own included n_global             n_starting, section 3.2                starting tokens
-    that every query sees distance_ceiling     L_pretrain, section 3.2                no key
-    seems further away than this context_length       the training length
-    tokens per training window
+    name here          paper (arXiv 2308.16137)    meaning
+    n_local            L_pretrain, section 3.2     keys of the window, the query's own included
+    n_global           n_starting, section 3.2     starting tokens that every query sees
+    distance_ceiling   L_pretrain, section 3.2     no key seems further away than this
+    context_length     L_pretrain                  tokens of a training text
 
 A position is an integer that counts tokens from the start of the stream; d = i - j is the
 distance from a query at position i back to a key at position j.
@@ -24,7 +23,8 @@ from dataclasses import dataclass
 
 
 def _require_integer(name: str, value, at_least: int):
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not at_least <= value < 2**62:
         raise ValueError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
 
 
@@ -51,9 +51,8 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim"):
-            _require_integer(name, getattr(self, name), at_least=1)
-        for name in ("n_inner", "context_length"):
+        sizes = "vocab_size n_layer n_head n_kv_head n_embd head_dim n_inner context_length"
+        for name in sizes.split():
             _require_integer(name, getattr(self, name), at_least=1)
         if self.n_head % self.n_kv_head:
             raise ValueError(

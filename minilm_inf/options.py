@@ -1,4 +1,4 @@
-"""What generate and evaluate share: flags for model and attention, and errors."""
+"""What the programs share: flags for model and attention, and how errors end."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(name)
-        torch.empty(1, device=found)
+        torch.empty(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name} cannot be used here: try cpu") from error
     return found
@@ -135,7 +135,9 @@ def guarded(run) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            raise
         print(
             "error: out of memory: take a smaller --prefill-chunk or --n-local", file=sys.stderr
         )

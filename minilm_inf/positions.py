@@ -46,9 +46,8 @@ class Rotary:
         self.rotary_dim = rotary_dim
         self.layout = layout
         exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
-        self.frequencies = scale_frequencies(
-            float(theta) ** -exponents, scaling
-        )  # (rotary_dim/2,)
+        frequencies = float(theta) ** -exponents  # (rotary_dim/2,)
+        self.frequencies = scale_frequencies(frequencies, scaling)
         if layout == "halves":
             self.turns = torch.cat((self.frequencies, self.frequencies))  # (rotary_dim,)
         else:

@@ -1,9 +1,9 @@
 """What a chunk of queries can see, worked out from positions alone: once, for all layers.
 
 Two runs of keys matter to a chunk: the window, which ends at the chunk, and the starting keys,
-once they have left the window. Each run is cut to what the chunk sees of it, and a cut into
-blocks of a bounded size; where a block is seen only in part, masks say where. Nothing here
-touches a vector.
+once they have left the window. Each run is cut to what the chunk sees of it, and that, where it
+is long, into blocks of a bounded size; where a block is seen only in part, masks say where.
+Nothing here touches a vector.
 """
 
 from __future__ import annotations
@@ -110,13 +110,10 @@ class Sight:
         k, k_span = self.runs[run], self.spans[run]
         if all_between(q_span, k_span, nearest, too_far):
             start, stop = 0, len(k)
-            if stop <= most and not self.scheme.has_bias:
-                if q_span[1] - k_span[0] < self.ceiling:
-                    yield Part(run, None, capped=False)
-                    return
-                if q_span[0] - k_span[1] >= self.ceiling:
-                    yield Part(run, None, capped=True)
-                    return
+            capped = self._one_side(q_span, k_span)
+            if stop <= most and capped is not None:
+                yield Part(run, None, capped)
+                return
         k = self.runs[run] = as_tensor(k)
         if k.shape[-1] == 0:
             return
@@ -141,9 +138,8 @@ class Sight:
 
         They depend on distances alone, so the chunks in the middle of a long text share them.
         """
-        origin = (
-            k.min() if bool((k >= 0).all()) else 0
-        )  # padding is known by its absolute position
+        # Padding is known by its absolute position.
+        origin = k.min() if bool((k >= 0).all()) else 0
         key = (nearest, (q - origin).numpy().tobytes(), (k - origin).numpy().tobytes())
         if key not in self.masks_made:
             if len(self.masks_made) >= MASKS_KEPT:
@@ -154,11 +150,8 @@ class Sight:
     def _make_marks(self, q: Tensor, k: Tensor, nearest: int, too_far: int) -> dict | None:
         q_span, k_span = span(q), span(k)
         everything = all_between(q_span, k_span, nearest, too_far)
-        if everything and not self.scheme.has_bias:
-            if q_span[1] - k_span[0] < self.ceiling:
-                return {"capped": False}
-            if q_span[0] - k_span[1] >= self.ceiling:
-                return {"capped": True}
+        if everything and self._one_side(q_span, k_span) is not None:
+            return {"capped": self._one_side(q_span, k_span)}
 
         d = distances(q, k)  # (T, S) or (B, T, S)
         seen = (d >= nearest) & (d < too_far) & (k >= 0)[..., None, :]
@@ -176,6 +169,14 @@ class Sight:
         if blind.any():
             marks["blind"] = self._by_row(blind)
         return marks
+
+    def _one_side(self, q_span, k_span) -> bool | None:
+        """Whether keys, all seen, stand at the ceiling; None if only some do, or for a bias."""
+        if self.scheme.has_bias:
+            return None
+        if q_span[1] - k_span[0] < self.ceiling:
+            return False
+        return True if q_span[0] - k_span[1] >= self.ceiling else None
 
     def _mask(self, d: Tensor, hidden: Tensor) -> Tensor:
         """What is added to the logits of distances d, both (T, S) or (B, T, S)."""
@@ -202,7 +203,7 @@ class Sight:
 def as_tensor(positions) -> Tensor:
     """Positions as a tensor, if they are a range."""
     if isinstance(positions, range):
-        return torch.arange(positions.start, positions.stop)
+        return torch.arange(positions.start, positions.stop, device="cpu")
     return positions
 
 
@@ -245,8 +246,10 @@ def starting_run(k_positions: Tensor, lm: LMInfinite):
     if k_positions.dim() == 1:
         run = slice(int(padding), int(padding) + count)
         return k_positions[run], lambda x: x[:, :, run]
-    index = (padding + torch.arange(count)).clamp(max=k_positions.shape[-1] - 1)  # (B, S')
-    surplus = torch.arange(count) >= is_starting.sum(-1, keepdim=True)
+    index = (padding + torch.arange(count, device="cpu")).clamp(
+        max=k_positions.shape[-1] - 1
+    )  # (B, S')
+    surplus = torch.arange(count, device="cpu") >= is_starting.sum(-1, keepdim=True)
     positions = k_positions.gather(-1, index).masked_fill(surplus, FUTURE)
     return positions, lambda x: x.take_along_dim(index[:, None, :, None].to(x.device), 2)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -65,9 +66,8 @@ PHASES = (
     Phase(until=1.0, window=256, repeats=0.0, retrieval=0.15, followed=0.7),
 )
 """What did not work, at this size: pass keys in text from the start (no copying in 6 million
-tokens).
-With answers that nothing follows, as in the second phase, to the end, the model asks again for
-ever."""
+tokens); and answers that nothing follows, as in the second phase, to the end (a model that
+writes on asks again for ever)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +164,9 @@ def train_tokenizer(texts: list[str], vocab_size: int, path: Path):
 class Run:
     """A model in training: its optimizer, its step, its log, and how these are kept on disk."""
 
-    def __init__(self, config: llama.LlamaConfig, settings: Settings, folder: Path):
-        self.settings, self.folder = settings, folder
+    def __init__(self, config: llama.LlamaConfig, settings: Settings, folder: Path, text: str):
+        """text: a hash of what is learned from, which a resumed run must share."""
+        self.settings, self.folder, self.text = settings, folder, text
         self.model = llama.build(config)
         initialise(self.model, settings.seed)
         self.names = [name for name, _ in self.model.named_parameters()]
@@ -190,8 +191,13 @@ class Run:
 
     def identity(self) -> dict:
         """What a state must share with the run that goes on from it, as JSON gives it back."""
-        facts = {"settings": self.settings, "model": self.model.config}
-        return json.loads(json.dumps({k: dataclasses.asdict(v) for k, v in facts.items()}))
+        facts = {
+            "settings": dataclasses.asdict(self.settings),
+            "model": dataclasses.asdict(self.model.config),
+            "phases": [dataclasses.asdict(phase) for phase in PHASES],
+            "text": self.text,
+        }
+        return json.loads(json.dumps(facts))
 
     def save_state(self):
         """Weights, both moments of the optimizer and the step, in one safetensors file."""
@@ -213,7 +219,7 @@ class Run:
             theirs = {name: facts.get(name, own) for name, own in self.identity().items()}
             if theirs != self.identity():
                 raise ValueError(
-                    f"{self.folder} holds a run with other settings, {theirs}: give the same "
+                    f"{self.folder} holds a run with other settings or text: give the same "
                     "to --resume it, or another --out"
                 )
             self.step, self.log = facts["step"], facts["log"]
@@ -302,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     add(
         "--tokens",
         type=at_least(1),
-        default=32_000_000,
+        default=30_200_000,
         help="tokens to learn from (%(default)s)",
     )
     add("--tokens-per-step", type=at_least(256), default=4096, help="(%(default)s)")
@@ -357,7 +363,7 @@ def run_from(options) -> int:
         options.tokens, options.seed, options.tokens_per_step, options.learning_rate,
         options.vocab_size,
     )  # fmt: skip
-    run = Run(config, settings, folder)
+    run = Run(config, settings, folder, hashlib.sha256(practice.text.tobytes()).hexdigest())
     if options.resume:
         run.load_state()
 

@@ -46,7 +46,8 @@ class Transformer(nn.Module):
         """Logits (B, T, V) of the token that follows each of tokens (B, T).
 
         lm:    how to look back; None is the vanilla model.
-        cache: from new_cache; the tokens continue where it ends, and it is extended by them.
+        cache: from new_cache; the tokens continue where it ends, and it is extended by them. It
+               carries no gradients.
         path:  "chunked", or "reference" for the definition (which keeps no cache).
 
         Raises ValueError for tokens of a wrong shape or out of range, for a cache of another lm
@@ -80,7 +81,7 @@ class Transformer(nn.Module):
     def _attention(self, x: Tensor, lm: LMInfinite, cache: Cache | None, path: str):
         """For each layer, a function of unplaced q (B, H, T, D) and k, v (B, H_kv, T, D)."""
         scheme, scale = self.scheme, self.config.softmax_scale
-        positions = torch.arange(x.shape[1])
+        positions = torch.arange(x.shape[1], device="cpu")
         if path == "reference":
             positions = positions.to(x.device)
             for _ in self.blocks:

@@ -5,6 +5,7 @@
 2. One run of 20,000 tokens: cache bytes, resident memory, time per token early and late.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ STEPS, ROUNDS = 60, 7
 def resident_bytes() -> int:
     """Resident memory of this process, in bytes."""
     with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * 4096
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Ours:

@@ -203,7 +203,7 @@ def test_the_settings_reach_the_measure(call, texts):
     flags = ["--text", texts / "a", "--length", 300, "--json"]
     usual = json.loads(call(*flags)[1])["rows"]
     small = json.loads(call(*flags, "--n-local", 8, "--n-global", 1)[1])["rows"]
-    window = json.loads(call(*flags, "--n-local", 8, "--attention", "window")[1])["rows"]
+    window = json.loads(call(*flags, "--n-local", 8, "--n-global", 0)[1])["rows"]
     seen = {round(rows[0]["lm_infinite"], 6) for rows in (usual, small, window)}
     assert len(seen) == 3
     assert usual[0]["vanilla"] == small[0]["vanilla"] == window[0]["vanilla"]

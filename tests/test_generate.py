@@ -106,7 +106,7 @@ def test_no_arguments_and_nothing_else():
     "flags, default",
     [
         ("-m/--model", "tiny-llama"),
-        ("-p/--prompt", "The ship"),
+        ("-p/--prompt", PROMPT[:9]),
         ("-f/--file", ""),
         ("-n/--max-new-tokens", "(256)"),
         ("--stop", ""),
@@ -509,19 +509,36 @@ def test_torn_characters_at_the_end(run, shipped, tokenizer):
 # ---- a conversation
 
 
-def test_a_conversation_grows_and_ends(run, typed):
+@pytest.fixture
+def prompts(monkeypatch):
+    """The ids of every prompt that a session is given, in a list that grows."""
+    given, read = [], Session.read
+
+    def spy(session, ids):
+        given.extend([list(ids)] * bool(ids))  # writing reads no new ids
+        return read(session, ids)
+
+    monkeypatch.setattr(Session, "read", spy)
+    return given
+
+
+def test_a_conversation_grows_and_ends(run, typed, tokenizer, prompts):
     """Each line is read behind all that came before, with BOS once, and /reset forgets."""
     typed(
-        b"The sea\n/stats\n\nand the ship\n/stats\n/reset\n/stats\nThe sea\n/exit\nnot read\n"
+        b"The sea\n/stats\n\nand the ship\n/stats\n"
+        b"/reset\n/stats\nThe sea\n/stats\n/exit\nnot read\n"
     )
     code, out, err = run("-i", "-n", 6, "-t", 0, "--ignore-eos")
     assert code == 0
     replies = out.split("\n")[:-1]
     assert len(replies) == 3 and replies[0] == replies[2] and "not read" not in out
     counts = re.findall(r"prompt (\d+) tokens .* new (\d+) tokens", err)
-    assert [new for _, new in counts] == ["6", "6"]
+    assert [new for _, new in counts] == ["6", "6", "6"]
+    first = tokenizer.encode("The sea")
+    assert prompts == [first, tokenizer.encode("\nand the ship", bos=False), first]
+    assert [int(n) for n, _ in counts] == [len(ids) for ids in prompts]
     seen = [int(n) for n in re.findall(r"sees \d+ of (\d+) tokens", err)]
-    assert seen == [int(counts[0][0]) + 6, int(counts[0][0]) + 6 + int(counts[1][0]) + 6]
+    assert seen == [len(first) + 6, len(first) + 6 + len(prompts[1]) + 6, len(first) + 6]
     assert "nothing was written yet" in err
     assert "/help" in err.splitlines()[0]
 

@@ -13,7 +13,7 @@ HARMLESS = frozenset({
     # what the file says of itself
     "_name_or_path", "architectures", "transformers_version", "transformers.js_config",
     "torch_dtype", "dtype", "tokenizer_class", "unsloth_fixed", "unsloth_version",
-    "attn_implementation",
+    "attn_implementation", "_attn_implementation_autoset",
     # how a model is trained, or its results returned
     "initializer_range", "use_cache", "return_dict", "output_attentions",
     "output_hidden_states", "output_scores", "return_dict_in_generate", "torchscript",
