@@ -126,8 +126,10 @@ def table(rows: list[dict]) -> str:
     ]
     for row in rows:
         values = [f"{row[name]:.2f}" for name in METHODS]
-        gap = f"{row['lm_infinite'] - row['reencoded']:+.2f}"
-        lines.append(f"| {row['first']:,} to {row['last']:,} | {' | '.join(values)} | {gap} |")
+        gap = round(row["lm_infinite"] - row["reencoded"], 2) + 0.0  # + 0.0: there is no -0.00
+        lines.append(
+            f"| {row['first']:,} to {row['last']:,} | {' | '.join(values)} | {gap:+.2f} |"
+        )
     return "\n".join(lines)
 
 
