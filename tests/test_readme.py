@@ -108,12 +108,18 @@ def test_the_readme_s_numbers_are_the_card_s():
 def test_make_help_lists_every_target():
     """A target that nobody can find, or a help that went stale."""
     done = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0
     listed = {line.split()[0] for line in done.stdout.splitlines()}
     assert listed == TARGETS
-    alone = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    alone = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert alone.stdout == done.stdout
 
 
@@ -121,7 +127,11 @@ def test_make_help_lists_every_target():
 def test_what_a_target_would_run_exists(target):
     """A Makefile that calls a module or a script that was renamed."""
     done = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["make", "--no-print-directory", "--dry-run", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     indented = "".join(f"    {line}\n" for line in done.stdout.splitlines())
