@@ -20,7 +20,7 @@ import numpy as np
 from . import corpus, load
 from .config import LMInfinite
 from .evaluate import by_position, encoded, table
-from .files import write_beside
+from .files import read_text, write_beside
 from .options import guarded
 from .practice import Practice, pass_key_accuracy
 from .session import generate
@@ -135,12 +135,12 @@ def write_card(folder: Path, corpus_folder: Path, report) -> str:
     lm = LMInfinite.for_model(config)
 
     texts = corpus.documents(corpus_folder, held_out=True)
+    manifest = json.loads(read_text(corpus_folder / "corpus.json"))
     rows = by_position(model, encoded(texts, tokenizer, length), lm, report)
     held_out = [id for text in texts.values() for id in tokenizer.encode(text, bos=False)]
     practice = Practice(tokenizer, np.array(held_out))
     accuracy = pass_key_accuracy(model, practice, config.context_length, count=TRIALS, seed=1)
     report(f"pass keys {accuracy:.1%}")
-    manifest = json.loads((corpus_folder / "corpus.json").read_text())
     sources = [
         f"- {s['what']}: {s['package']}, {s['bytes']:,} bytes. {s['licence']}"
         for s in manifest.values()

@@ -30,8 +30,9 @@ PROMPT = "My dear friend, I have much to tell you of our voyage, and"
 class Reply(NamedTuple):
     """What one continuation gave."""
 
-    text: str
-    steps: list[Step]
+    text: str  # "" where it was only shown
+    steps: list[Step]  # [] where it was only shown
+    new_tokens: int
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
@@ -42,19 +43,22 @@ def reply(
 ) -> Reply:
     """Read ids, write on, and hand each piece of text to `show` as it becomes certain.
 
-    `enough()` is asked behind every token, and ends the reply where it is true.
+    `enough()` is asked behind every token, and ends the reply where it is true. Text that is
+    streamed is not kept, so that a reply of any length takes constant memory.
     """
+    kept = options.json or options.no_stream
     began = time.perf_counter()
     logits = session.read(ids)
     read = time.perf_counter()
     eos = session.model.config.eos_ids
     if tokenizer.eos_id is not None:
         eos = (*eos, tokenizer.eos_id)
-    steps, text = [], []
+    steps, text, new_tokens = [], [], 0
     stream, stop = tokenizer.stream(begun=True), StopAt(options.stop)
 
     def emit(piece: str):
-        text.append(piece)
+        if kept:
+            text.append(piece)
         show(piece)
 
     for step in write(
@@ -62,7 +66,9 @@ def reply(
         options.top_p, options.min_p, options.repetition_penalty, generator,
         () if options.ignore_eos else eos,
     ):  # fmt: skip
-        steps.append(step)
+        new_tokens += 1
+        if kept:
+            steps.append(step)
         emit(stop.push(stream.push(step.id)))
         if stop.stopped or enough():
             break
@@ -70,12 +76,12 @@ def reply(
         emit(stop.push(stream.flush()))
         emit(stop.flush())
     done = time.perf_counter()
-    return Reply("".join(text), steps, len(ids), read - began, done - read)
+    return Reply("".join(text), steps, new_tokens, len(ids), read - began, done - read)
 
 
 def statistics(session: Session, result: Reply) -> list[str]:
     """The lines that follow a text: counts, speeds, cache and sight."""
-    new = len(result.steps)
+    new = result.new_tokens
     prefill = result.prompt_tokens / max(result.prefill_seconds, 1e-9)
     decode = new / max(result.decode_seconds, 1e-9)
     cache = f"cache {session.cache_bytes:,} bytes" if session.cache else "no cache"
@@ -270,6 +276,14 @@ def as_json(session: Session, options, prompt: str, ids: list[int], result: Repl
             "n_global": lm and lm.n_global,
             "distance_ceiling": lm and lm.distance_ceiling,
             "path": options.path,
+            "prefill_chunk": options.prefill_chunk,
+            "max_new_tokens": options.max_new_tokens,
+            "stop": options.stop,
+            "bos": not options.no_bos,
+            "ignore_eos": options.ignore_eos,
+            "device": str(session.device),
+            "dtype": str(session.model.embed.weight.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
             "temperature": options.temperature,
             "top_k": options.top_k,
             "top_p": options.top_p,

@@ -133,7 +133,8 @@ def generate(
     lm None is the vanilla model. temperature 0 is greedy. The same seed and settings give the
     same ids on the same machine. stop_ids None stands for the model's own eos_ids.
 
-    Raises ValueError for an empty prompt, ids out of range, and settings out of range.
+    Raises ValueError for an empty prompt, ids out of range, and settings out of range, when the
+    first id is asked for.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     stop_ids = model.config.eos_ids if stop_ids is None else stop_ids

@@ -118,9 +118,10 @@ class Transformer(nn.Module):
     def _check(self, tokens, lm, cache, path):
         if path not in ("chunked", "reference"):
             raise ValueError(f'path must be "chunked" or "reference", not {path!r}')
-        if tokens.dim() != 2 or 0 in tokens.shape or tokens.is_floating_point():
+        whole = tokens.dtype in (torch.int32, torch.int64)
+        if tokens.dim() != 2 or 0 in tokens.shape or not whole:
             raise ValueError(
-                f"tokens must be integers of shape (B, T) with at least one token, not "
+                "tokens must be int64 (or int32) of shape (B, T) with at least one token, not "
                 f"{tokens.dtype} of shape {tuple(tokens.shape)}"
             )
         if cache is None:
