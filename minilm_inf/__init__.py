@@ -2,8 +2,8 @@
 
 In reading order: config, positions, lambda_mask, distance_ceiling, attention (the definition),
 sight and chunked (the same in O(n)), cache, transformer, models, checkpoint (on shards),
-tokenizer, sampling, session, generate; then corpus and practice (what weights/ learned from),
-evaluate and card (what is measured), train (how weights/ came to be).
+tokenizer, sampling, session, reply, generate; then corpus and practice (what weights/ learned
+from), evaluate and card (what is measured), train (how weights/ came to be).
 """
 
 import warnings

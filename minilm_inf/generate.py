@@ -8,88 +8,19 @@ This is the program; session.generate, which yields ids and knows no text, is wh
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import signal
 import sys
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from . import options as flags
 from . import sampling
 from .files import read_text
-from .session import Session, Step, write
-from .tokenizer import StopAt
+from .reply import Reply, converse, forgive, reply, show_now, statistics
+from .session import Session
 
 PROMPT = "My dear friend, I have much to tell you of our voyage, and"
-
-
-class Reply(NamedTuple):
-    """What one continuation gave."""
-
-    text: str  # "" where it was only shown
-    steps: list[Step]  # [] where it was only shown
-    new_tokens: int
-    prompt_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-
-
-def reply(
-    session: Session, tokenizer, ids: list[int], options, generator, show, enough
-) -> Reply:
-    """Read ids, write on, and hand each piece of text to `show` as it becomes certain.
-
-    `enough()` is asked behind every token, and ends the reply where it is true. Text that is
-    streamed is not kept, so that a reply of any length takes constant memory.
-    """
-    kept = options.json or options.no_stream
-    began = time.perf_counter()
-    logits = session.read(ids)
-    read = time.perf_counter()
-    eos = session.model.config.eos_ids
-    if tokenizer.eos_id is not None:
-        eos = (*eos, tokenizer.eos_id)
-    steps, text, new_tokens = [], [], 0
-    stream, stop = tokenizer.stream(begun=True), StopAt(options.stop)
-
-    def emit(piece: str):
-        if kept:
-            text.append(piece)
-        show(piece)
-
-    for step in write(
-        session, logits, options.max_new_tokens, options.temperature, options.top_k,
-        options.top_p, options.min_p, options.repetition_penalty, generator,
-        () if options.ignore_eos else eos,
-    ):  # fmt: skip
-        new_tokens += 1
-        if kept:
-            steps.append(step)
-        emit(stop.push(stream.push(step.id)))
-        if stop.stopped or enough():
-            break
-    if not stop.stopped:
-        emit(stop.push(stream.flush()))
-        emit(stop.flush())
-    done = time.perf_counter()
-    return Reply("".join(text), steps, new_tokens, len(ids), read - began, done - read)
-
-
-def statistics(session: Session, result: Reply) -> list[str]:
-    """The lines that follow a text: counts, speeds, cache and sight."""
-    new = result.new_tokens
-    prefill = result.prompt_tokens / max(result.prefill_seconds, 1e-9)
-    decode = new / max(result.decode_seconds, 1e-9)
-    cache = f"cache {session.cache_bytes:,} bytes" if session.cache else "no cache"
-    return [
-        f"prompt {result.prompt_tokens} tokens ({prefill:,.0f} tokens/s), "
-        f"new {new} tokens ({decode:,.0f} tokens/s)",
-        f"{cache}; the last query sees {session.visible:,} of {session.length:,} tokens",
-    ]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -292,81 +223,6 @@ def as_json(session: Session, options, prompt: str, ids: list[int], result: Repl
             "seed": options.seed,
         },
     }
-
-
-HELP = """\
-Type a text, and the model writes on from all that was said so far.
-/stats  what the last reply took, and how much of the text can be seen
-/reset  forget everything
-/exit   leave (or Ctrl-D); Ctrl-C stops a reply"""
-
-
-def converse(session: Session, tokenizer, options, generator) -> int:
-    """A loop of prompts on one growing text, until /exit or the end of the input."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (line editing, where the platform has it)
-    forgive(sys.stdin, "surrogateescape")  # encode refuses what is not UTF-8
-    mark = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-    last = None
-    if not options.quiet:
-        print("/help lists the commands", file=sys.stderr)
-    while True:
-        try:
-            line = input(mark)
-        except EOFError:
-            return 0
-        except KeyboardInterrupt:
-            print("\n/exit leaves", file=sys.stderr)
-            continue
-        if line == "/exit":
-            return 0
-        if line == "/help":
-            print(HELP, file=sys.stderr)
-        elif line == "/reset":
-            session = Session(session.model, session.lm, session.path, session.prefill_chunk)
-            last = None
-        elif line == "/stats":
-            lines = statistics(session, last) if last else ["nothing was written yet"]
-            print("\n".join(lines), file=sys.stderr)
-        elif line.startswith("/"):
-            print(f"there is no command {line}; /help lists them", file=sys.stderr)
-        elif line:
-            first = session.length == 0
-            try:
-                ids = tokenizer.encode(
-                    line if first else "\n" + line, bos=first and not options.no_bos
-                )
-            except ValueError:
-                print("that was not UTF-8 text; it was left out", file=sys.stderr)
-                continue
-            with interrupts() as interrupted:
-                last = reply(session, tokenizer, ids, options, generator, show_now, interrupted)
-            print(flush=True)
-
-
-def forgive(file, errors: str):
-    """Let a text file replace what its encoding lacks."""
-    with contextlib.suppress(AttributeError):
-        file.reconfigure(errors=errors)
-
-
-def show_now(text: str):
-    """Print a piece of text where the reader can see it at once."""
-    print(text, end="", flush=True)
-
-
-@contextlib.contextmanager
-def interrupts():
-    """Inside, Ctrl-C only notes itself: a function that tells whether it came.
-
-    A forward pass is thereby never cut in two, which would leave the layers' caches unequal.
-    """
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":
