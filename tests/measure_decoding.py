@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 
-from minilm_inf import LMInfinite, load_model
-from minilm_inf.session import Session
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from minilm_inf import LMInfinite, load_model  # noqa: E402
+from minilm_inf.session import Session  # noqa: E402
 
 STEPS, ROUNDS = 60, 7
 
