@@ -39,76 +39,10 @@ from .files import read_text, write_beside
 from .models import llama
 from .options import at_least, guarded
 from .practice import Practice, pass_key_accuracy
+from .schedule import PHASES, Settings, windows
 from .tokenizer import SentencePieceTokenizer
 
 TOKENIZER_FILE, STATE_FILE, LOG_FILE = "tokenizer.model", "state.safetensors", "training.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A stretch of training: up to which share of all tokens, in which windows, of what mix.
-
-    repeats, retrieval: shares of the windows; the others are ordinary text.
-    followed: the share of the retrieval windows whose answers are followed by text.
-    """
-
-    until: float
-    window: int
-    repeats: float
-    retrieval: float
-    followed: float = 0.0
-
-
-PHASES = (
-    Phase(until=0.115, window=128, repeats=1.0, retrieval=0.0),
-    Phase(until=0.35, window=256, repeats=0.15, retrieval=0.45),
-    Phase(until=0.80, window=256, repeats=0.03, retrieval=0.22, followed=0.7),
-    Phase(until=1.0, window=256, repeats=0.0, retrieval=0.15, followed=0.7),
-)
-"""What did not work, at this size: pass keys in text from the start (no copying in 6 million
-tokens); and answers that nothing follows, as in the second phase, to the end (a model that
-writes on asks again for ever)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a run depends on; a resumed run must have the same."""
-
-    tokens: int
-    seed: int
-    tokens_per_step: int
-    learning_rate: float
-    vocab_size: int
-
-    @property
-    def steps(self) -> int:
-        return math.ceil(self.tokens / self.tokens_per_step)
-
-    def phase(self, step: int) -> Phase:
-        return next(p for p in PHASES if step < p.until * self.steps or p.until == 1.0)
-
-    def rate(self, step: int) -> float:
-        """Learning rate: a warm-up of 100 steps, then a cosine down to a tenth."""
-        warm_up = min(1.0, (step + 1) / 100)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * warm_up * (0.1 + 0.9 * cosine)
-
-
-def windows(settings: Settings, practice: Practice, step: int) -> torch.Tensor:
-    """The windows of a step, one id longer than the model reads: (B, window + 1)."""
-    rng = np.random.default_rng([settings.seed, step])
-    phase = settings.phase(step)
-    rows = []
-    for _ in range(settings.tokens_per_step // phase.window):
-        draw = rng.random()
-        if draw < phase.repeats:
-            row = practice.repeats(rng, phase.window + 1)
-        elif draw < phase.repeats + phase.retrieval:
-            row = practice.retrieval(rng, phase.window + 1, phase.followed)
-        else:
-            row = practice.ordinary(rng, phase.window + 1)
-        rows.append(row)
-    return torch.tensor(rows)
 
 
 def token_nll(model, rows: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ READING_ORDER = [
     "cache", "transformer", "models.raw_config", "models.stacked", "models.llama", "models.mpt",
     "models.gptj",
     "models", "files", "shards", "checkpoint", "tokenizer", "sampling", "options", "session",
-    "reply", "generate", "corpus", "practice", "evaluate", "card", "diagnose", "train",
-    "inspect", "convert", "benchmark",
+    "reply", "generate", "corpus", "practice", "evaluate", "card", "diagnose",
+    "schedule", "train", "inspect", "convert", "benchmark",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 
