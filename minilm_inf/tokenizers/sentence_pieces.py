@@ -1,9 +1,5 @@
-"""Text to ids and back.
-
-A tokenizer.model of sentencepiece (Llama 1 and 2, Mistral, TinyLlama, and the tiny models of
-this project): pieces of text in which a space is written as ▁, and bytes for what no piece
-covers.
-"""
+"""sentencepiece: pieces of text in which a space is written as ▁, and bytes for what no piece
+covers (Llama 1 and 2, Mistral, TinyLlama, and this project's tiny-llama)."""
 
 from __future__ import annotations
 
@@ -13,23 +9,17 @@ from pathlib import Path
 import sentencepiece
 
 
-def load(folder) -> SentencePieceTokenizer:
-    """The tokenizer that a checkpoint's folder holds. Raises ValueError where it holds none."""
-    path = Path(folder) / "tokenizer.model"
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} holds no tokenizer.model: copy the sentencepiece file of the model there"
-        )
-    return SentencePieceTokenizer(path)
-
-
 class SentencePieceTokenizer:
     """A sentencepiece model. bos_id and eos_id are None where the model has none.
 
+    marks: special tokens, content -> id, that a checkpoint has added behind the model's pieces
+        (a padding token, mostly). They leave no trace in a text, and cannot be written in one:
+        programs do not agree on the spaces around them.
     Raises ValueError for a file that sentencepiece cannot read.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, marks: dict[str, int] | None = None):
+        self.marks = marks or {}
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
             self.processor.LoadFromSerializedProto(Path(path).read_bytes())
@@ -37,22 +27,34 @@ class SentencePieceTokenizer:
             raise ValueError(
                 f"{path} is not a readable sentencepiece model: fetch it again, or train one"
             ) from error
-        self.vocab_size = self.processor.GetPieceSize()
+        self.n_pieces = self.processor.GetPieceSize()
+        # A file lists the model's own specials as well.
+        self.marks = {mark: id for mark, id in self.marks.items() if id >= self.n_pieces}
+        self.vocab_size = max([self.n_pieces, *(id + 1 for id in self.marks.values())])
         self.bos_id = self._special(self.processor.bos_id())
         self.eos_id = self._special(self.processor.eos_id())
         special = (self.processor.IsControl, self.processor.IsUnknown, self.processor.IsByte)
-        ids = range(self.vocab_size)
+        ids = range(self.n_pieces)
         self.ordinary_id = next(id for id in ids if not any(test(id) for test in special))
 
     @staticmethod
     def _special(id: int) -> int | None:
         return id if id >= 0 else None
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
+    def encode(self, text: str, bos: bool = True, special: bool = True) -> list[int]:
         """The ids of a text, BOS in front unless bos is False. "" is BOS alone, or nothing.
 
-        Raises ValueError for text that is not Unicode (half of a surrogate pair).
+        special: whether a mark in the text is refused, or text like any other. A control piece
+        (BOS) that is written out in a text is text.
+        Raises ValueError for text that is not Unicode (half of a surrogate pair), or that holds
+        one of the marks.
         """
+        mark = next((mark for mark in self.marks if special and mark in text), None)
+        if mark is not None:
+            raise ValueError(
+                f"the text holds {mark!r}, which was added to a sentencepiece model: how the "
+                "text around it is cut is not implemented"
+            )
         try:
             ids = self.processor.EncodeAsIds(text.encode("utf-8").decode("utf-8"))
         except UnicodeEncodeError as error:
@@ -64,7 +66,9 @@ class SentencePieceTokenizer:
 
         Raises ValueError for an id outside 0 .. vocab_size - 1.
         """
-        return self.processor.DecodeIds([self._checked(id) for id in ids])
+        return self.processor.DecodeIds(
+            [self._checked(id) for id in ids if not self.n_pieces <= id < self.vocab_size]
+        )
 
     def stream(self, begun: bool = False) -> Stream:
         """A decoder for ids that arrive one by one; `begun` if they continue a text."""
@@ -72,9 +76,13 @@ class SentencePieceTokenizer:
 
     def byte(self, id: int) -> int | None:
         """The byte (0 to 255) that an id stands for, None if it stands for a piece of text."""
-        if not self.processor.IsByte(self._checked(id)):
+        if self.leaves_no_trace(id) or not self.processor.IsByte(id):
             return None
         return int(self.processor.IdToPiece(id)[1:-1], 16)  # "<0x41>"
+
+    def leaves_no_trace(self, id: int) -> bool:
+        """Whether an id is a mark, or a control piece such as BOS."""
+        return self._checked(id) >= self.n_pieces or self.processor.IsControl(id)
 
     def _checked(self, id: int) -> int:
         if not 0 <= id < self.vocab_size:
@@ -116,8 +124,8 @@ class Stream:
             return ""
         before = [self.tokenizer.ordinary_id] if self.begun else []
         text = self.tokenizer.decode(before + ready)[len(self.tokenizer.decode(before)) :]
-        control = self.tokenizer.processor.IsControl
-        self.begun = self.begun or not all(control(id) for id in ready)  # "▁" first is no text
+        traceless = all(self.tokenizer.leaves_no_trace(id) for id in ready)
+        self.begun = self.begun or not traceless  # "▁" first is no text
         return text
 
 
@@ -145,41 +153,3 @@ def complete_bytes(raw: bytes) -> int:
                 length = 1
         at += length
     return at
-
-
-class StopAt:
-    """Text that passes until one of `stops` is complete in it, however it was cut into pieces.
-
-    What could still become a stop text is held back.
-    """
-
-    def __init__(self, stops: list[str]):
-        self.stops = stops
-        self.held = ""
-        self.stopped = False
-
-    def push(self, text: str) -> str:
-        """The text that may be shown now; `stopped` is set where a stop text was found."""
-        self.held += text
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            shown, self.held = self.held[: min(found)], ""
-            return shown
-        keep = max(
-            (
-                n
-                for stop in self.stops
-                for n in range(1, len(stop))
-                if self.held.endswith(stop[:n])
-            ),
-            default=0,
-        )
-        cut = len(self.held) - keep
-        shown, self.held = self.held[:cut], self.held[cut:]
-        return shown
-
-    def flush(self) -> str:
-        """What was held back, where no stop text came of it."""
-        shown, self.held = self.held, ""
-        return shown

@@ -1,0 +1,79 @@
+"""Small tokenizers of each byte-level kind, and what the tokenizers library makes of texts.
+
+    python tests/make_tokenizer_fixtures.py
+
+learns merges from fuzzed texts, and writes tests/fixtures/tokenizers/: vocab.json and
+merges.txt, from which tokenizer_json.py makes every kind; and expected.json, for each kind a
+checksum of the ids of each text, and of the text that they decode to. test_byte_level.py
+compares our own with these, without that library.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from fuzzed_texts import fuzzed_texts  # noqa: E402
+from tokenizer_json import kinds, llama3  # noqa: E402
+
+from minilm_inf.tokenizers.byte_pairs import learn_merges, tokenizer_json  # noqa: E402
+from minilm_inf.tokenizers.recipe_files import LLAMA3_PATTERN  # noqa: E402
+
+FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
+MERGES, TEXTS, SEED = 500, 400, 5
+
+
+def checksums(texts: list[str], encode, decode) -> dict[str, list[int]]:
+    """A checksum of each text's ids, and of what these decode to."""
+    ids = [encode(text) for text in texts]
+    back = [decode(row) for row in ids]
+    return {
+        "ids": [zlib.crc32(repr(list(row)).encode()) for row in ids],
+        "text": [zlib.crc32(text.encode()) for text in back],
+    }
+
+
+def small_kinds() -> dict[str, dict]:
+    """Every kind of tokenizer.json, on the vocabulary of the fixtures."""
+    vocab = json.loads((FOLDER / "vocab.json").read_text(encoding="utf-8"))
+    lines = (FOLDER / "merges.txt").read_text(encoding="utf-8").split("\n")
+    ranked = [token for token in vocab if token != "<|endoftext|>"]
+    made = kinds(vocab, [line for line in lines[1:] if line])
+    return made | {"Llama 3, json": llama3(ranked, LLAMA3_PATTERN)}
+
+
+def main():
+    import tokenizers
+
+    merges = learn_merges(fuzzed_texts(4000, seed=1), MERGES)
+    model = json.loads(tokenizer_json(merges))["model"]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (FOLDER / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = json.dumps(model["vocab"], ensure_ascii=False)
+    (FOLDER / "vocab.json").write_text(text + "\n", encoding="utf-8")
+
+    texts, expected = fuzzed_texts(TEXTS, SEED), {}
+    files = str(FOLDER / "vocab.json"), str(FOLDER / "merges.txt")
+    two_files = tokenizers.ByteLevelBPETokenizer(*files)
+    two_files.add_special_tokens(["<|endoftext|>"])
+    made = {"two files": two_files}
+    for kind, raw in small_kinds().items():
+        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+            json.dump(raw, file)
+            file.flush()
+            made[kind] = tokenizers.Tokenizer.from_file(file.name)
+    for kind, tokenizer in made.items():
+        expected[kind] = checksums(
+            texts, lambda t, k=tokenizer: k.encode(t).ids, tokenizer.decode
+        )
+    (FOLDER / "expected.json").write_text(json.dumps(expected) + "\n")
+    print(f"{len(expected)} kinds, {len(texts)} texts, by tokenizers {tokenizers.__version__}")
+
+
+if __name__ == "__main__":
+    main()

