@@ -21,11 +21,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .config import ModelConfig
-from .models import llama
+from .models import gptj, llama, mpt
 from .shards import FLOATS, WEIGHTS, Stored, find_tensors, read_json
 from .transformer import Transformer
 
-FAMILIES = {"llama": llama, "mistral": llama}  # model_type -> the file that knows it
+FAMILIES = {
+    "llama": llama,
+    "mistral": llama,
+    "mpt": mpt,
+    "gptj": gptj,
+}  # model_type -> the file that knows it
 
 
 def read_config(folder) -> ModelConfig:
@@ -58,9 +63,9 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
         listed = ", ".join(str(x) for x in FLOATS.values())
         raise ValueError(f"dtype must be None or one of {listed}, not {dtype!r}")
     stored = find_tensors(folder)
-    model = _build_on_meta(config, stored, folder)
+    model = build_on_meta(config, stored, folder)
     check(model, stored, folder)
-    _check_tied_head(config, stored)
+    check_tied_head(config, stored)
     if dtype is None:
         embedding = stored[FAMILIES[config.family].KEYS["embed.weight"]]
         dtype = torch.float32 if device.type == "cpu" else FLOATS[embedding.dtype]
@@ -138,7 +143,7 @@ def fill(
         stored[name].read_into(piece)
 
 
-def _build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> Transformer:
+def build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> Transformer:
     """The network without memory for its weights: shapes only."""
     if config.n_layer > len(stored):  # a mistaken number must not build layers without end
         raise ValueError(
@@ -153,7 +158,7 @@ def _build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path)
         raise ValueError(f"the sizes in {path} make no model: {error}") from error
 
 
-def _check_tied_head(config: ModelConfig, stored: dict[str, Stored]):
+def check_tied_head(config: ModelConfig, stored: dict[str, Stored]):
     """A tied head may be stored too, but only as the embedding that it is."""
     keys = FAMILIES[config.family].KEYS
     head = stored.get(keys.get("head.weight"))

@@ -40,10 +40,12 @@ class Practice:
     """
 
     def __init__(self, tokenizer, text: np.ndarray):
-        self.encode = lambda words: tokenizer.encode(words, bos=False)
+        space = "" if begins_with_space(tokenizer) else " "
+        self.encode = lambda words: tokenizer.encode(space + words, bos=False)
         self.bos_id = tokenizer.bos_id
         self.text = text
-        self.ids = np.arange(3, tokenizer.vocab_size)  # all but <unk>, <s> and </s>
+        # All but the special ids, which stand at the front.
+        self.ids = np.arange(1 + max(tokenizer.bos_id, tokenizer.eos_id), tokenizer.vocab_size)
         pieces = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]
         self.ends_sentence = np.array(
             [p.rstrip('"').endswith((".", "!", "?", "\n")) for p in pieces]
@@ -125,6 +127,11 @@ class Practice:
         for piece, here, there in zip([*pieces, end], cuts, cuts[1:]):
             row += filler[here:there] + piece
         return row
+
+
+def begins_with_space(tokenizer) -> bool:
+    """Whether a tokenizer puts a space before every text, as sentencepiece does for Llama."""
+    return tokenizer.encode("a", bos=False)[-1:] == tokenizer.encode(" a", bos=False)[-1:]
 
 
 @torch.no_grad()

@@ -42,20 +42,28 @@ writes on asks again for ever)."""
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run depends on; a resumed run must have the same."""
+    """What a run depends on; a resumed run must have the same.
+
+    repeats: where the first phase, of repeats alone, ends: a share of all tokens.
+    """
 
     tokens: int
     seed: int
     tokens_per_step: int
     learning_rate: float
     vocab_size: int
+    repeats: float = PHASES[0].until
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (dataclasses.replace(PHASES[0], until=self.repeats), *PHASES[1:])
 
     @property
     def steps(self) -> int:
         return math.ceil(self.tokens / self.tokens_per_step)
 
     def phase(self, step: int) -> Phase:
-        return next(p for p in PHASES if step < p.until * self.steps or p.until == 1.0)
+        return next(p for p in self.phases if step < p.until * self.steps or p.until == 1.0)
 
     def rate(self, step: int) -> float:
         """Learning rate: a warm-up of 100 steps, then a cosine down to a tenth."""

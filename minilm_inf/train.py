@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import io
 import json
-import math
 import shlex
 import signal
 import sys
@@ -27,7 +25,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -36,13 +33,13 @@ from safetensors.torch import save_file
 from . import corpus
 from .checkpoint import save
 from .files import read_text, write_beside
-from .models import llama
 from .options import at_least, guarded
 from .practice import Practice, pass_key_accuracy
+from .recipes import SHAPES, initialise, network, train_tokenizer
 from .schedule import PHASES, Settings, windows
-from .tokenizer import SentencePieceTokenizer
+from .tokenizer import load as load_tokenizer
 
-TOKENIZER_FILE, STATE_FILE, LOG_FILE = "tokenizer.model", "state.safetensors", "training.json"
+STATE_FILE, LOG_FILE = "state.safetensors", "training.json"
 
 
 def token_nll(model, rows: torch.Tensor) -> torch.Tensor:
@@ -59,49 +56,13 @@ def held_out_nll(model, practice: Practice, window: int, count: int = 64) -> flo
     return float(token_nll(model, rows))
 
 
-def initialise(model, seed: int):
-    """GPT-2's initialisation: normal of deviation 0.02, smaller where a block adds to x."""
-    generator = torch.Generator().manual_seed(seed)
-    added = ("o.weight", "down.weight")
-    for name, weight in model.named_parameters():
-        if weight.dim() < 2:
-            continue
-        deviation = 0.02
-        if name.endswith(added):
-            deviation /= math.sqrt(2 * model.config.n_layer)
-        torch.nn.init.normal_(weight, std=deviation, generator=generator)
-
-
-def train_tokenizer(texts: list[str], vocab_size: int, path: Path):
-    """A sentencepiece BPE model of the texts: digits alone, bytes for unknown characters."""
-    written = io.BytesIO()
-    lines = (line for text in texts for line in text.split("\n") if len(line) < 4000)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=written,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            character_coverage=0.9999,
-            minloglevel=2,
-        )
-    except RuntimeError as error:  # behind the place in its source, its reason
-        reason = str(error).rpartition("] ")[2]
-        raise ValueError(f"no tokenizer can be trained on this text: {reason}") from error
-    write_beside(path, written.getvalue())
-
-
 class Run:
     """A model in training: its optimizer, its step, its log, and how these are kept on disk."""
 
-    def __init__(self, config: llama.LlamaConfig, settings: Settings, folder: Path, text: str):
+    def __init__(self, model, settings: Settings, folder: Path, text: str):
         """text: a hash of what is learned from, which a resumed run must share."""
         self.settings, self.folder, self.text = settings, folder, text
-        self.model = llama.build(config)
+        self.model = model
         initialise(self.model, settings.seed)
         self.names = [name for name, _ in self.model.named_parameters()]
         self.optimizer = torch.optim.AdamW(
@@ -128,7 +89,7 @@ class Run:
         facts = {
             "settings": dataclasses.asdict(self.settings),
             "model": dataclasses.asdict(self.model.config),
-            "phases": [dataclasses.asdict(phase) for phase in PHASES],
+            "phases": [dataclasses.asdict(phase) for phase in self.settings.phases],
             "text": self.text,
         }
         return json.loads(json.dumps(facts))
@@ -231,6 +192,13 @@ def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped)
     return True
 
 
+def share(text: str) -> float:
+    """An argparse type: a number that ends the first phase before the second ends."""
+    if not 0 <= float(text) < PHASES[1].until:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {PHASES[1].until}")
+    return float(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m minilm_inf.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -247,20 +215,29 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--tokens-per-step", type=at_least(256), default=4096, help="(%(default)s)")
     add("--learning-rate", type=float, default=1.5e-3, help="its peak (%(default)s)")
+    add("--repeats", type=share, default=PHASES[0].until, metavar="X",
+        help="the first share of all tokens, repeats alone (%(default)s)")  # fmt: skip
     add("--seed", type=at_least(0), default=1, help="(%(default)s)")
     add(
         "--every", type=at_least(1), default=500, help="steps between checkpoints (%(default)s)"
     )
     add("--threads", type=at_least(1), help="CPU threads (PyTorch's default)")
     add("--vocab-size", type=at_least(1), default=2048, help="(%(default)s)")
-    add("--n-layer", type=at_least(1), default=4, help="(%(default)s)")
-    add("--n-head", type=at_least(1), default=6, help="(%(default)s)")
-    add("--n-kv-head", type=at_least(1), default=2, help="(%(default)s)")
-    add("--head-dim", type=at_least(1), default=32, help="(%(default)s)")
-    add("--n-embd", type=at_least(1), default=192, help="(%(default)s)")
-    add("--n-inner", type=at_least(1), default=384, help="(%(default)s)")
+    add("--family", choices=SHAPES, default="llama", help="(%(default)s)")
+    for name in dict.fromkeys(name for shape in SHAPES.values() for name in shape):
+        known = ", ".join(
+            f"{shape[name]} in {f}" for f, shape in SHAPES.items() if name in shape
+        )
+        add("--" + name.replace("_", "-"), type=at_least(1), metavar="N", help=f"({known})")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    options.sizes = SHAPES[options.family].copy()
+    for name in {name for shape in SHAPES.values() for name in shape}:
+        size = getattr(options, name)
+        if size is not None and name not in options.sizes:
+            parser.error(f"--{name.replace('_', '-')} has no meaning for {options.family}")
+        if size is not None:
+            options.sizes[name] = size
     fresh = [argument for argument in arguments if argument != "--resume"]
     options.command = shlex.join(["python", "-m", "minilm_inf.train", *fresh])
     torch.set_flush_denormal(True)  # numbers near 0 are many times slower on some CPUs
@@ -280,24 +257,19 @@ def run_from(options) -> int:
         (folder / STATE_FILE).unlink(
             missing_ok=True
         )  # of an earlier run, with another tokenizer
-        train_tokenizer(list(texts.values()), options.vocab_size, folder / TOKENIZER_FILE)
-    tokenizer = SentencePieceTokenizer(folder / TOKENIZER_FILE)
+        train_tokenizer(options.family, list(texts.values()), options.vocab_size, folder)
+    tokenizer = load_tokenizer(folder)
     practice = Practice(tokenizer, encode_all(tokenizer, texts))
     held_out = Practice(tokenizer, encode_all(tokenizer, held_out_texts))
     print(f"{len(practice.text):,} tokens to learn from, {len(held_out.text):,} held out",
           file=sys.stderr)  # fmt: skip
 
-    config = llama.LlamaConfig(
-        family="llama", vocab_size=tokenizer.vocab_size, n_layer=options.n_layer,
-        n_head=options.n_head, n_kv_head=options.n_kv_head, n_embd=options.n_embd,
-        head_dim=options.head_dim, n_inner=options.n_inner, context_length=256, norm_eps=1e-5,
-        tied=True, bos_id=tokenizer.bos_id, eos_ids=(tokenizer.eos_id,),
-    )  # fmt: skip
     settings = Settings(
         options.tokens, options.seed, options.tokens_per_step, options.learning_rate,
-        options.vocab_size,
+        options.vocab_size, options.repeats,
     )  # fmt: skip
-    run = Run(config, settings, folder, hashlib.sha256(practice.text.tobytes()).hexdigest())
+    model = network(options.family, options.sizes, tokenizer)
+    run = Run(model, settings, folder, hashlib.sha256(practice.text.tobytes()).hexdigest())
     if options.resume:
         run.load_state()
 
@@ -309,10 +281,11 @@ def run_from(options) -> int:
         return 130
 
     save(run.model, options.out)
-    write_beside(options.out / TOKENIZER_FILE, (folder / TOKENIZER_FILE).read_bytes())
+    for path in sorted(folder.glob("tokenizer*")):
+        write_beside(options.out / path.name, path.read_bytes())
     record = {
         "command": options.command, "settings": dataclasses.asdict(settings),
-        "phases": [dataclasses.asdict(phase) for phase in PHASES],
+        "phases": [dataclasses.asdict(phase) for phase in settings.phases],
         "documents": len(texts), "held_out": sorted(held_out_texts), "log": run.log,
     }  # fmt: skip
     write_beside(options.out / LOG_FILE, (json.dumps(record, indent=1) + "\n").encode())

@@ -16,7 +16,8 @@ from minilm_inf.checkpoint import save
 from minilm_inf.corpus import HELD_OUT
 from minilm_inf.evaluate import by_position, encoded, table
 from minilm_inf.models import llama
-from minilm_inf.train import PHASES, initialise
+from minilm_inf.recipes import initialise
+from minilm_inf.schedule import PHASES
 
 FOLDERS = sorted(path.parent for path in (ROOT / "weights").glob("*/config.json"))
 MEGABYTE = 2**20

@@ -16,9 +16,12 @@ READING_ORDER = [
     "chunked",
     "cache", "transformer", "models.raw_config", "models.stacked", "models.llama", "models.mpt",
     "models.gptj",
-    "models", "files", "shards", "checkpoint", "tokenizer", "sampling", "options", "session",
+    "models", "files", "shards", "checkpoint", "tokenizers.sentence_pieces",
+    "tokenizers.byte_level", "tokenizers.pre_tokenizers", "tokenizers.recipe_files",
+    "tokenizers", "tokenizer", "sampling", "options", "session",
     "reply", "generate", "corpus", "practice", "evaluate", "card", "diagnose",
-    "schedule", "train", "inspect", "convert", "benchmark",
+    "tokenizers.byte_pairs", "recipes", "schedule", "train",
+    "probe", "inspect", "convert", "benchmark",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 
