@@ -5,6 +5,10 @@ the oldest; and the first n_global keys, as they are seen at the ceiling, since 
 their own position no longer matters. So a decode step places one key, and memory stops growing
 after n_global + n_local tokens. Where a setting asks a key for both kinds of distance, that key
 is kept in both forms.
+
+Rows of different lengths are padded on the left, so that they all end together. Then the window
+is the same columns for every row, and only what is seen of it differs; the starting keys are
+each row's own.
 """
 
 from __future__ import annotations
@@ -14,13 +18,14 @@ from torch import Tensor
 
 from .chunked import Keys
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
-from .sight import starting_is_placed, window_is_capped
+from .sight import as_tensor, starting_is_placed, window_is_capped
 
 
 class Cache:
     """The past of `batch` texts that a model reads under one LMInfinite setting.
 
-    length: tokens read so far.
+    length: tokens read so far, padding included.
+    padding: (B,) tokens of padding before each row's text; None where no row has any.
     nbytes: bytes of all buffers; constant from n_global + n_local tokens on, unless n_local is
         None.
     first_position: what the scheme takes the first token's position to be; no logit depends on
@@ -40,6 +45,7 @@ class Cache:
         self.batch = batch
         self.first_position = first_position
         self.length = 0
+        self.padding: Tensor | None = None
         shape = (batch, config.n_kv_head, config.head_dim)
         self.layers = [LayerCache(self.lm, shape, dtype, device) for _ in range(config.n_layer)]
 
@@ -47,13 +53,40 @@ class Cache:
     def nbytes(self) -> int:
         return sum(layer.window.nbytes + layer.starting.nbytes for layer in self.layers)
 
-    def positions(self, n_new: int, by_slot: bool) -> tuple[range, range | Tensor, range]:
+    def pad(self, padding: Tensor):
+        """Say how many tokens of padding each row begins with, (B,), before anything is read.
+
+        Raises ValueError where something was, and for numbers that do not fit.
+        """
+        if self.length or padding.shape != (self.batch,) or bool((padding < 0).any()):
+            raise ValueError(
+                f"the padding of {self.batch} rows must be given before anything is read, as "
+                "many whole numbers from 0 on"
+            )
+        self.padding = padding if bool(padding.any()) else None
+        for layer in self.layers:
+            layer.padding = None if self.padding is None else padding.tolist()
+
+    def keep(self, rows: list[int]):
+        """Forget all rows but these: a text that has ended costs nothing more."""
+        self.batch = len(rows)
+        self.padding = None if self.padding is None else self.padding[rows]
+        for layer in self.layers:
+            layer.keep(rows)
+
+    def places(self, n_new: int) -> range:
+        """Where the scheme puts the next n_new tokens, in every row."""
+        start = self.first_position + self.length
+        return range(start, start + n_new)
+
+    def positions(self, n_new: int, by_slot: bool):
         """Positions of the next n_new tokens, of the window's keys as these find it, and of the
-        starting keys, all as LayerCache.extend returns them.
+        starting keys, all as LayerCache.extend returns them: ranges, or a tensor of each row's
+        own (B, .), while padding can still be told from text.
 
         by_slot: whether the order of a ring that has turned matters. It does for a bias, and
         for a ceiling inside the window; other keys carry their positions, and which they are is
-        enough.
+        enough. A tensor of rows always has the window oldest first.
         """
         by_slot = by_slot or self.layers[0].window.keeps_both
         end, limit = self.length + n_new, self.lm.n_local
@@ -61,10 +94,26 @@ class Cache:
         if limit is not None and end > limit:
             oldest = self.length - limit + (n_new == 1)
         window = range(max(0, oldest), end)
+        n_starting = self.layers[0].n_starting(end)
+        if self.padding is not None and not self._rows_are_alike(by_slot):
+            own = self.padding[:, None]
+            window = range(max(0, self.length - (limit or end)), end)
+            # What a shorter row has not read yet lies in its own future, and is not seen.
+            starting = torch.arange(n_starting, device="cpu").expand(self.batch, -1)
+            return as_tensor(range(self.length, end)) - own, as_tensor(window) - own, starting
         if by_slot and n_new == 1 and oldest > 0:
             slots = torch.arange(limit, device="cpu")
             window = self.length - (self.length - slots) % limit
-        return range(self.length, end), window, range(self.layers[0].n_starting(end))
+        return range(self.length, end), window, range(n_starting)
+
+    def _rows_are_alike(self, by_slot: bool) -> bool:
+        """Whether every row's starting keys all stand beyond the window, so that no padding is
+        left in it, and at the ceiling; without a ceiling, a bias tells rows apart for ever."""
+        lm = self.lm
+        if lm.n_local is None or (by_slot and lm.distance_ceiling is None):
+            return False
+        nearest = self.length - int(self.padding.max()) - max(0, lm.n_global - 1)
+        return nearest >= max(lm.n_local, lm.distance_ceiling or 0)
 
 
 class LayerCache:
@@ -77,21 +126,35 @@ class LayerCache:
         self.window = Rows(window, shape, lm.n_local, dtype, device)
         self.starting = Rows(starting, shape, lm.n_global, dtype, device)
         self.length = 0
+        self.padding: list[int] | None = None
 
     def n_starting(self, length: int) -> int:
-        """How many starting keys are kept once `length` tokens were read."""
+        """How many starting keys the longest row keeps once `length` tokens were read."""
+        if self.padding is not None:
+            length = max(0, length - min(self.padding))
         return 0 if self.lm.n_local is None else min(length, self.lm.n_global)
 
-    def extend(self, placed: Tensor, k: Tensor, v: Tensor, cap) -> tuple[Keys, Keys]:
+    def keep(self, rows: list[int]):
+        """Forget all rows but these."""
+        self.padding = None if self.padding is None else [self.padding[row] for row in rows]
+        self.window.keep(rows)
+        self.starting.keep(rows)
+
+    def extend(
+        self, placed: Tensor, k: Tensor, v: Tensor, cap, in_order: bool = False
+    ) -> tuple[Keys, Keys]:
         """Take in the keys of the next tokens, placed and not, and their values.
 
         Returns the window that these tokens see, in the order of Cache.positions, and the
-        starting keys. cap: chunked.cap_for.
+        starting keys. cap: chunked.cap_for. in_order: the oldest key first, also where a single
+        token would find a ring as it stands.
         """
         n_new = v.shape[2]
         end, limit = self.length + n_new, self.lm.n_local
         n_starting = self.n_starting(end)
-        if self.length < n_starting:
+        if self.padding is not None:
+            self._extend_starting_by_row(placed, k, v, cap)
+        elif self.length < n_starting:
             count = n_starting - self.length
             new = Keys(placed, cap(k[:, :, :count]) if cap else None, v)
             self.starting.write(self.length, new, 0, count)
@@ -101,7 +164,7 @@ class LayerCache:
         if limit is None or end <= limit:
             self.window.write(self.length, new, 0, n_new)
             window = self.window.read(0, end)
-        elif n_new == 1:
+        elif n_new == 1 and not in_order:
             self.window.write(self.length % limit, new, 0, 1)
             window = self.window.read(0, limit)
         else:
@@ -113,6 +176,18 @@ class LayerCache:
             self.window.write(0, new, n_new - kept + before_wrap, kept - before_wrap)
         self.length = end
         return window, self.starting.read(0, n_starting)
+
+    def _extend_starting_by_row(self, placed: Tensor, k: Tensor, v: Tensor, cap):
+        """Take in each row's own first n_global tokens, which stand behind its padding."""
+        end = self.length + v.shape[2]
+        for row, padding in enumerate(self.padding):
+            first, last = max(self.length, padding), min(end, padding + self.lm.n_global)
+            if self.lm.n_local is None or first >= last:
+                continue
+            here = slice(first - self.length, last - self.length)
+            k_here = k[row : row + 1, :, here]
+            new = Keys(placed[row, :, here], cap(k_here)[0] if cap else None, v[row, :, here])
+            self.starting.write_row(row, first - padding, new)
 
     def _window_in_order(self, new: Keys) -> Keys:
         """The kept window, oldest first, and the new keys behind it, in new tensors."""
@@ -160,6 +235,19 @@ class Rows:
             if buffer is not None:
                 x = x if count == x.shape[2] else x.narrow(2, first, count)
                 buffer.narrow(2, slot, count).copy_(x.detach() if x.requires_grad else x)
+
+    def write_row(self, row: int, slot: int, new: Keys):
+        """Put keys of one row, (H_kv, S, D), into its slots from `slot` on."""
+        end = slot + new.values.shape[1]
+        if end > self.buffers.values.shape[2]:
+            self._grow(end)
+        for buffer, x in zip(self.buffers, new):
+            if buffer is not None:
+                buffer[row, :, slot:end] = x.detach()
+
+    def keep(self, rows: list[int]):
+        """Forget all rows but these."""
+        self.buffers = Keys(*(x if x is None else x[rows] for x in self.buffers))
 
     def read(self, first: int, count: int) -> Keys:
         """Views of `count` slots from `first` on."""

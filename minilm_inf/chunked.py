@@ -105,12 +105,13 @@ def make_runs(
 class ChunkedAttention:
     """Attention of queries at some positions, for any number of layers.
 
-    The positions are Sight's; `like` is a tensor of the model's dtype and device. The scheme
-    sees all positions moved by `shift`, which no logit depends on.
+    The positions are Sight's; `like` is a tensor of the model's dtype and device. places: the
+    positions that the scheme sees, if others: all of a row may be moved by the same number,
+    which no logit depends on.
     """
 
     def __init__(
-        self, q_positions, k_positions, starting_positions, scheme, lm, heads, like, shift=0
+        self, q_positions, k_positions, starting_positions, scheme, lm, heads, like, places=None
     ):
         self.exact = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.sight = Sight(
@@ -118,9 +119,8 @@ class ChunkedAttention:
             like.device,
         )  # fmt: skip
         self.fused = FUSED if like.device.type == "cpu" else None
-        q_places = as_tensor(q_positions)
-        q_places = q_places + shift if shift else q_places
-        self.place = scheme.at(q_places, like.dtype, like.device)
+        places = as_tensor(q_positions if places is None else places)
+        self.place = scheme.at(places, like.dtype, like.device)
 
     def __call__(self, q: Tensor, window: Keys, starting: Keys, scale: float | None) -> Tensor:
         """What each query (B, H, T, D), not yet placed, gathers from both runs."""

@@ -42,22 +42,31 @@ class Transformer(nn.Module):
         lm: LMInfinite | None = None,
         cache: Cache | None = None,
         path: str = "chunked",
+        lengths: list[int] | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the token that follows each of tokens (B, T).
 
-        lm:    how to look back; None is the vanilla model.
-        cache: from new_cache; the tokens continue where it ends, and it is extended by them. It
-               carries no gradients.
-        path:  "chunked", or "reference" for the definition (which keeps no cache).
+        lm:      how to look back; None is the vanilla model.
+        cache:   from new_cache; the tokens continue where it ends, and it is extended by them.
+                 It carries no gradients.
+        path:    "chunked", or "reference" for the definition (which keeps no cache).
+        lengths: how many of each row's tokens, its last ones, are text; those before them are
+                 padding, which nobody sees, and whose own logits mean nothing. A row's
+                 positions, and its first n_global tokens, are counted from its first token of
+                 text. A cache must still be empty, or made for such rows by new_cache.
 
-        Raises ValueError for tokens of a wrong shape or out of range, for a cache of another lm
-        or batch, and for an unknown path.
+        Raises ValueError for tokens of a wrong shape or out of range, for lengths that do not
+        fit, for a cache of another lm or batch, and for an unknown path.
         """
-        return self.head(self.read(tokens, lm, cache, path))
+        return self.head(self.read(tokens, lm, cache, path, lengths))
 
-    def read(self, tokens, lm=None, cache=None, path="chunked") -> Tensor:
+    def read(self, tokens, lm=None, cache=None, path="chunked", lengths=None) -> Tensor:
         """forward without the head: hidden states (B, T, E), for who needs few logits."""
         self._check(tokens, lm, cache, path)
+        padding = padding_of(tokens, lengths)
+        if padding is not None and cache is not None:
+            cache.pad(padding)
+            padding = None
         try:
             x = self.embed(tokens)  # (B, T, E)
         except IndexError as error:  # on the CPU; a GPU does not tell
@@ -66,22 +75,37 @@ class Transformer(nn.Module):
                 f"token {low if low < 0 else high} is out of range: the vocabulary has the "
                 f"ids 0 to {self.config.vocab_size - 1}"
             ) from error
-        layers = self._attention(x, lm or FULL_ATTENTION, cache, path)
+        layers = self._attention(x, lm or FULL_ATTENTION, cache, path, padding)
         for block, attention in zip(self.blocks, layers):
             x = block(x, attention)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
 
-    def new_cache(self, batch: int = 1, lm: LMInfinite | None = None, first_position: int = 0):
-        """An empty cache for `batch` texts, on the model's device and in its dtype."""
-        weight = self.embed.weight
-        return Cache(self.config, batch, lm, weight.dtype, weight.device, first_position)
+    def new_cache(
+        self,
+        batch: int = 1,
+        lm: LMInfinite | None = None,
+        first_position: int = 0,
+        padding: list[int] | None = None,
+    ):
+        """An empty cache for `batch` texts, on the model's device and in its dtype.
 
-    def _attention(self, x: Tensor, lm: LMInfinite, cache: Cache | None, path: str):
+        padding: how many tokens of padding each row begins with, where the rows are then read
+        in chunks; a call that reads them whole says it by its lengths.
+        """
+        weight = self.embed.weight
+        cache = Cache(self.config, batch, lm, weight.dtype, weight.device, first_position)
+        if padding is not None:
+            cache.pad(torch.tensor(padding, device="cpu"))
+        return cache
+
+    def _attention(self, x: Tensor, lm: LMInfinite, cache: Cache | None, path: str, padding):
         """For each layer, a function of unplaced q (B, H, T, D) and k, v (B, H_kv, T, D)."""
         scheme, scale = self.scheme, self.config.softmax_scale
         positions = torch.arange(x.shape[1], device="cpu")
+        if padding is not None:
+            positions = positions - padding[:, None]  # (B, T), negative where there is padding
         if path == "reference":
             positions = positions.to(x.device)
             for _ in self.blocks:
@@ -91,16 +115,16 @@ class Transformer(nn.Module):
         if cache is None:
             window_positions = positions
             starting_positions, pick = starting_run(positions, lm)
-            shift = 0
+            places = positions
         else:
+            places = cache.places(x.shape[1])
             positions, window_positions, starting_positions = cache.positions(
                 x.shape[1], by_slot=scheme.has_bias
             )
-            shift = cache.first_position
         heads = self.config.n_head, self.config.n_kv_head
         chunked = ChunkedAttention(
             positions, window_positions, starting_positions, scheme, lm, heads,
-            like=x, shift=shift,
+            like=x, places=places,
         )  # fmt: skip
         cap = cap_for(scheme, lm, x)
         for layer in range(len(self.blocks)):
@@ -110,7 +134,9 @@ class Transformer(nn.Module):
                 if cache is None:
                     window, starting = make_runs(placed, k, v, pick, cap, lm)
                 else:
-                    window, starting = cache.layers[layer].extend(placed, k, v, cap)
+                    window, starting = cache.layers[layer].extend(
+                        placed, k, v, cap, in_order=isinstance(positions, Tensor)
+                    )
                 return chunked(q, window, starting, scale)
 
             yield attention
@@ -138,3 +164,20 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"this cache was made for {cache.batch} texts, not for {tokens.shape[0]}"
             )
+
+
+def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
+    """How many tokens of padding each row of tokens (B, T) begins with: (B,), None for none.
+
+    Raises ValueError for lengths that are not B whole numbers from 1 to T.
+    """
+    if lengths is None:
+        return None
+    batch, longest = tokens.shape
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in lengths)
+    if len(lengths) != batch or not whole or not all(1 <= n <= longest for n in lengths):
+        raise ValueError(
+            f"lengths must be {batch} whole numbers from 1 to {longest}, one for each row, not "
+            f"{lengths}"
+        )
+    return longest - torch.tensor(lengths, device="cpu")
