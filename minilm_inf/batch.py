@@ -1,0 +1,115 @@
+"""Several texts that grow side by side: each as if it were alone, all of them in one pass.
+
+Texts of different lengths are padded on the left, which nobody sees. A text that has ended
+leaves the batch, and costs nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from . import sampling
+from .config import LMInfinite
+from .session import Step
+from .transformer import Transformer
+
+
+class Batch:
+    """Texts that are read together, one to a row.
+
+    prompts: the ids that each begins with. path and prefill_chunk: as in session.Session.
+    Raises ValueError for a prompt without ids, and for ids out of range.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: list[list[int]],
+        lm: LMInfinite | None = None,
+        path="chunked",
+        prefill_chunk=512,
+    ):
+        for number, ids in enumerate(prompts, 1):
+            if not ids:
+                raise ValueError(f"prompt {number} is empty: give at least one token")
+            wrong = next((id for id in ids if not 0 <= id < model.config.vocab_size), None)
+            if wrong is not None:
+                raise ValueError(
+                    f"token {wrong} of prompt {number} is out of range: the model has the ids "
+                    f"0 to {model.config.vocab_size - 1}"
+                )
+        self.model, self.lm, self.path, self.prefill_chunk = model, lm, path, prefill_chunk
+        self.device = model.embed.weight.device
+        self.texts = [list(ids) for ids in prompts]
+        self.growing = list(range(len(prompts)))  # the rows of the cache, as numbers of texts
+        self.cache = None
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache.nbytes if self.cache is not None else 0
+
+    @torch.inference_mode()
+    def read(self) -> torch.Tensor:
+        """Read what is new of every text; the logits (B, V) of what follows each that grows."""
+        texts = [self.texts[number] for number in self.growing]
+        if self.path == "chunked" and self.cache is not None:
+            tokens = torch.tensor([text[-1:] for text in texts], device=self.device)
+            return self.model(tokens, self.lm, self.cache)[:, -1].cpu()
+        longest = max(map(len, texts))
+        padding = [longest - len(text) for text in texts]
+        rows = [[0] * pad + text for pad, text in zip(padding, texts)]
+        tokens = torch.tensor(rows, device=self.device)
+        if self.path == "reference":
+            lengths = [len(text) for text in texts]
+            hidden = self.model.read(tokens, self.lm, path=self.path, lengths=lengths)
+        else:
+            self.cache = self.model.new_cache(len(texts), self.lm, padding=padding)
+            for chunk in tokens.split(self.prefill_chunk, 1):
+                hidden = self.model.read(chunk, self.lm, self.cache)
+        return self.model.head(hidden[:, -1]).cpu()
+
+    def end(self, number: int):
+        """Let a text grow no more."""
+        row = self.growing.index(number)
+        del self.growing[row]
+        if self.cache is not None:
+            self.cache.keep([r for r in range(len(self.growing) + 1) if r != row])
+
+
+def write_all(
+    batch: Batch,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop_ids: tuple[int, ...] = (),
+) -> Iterator[tuple[int, Step]]:
+    """Yield (text's number, token) for every text that still grows, in turns.
+
+    Each text draws from a generator of its own with the same seed, so that it becomes what it
+    would become alone. An id of stop_ids ends a text, and is not yielded; batch.end, called
+    between two tokens, ends one as well.
+    """
+    sampling.check(temperature, top_k, top_p, min_p, repetition_penalty)
+    generators = [
+        None if seed is None else torch.Generator().manual_seed(seed) for _ in batch.texts
+    ]
+    seen = [set(ids) for ids in batch.texts]
+    for _ in range(max_new_tokens):
+        if not batch.growing:
+            return
+        logits = batch.read()
+        for row, number in enumerate(list(batch.growing)):
+            likely = sampling.penalise(logits[row], seen[number], repetition_penalty)
+            id = sampling.choose(likely, temperature, top_k, top_p, min_p, generators[number])
+            if id in stop_ids:
+                batch.end(number)
+                continue
+            batch.texts[number].append(id)
+            seen[number].add(id)
+            yield number, Step(id, float(logits[row].float().log_softmax(-1)[id]))
