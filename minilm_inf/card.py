@@ -24,6 +24,7 @@ from .files import read_text, write_beside
 from .options import guarded
 from .practice import Practice, pass_key_accuracy
 from .session import generate
+from .tokenizers.sentence_pieces import SentencePieceTokenizer
 
 PROMPT = (
     "The number of Clara is 4071. Emma walked slowly to the window, and was silent. "
@@ -35,14 +36,14 @@ TRIALS = 500
 CARD = """\
 # {name}
 
-A Llama of {parameters:,} parameters that was trained on texts of {context_length} tokens, to
+{a_family} of {parameters:,} parameters that was trained on texts of {context_length} tokens, to
 show on any laptop what happens beyond that length, and what LM-Infinite does about it. It
 writes the babble of its sources, not sense.
 
 | | |
 |---|---|
 | shape | {shape} |
-| tokenizer | sentencepiece BPE, {vocab_size} pieces, byte fallback, every digit a piece |
+| tokenizer | {tokenizer} |
 | tokens seen | {tokens:,} in {steps:,} steps of {tokens_per_step:,}, seed {seed} |
 | final loss | {train_loss:.3f} on the training mix, {held_out_nll:.3f} on held-out text |
 | pass keys | {pass_keys:.1%} of {trials} five-digit keys copied exactly, in context |
@@ -85,6 +86,8 @@ hard places, without any length beyond the trained one.
 
 {table}
 
+{verdict}
+
 The middle is forgotten: LM-Infinite reads on as if the text had begun {context_length} tokens
 ago, but for the first {n_global}.
 
@@ -97,6 +100,50 @@ continuation: {continuation}
 
 This card was written by `python -m minilm_inf.card {folder} --corpus corpus`.
 """
+
+
+NAMES = {"llama": "A Llama", "mpt": "An MPT", "gptj": "A GPT-J"}
+
+
+def shape(config) -> str:
+    """A model's sizes in a line, and what its family adds to them."""
+    heads = f"{config.n_head} heads of {config.head_dim}"
+    if config.n_kv_head != config.n_head:
+        heads = (
+            f"{config.n_head} query heads on {config.n_kv_head} key heads of {config.head_dim}"
+        )
+    own = {
+        "llama": [],
+        "mpt": ["ALiBi"],
+        "gptj": [f"rotary pairs on {getattr(config, 'rotary_dim', 0)} of them"],
+    }[config.family]
+    head = "tied head" if config.tied else "head of its own"
+    sizes = [f"{config.n_layer} layers", f"width {config.n_embd}", heads, *own]
+    return ", ".join([*sizes, f"MLP {config.n_inner}", head])
+
+
+def tokenizer_kind(tokenizer) -> str:
+    """What the tokenizer of a folder is, in a line."""
+    kind = "byte-level BPE, {} pieces, every digit a piece"
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        kind = "sentencepiece BPE, {} pieces, byte fallback, every digit a piece"
+    return kind.format(tokenizer.vocab_size)
+
+
+def verdict(rows: list[dict]) -> str:
+    """What by_position's rows show of the vanilla model, in a sentence."""
+    beyond = [row["vanilla"] - row["reencoded"] for row in rows[1:]]
+    worst, last = f"{max(beyond):.2f}", f"{beyond[-1]:+.2f}"
+    if max(beyond) > 0.7:
+        return (
+            f"Beyond its trained length the vanilla model falls apart: {worst} nat worse than "
+            f"re-encoding at most, {last} in the last row."
+        )
+    return (
+        f"Beyond its trained length the vanilla model fails gently: {worst} nat worse than "
+        f"re-encoding at most, {last} in the last row. Linear biases hide what is far away by "
+        "themselves."
+    )
 
 
 def mixes(phases: list[dict]) -> str:
@@ -148,9 +195,8 @@ def write_card(folder: Path, corpus_folder: Path, report) -> str:
     first, *later = record["phases"]
     return CARD.format(
         name=folder.name, folder=folder.as_posix(), context_length=config.context_length,
-        parameters=sum(p.numel() for p in model.parameters()), vocab_size=config.vocab_size,
-        shape=f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} query heads on "
-        f"{config.n_kv_head} key heads of {config.head_dim}, MLP {config.n_inner}, tied head",
+        parameters=sum(p.numel() for p in model.parameters()), a_family=NAMES[config.family],
+        shape=shape(config), tokenizer=tokenizer_kind(tokenizer), verdict=verdict(rows),
         tokens=last["tokens"], steps=last["step"], train_loss=last["train_loss"],
         held_out_nll=last["held_out_nll"], pass_keys=accuracy, trials=TRIALS,
         tokens_per_step=record["settings"]["tokens_per_step"], seed=record["settings"]["seed"],
