@@ -17,12 +17,14 @@ import torch
 from conftest import ROOT, tiny_model
 from safetensors.torch import load_file, save_file
 
-from minilm_inf import checkpoint, load, probe, shards
+from minilm_inf import checkpoint, load, shards
 from minilm_inf import inspect as inspect_program
 from minilm_inf.cache import Cache
 from minilm_inf.checkpoint import load_model, save
 from minilm_inf.config import LMInfinite
-from minilm_inf.inspect import look, main, ranges
+from minilm_inf.inspect import main, ranges
+from minilm_inf.inspection import memory, probe
+from minilm_inf.inspection.folder_facts import look
 from minilm_inf.models import llama
 from minilm_inf.positions import Alibi, Rotary
 
@@ -190,7 +192,7 @@ def test_available_memory(monkeypatch):
     """Catches kilobytes taken for bytes, and a crash on a system without /proc or sysconf."""
     text = "MemTotal:       9000 kB\nMemFree:  7 kB\nMemAvailable:    5000 kB\n"
     monkeypatch.setattr("builtins.open", lambda path, **options: io.StringIO(text))
-    assert probe.available_memory() == 5_120_000
+    assert memory.available_memory() == 5_120_000
 
     def no_proc(path, **options):
         raise FileNotFoundError(path)
@@ -198,13 +200,13 @@ def test_available_memory(monkeypatch):
     monkeypatch.setattr("builtins.open", no_proc)
     pages = {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    assert probe.available_memory() == 4_096_000
+    assert memory.available_memory() == 4_096_000
 
     def no_name(name):
         raise ValueError("unrecognized configuration name")
 
     monkeypatch.setattr(os, "sysconf", no_name)
-    assert probe.available_memory() is None
+    assert memory.available_memory() is None
 
 
 # Formulas against the real thing
@@ -231,14 +233,14 @@ def test_the_cache_by_formula_is_the_cache(family, n_global):
             for length in range(1, lengths[-1] + 1):
                 feed(cache, config, 1)
                 if length in lengths:
-                    found = probe.cache_bytes(config, length, lm, dtype)
+                    found = memory.cache_bytes(config, length, lm, dtype)
                     assert found == cache.nbytes, (lm, dtype, length)
     for chunk in (2, 4, 16, 32):  # chunks of a power of two come to the same
         for lm in settings[:2]:
             cache = Cache(config, 1, lm, torch.float32, "cpu")
             for length in range(chunk, 33, chunk):
                 feed(cache, config, chunk)
-                assert probe.cache_bytes(config, length, lm, torch.float32) == cache.nbytes
+                assert memory.cache_bytes(config, length, lm, torch.float32) == cache.nbytes
 
 
 def feed(cache: Cache, config, count: int):
