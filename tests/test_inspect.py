@@ -1,4 +1,4 @@
-"""inspect.py and probe.py: what they tell of a folder is so, and takes no weights to tell."""
+"""inspect.py and inspection/: what they tell of a folder is so, and takes no weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from conftest import ROOT, tiny_model
 from safetensors.torch import load_file, save_file
 
 from minilm_inf import checkpoint, load, shards
-from minilm_inf import inspect as inspect_program
 from minilm_inf.cache import Cache
 from minilm_inf.checkpoint import load_model, save
 from minilm_inf.config import LMInfinite
 from minilm_inf.inspect import main, ranges
-from minilm_inf.inspection import memory, probe
+from minilm_inf.inspection import folder_facts, memory, probe
 from minilm_inf.inspection.folder_facts import look
 from minilm_inf.models import llama
 from minilm_inf.positions import Alibi, Rotary
@@ -162,7 +161,7 @@ def test_a_7b_folder_is_told_from_its_headers(sparse_7b, capsys, monkeypatch):
 
 def test_memory_of_a_7b_folder(sparse_7b, capsys, monkeypatch):
     """Catches a verdict that forgets the weights, the cache or the dtype they are loaded in."""
-    monkeypatch.setattr(probe, "available_memory", lambda: 31 * 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda: 31 * 10**9)
 
     def cells(*flags):
         memory = json.loads(run(capsys, sparse_7b, "--json", *flags)[1])["memory"]
@@ -182,7 +181,7 @@ def test_memory_of_a_7b_folder(sparse_7b, capsys, monkeypatch):
     assert cells("--dtype", "bfloat16") == [
         *halved, (row * 2048, True), (row * 2**14, True), (row * 2**19, False),
     ]  # fmt: skip
-    monkeypatch.setattr(probe, "available_memory", lambda: None)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
     assert {fits for _, fits in cells()} == {None}
     out = run(capsys, sparse_7b)[1]
     assert "unknown memory available" in out and out.count("unknown") == 7
@@ -257,9 +256,9 @@ def feed(cache: Cache, config, count: int):
 def test_parameters_are_counted(family, changes):
     """Catches a tied head counted twice, and layers counted once."""
     model = tiny_model(family, **{"n_layer": 3} | changes)
-    layer = inspect_program.one_layer(model.config)
+    layer = folder_facts.one_layer(model.config)
     expected = sum(parameter.numel() for parameter in model.parameters())
-    assert inspect_program.count_parameters(model.config, layer) == expected
+    assert folder_facts.count_parameters(model.config, layer) == expected
 
 
 # Where each tensor goes
@@ -646,7 +645,7 @@ def test_a_probe_that_cannot_be(folder, capsys, monkeypatch):
     """Catches a traceback, a report lost, or a machine that runs out of memory."""
     code, out, err = run(capsys, folder, "--probe", "--device", "cpu")
     assert code == 1 and "parameters" in out and "tokenizer" in err.splitlines()[-1]
-    monkeypatch.setattr(probe, "available_memory", lambda: 10**6)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
     code, out, err = run(capsys, SHIPPED, "--probe", "--json", "--device", "cpu")
     assert code == 1 and json.loads(out)["parameters"] == 1_672_896
     assert "6.69 MB" in err and "1.00 MB" in err and "--dtype" in err and "loading" not in err

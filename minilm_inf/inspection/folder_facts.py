@@ -1,4 +1,4 @@
-"""What a checkpoint's folder holds, and where each of its tensors goes, told from headers alone."""
+"""What a checkpoint's folder holds, and where its tensors go, told from headers alone."""
 
 from __future__ import annotations
 

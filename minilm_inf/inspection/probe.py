@@ -2,8 +2,8 @@
 
 Files do not say all that their numbers mean, such as the layout in which the rows of queries
 and keys stand, and a wrong reading still loads and still writes, only worse. So the model is
-loaded once, and the same text is scored as config.json asks and with each of the usual mistakes;
-what the model was trained with should win.
+loaded once, and the same text is scored as config.json asks and with each of the usual
+mistakes; what the model was trained with should win.
 """
 
 from __future__ import annotations
