@@ -3,7 +3,7 @@
     python -m minilm_inf.corpus corpus/
     python -m minilm_inf.train --corpus corpus/ --out weights/tiny-llama
 
-First a sentencepiece tokenizer is trained on the text, then the model, in phases: repeats only,
+First a tokenizer is trained on the text, then the model, in phases: repeats only,
 where a model learns to look back and copy; text with much retrieval practice; text with some,
 then little. Every window begins with BOS, so that a starting token can become special. Each
 step draws its windows from a generator seeded with (seed, step): a resumed run sees what the
@@ -136,6 +136,18 @@ def _opened(path: Path):
         raise ValueError(f"{path} is not a readable state: start without --resume") from error
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds the state of a run that did not come to its end."""
+    if not (folder / STATE_FILE).exists():
+        return False
+    try:
+        with _opened(folder / STATE_FILE) as state:
+            facts = json.loads(state.metadata()["run"])
+    except ValueError:
+        return False  # what nobody can read, nobody can resume
+    return facts["step"] * facts["settings"]["tokens_per_step"] < facts["settings"]["tokens"]
+
+
 def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
     """The documents to learn from and those held out (of --text files, the last twentieth)."""
     if not options.text:
@@ -224,15 +236,15 @@ def main(arguments: list[str] | None = None) -> int:
     add("--threads", type=at_least(1), help="CPU threads (PyTorch's default)")
     add("--vocab-size", type=at_least(1), default=2048, help="(%(default)s)")
     add("--family", choices=SHAPES, default="llama", help="(%(default)s)")
-    for name in dict.fromkeys(name for shape in SHAPES.values() for name in shape):
-        known = ", ".join(
-            f"{shape[name]} in {f}" for f, shape in SHAPES.items() if name in shape
-        )
-        add("--" + name.replace("_", "-"), type=at_least(1), metavar="N", help=f"({known})")
+    names = list(dict.fromkeys(name for shape in SHAPES.values() for name in shape))
+    for name in names:
+        known = [f"{shape[name]} in {f}" for f, shape in SHAPES.items() if name in shape]
+        flag = "--" + name.replace("_", "-")
+        add(flag, type=at_least(1), metavar="N", help=f"({', '.join(known)})")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     options.sizes = SHAPES[options.family].copy()
-    for name in {name for shape in SHAPES.values() for name in shape}:
+    for name in names:
         size = getattr(options, name)
         if size is not None and name not in options.sizes:
             parser.error(f"--{name.replace('_', '-')} has no meaning for {options.family}")
@@ -251,12 +263,13 @@ def run_from(options) -> int:
     folder = options.out.with_name(options.out.name + ".part")
     if options.resume and not (folder / STATE_FILE).exists():
         raise ValueError(f"there is no run to resume in {folder}: start one without --resume")
+    if not options.resume and is_unfinished(folder):
+        raise ValueError(f"{folder} holds a run that was stopped: --resume it, or delete it")
     texts, held_out_texts = load_text(options)
     folder.mkdir(parents=True, exist_ok=True)
     if not options.resume:
-        (folder / STATE_FILE).unlink(
-            missing_ok=True
-        )  # of an earlier run, with another tokenizer
+        for path in (folder / STATE_FILE, *folder.glob("tokenizer*")):  # of an earlier run
+            path.unlink(missing_ok=True)
         train_tokenizer(options.family, list(texts.values()), options.vocab_size, folder)
     tokenizer = load_tokenizer(folder)
     practice = Practice(tokenizer, encode_all(tokenizer, texts))
@@ -281,6 +294,8 @@ def run_from(options) -> int:
         return 130
 
     save(run.model, options.out)
+    for path in options.out.glob("tokenizer*"):
+        path.unlink()
     for path in sorted(folder.glob("tokenizer*")):
         write_beside(options.out / path.name, path.read_bytes())
     record = {

@@ -276,12 +276,93 @@ def test_a_failed_write_leaves_the_last_state(unbroken, text, tmp_path, monkeypa
     assert_same_run(tmp_path / "model", unbroken)
 
 
-def test_a_new_run_forgets_the_old_state(text, tmp_path, interrupted):
-    """A new tokenizer beside an old state would resume into nonsense."""
+def test_a_stopped_run_is_not_overwritten(text, tmp_path, interrupted, capsys):
+    """An hour of training that a forgotten --resume would throw away without a word."""
     interrupted(0)
     assert train.main(flags(text, tmp_path / "model")) == 130
-    assert train.main(flags(text, tmp_path / "model", "--vocab-size", 10**6)) == 1
-    assert not (tmp_path / "model.part" / train.STATE_FILE).exists()
+    state = (tmp_path / "model.part" / train.STATE_FILE).read_bytes()
+    assert train.main(flags(text, tmp_path / "model")) == 1
+    assert "--resume it, or delete it" in error(capsys)
+    assert (tmp_path / "model.part" / train.STATE_FILE).read_bytes() == state
+
+
+def test_a_new_run_forgets_a_finished_one(unbroken, text, capsys):
+    """A new tokenizer beside an old state would resume into nonsense."""
+    assert train.main(flags(text, unbroken, "--vocab-size", 10**6)) == 1
+    assert "no tokenizer can be trained" in error(capsys)
+    assert not (unbroken.with_name("model.part") / train.STATE_FILE).exists()
+
+
+BYTE_LEVEL = {
+    "mpt": ["--n-head", 3, "--n-embd", 24],
+    "gptj": ["--n-head", 2, "--n-embd", 16, "--n-inner", 24, "--rotary-dim", 4],
+}
+
+
+@pytest.mark.parametrize("family", BYTE_LEVEL)
+def test_the_other_families_are_trained_too(family, text, tmp_path, interrupted, capsys):
+    """A family whose run cannot be resumed, or whose folder cannot be read; llama's tokenizer
+    left beside its own."""
+    out = tmp_path / "model"
+    sizes = [*BYTE_LEVEL[family], "--n-layer", 1, "--vocab-size", 300, "--family", family]
+    run = ["--out", out, "--text", text, "--tokens", 512 * 3, "--tokens-per-step", 512,
+           "--every", 2, "--threads", 1, *sizes]  # fmt: skip
+    run = [str(flag) for flag in run]
+    for folder in (out, tmp_path / "model.part"):
+        folder.mkdir()
+        (folder / "tokenizer.model").write_text("of an earlier run")
+    interrupted(1)
+    assert train.main(run) == 130
+    assert train.main([*run, "--resume"]) == 0
+    model, tokenizer = load(out)
+    assert model.config.family == family and model.config.context_length == 256
+    assert type(tokenizer).__name__ == "ByteLevelTokenizer" and tokenizer.vocab_size == 300
+    assert model.config.bos_id == tokenizer.bos_id == tokenizer.eos_id == 0
+    assert tokenizer.decode(tokenizer.encode("The sea 40721")) == "The sea 40721"
+    files = {path.name for path in out.iterdir()}
+    assert files == {"config.json", "model.safetensors", "tokenizer.json",
+                     "tokenizer_config.json", "training.json"}  # fmt: skip
+    assert f"--family {family}" in json.loads((out / "training.json").read_text())["command"]
+
+
+def test_sizes_of_another_family_are_refused(text, tmp_path, capsys):
+    """A flag without effect lets somebody believe in a model that was not trained."""
+    for family, flag in (
+        ("llama", "--rotary-dim"),
+        ("mpt", "--n-inner"),
+        ("gptj", "--head-dim"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            train.main(["--out", str(tmp_path / "x"), "--family", family, flag, "4"])
+        assert left.value.code == 2
+        assert f"{flag} has no meaning for {family}" in capsys.readouterr().err
+    run = [
+        "--out",
+        str(tmp_path / "x"),
+        "--family",
+        "mpt",
+        "--n-head",
+        "7",
+        "--text",
+        str(text),
+    ]
+    assert train.main([*run, "--vocab-size", "300"]) == 1
+    assert "d_model (144) must be a multiple of n_heads (7)" in error(capsys)
+
+
+@pytest.mark.parametrize("share", ["-0.1", "0.35", "nan", "many"])
+def test_a_share_out_of_range_is_refused(tmp_path, share, capsys):
+    """A first phase that ends behind the second would leave the second out."""
+    with pytest.raises(SystemExit) as left:
+        train.main(["--out", str(tmp_path / "x"), "--repeats", share])
+    assert left.value.code == 2 and "--repeats" in capsys.readouterr().err
+
+
+def test_the_share_of_repeats_moves_the_first_phase():
+    """A share that is recorded, and not used."""
+    settings = train.Settings(4096 * 1000, 1, 4096, 1e-3, 2048, repeats=0.2)
+    assert settings.phase(199).repeats == 1.0 and settings.phase(200).repeats < 1.0
+    assert settings.phases[1:] == train.PHASES[1:] and settings.phases[0].until == 0.2
 
 
 # ---- what it learns from
