@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minilm_inf import load
+from minilm_inf.checkpoint import save
 from minilm_inf.config import LMInfinite
-from minilm_inf.models import llama
+from minilm_inf.models import gptj, llama, mpt
 from minilm_inf.positions import Alibi, Rotary
+from minilm_inf.transformer import Transformer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,38 +45,64 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
-def tiny_llama(
-    n_layer=2, n_head=4, n_kv_head=2, dtype=torch.float64, context_length=6, seed=0
-) -> llama.Transformer:
-    """A random Llama whose attention logits and output logits have a standard deviation of 1.
+FAMILIES = {  # family -> its file, its config, and what is its own in a tiny model
+    "llama": (llama, llama.LlamaConfig, dict(n_head=4, n_kv_head=2, n_embd=32, n_inner=48)),
+    "mpt": (
+        mpt,
+        mpt.MptConfig,
+        dict(
+            n_head=6, n_kv_head=6, n_embd=48, n_inner=96, tied=True, clip_qkv=1.5, qk_ln=True,
+            bias=True,
+        ),
+    ),
+    "gptj": (
+        gptj,
+        gptj.GptjConfig,
+        dict(n_head=4, n_kv_head=4, n_embd=32, n_inner=48, rotary_dim=6),
+    ),
+}  # fmt: skip
 
-    It asks for no gradients, so that no test pays for them.
+
+def tiny_model(
+    family: str, n_layer=2, dtype=torch.float64, context_length=6, seed=0, **facts
+) -> Transformer:
+    """A random model whose attention logits and output logits have a deviation of about 1.
+
+    Norms and biases are random too. It asks for no gradients, so that no test pays for them.
+    facts: what differs from FAMILIES.
     """
-    config = llama.LlamaConfig(
-        family="llama",
+    module, config_class, own = FAMILIES[family]
+    common = dict(
+        family=family,
         vocab_size=31,
         n_layer=n_layer,
-        n_head=n_head,
-        n_kv_head=n_kv_head,
-        n_embd=32,
         head_dim=8,
-        n_inner=48,
         context_length=context_length,
         norm_eps=1e-5,
         tied=False,
     )
-    model = llama.build(config)
+    model = module.build(config_class(**common | own | facts))
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
-        if weight.dim() == 2:
-            std = 1.0 if name.startswith("embed") else weight.shape[1] ** -0.5
-            random_weight = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-            weight.data = random_weight * std
+        noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        if name.endswith("bias"):
+            weight.data = 0.5 * noise
+        elif weight.dim() == 1:
+            weight.data = 1 + 0.2 * noise  # a norm
+        elif name.startswith("embed") and not model.config.tied:
+            weight.data = noise
+        else:
+            weight.data = noise * weight.shape[1] ** -0.5
     return model.to(dtype).requires_grad_(False)
 
 
+def tiny_llama(n_layer=2, n_head=4, n_kv_head=2, **facts) -> Transformer:
+    """tiny_model, of the family that shares key heads among query heads."""
+    return tiny_model("llama", n_layer, n_head=n_head, n_kv_head=n_kv_head, **facts)
+
+
 def some_tokens(n: int, batch=1, seed=1) -> torch.Tensor:
-    """Random ids of tiny_llama's vocabulary, (batch, n)."""
+    """Random ids of tiny_model's vocabulary, (batch, n)."""
     return torch.randint(31, (batch, n), generator=torch.Generator().manual_seed(seed))
 
 
@@ -183,6 +213,28 @@ def specification(q, k, v, q_positions, k_positions, scheme, lm, scale) -> torch
                 for s, x in logits.items():
                     out[b, h, t] += math.exp(x) / total * values[s]
     return out
+
+
+def seen_by(i: int, lm: LMInfinite) -> dict[int, int]:
+    """The specification of one row: each key that the query at i sees, and how far away."""
+    felt = {}
+    for j in range(i + 1):
+        if lm.n_local is None or i - j < lm.n_local or j < lm.n_global:
+            felt[j] = i - j if lm.distance_ceiling is None else min(i - j, lm.distance_ceiling)
+    return felt
+
+
+def layer_norm(x, weight, bias, eps: float) -> torch.Tensor:
+    """The specification of LayerNorm, over the last dimension."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / ((centred**2).mean(-1, keepdim=True) + eps) ** 0.5 * weight + bias
+
+
+def stored(model, folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """What a checkpoint of this model says of it: its config.json, and its tensors by name."""
+    save(model, folder)
+    raw = json.loads((folder / "config.json").read_text())
+    return raw, load_file(folder / "model.safetensors")
 
 
 def fuzz(seed: int, count: int, /, **choices) -> list[dict]:

@@ -2,7 +2,7 @@
 
     python tests/make_fixtures.py [FOLDER]
 
-writes FOLDER/NAME/ (default tests/fixtures/llama/NAME/) for every configuration below:
+writes FOLDER/FAMILY/NAME/ (default tests/fixtures/FAMILY/NAME/) for every configuration below:
 config.json and model.safetensors as transformers saves them, and expected.safetensors with
 tokens (B, T) and the float32 logits (B, T, V) of its eager attention. test_parity.py compares
 our own logits with them, without transformers; parity.py does so live, on new folders.
@@ -11,17 +11,26 @@ our own logits with them, without transformers; parity.py does so live, on new f
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
-FIXTURES = Path(__file__).parent / "fixtures" / "llama"
-SIZES = dict(
-    vocab_size=64,
+FIXTURES = Path(__file__).parent / "fixtures"
+VOCABULARY = 64
+LLAMA_SIZES = dict(
+    vocab_size=VOCABULARY,
     hidden_size=32,
     intermediate_size=48,
     num_hidden_layers=2,
@@ -37,7 +46,7 @@ LLAMA3 = {  # with head_dim 16 and these 32 positions, the angles fall in all th
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-LLAMAS = {  # name -> what differs from SIZES
+LLAMAS = {  # name -> what differs from LLAMA_SIZES
     "mha": {},
     "gqa": {"num_key_value_heads": 2},
     "mqa": {"num_key_value_heads": 1},
@@ -52,37 +61,72 @@ LLAMAS = {  # name -> what differs from SIZES
     "theta_500000": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
 }
 MISTRALS = {"mistral": {"sliding_window": None, "num_key_value_heads": 2, "head_dim": 8}}
-NAMES = (*LLAMAS, *MISTRALS)
+
+MPT_SIZES = dict(vocab_size=VOCABULARY, d_model=24, n_layers=2, n_heads=4, max_seq_len=128)
+MPTS = {  # name -> what differs from MPT_SIZES
+    "heads_4": {},
+    "heads_6": {"n_heads": 6},
+    "heads_12": {"n_heads": 12},
+    "clip_qkv": {"n_heads": 6, "attn_config": {"clip_qkv": 0.75}},  # three quarters of a std
+    "softmax_scale": {"attn_config": {"softmax_scale": 0.8}},  # twice 1 / sqrt(head_dim)
+    "untied": {"tie_word_embeddings": False},
+}
+GPTJ_SIZES = dict(
+    vocab_size=VOCABULARY,
+    n_embd=24,
+    n_layer=2,
+    n_head=3,
+    rotary_dim=4,
+    n_positions=128,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+GPTJS = {  # name -> what differs from GPTJ_SIZES
+    "partial": {},
+    "whole": {"rotary_dim": 8},
+    "n_inner": {"n_inner": 40},
+    "tied": {"tie_word_embeddings": True},
+}
+
+CONFIGURATIONS = {  # (family, name) -> (config, model, facts)
+    (family, name): (config, model, sizes | facts)
+    for family, config, model, sizes, names in (
+        ("llama", LlamaConfig, LlamaForCausalLM, LLAMA_SIZES, LLAMAS),
+        ("llama", MistralConfig, MistralForCausalLM, LLAMA_SIZES, MISTRALS),
+        ("mpt", MptConfig, MptForCausalLM, MPT_SIZES, MPTS),
+        ("gptj", GPTJConfig, GPTJForCausalLM, GPTJ_SIZES, GPTJS),
+    )
+    for name, facts in names.items()
+}
 
 
-def make_model(name: str, seed: int):
+def make_model(family: str, name: str, seed: int):
     """The model of a configuration, every parameter random, the logits of deviation about 1."""
-    if name in LLAMAS:
-        config, kind = LlamaConfig(**SIZES | LLAMAS[name]), LlamaForCausalLM
-    else:
-        config, kind = MistralConfig(**SIZES | MISTRALS[name]), MistralForCausalLM
+    config_class, model_class, facts = CONFIGURATIONS[family, name]
+    config = config_class(**facts)
     config._attn_implementation = "eager"
-    model = kind(config).float().eval()
+    model = model_class(config).float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in parameter_name:
-                parameter.copy_(1 + 0.2 * noise)
-            elif parameter.dim() == 1:
+            embeds = parameter_name.endswith(("embed_tokens.weight", "wte.weight"))
+            if parameter_name.endswith("bias"):
                 parameter.copy_(0.5 * noise)  # biases, which transformers would leave at zero
-            elif "embed_tokens" in parameter_name and not config.tie_word_embeddings:
+            elif parameter.dim() == 1:
+                parameter.copy_(1 + 0.2 * noise)  # norms
+            elif embeds and not config.tie_word_embeddings:
                 parameter.copy_(noise)  # the size of what the blocks add: well conditioned
             else:
                 parameter.copy_(noise / parameter.shape[1] ** 0.5)
     return model
 
 
-def make_folder(name: str, folder: Path, seed: int = 1):
+def make_folder(family: str, name: str, folder: Path, seed: int = 1):
     """Write one configuration's checkpoint and its expected logits."""
-    model = make_model(name, seed)
+    model = make_model(family, name, seed)
     generator = torch.Generator().manual_seed(seed + 1000)
-    tokens = torch.randint(0, SIZES["vocab_size"], (1, 64), generator=generator)
+    tokens = torch.randint(0, VOCABULARY, (1, 64), generator=generator)
     with torch.no_grad():
         logits = model(tokens).logits.float()
     model.save_pretrained(folder)
@@ -100,11 +144,14 @@ def main():
     parser.add_argument("folder", nargs="?", type=Path, default=FIXTURES)
     folder = parser.parse_args().folder
     transformers.utils.logging.disable_progress_bar()
-    for seed, name in enumerate(NAMES):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        logits = make_folder(name, folder / name, seed)
-        raw = json.loads((folder / name / "config.json").read_text())
-        print(f"{name:15} deviation {logits.std():.2f}  {raw['rope_parameters']}")
+    seeds = {}  # each family counts its own
+    for family, name in CONFIGURATIONS:
+        seed = seeds[family] = seeds.get(family, -1) + 1
+        place = folder / family / name
+        place.mkdir(parents=True, exist_ok=True)
+        logits = make_folder(family, name, place, seed)
+        size = (place / "model.safetensors").stat().st_size
+        print(f"{family:6}{name:16}deviation {logits.std():.2f}  {size} bytes")
 
 
 if __name__ == "__main__":

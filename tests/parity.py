@@ -1,6 +1,6 @@
 """Our logits against those of the installed transformers, on fresh random models.
 
-    python tests/parity.py
+    python tests/parity.py [SEED]
 
 prints the largest absolute difference for every configuration of make_fixtures.py and for each
 way of reading, and, under "saved", that of transformers itself from the folder that our save
@@ -56,19 +56,19 @@ def saved_difference(folder: Path) -> float:
 def main() -> int:
     """Print the table. Returns the exit code."""
     import transformers
-    from make_fixtures import NAMES, make_folder
+    from make_fixtures import CONFIGURATIONS, make_folder
 
     transformers.utils.logging.disable_progress_bar()
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     print(f"seed {seed}")
-    print(f"{'configuration':<16}" + "".join(f"{way:>12}" for way in (*WAYS, "saved")))
+    print(f"{'configuration':<21}" + "".join(f"{way:>12}" for way in (*WAYS, "saved")))
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for name in NAMES:
-            place = Path(folder) / name
-            make_folder(name, place, seed)
+        for family, name in CONFIGURATIONS:
+            place = Path(folder) / family / name
+            make_folder(family, name, place, seed)
             differences = [difference(place, way) for way in WAYS] + [saved_difference(place)]
-            print(f"{name:<16}" + "".join(f"{d:12.1e}" for d in differences))
+            print(f"{family:<6} {name:<14}" + "".join(f"{d:12.1e}" for d in differences))
             worst = max(worst, *differences)
     print(f"largest {worst:.1e}, allowed {TOLERANCE:.0e}")
     return int(not worst <= TOLERANCE)

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import FAMILIES
 from parity import TOLERANCE, WAYS, difference
 from safetensors import safe_open
 
 from minilm_inf.checkpoint import read_config
 
-FIXTURES = Path(__file__).parent / "fixtures" / "llama"
-NAMES = sorted(path.name for path in FIXTURES.iterdir())
+FIXTURES = Path(__file__).parent / "fixtures"
+NAMES = sorted(
+    f"{family}/{path.name}" for family in FAMILIES for path in FIXTURES.glob(f"{family}/*")
+)
+LLAMAS = [name for name in NAMES if name.startswith("llama/")]
+DIFFERENT = 1e-2  # a thousand times what is allowed
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_transformers(name, way):
-    """Catches any wrong weight, norm, angle, grouping, bias or scaling, in any of the paths."""
+    """Catches any wrong weight, norm, angle, slope, grouping, bias or scaling, in any path."""
     assert difference(FIXTURES / name, way) <= TOLERANCE
 
 
 def test_every_configuration_is_there():
     """Catches a fixture that was lost, and with it the only proof of its configuration."""
     assert set(NAMES) == {
-        "mha", "gqa", "mqa", "tied", "head_dim", "attention_bias", "mlp_bias",
-        "llama3", "linear", "theta_500000", "mistral",
+        "llama/mha", "llama/gqa", "llama/mqa", "llama/tied", "llama/head_dim",
+        "llama/attention_bias", "llama/mlp_bias", "llama/llama3", "llama/linear",
+        "llama/theta_500000", "llama/mistral",
+        "mpt/heads_4", "mpt/heads_6", "mpt/heads_12", "mpt/clip_qkv", "mpt/softmax_scale",
+        "mpt/untied",
+        "gptj/partial", "gptj/whole", "gptj/n_inner", "gptj/tied",
     }  # fmt: skip
 
 
@@ -37,8 +47,33 @@ def test_fixtures_say_which_transformers_made_them(name):
         assert file.metadata()["transformers"].split(".")[0].isdigit()
 
 
+@pytest.mark.parametrize(
+    "name, key, value",
+    [
+        ("mpt/heads_6", "alibi_bias_max", 16),
+        ("mpt/heads_6", "n_heads", 4),
+        ("mpt/clip_qkv", "clip_qkv", None),
+        ("mpt/softmax_scale", "softmax_scale", None),
+        ("mpt/untied", "layer_norm_epsilon", 0.1),
+        ("gptj/partial", "rotary_dim", 8),
+        ("gptj/whole", "rotary_dim", 4),
+        ("gptj/partial", "layer_norm_epsilon", 0.1),
+    ],
+)
+def test_a_changed_fact_is_felt(name, key, value, tmp_path):
+    """Negative control: catches a fixture too tame to tell, a bound that clips nothing."""
+    folder = tmp_path / "changed"
+    shutil.copytree(FIXTURES / name, folder)
+    raw = json.loads((folder / "config.json").read_text())
+    part = raw if key in raw else raw["attn_config"]
+    assert part[key] != value
+    part[key] = value
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert difference(folder, "chunked") > DIFFERENT
+
+
 @pytest.mark.parametrize("kind_key", ["rope_type", "type"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LLAMAS)
 def test_old_and_new_spelling_are_one_config(name, kind_key, tmp_path):
     """Catches a rope_theta or a scaling that is read in one spelling and lost in the other."""
     raw = json.loads((FIXTURES / name / "config.json").read_text())
@@ -51,5 +86,5 @@ def test_old_and_new_spelling_are_one_config(name, kind_key, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw))
     old, new = read_config(tmp_path), read_config(FIXTURES / name)
     assert old == new
-    assert (new.rope_scaling is not None) == (name in ("llama3", "linear"))
-    assert (new.rope_theta == 500000.0) == (name == "theta_500000")
+    assert (new.rope_scaling is not None) == (name in ("llama/llama3", "llama/linear"))
+    assert (new.rope_theta == 500000.0) == (name == "llama/theta_500000")

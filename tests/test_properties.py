@@ -1,4 +1,5 @@
-"""What follows from the method, bound by bound: on whole models, and for every way of reading.
+"""What follows from the method, bound by bound: on whole models of every family, and for every
+way of reading.
 
 Every bound comes with its negative control: the same check must fail one step further.
 """
@@ -7,7 +8,16 @@ import math
 
 import pytest
 import torch
-from conftest import SETTINGS, read_in_chunks, some_tokens, tiny_llama, vectors
+from conftest import (
+    FAMILIES,
+    SETTINGS,
+    fuzz,
+    read_in_chunks,
+    some_tokens,
+    tiny_llama,
+    tiny_model,
+    vectors,
+)
 
 from minilm_inf.attention import attend
 from minilm_inf.chunked import chunked_attend
@@ -24,9 +34,15 @@ def setting(n_global=2, ceiling=L):
     return LMInfinite(n_local=L, n_global=n_global, distance_ceiling=ceiling)
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model():
-    return tiny_llama(context_length=L)
+def model(family):
+    """A model of each family, one after the other."""
+    return tiny_model(family, context_length=L)
 
 
 @pytest.fixture(params=PATHS)
@@ -39,6 +55,50 @@ def path(request, small_chunks):
 def change_by_row(a, b):
     """The largest difference of each row of logits, (B, T, V) -> list of T."""
     return (a - b).abs().amax((0, 2)).tolist()
+
+
+# --- one function, however it is computed ---
+
+
+def assert_all_readings_agree(model, tokens, lm, chunk_sizes, allowed):
+    """In one go, in chunks and token by token: all are the reference."""
+    right = model(tokens, lm, path="reference")
+    assert (model(tokens, lm) - right).abs().max() <= allowed
+    for sizes in chunk_sizes:
+        got = read_in_chunks(model, tokens, lm, sizes)
+        assert (got - right).abs().max() <= allowed, sizes
+
+
+@pytest.mark.parametrize("n_global", [0, 1, 5, 30])
+def test_sizes_that_broke_others(family, n_global):
+    """Catches an off-by-one where text, window, chunk and starting run begin and end."""
+    model, chunks = tiny_model(family, context_length=L), ([1], [3], [L], [L + 2, 1], [14])
+    for n in (1, L - 1, L, L + 1, 2 * L - 1, 2 * L, 2 * L + 1, 3 * L + 1):
+        lm = LMInfinite.for_model(model.config, n_global)
+        assert_all_readings_agree(model, some_tokens(n, batch=2), lm, chunks, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    fuzz(
+        11,
+        16,
+        n=[1, 5, 7, 13, 23],
+        n_local=[1, 2, 3, 5, 8, 30, None],
+        n_global=[0, 1, 3, 6, 30],
+        ceiling=[None, 0, 2, 5, 8, 12],
+        sizes=[(2,), (1, 2, 3, 4, 5), (9, 1, 1, 5, 2), (4, 3, 1), (8, 8, 1)],
+        chunk=[2, 3, 64],
+    ),
+    ids=lambda draw: " ".join(str(x) for x in draw.values()),
+)
+def test_every_reading_is_the_definition(family, draw, small_chunks):
+    """Catches a family that is right in one way of reading alone: 1e-5 in float32."""
+    small_chunks(draw["chunk"])
+    lm = LMInfinite(draw["n_local"], draw["n_global"], draw["ceiling"])
+    tokens, sizes = some_tokens(draw["n"], batch=2), ([1], draw["sizes"])
+    for dtype, allowed in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        assert_all_readings_agree(tiny_model(family, dtype=dtype), tokens, lm, sizes, allowed)
 
 
 # --- against the vanilla model ---
@@ -134,9 +194,11 @@ def test_a_starting_token_recedes_to_the_ceiling_and_stays(path, scheme, distanc
 
 @pytest.mark.parametrize("n_layer", [1, 2, 3])
 @pytest.mark.parametrize("n_global", [0, 1, 3])
-def test_a_token_reaches_window_minus_one_further_with_every_layer(n_layer, n_global, reading):
+def test_a_token_reaches_window_minus_one_further_with_every_layer(
+    family, n_layer, n_global, reading
+):
     """Catches a window of L + 1 keys (as the paper draws it) or L - 1, and any leak."""
-    model, lm = tiny_llama(n_layer), setting(n_global)
+    model, lm = tiny_model(family, n_layer), setting(n_global)
     n, j = 30, 5
     tokens = some_tokens(n)
     changed = tokens.clone()
@@ -149,9 +211,9 @@ def test_a_token_reaches_window_minus_one_further_with_every_layer(n_layer, n_gl
 
 @pytest.mark.parametrize("way", ["reference", "chunked"])
 @pytest.mark.parametrize("n_layer", [1, 2, 3])
-def test_gradients_end_exactly_at_the_reach(way, n_layer):
+def test_gradients_end_exactly_at_the_reach(family, way, n_layer):
     """Catches a weight of 1e-30 where 0 is meant: a gradient shows what rounding hides."""
-    model, tokens = tiny_llama(n_layer), some_tokens(30)
+    model, tokens = tiny_model(family, n_layer), some_tokens(30)
     embedded = []
 
     def keep(module, inputs, output):
@@ -211,9 +273,9 @@ def test_length_invariance_needs_the_ceiling(model, reading):
 
 
 @pytest.mark.parametrize("name", ["LM-Infinite", "Λ without ceiling", "ceiling without Λ"])
-def test_shift_invariance_of_a_model(name):
+def test_shift_invariance_of_a_model(family, name):
     """Catches angles that lose their precision 200 million tokens down a stream."""
-    model, tokens = tiny_llama(dtype=torch.float32), some_tokens(40)
+    model, tokens = tiny_model(family, dtype=torch.float32), some_tokens(40)
     lm = SETTINGS[name]
     here = read_in_chunks(model, tokens, lm, [9, 1])
     for first in (1, 10_000, 10_000_000, FAR):
@@ -225,18 +287,23 @@ class Float32Rotary(Rotary):
     """Rotary as it is mostly written, with angles of absolute positions in float32."""
 
     def at(self, positions, dtype, device=None):
-        angles = positions.float()[..., None] * self.frequencies.float()
-        cos, sin = angles.cos(), angles.sin()
-        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        return lambda x: x * cos + self.partner(x) * sin
+        angles = positions.float()[..., None] * self.turns.float()
+        cos, sin = angles.cos(), angles.sin() * self.signs.float()
+
+        def place(x):
+            turning, passing = x.tensor_split([self.rotary_dim], -1)
+            return torch.cat((turning * cos + self.partner(turning) * sin, passing), -1)
+
+        return place
 
 
-def test_float32_angles_fail_far_down_a_stream():
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_float32_angles_fail_far_down_a_stream(family):
     """Negative control: catches a check that would let float32 angles pass."""
-    model, tokens = tiny_llama(dtype=torch.float32), some_tokens(40)
+    model, tokens = tiny_model(family, dtype=torch.float32), some_tokens(40)
     lm, errors = setting(), []
     right = read_in_chunks(model, tokens, lm, [9, 1])
-    model.scheme = Float32Rotary(8)
+    model.scheme = Float32Rotary(model.scheme.rotary_dim, layout=model.scheme.layout)
     for first in (0, 10_000, 10_000_000, FAR):
         wrong = read_in_chunks(model, tokens, lm, [9, 1], first_position=first)
         errors.append((wrong - right).abs().max().item())
@@ -303,9 +370,9 @@ def test_poison_in_padded_queries(path):
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 @pytest.mark.parametrize("n_global", [0, 2])
-def test_poison_in_evicted_keys_of_a_cache(n_global, size):
+def test_poison_in_evicted_keys_of_a_cache(family, n_global, size):
     """Catches a ring that shows a key too old, even for the first query of a chunk."""
-    model, tokens, lm = tiny_llama(n_layer=1), some_tokens(30), setting(n_global)
+    model, tokens, lm = tiny_model(family, 1), some_tokens(30), setting(n_global)
     clean = read_in_chunks(model, tokens, lm, [1])
     cache = model.new_cache(1, lm)
     if n_global:
@@ -323,9 +390,9 @@ def test_poison_in_evicted_keys_of_a_cache(n_global, size):
     assert (logits - clean[:, 10 + L - 1 :]).abs().max() <= 1e-12
 
 
-def test_poison_reaches_who_may_see_it():
+def test_poison_reaches_who_may_see_it(family):
     """Negative control: the last query that still has the poison in its window does feel it."""
-    model, tokens, lm = tiny_llama(n_layer=1), some_tokens(30), setting()
+    model, tokens, lm = tiny_model(family, 1), some_tokens(30), setting()
     cache = model.new_cache(1, lm)
     model(tokens[:, :9], lm, cache=cache)
     weight = model.embed.weight.data.clone()
@@ -400,9 +467,9 @@ def test_a_grouped_model_is_one_with_its_key_heads_repeated(reading):
     [(torch.float64, 32), (torch.float32, 32), (torch.bfloat16, 8), (torch.float16, 8)],
 )
 @pytest.mark.parametrize("name", ["full attention", "LM-Infinite"])
-def test_every_dtype_is_as_good_as_its_precision(dtype, roundings, name, reading):
+def test_every_dtype_is_as_good_as_its_precision(family, dtype, roundings, name, reading):
     """Catches a step that leaves the model's dtype, and one that loses more than it rounds."""
-    model, tokens, lm = tiny_llama(dtype=dtype), some_tokens(40), SETTINGS[name]
+    model, tokens, lm = tiny_model(family, dtype=dtype), some_tokens(40), SETTINGS[name]
     logits = reading(model, tokens, lm)
     assert logits.dtype == dtype
     exact = model.double()(tokens, lm, path="reference")

@@ -143,8 +143,8 @@ def _attention_from_hf(keys: RawConfig) -> RawConfig:
     if not isinstance(raw, dict):
         raise keys.wrong("attn_config", "an object", raw)
     attention = RawConfig(raw, "attn_config.")
-    # transformers 4 writes what differs from its defaults, of which ALiBi is one, and beside it,
-    # as MosaicML does not, a model_type.
+    # transformers 4 writes what differs from its defaults, of which ALiBi is one, and beside
+    # it, as MosaicML does not, a model_type.
     if not attention.flag("alibi", "model_type" in raw):
         raise ValueError(
             "attn_config.alibi must be true: an MPT with learned positions cannot be read past "
