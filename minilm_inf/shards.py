@@ -154,7 +154,7 @@ def _nothing_to_load(folder: Path) -> str:
     if pickles:
         return (
             f"{folder} holds only {pickles[0]}, a pickle, which can run code and is not "
-            f"loaded: convert it to {WEIGHTS} first"
+            f"loaded: convert it first, with python -m minilm_inf.convert {folder}"
         )
     return f"{folder} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights too"
 

@@ -72,7 +72,7 @@ def config_of(folder: Path) -> dict:
 
 def carded(folder: Path) -> Path:
     if not (folder / "README.md").is_file():
-        pytest.fail(f"{folder.relative_to(ROOT)} has no card: make card writes it")
+        pytest.fail(f"{folder.relative_to(ROOT)} has no card: make cards writes it")
     return folder
 
 

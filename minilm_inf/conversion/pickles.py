@@ -1,0 +1,119 @@
+"""The tensors of a pytorch_model.bin, found without running it.
+
+A .bin is a pickle, and a pickle is a program. PyTorch's own interpreter of such programs
+(torch.load with weights_only) runs only what makes tensors; a file that asks for anything else
+is refused here, by the name of what it asks for.
+
+Since PyTorch 1.6 a .bin is a zip archive in which the numbers lie as they are. It is mapped,
+not read: numbers come into memory when somebody takes them. An older .bin is read whole.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..shards import read_json
+from .shard_writer import DTYPES
+
+WEIGHTS = "pytorch_model.bin"
+INDEX = "pytorch_model.bin.index.json"
+
+DAMAGE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, AttributeError, TypeError,
+    ValueError, UnicodeError, OSError,
+)  # fmt: skip
+
+
+def find_pickles(folder: Path) -> dict[Path, set[str] | None]:
+    """The .bin files of a checkpoint's folder, each with the names of its tensors.
+
+    The names are those of pytorch_model.bin.index.json; None for a single file, which has no
+    index. Raises ValueError where there is nothing to convert, and where a shard is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return {folder / WEIGHTS: None}
+    index = folder / INDEX
+    if not index.is_file():
+        raise ValueError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: nothing to convert")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map from tensors to files: fetch it again")
+    shards: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        # A plain name, on every system: an index must not make us open files elsewhere.
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII):
+            raise ValueError(
+                f"{index} names the file {shard!r}, which is no plain name of a .bin"
+            )
+        if not (folder / shard).is_file():
+            raise ValueError(
+                f"{index} names the file {shard}, which does not exist: fetch it too"
+            )
+        shards.setdefault(shard, set()).add(name)
+    return {folder / shard: shards[shard] for shard in sorted(shards)}
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .bin by name, on the CPU, mapped where the file allows it.
+
+    Raises ValueError for a file that asks for anything but tensors, one that is damaged, and
+    one that holds something else, or a tensor that no safetensors file can hold.
+    """
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start == b"version ":
+        raise ValueError(f"{path} is a pointer of git-lfs, not the weights: run git lfs pull")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice to whoever wrote the file
+            held = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\3\4")
+            )
+    except DAMAGE as error:
+        raise ValueError(_refusal(path, error)) from error
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} holds a {type(held).__name__}, not tensors by their names")
+    for name, tensor in held.items():
+        _check(path, name, tensor)
+    return {name: tensor.detach() for name, tensor in held.items()}
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """One sentence for a pickle that torch.load refused."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if asked:
+        return (
+            f"{path} is more than tensors: reading it would run {asked[1]}, so it was not "
+            "read; fetch the weights from somebody you trust, best as safetensors"
+        )
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, pickle.UnpicklingError | LookupError):
+        reason = ["its pickle cannot be understood"]
+    return f"{path} is not a readable .bin of PyTorch ({reason[0][:120]}): fetch it again"
+
+
+def _check(path: Path, name, tensor):
+    """Raise ValueError for an entry that is no plain tensor under a name."""
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        raise ValueError(
+            f"{path} holds {name!r}, which is a {type(tensor).__name__} and no tensor: it is "
+            "not a file of weights alone"
+        )
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
+        kind = "no numbers" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
+        raise ValueError(f"{path} holds {name} as {kind}, which safetensors cannot hold")
+
+
+def same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the very same numbers in the same place."""
+
+    def place(tensor: Tensor):
+        return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+    return place(one) == place(other)
