@@ -16,8 +16,10 @@ import torch
 
 from . import options as flags
 from . import sampling
+from .batch import Batch
+from .chat import Chat
 from .files import read_text
-from .reply import Reply, converse, forgive, reply, show_now, statistics
+from .reply import Plain, Reply, converse, forgive, replies, reply, show_now, statistics
 from .session import Session
 
 PROMPT = "My dear friend, I have much to tell you of our voyage, and"
@@ -31,7 +33,12 @@ def parser() -> argparse.ArgumentParser:
     text = parser.add_argument_group("text")
     prompt = text.add_mutually_exclusive_group()
     prompt.add_argument(
-        "-p", "--prompt", default=PROMPT, help="the prompt; - reads stdin (%(default)r)"
+        "-p",
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="the prompt; - reads stdin; several are written side by side, each as if alone "
+        f"({PROMPT!r})",
     )
     prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
     text.add_argument(
@@ -48,6 +55,14 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="TEXT",
         help="end where this text appears; may be given several times",
+    )
+    text.add_argument(
+        "--chat",
+        action="store_true",
+        help="the prompt is a turn of a conversation, and the text the model's reply",
+    )
+    text.add_argument(
+        "--system", metavar="TEXT", help="--chat's system message (the chat template's own)"
     )
     text.add_argument("--no-bos", action="store_true", help="no BOS in front of the prompt")
     text.add_argument("--ignore-eos", action="store_true", help="write on behind an EOS")
@@ -126,8 +141,14 @@ def check_output(options):
     """Raise ValueError for flags that contradict each other, and for an empty --stop."""
     if "" in options.stop:
         raise ValueError("--stop needs a text that is not empty")
+    if (options.prompt or []).count("-") > 1:
+        raise ValueError("-p - reads all of stdin, and can be given once only")
+    if options.chat and options.no_bos:
+        raise ValueError("--no-bos has no meaning with --chat: the chat template decides")
+    if options.system is not None and not options.chat:
+        raise ValueError("--system has no meaning without --chat")
     idle = {
-        "--prompt": options.prompt != PROMPT,
+        "--prompt": options.prompt is not None,
         "--file": options.file is not None,
         "--no-stream": options.no_stream,
         "--echo": options.echo,
@@ -141,28 +162,28 @@ def check_output(options):
 def run(options) -> int:
     forgive(sys.stdout, "replace")  # a terminal that lacks a character must not end a text
     model, tokenizer = flags.load(options)
+    if options.chat:
+        turns = Chat(options.model, tokenizer, options.system)
+    else:
+        turns = Plain(tokenizer, bos=not options.no_bos)
     lm = flags.attention(options, model.config)
+    if len(options.prompt or ()) > 1:
+        return run_batch(model, turns, lm, options)
     session = Session(model, lm, options.path, options.prefill_chunk)
     generator = torch.Generator().manual_seed(options.seed)
     if options.interactive:
-        return converse(session, tokenizer, options, generator)
+        return converse(session, turns, options, generator)
 
     prompt = read_prompt(options)
-    ids = tokenizer.encode(prompt, bos=not options.no_bos)
-    if not ids:
-        raise ValueError("the prompt is empty: give -p TEXT, or leave out --no-bos")
-    hidden = len(ids) - (len(ids) if lm is None else lm.visible(len(ids)))
-    if hidden and not options.quiet:
-        print(f"note: {hidden} of the prompt's {len(ids)} tokens lie outside the window and "
-              "cannot be seen", file=sys.stderr)  # fmt: skip
-
+    ids = encode_prompt(turns, prompt, lm, options)
     streaming = not (options.json or options.no_stream)
     show = show_now if streaming else lambda text: None
     if options.echo and not options.json:
         show_now(prompt)
-    result = reply(session, tokenizer, ids, options, generator, show, enough=lambda: False)
+    result = reply(session, turns, ids, options, generator, show, enough=lambda: False)
     if options.json:
-        print(json.dumps(as_json(session, options, prompt, ids, result), ensure_ascii=False))
+        found = as_json(session, session.length, options, prompt, ids, result)
+        print(json.dumps(found, ensure_ascii=False))
     else:
         print("" if streaming else result.text)
     if not options.quiet:
@@ -170,10 +191,56 @@ def run(options) -> int:
     return 0
 
 
-def read_prompt(options) -> str:
-    """The prompt's text. Raises ValueError where it cannot be read."""
-    if options.file is None and options.prompt != "-":
-        return options.prompt
+def run_batch(model, turns, lm, options) -> int:
+    """Several prompts: their texts are printed when all are complete, each behind its number;
+    with --json, an object a line."""
+    prompts = [read_prompt(options, text) for text in options.prompt]
+    ids = [encode_prompt(turns, prompt, lm, options) for prompt in prompts]
+    batch = Batch(model, ids, lm, options.path, options.prefill_chunk)
+    watched = sys.stderr.isatty() and not options.quiet
+
+    def report(written: int, growing: int):
+        if watched:
+            line = f"\r{written} tokens, {growing} texts grow "
+            print(line, end="", file=sys.stderr, flush=True)
+
+    results = replies(batch, turns, options, report)
+    if watched:
+        print(file=sys.stderr)
+    for number, (prompt, result) in enumerate(zip(prompts, results), 1):
+        length = result.prompt_tokens + result.new_tokens
+        if options.json:
+            found = as_json(batch, length, options, prompt, ids[number - 1], result)
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            print(f"[{number}] {prompt if options.echo else ''}{result.text}")
+    if not options.quiet:
+        new = sum(result.new_tokens for result in results)
+        speed = new / max(results[0].decode_seconds, 1e-9)
+        print(f"{len(results)} prompts, new {new} tokens ({speed:,.0f} tokens/s together)",
+              file=sys.stderr)  # fmt: skip
+    return 0
+
+
+def encode_prompt(turns, prompt: str, lm, options) -> list[int]:
+    """A prompt's ids, and a note where some cannot be seen. Raises ValueError for none."""
+    ids = turns.prompt(prompt, first=True)
+    if not ids:
+        raise ValueError("the prompt is empty: give -p TEXT, or leave out --no-bos")
+    hidden = len(ids) - (len(ids) if lm is None else lm.visible(len(ids)))
+    if hidden and not options.quiet:
+        print(f"note: {hidden} of the prompt's {len(ids)} tokens lie outside the window and "
+              "cannot be seen", file=sys.stderr)  # fmt: skip
+    return ids
+
+
+def read_prompt(options, given: str | None = None) -> str:
+    """The prompt's text: of --file, or of what was given, by default -p's one text. Raises
+    ValueError where it cannot be read."""
+    if given is None:
+        given = options.prompt[0] if options.prompt else PROMPT
+    if options.file is None and given != "-":
+        return given
     if options.file is not None:
         where, text = str(options.file), read_text(options.file)
     else:
@@ -187,8 +254,10 @@ def read_prompt(options) -> str:
     return text
 
 
-def as_json(session: Session, options, prompt: str, ids: list[int], result: Reply) -> dict:
-    """Everything about a run, in one object."""
+def as_json(
+    session: Session | Batch, length: int, options, prompt: str, ids: list[int], result: Reply
+) -> dict:
+    """Everything about a text of `length` tokens and how it was written, in one object."""
     lm = session.lm
     return {
         "prompt": prompt,
@@ -198,8 +267,8 @@ def as_json(session: Session, options, prompt: str, ids: list[int], result: Repl
         "logprobs": [step.logprob for step in result.steps],
         "timings": {"prefill_s": result.prefill_seconds, "decode_s": result.decode_seconds},
         "cache_bytes": session.cache_bytes,
-        "tokens": session.length,
-        "visible": session.visible,
+        "tokens": length,
+        "visible": length if lm is None else lm.visible(length),
         "settings": {
             "model": str(options.model),
             "attention": options.attention,
@@ -210,6 +279,8 @@ def as_json(session: Session, options, prompt: str, ids: list[int], result: Repl
             "prefill_chunk": options.prefill_chunk,
             "max_new_tokens": options.max_new_tokens,
             "stop": options.stop,
+            "chat": options.chat,
+            "system": options.system,
             "bos": not options.no_bos,
             "ignore_eos": options.ignore_eos,
             "device": str(session.device),

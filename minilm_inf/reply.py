@@ -1,6 +1,7 @@
-"""One reply, shown as it is written; and a conversation of replies on one growing text.
+"""One reply, shown as it is written; replies to several prompts; and a conversation of replies
+on one growing text.
 
-Here the ids of session.py meet a tokenizer and somebody who reads along.
+Here the ids of session.py and batch.py meet a tokenizer and somebody who reads along.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from typing import NamedTuple
 
+from .batch import Batch, write_all
 from .session import Session, Step, write
 from .tokenizer import StopAt
 
@@ -26,23 +28,37 @@ class Reply(NamedTuple):
     decode_seconds: float
 
 
-def reply(
-    session: Session, tokenizer, ids: list[int], options, generator, show, enough
-) -> Reply:
+class Plain:
+    """Prompts as they stand, each on a line of its own behind all that was said.
+
+    chat.Chat is the other kind: stop_ids are the ids that end a reply besides the model's own,
+    and begun says whether a reply continues its prompt's text.
+    """
+
+    stop_ids, begun = (), True
+
+    def __init__(self, tokenizer, bos: bool):
+        self.tokenizer, self.bos = tokenizer, bos
+
+    def prompt(self, text: str, first: bool) -> list[int]:
+        """The ids to be read before the reply to a text. Raises ValueError for no Unicode."""
+        return self.tokenizer.encode(text if first else "\n" + text, bos=first and self.bos)
+
+
+def reply(session: Session, turns, ids: list[int], options, generator, show, enough) -> Reply:
     """Read ids, write on, and hand each piece of text to `show` as it becomes certain.
 
-    `enough()` is asked behind every token, and ends the reply where it is true. Text that is
-    streamed is not kept, so that a reply of any length takes constant memory.
+    turns: the Plain or chat.Chat that made the ids. `enough()` is asked behind every token, and
+    ends the reply where it is true. Text that is streamed is not kept, so that a reply of any
+    length takes constant memory.
     """
     kept = options.json or options.no_stream
     began = time.perf_counter()
     logits = session.read(ids)
     read = time.perf_counter()
-    eos = session.model.config.eos_ids
-    if tokenizer.eos_id is not None:
-        eos = (*eos, tokenizer.eos_id)
+    tokenizer, eos = turns.tokenizer, ends(session.model, turns)
     steps, text, new_tokens = [], [], 0
-    stream, stop = tokenizer.stream(begun=True), StopAt(options.stop)
+    stream, stop = tokenizer.stream(turns.begun), StopAt(options.stop)
 
     def emit(piece: str):
         if kept:
@@ -67,6 +83,46 @@ def reply(
     return Reply("".join(text), steps, new_tokens, len(ids), read - began, done - read)
 
 
+def ends(model, turns) -> tuple[int, ...]:
+    """The ids that end a reply: the model's, the tokenizer's and the conversation's."""
+    own = turns.tokenizer.eos_id
+    return (*model.config.eos_ids, *turns.stop_ids, *(() if own is None else (own,)))
+
+
+def replies(batch: Batch, turns, options, report) -> list[Reply]:
+    """A reply to each of a batch's prompts, written side by side; the seconds are of them all.
+
+    `report(written, growing)` is told, behind every token, how many there are so far, and how
+    many of the texts still grow.
+    """
+    prompts = [len(ids) for ids in batch.texts]
+    streams = [turns.tokenizer.stream(turns.begun) for _ in prompts]
+    stops = [StopAt(options.stop) for _ in prompts]
+    steps: list[list[Step]] = [[] for _ in prompts]
+    texts = ["" for _ in prompts]
+    began = time.perf_counter()
+    read = began  # until the first token
+    for number, step in write_all(
+        batch, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
+        options.min_p, options.repetition_penalty, options.seed,
+        () if options.ignore_eos else ends(batch.model, turns),
+    ):  # fmt: skip
+        read = time.perf_counter() if read == began else read
+        steps[number].append(step)
+        texts[number] += stops[number].push(streams[number].push(step.id))
+        if stops[number].stopped:
+            batch.end(number)
+        report(sum(map(len, steps)), len(batch.growing))
+    decode = time.perf_counter() - read
+    for number, stop in enumerate(stops):
+        if not stop.stopped:
+            texts[number] += stop.push(streams[number].flush()) + stop.flush()
+    return [
+        Reply(texts[n], steps[n], len(steps[n]), prompts[n], read - began, decode)
+        for n in range(len(prompts))
+    ]
+
+
 def statistics(session: Session, result: Reply) -> list[str]:
     """The lines that follow a text: counts, speeds, cache and sight."""
     new = result.new_tokens
@@ -87,7 +143,7 @@ Type a text, and the model writes on from all that was said so far.
 /exit   leave (or Ctrl-D); Ctrl-C stops a reply"""
 
 
-def converse(session: Session, tokenizer, options, generator) -> int:
+def converse(session: Session, turns, options, generator) -> int:
     """A loop of prompts on one growing text, until /exit or the end of the input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing, where the platform has it)
@@ -117,16 +173,15 @@ def converse(session: Session, tokenizer, options, generator) -> int:
         elif line.startswith("/"):
             print(f"there is no command {line}; /help lists them", file=sys.stderr)
         elif line:
-            first = session.length == 0
             try:
-                ids = tokenizer.encode(
-                    line if first else "\n" + line, bos=first and not options.no_bos
-                )
-            except ValueError:
-                print("that was not UTF-8 text; it was left out", file=sys.stderr)
+                ids = turns.prompt(line, first=session.length == 0)
+            except ValueError as error:
+                torn = any("\ud800" <= letter <= "\udfff" for letter in line)
+                why = "that was not UTF-8 text; it was left out" if torn else error
+                print(why, file=sys.stderr)
                 continue
             with interrupts() as interrupted:
-                last = reply(session, tokenizer, ids, options, generator, show_now, interrupted)
+                last = reply(session, turns, ids, options, generator, show_now, interrupted)
             print(flush=True)
 
 

@@ -15,7 +15,8 @@ PIECES = (
     "\x00", "\x7f", "'", "'s", "'S", "’s", "'ll", "👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇩🇪🇫🇷", "e\u0301",
     "o\u0308\u0323", "A\u030a", "\u0301", "\u1100\u1161\u11a8", "ﷺ", "שָׁלוֹם", "\u202eabc\u202c",
     "क्षि", "ก็", "0", "7", "42", "40721", "٣", "²", "½", "Ⅻ", "𝟘", "一",
-    "def f(x):\n    return x\n", "    if a:\n\t\tpass", "for (;;) { }", "//", "/* */", "▁", "Ġ", "<0x41>",
+    "def f(x):\n    return x\n", "    if a:\n\t\tpass", "for (;;) { }", "//",
+    "/* */", "▁", "Ġ", "<0x41>",
 )  # fmt: skip
 SPECIALS = """<s> </s> <unk> [INST] <|endoftext|> <|padding|> <|begin_of_text|> <|eot_id|>
 <|im_start|> <|im_end|>""".split()

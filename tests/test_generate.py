@@ -654,3 +654,52 @@ def test_an_output_without_an_encoding(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert main(["-p", "café 漢", "--echo", "-q", "-n", "3"]) == 0
     assert sys.stdout.getvalue().startswith("café 漢")
+
+
+# ---- several prompts
+
+
+PROMPTS = ("The captain said", "It was late, and the men were very tired of it; for", "Oh")
+
+
+def test_several_prompts_are_each_as_if_alone(run):
+    """Texts that take each other's place, or that one padding changes."""
+    settings = ["-n", 12, "--seed", 5, "--stop", "the", "--json"]
+    alone = [json.loads(run("-p", prompt, *settings)[1]) for prompt in PROMPTS]
+    code, out, _ = run(*(flag for prompt in PROMPTS for flag in ("-p", prompt)), *settings)
+    together = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(together) == 3
+    same = "prompt text prompt_ids ids tokens visible settings".split()
+    for ours, theirs in zip(together, alone):
+        assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+        assert ours["logprobs"] == pytest.approx(theirs["logprobs"], abs=1e-4)
+    assert len({len(found["ids"]) for found in together}) > 1  # some met the stop text
+
+
+def test_several_texts_are_numbered(run):
+    """Texts in a row that nobody can tell apart."""
+    flags = [flag for prompt in PROMPTS for flag in ("-p", prompt)]
+    code, out, err = run(*flags, "-n", 3, "-t", 0, "--echo")
+    assert code == 0
+    for number, prompt in enumerate(PROMPTS, 1):
+        assert f"[{number}] {prompt}" in out
+    assert "3 prompts, new 9 tokens" in err and "\r" not in err
+    assert run(*flags, "-n", 3, "-q")[2] == ""
+
+
+def test_one_of_several_prompts_may_come_from_stdin(run, typed):
+    """- that is taken for a text, or that reads what another prompt has read."""
+    typed(b"The sea")
+    _, out, _ = run("-p", "-", "-p", "Oh", "-n", 2, "--json")
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["The sea", "Oh"]
+    typed(b"The sea")
+    code, out, err = run("-p", "-", "-p", "-")
+    assert code == 2 and not out
+    assert "-p - reads all of stdin, and can be given once only" in err
+
+
+def test_one_empty_prompt_of_several_is_named(run):
+    """A batch that fails with a shape, or leaves a text out."""
+    code, out, err = run("-p", "Oh", "-p", "", "--no-bos", "-n", 2)
+    assert code == 1 and not out
+    one_sentence(err, "the prompt is empty")
