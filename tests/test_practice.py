@@ -1,13 +1,22 @@
 """The exercises in looking back: that each can be solved, and how that is counted."""
 
 import itertools
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
 
-from minilm_inf.practice import NAMES, STATE_KEY, Practice, pass_key_accuracy
+from minilm_inf.practice import (
+    NAMES,
+    STATE_KEY,
+    Practice,
+    begins_with_space,
+    pass_key_accuracy,
+)
+from minilm_inf.tokenizer import load
+from minilm_inf.tokenizers.byte_pairs import END_OF_TEXT, learn_merges, tokenizer_json
 
 TEXT = """The ship went out in the morning, and the men stood at the rail. "Is it far?" said
 one. Nobody knew! It was cold, it was late, and the sea was grey for as far as we could see.
@@ -242,3 +251,36 @@ def test_what_stands_before_the_key_does_not_count(practice, tokenizer):
 
     pass_key_accuracy(Guesser(guess, tokenizer.vocab_size), practice, 200, count=3)
     assert lengths == {199}, "the last digit is guessed, never shown"
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    """A byte-level tokenizer: no space of its own before a text, one special at the front."""
+    folder = tmp_path_factory.mktemp("byte-level")
+    merges = learn_merges([TEXT + " ".join((*STATE_KEY, *NAMES))], 80)
+    (folder / "tokenizer.json").write_text(tokenizer_json(merges), encoding="utf-8")
+    about = {"eos_token": END_OF_TEXT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    return load(folder)
+
+
+def test_facts_stand_apart_whatever_the_tokenizer(byte_level, tokenizer):
+    """Facts that are glued to the word before them are none that anybody would write."""
+    assert begins_with_space(tokenizer) and not begins_with_space(byte_level)
+    for known in (byte_level, tokenizer):
+        practice = Practice(known, np.array(known.encode(TEXT * 40, bos=False)))
+        for seed in range(40):
+            row, first = practice.pass_key(rng(seed), 200)
+            text = known.decode(row)
+            assert re.search(r"(^| )(What is the pass key\?) The pass key is \d{5}$", text)
+            stated = r"(?:^|(?<= ))(?:Remember|The|There)[^.]*\d{5}[.:]"
+            assert re.search(stated, text[: text.index("What is the pass key?")])
+            assert known.decode(row[first:]) == text[-5:] and len(row) == first + 5
+
+
+def test_repeats_are_of_ordinary_tokens(byte_level):
+    """A special among random tokens ends a text that goes on."""
+    practice = Practice(byte_level, np.array(byte_level.encode(TEXT * 40, bos=False)))
+    assert practice.ids.tolist() == list(range(1, byte_level.vocab_size))
+    rows = [practice.repeats(rng(seed), 128) for seed in range(50)]
+    assert all(row[0] == 0 and 0 not in row[1:] for row in rows)

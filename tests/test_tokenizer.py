@@ -1,33 +1,43 @@
 """Text to ids, ids to text as it arrives, and the text that ends a text."""
 
+import json
 import random
+import shutil
 
 import pytest
+from conftest import ROOT
 from fuzzed_texts import fuzzed_texts
 
 from minilm_inf.tokenizer import StopAt, load
-from minilm_inf.tokenizers.sentence_pieces import complete_bytes
+from minilm_inf.tokenizers.sentence_pieces import SentencePieceTokenizer, complete_bytes
 
 
-def test_text_survives_encoding(tokenizer):
+@pytest.fixture(params=["tiny-llama", "tiny-mpt", "tiny-gptj"])
+def any_tokenizer(request):
+    return load(ROOT / "weights" / request.param)
+
+
+def test_text_survives_encoding(any_tokenizer):
     """A normaliser or a missing byte would change what people write."""
-    for text in fuzzed_texts(2000):
-        expected = text.replace(
-            "▁", " "
-        )  # sentencepiece's own space mark cannot be told from one
-        assert tokenizer.decode(tokenizer.encode(text)) == expected, repr(text)
+    pieces = isinstance(any_tokenizer, SentencePieceTokenizer)
+    for text in fuzzed_texts(1500, seed=len(type(any_tokenizer).__name__)):
+        # sentencepiece's own space mark cannot be told from a space; a special leaves no trace
+        expected = text.replace("▁", " ") if pieces else text.replace("<|endoftext|>", "")
+        assert any_tokenizer.decode(any_tokenizer.encode(text)) == expected, repr(text)
 
 
-def test_bos_only_where_it_is_asked_for(tokenizer):
+def test_bos_only_where_it_is_asked_for(any_tokenizer):
     """With a second BOS, or none, a text is one that the model never saw."""
+    tokenizer = any_tokenizer
     assert tokenizer.encode("a")[0] == tokenizer.bos_id
     assert tokenizer.encode("a")[1:] == tokenizer.encode("a", bos=False)
     assert tokenizer.encode("") == [tokenizer.bos_id]
     assert tokenizer.encode("", bos=False) == []
 
 
-def test_every_digit_is_a_token(tokenizer):
+def test_every_digit_is_a_token(any_tokenizer):
     """Digits merged into pieces would make a pass key another task."""
+    tokenizer = any_tokenizer
     assert (
         len(tokenizer.encode(" 40721", bos=False)) == len(tokenizer.encode(" ", bos=False)) + 5
     )
@@ -116,3 +126,38 @@ def test_a_stop_text_is_found_however_it_is_cut():
             assert shown == text[: min(found)]
         else:
             assert shown + stop.flush() == text
+
+
+def test_marks_added_to_a_sentencepiece_model(tmp_path):
+    """A padding token behind the pieces would be out of range, or found in people's text."""
+    for name in ("tokenizer.model", "config.json"):
+        shutil.copy(ROOT / "weights" / "tiny-llama" / name, tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 2048}')
+    added = load(tmp_path)
+    plain = load(ROOT / "weights" / "tiny-llama")
+    assert added.vocab_size == 2049 and plain.vocab_size == 2048
+    ids = plain.encode("The sea")
+    assert added.encode("The sea") == ids
+    assert added.decode([2048, *ids, 2048]) == "The sea"
+    stream = added.stream()
+    assert "".join(stream.push(id) for id in [2048, *ids, 2048]) + stream.flush() == "The sea"
+    with pytest.raises(ValueError, match="'<pad>', which was added to a sentencepiece model"):
+        added.encode("The <pad> sea")
+    assert added.encode("The <pad> sea", special=False) == plain.encode("The <pad> sea")
+    with pytest.raises(ValueError, match="out of range"):
+        added.decode([2049])
+
+
+def test_words_added_to_a_sentencepiece_model_are_refused(tmp_path):
+    """The text around an added word is cut in ways that no two programs share."""
+    shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", tmp_path)
+    known = {"content": "</s>", "id": 2, "special": True}
+    for special in (True, False):
+        word = {"content": "<word>", "id": 2048, "special": special}
+        text = json.dumps({"added_tokens": [known, word]})
+        (tmp_path / "tokenizer.json").write_text(text)
+        if special:
+            assert load(tmp_path).vocab_size == 2049
+            continue
+        with pytest.raises(ValueError, match="'<word>' was added"):
+            load(tmp_path)
