@@ -95,9 +95,9 @@ def test_the_card_shows_what_was_to_be_shown(folder):
         assert gap == pytest.approx(infinite - reencoded, abs=0.011)
         assert gap <= 0.10
     beyond = [vanilla - reencoded for _, _, vanilla, _, reencoded, _ in numbers[1:]]
-    gently = "the vanilla model fails gently" in prose(folder)
-    assert gently == (max(beyond) <= 0.7)
-    assert gently or "the vanilla model falls apart" in prose(folder)
+    kind = "falls apart" if max(beyond) > 0.7 else "fails gently"
+    kind = "does not fail" if max(beyond) <= 0.1 else kind
+    assert f"Beyond its trained length the vanilla model {kind}:" in prose(folder)
     if config_of(folder)["model_type"] != "mpt":  # rotary positions, beyond 8 times the length
         assert all(excess > 0.7 for excess in beyond[2:])
 
@@ -113,6 +113,21 @@ def test_the_folder_is_small(folder):
     assert set(files) <= known
     assert sum(files.values()) < 16 * MEGABYTE
     assert files["model.safetensors"] > MEGABYTE
+
+
+def test_the_verdict_is_what_the_rows_show():
+    """A card that says of every model what the first one showed."""
+
+    def said(*excess: float) -> str:
+        rows = [{"vanilla": 3.0 + x, "reencoded": 3.0} for x in (0.0, *excess)]
+        return " ".join(card.verdict(rows).split())
+
+    assert "falls apart: up to 2.00 nat worse than re-encoding, +1.50 in" in said(0.2, 2.0, 1.5)
+    assert "Linear" not in said(0.2, 2.0, 1.5)
+    assert "fails gently: up to 0.50 nat worse than re-encoding, -0.20" in said(0.5, -0.2)
+    assert "does not fail: it is at most 0.00 nat worse" in said(-0.01, -0.002)
+    assert "+0.00 in the last row" in said(-0.01, -0.002)
+    assert "Linear biases" in said(-0.01, -0.002) and "Linear biases" in said(0.5, -0.2)
 
 
 def test_weights_are_there():

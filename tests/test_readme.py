@@ -105,6 +105,18 @@ def test_the_readme_s_numbers_are_the_card_s():
     assert readme == card
 
 
+def test_the_readme_s_families_are_their_cards():
+    """A row of the other families that an earlier model made."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| \[([\w-]+)\]\(weights/\1/README.md\) \| [^|]+ \| (.*) \|$",
+                       readme, re.MULTILINE)  # fmt: skip
+    assert [name for name, _ in shown] == ["tiny-mpt", "tiny-gptj"]
+    for name, numbers in shown:
+        card = nll_rows((ROOT / "weights" / name / "README.md").read_text(encoding="utf-8"))
+        assert card[-1].startswith("| 8,192 to 16,384 |")
+        assert numbers.split(" | ") == [cell.strip() for cell in card[-1].split("|")[2:5]]
+
+
 def test_make_help_lists_every_target():
     """A target that nobody can find, or a help that went stale."""
     done = subprocess.run(
