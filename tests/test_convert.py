@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,14 @@ def test_a_bin_that_holds_something_else(content, word, run, tmp_path):
     refusal(run, tmp_path, "pytorch_model.bin", word)
 
 
+def test_advice_is_not_for_whoever_converts(run, tmp_path):
+    """Catches PyTorch's paragraph about a pickle's protocol in front of our sentence."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin", pickle_protocol=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refusal(run, tmp_path, "cannot be understood")
+
+
 def test_an_index_that_does_not_fit(run, tmp_path):
     """Catches files opened elsewhere on the disk, and a tensor that is silently missing."""
     save(tiny_llama(dtype=torch.float32), tmp_path)
@@ -544,6 +553,7 @@ def test_the_order_matters_to_the_test_above():
 def test_metadata_become_the_config(run, tmp_path, monkeypatch):
     """Catches float32's 0.00000999999975 as an epsilon, and a lost end-of-turn id."""
     changes = {"tokenizer.ggml.eot_token_id": 0, "llama.context_length": 8192}
+    changes |= {"llama.expert_count": 0, "llama.tensor_data_layout": "Meta AI original pth"}
     path = as_gguf(rounded_llama(tied=True), **changes).install(
         monkeypatch, tmp_path / "a.gguf"
     )
@@ -811,7 +821,14 @@ def test_a_sentencepiece_tokenizer(run, tmp_path, monkeypatch, tokenizer):
     for text in fuzzed_texts(1000):
         ids = tokenizer.encode(text)
         assert ours.encode(text) == ids and ours.decode(ids) == tokenizer.decode(ids), text
-    fields["tokenizer.ggml.add_bos_token"] = False
+    tokens = [{"<s>": "<begin>"}.get(token, token) for token in fields["tokenizer.ggml.tokens"]]
+    fields |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eos_token_id": None}
+    other = as_gguf(model, **fields).install(monkeypatch, tmp_path / "b.gguf")
+    assert run(other)[0] == 0
+    ours = load_tokenizer(tmp_path / "b")
+    assert (ours.bos_id, ours.eos_id) == (tokenizer.bos_id, None)
     (tmp_path / "a" / "model.safetensors").unlink()
-    path = as_gguf(model, **fields).install(monkeypatch, tmp_path / "a.gguf")
-    refusal(run, path, "add_bos_token is False")
+    for name, value in (("add_bos_token", False), ("bos_token_id", None)):
+        changed = fields | {f"tokenizer.ggml.{name}": value}
+        path = as_gguf(model, **changed).install(monkeypatch, tmp_path / "a.gguf")
+        refusal(run, path, f"tokenizer.ggml.{name} is")

@@ -16,6 +16,7 @@ import struct
 from ..tokenizers.recipe_files import LLAMA3_PATTERN
 
 REQUIRED = object()
+NO_BOS = "its text begins with a BOS, but tokenizer.ggml.bos_token_id is missing"
 KNOWN = "model pre tokens token_type merges add_bos_token token_type_count".split()
 KNOWN_IN_PIECES = "scores add_space_prefix remove_extra_whitespaces".split()
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
@@ -161,9 +162,7 @@ def _tokenizer_json(fields: dict, tokens: list, types: list, bos: str | None) ->
 def _before(bos: str | None, tokens: list) -> dict:
     """The post_processor that puts BOS before a text."""
     if bos is None:
-        raise ValueError(
-            "its text begins with a BOS, but tokenizer.ggml.bos_token_id is missing"
-        )
+        raise ValueError(NO_BOS)
     mark, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"id": "A", "type_id": 0}
     second = {"Sequence": {"id": "B", "type_id": 1}}
     return {
@@ -185,13 +184,15 @@ def _tokenizer_model(fields: dict, tokens: list, types: list, specials: dict) ->
         raise ValueError("its pieces, scores and one unknown piece do not fit together")
     if not _adds_bos(fields):
         raise ValueError("its tokenizer.ggml.add_bos_token is False, which is not implemented")
+    if specials["bos"] is None:
+        raise ValueError(NO_BOS)
     pieces = b"".join(
         _field(1, _field(1, token.encode()) + _float(2, score) + _number(3, kind))
         for token, score, kind in zip(tokens, scores, types)
     )
-    names = {
-        45: specials["unk"] or tokens[types.index(UNKNOWN)], 46: specials["bos"] or "",
-        47: specials["eos"] or "", 48: specials["pad"] or "<pad>",
+    names = {  # without a name sentencepiece takes <s>; the name of no piece means none
+        45: specials["unk"] or tokens[types.index(UNKNOWN)], 46: specials["bos"],
+        47: specials["eos"] or "none", 48: specials["pad"] or "none",
     }  # fmt: skip
     trainer = _number(3, 2)  # model_type: BPE
     trainer += _number(4, len(tokens)) + _number(35, BYTE in types)  # vocab_size, byte_fallback
