@@ -237,7 +237,8 @@ def test_damaged_files_end_in_a_sentence(tmp_path):
         load(folder_of(tmp_path, raw))
     raw = tiny()
     del raw["model"]["vocab"]["A"]
-    with pytest.raises(ValueError, match="no token for the byte b'A'"):
+    raw["model"]["unk_token"] = "b"
+    with pytest.raises(ValueError, match="writes 'b' for bytes that its vocabulary lacks"):
         load(folder_of(tmp_path, raw))
     raw = tiny()
     del raw["model"]["vocab"]["abc"]
@@ -245,6 +246,19 @@ def test_damaged_files_end_in_a_sentence(tmp_path):
         load(folder_of(tmp_path, raw))
     raw = tiny() | {"model": {"type": "Unigram", "vocab": []}}
     with pytest.raises(ValueError, match="only BPE"):
+        load(folder_of(tmp_path, raw))
+
+
+def test_a_byte_that_the_vocabulary_lacks_is_left_out(tmp_path):
+    """A KeyError, or neighbours that stay apart: the tokenizers library joins them."""
+    raw = tiny()
+    del raw["model"]["vocab"]["A"]  # a letter, so that it stands within a word
+    ours = load(folder_of(tmp_path, raw))
+    assert ours.encode("aAbc abc") == [257, 32, 257]
+    assert ours.encode("A") == [] and ours.encode("aAAbAc") == [257]
+    assert ours.encode("abc") == [257]
+    raw["pre_tokenizer"] = sequence(split("x"), LEVEL | {"use_regex": False})
+    with pytest.raises(ValueError, match="in a class, which is not implemented"):
         load(folder_of(tmp_path, raw))
 
 

@@ -55,16 +55,18 @@ class Added:
 class Recipe:
     """All that makes a byte-level tokenizer, whichever files it comes from.
 
-    ranks:   token -> rank, every single byte among them; ids: rank -> id.
+    ranks:   token -> rank, every single byte among them; ids: rank -> id, None for a byte that
+             the vocabulary lacks.
     tokens:  id -> its bytes, those of added tokens too.
     cuts:    functions from a text to its parts, each applied to every part of the one before.
     pattern: the expression that cuts such a part into words.
     prefix_space: a part that begins without a space is given one.
     before, after: ids that stand around every text.
+    words:   pattern as a function like those of cuts; needed only where a byte is lacking.
     """
 
     ranks: dict[bytes, int]
-    ids: list[int]
+    ids: list[int | None]
     tokens: dict[int, bytes]
     pattern: str
     added: tuple[Added, ...] = ()
@@ -74,6 +76,7 @@ class Recipe:
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     eos_id: int | None = None
+    words: Callable[[str], list[str]] | None = None
 
 
 class ByteLevelTokenizer:
@@ -91,6 +94,10 @@ class ByteLevelTokenizer:
             mergeable_ranks=recipe.ranks,
             special_tokens={},
         )
+        lacking = (
+            byte for byte in range(256) if recipe.ids[recipe.ranks[bytes([byte])]] is None
+        )
+        self.lacking = bytes(lacking)
         self.special_ids = {added.id for added in recipe.added if added.special}
         self.finders = {special: self._finders(special) for special in (True, False)}
         self.vocab_size = max(recipe.tokens) + 1
@@ -142,7 +149,18 @@ class ByteLevelTokenizer:
         if self.recipe.prefix_space:
             parts = [part if part.startswith(" ") else " " + part for part in parts]
         ids = self.recipe.ids
-        return [ids[rank] for part in parts for rank in self.encoding.encode_ordinary(part)]
+        return [ids[rank] for part in parts for rank in self._ranks(part)]
+
+    def _ranks(self, part: str) -> list[int]:
+        """The ranks of a part's tokens. A byte that the vocabulary lacks is left out before its
+        neighbours are joined (SmolLM2 lacks a few control characters)."""
+        if not self.lacking or not set(part.encode()) & set(self.lacking):
+            return self.encoding.encode_ordinary(part)
+        words = (
+            word.encode().translate(None, self.lacking) for word in self.recipe.words(part)
+        )
+        ranks = self.recipe.ranks
+        return [ranks[token] for word in words for token in joined(word, ranks, least=1)]
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; special ones leave no trace, and bytes that form no character become
@@ -229,14 +247,15 @@ def byte_letters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def joined(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """What BPE makes of a token's own bytes before the last step: two parts, if it gets there.
+def joined(token: bytes, ranks: dict[bytes, int], least: int = 2) -> list[bytes]:
+    """What BPE makes of bytes: as few parts as it can, but not fewer than `least`. With two,
+    that is what a token is made of in the last step, if BPE gets there.
 
     >>> joined(b"abc", {b"bc": 0, b"ab": 1, b"abc": 2})
     [b'a', b'bc']
     """
     parts = [token[at : at + 1] for at in range(len(token))]
-    while len(parts) > 2:
+    while len(parts) > least:
         ranked = [(ranks.get(a + b), at) for at, (a, b) in enumerate(zip(parts, parts[1:]))]
         ranked = [pair for pair in ranked if pair[0] is not None]
         if not ranked:

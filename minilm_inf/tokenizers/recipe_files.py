@@ -23,7 +23,7 @@ from pathlib import Path
 from ..files import read_text
 from ..shards import read_json
 from .byte_level import Added, Recipe, byte_letters, joined
-from .pre_tokenizers import GPT2, words_from_json
+from .pre_tokenizers import GPT2, cut_by, words_from_json
 
 BYTE_OF = {letter: byte for byte, letter in enumerate(byte_letters())}
 LLAMA3_RANKS = 128_000
@@ -58,6 +58,10 @@ def _from_json(raw: dict, folder: Path) -> Recipe:
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(name):
             raise ValueError(f"its {name} is {model[name]!r}, and only null is implemented")
+    if model.get("unk_token") is not None and not set(BYTE_OF) <= model["vocab"].keys():
+        raise ValueError(
+            f"it writes {model['unk_token']!r} for bytes that its vocabulary lacks"
+        )
     words = words_from_json(raw.get("pre_tokenizer"))
     if (raw.get("decoder") or {}).get("type") not in (None, "ByteLevel"):
         raise ValueError(f"its decoder is {raw['decoder']['type']!r}, not ByteLevel")
@@ -166,9 +170,7 @@ def make_recipe(vocab: dict, pairs, added, ignore_merges: bool, **fields) -> Rec
     spelled = {t: spelled_bytes(t) for t in vocab}
     ids = {spelled[t]: id for t, id in vocab.items() if t not in contents and spelled[t]}
     ranks = {bytes([byte]): byte for byte in range(256)}
-    missing = next((byte for byte in ranks if byte not in ids), None)
-    if missing is not None:
-        raise ValueError(f"its vocabulary has no token for the byte {missing!r}")
+    lacking = [byte for byte in ranks if byte not in ids]
     merges: dict[bytes, set] = {}
     newest = None
     for a, b in pairs:
@@ -191,9 +193,10 @@ def make_recipe(vocab: dict, pairs, added, ignore_merges: bool, **fields) -> Rec
     order = sorted(ranks, key=ranks.get)
     return Recipe(
         ranks={token: rank for rank, token in enumerate(order)},
-        ids=[ids[token] for token in order],
+        ids=[ids.get(token) for token in order],
         tokens=tokens,
         added=added,
+        words=cut_by(fields["pattern"]) if lacking else None,
         **fields,
     )
 
