@@ -586,6 +586,8 @@ def started(*arguments, **pipes) -> subprocess.Popen:
         env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell that runs the suite in the background has it ignore Ctrl-C, and its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **pipes,
     )
 
