@@ -88,12 +88,13 @@ def write_all(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop_ids: tuple[int, ...] = (),
+    n_ids: int | None = None,
 ) -> Iterator[tuple[int, Step]]:
     """Yield (text's number, token) for every text that still grows, in turns.
 
     Each text draws from a generator of its own with the same seed, so that it becomes what it
     would become alone. An id of stop_ids ends a text, and is not yielded; batch.end, called
-    between two tokens, ends one as well.
+    between two tokens, ends one as well. n_ids: as in session.write.
     """
     sampling.check(temperature, top_k, top_p, min_p, repetition_penalty)
     generators = [
@@ -105,7 +106,7 @@ def write_all(
             return
         logits = batch.read()
         for row, number in enumerate(list(batch.growing)):
-            likely = sampling.penalise(logits[row], seen[number], repetition_penalty)
+            likely = sampling.penalise(logits[row], seen[number], repetition_penalty)[:n_ids]
             id = sampling.choose(likely, temperature, top_k, top_p, min_p, generators[number])
             if id in stop_ids:
                 batch.end(number)

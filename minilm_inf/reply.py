@@ -68,7 +68,7 @@ def reply(session: Session, turns, ids: list[int], options, generator, show, eno
     for step in write(
         session, logits, options.max_new_tokens, options.temperature, options.top_k,
         options.top_p, options.min_p, options.repetition_penalty, generator,
-        () if options.ignore_eos else eos,
+        () if options.ignore_eos else eos, tokenizer.vocab_size,
     ):  # fmt: skip
         new_tokens += 1
         if kept:
@@ -105,7 +105,7 @@ def replies(batch: Batch, turns, options, report) -> list[Reply]:
     for number, step in write_all(
         batch, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
         options.min_p, options.repetition_penalty, options.seed,
-        () if options.ignore_eos else ends(batch.model, turns),
+        () if options.ignore_eos else ends(batch.model, turns), turns.tokenizer.vocab_size,
     ):  # fmt: skip
         read = time.perf_counter() if read == began else read
         steps[number].append(step)

@@ -96,16 +96,18 @@ def write(
     repetition_penalty: float = 1.0,
     generator: torch.Generator | None = None,
     stop_ids: tuple[int, ...] = (),
+    n_ids: int | None = None,
 ) -> Iterator[Step]:
     """Yield the tokens that follow; `logits` are those that session.read returned last.
 
-    An id of stop_ids ends the text and is not yielded.
+    An id of stop_ids ends the text and is not yielded. n_ids: only ids below it are drawn; a
+    model may have more ids than its tokenizer, to round their number up.
     """
     sampling.check(temperature, top_k, top_p, min_p, repetition_penalty)
     for count in range(max_new_tokens):
         if count:
             logits = session.read([])
-        likely = sampling.penalise(logits, session.seen, repetition_penalty)
+        likely = sampling.penalise(logits, session.seen, repetition_penalty)[:n_ids]
         id = sampling.choose(likely, temperature, top_k, top_p, min_p, generator)
         if id in stop_ids:
             return

@@ -5,7 +5,7 @@ import torch
 from conftest import SETTINGS, some_tokens, tiny_model
 
 from minilm_inf.batch import Batch, write_all
-from minilm_inf.session import generate
+from minilm_inf.session import Session, generate, write
 
 PROMPTS = [some_tokens(n, seed=n)[0].tolist() for n in (9, 1, 4, 25)]
 
@@ -56,6 +56,20 @@ def test_a_text_that_ends_stops_growing():
         lengths.append(batch.cache.batch)
     assert [len(t) - len(p) for t, p in zip(batch.texts, PROMPTS)] == [6, 6, 2, 6]
     assert lengths[0] == 4 and lengths[-1] == 3 == len(batch.growing)
+
+
+def test_ids_without_a_token_are_not_drawn():
+    """MPT-7B has more ids than its tokenizer: one of those has no text."""
+    model, lm = tiny_model("llama"), SETTINGS["LM-Infinite"]
+    options = {"max_new_tokens": 40, "temperature": 3.0, "top_k": 0}
+    assert max(max(text) for text in together(model, lm, seed=1, **options)) >= 7
+    written = together(model, lm, seed=1, n_ids=7, **options)
+    assert max(max(text) for text in written) == 6
+    for prompt, text in zip(PROMPTS, written):
+        session = Session(model, lm)
+        generator = torch.Generator().manual_seed(1)
+        steps = write(session, session.read(prompt), generator=generator, n_ids=7, **options)
+        assert [step.id for step in steps] == text
 
 
 def test_the_read_ends_where_all_texts_have():
