@@ -81,7 +81,8 @@ class Practice:
         each.
 
         followed: the share of windows in which other text follows, up to a quarter of the
-        window; without any, a model that writes on past its answers only asks again.
+        window; without any, a model that writes on past its answers only asks again. Where a
+        small vocabulary needs more tokens than there are, nothing follows, then less is asked.
         """
         facts, questions = [], []
         names = rng.permutation(NAMES)
@@ -101,7 +102,15 @@ class Practice:
         behind = []
         if followed and rng.random() < followed:
             behind = self.ordinary(rng, int(rng.integers(2, length // 4)))[1:]
-        return self.hidden(rng, length - len(behind), facts, " ".join(questions)) + behind
+        while True:
+            try:
+                ending = " ".join(questions)
+                return self.hidden(rng, length - len(behind), facts, ending) + behind
+            except ValueError:
+                if not behind and len(questions) == 1:
+                    raise
+                questions = questions if behind else questions[:-1]
+                behind = []
 
     def pass_key(self, rng: np.random.Generator, length: int) -> tuple[list[int], int]:
         """A window with one pass key, its question, and the five digits at the very end.

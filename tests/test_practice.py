@@ -182,6 +182,16 @@ def test_a_fact_that_fits_exactly_needs_no_text(practice, tokenizer):
         practice.hidden(rng(), length - 1, [fact], ending)
 
 
+def test_a_small_window_is_asked_less(practice, tokenizer):
+    """A run that dies after an hour, at the first draw of four long facts without room."""
+    for seed in range(300):
+        row = practice.retrieval(rng(seed), 130, followed=0.7)
+        assert len(row) == 130
+        assert "What is the" in tokenizer.decode(row[1:])
+    with pytest.raises(ValueError, match="20 tokens have no room"):
+        practice.retrieval(rng(), 20, followed=0.7)
+
+
 def test_a_text_that_is_too_short_is_refused(tokenizer, text):
     """numpy would say `low >= high`."""
     for n in (0, 10, 256):
