@@ -21,15 +21,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import check_shapes
+from .band import Summed, band
 from .config import FULL_ATTENTION, LMInfinite
 from .distance_ceiling import place_fixed
+from .lambda_mask import distances
 from .sight import (
     Chunk,
     Part,
     Sight,
+    as_range,
     as_tensor,
+    cut,
+    length_of,
+    starting_is_placed,
     starting_run,
     window_is_capped,
+)
+
+QUERIES_PER_STRETCH = (
+    2048  # of a long text: what is made for one stretch is made anew for the next
 )
 
 # PyTorch's fused attention that also returns the log-sum-exp. It passes no gradient
@@ -76,14 +86,58 @@ def chunked_attend(
             raise ValueError(f"{name} must ascend in each row; attend takes them in any order")
 
     starting_positions, pick = starting_run(k_positions, lm)
-    window, starting = make_runs(
-        scheme.at(k_positions, k.dtype, k.device)(k), k, v, pick, cap_for(scheme, lm, k), lm
-    )
-    heads = q.shape[1], k.shape[1]
-    attention = ChunkedAttention(
-        q_positions, k_positions, starting_positions, scheme, lm, heads, like=q
-    )
-    return attention(q, window, starting, scale)
+    starting = starting_keys(pick(k), pick(v), starting_positions, scheme, lm)
+    q_positions, k_positions = as_range(q_positions), as_range(k_positions)
+    heads, out = (q.shape[1], k.shape[1]), torch.empty_like(q)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    placed = Placed(scheme, k, k_positions)
+    for queries, keys in stretches(q_positions, k_positions, lm, learns):
+        attention = ChunkedAttention(
+            cut(q_positions, queries), cut(k_positions, keys), starting_positions, scheme, lm,
+            heads, like=q, learns=learns,
+        )  # fmt: skip
+        window = window_keys(placed(keys), k[:, :, keys], v[:, :, keys], scheme, lm)
+        attention(q[:, :, queries], window, starting, scale, out[:, :, queries])
+    return out
+
+
+def stretches(q_positions, k_positions, lm: LMInfinite, learns: bool):
+    """Cut a long text of consecutive positions: slices of the queries, and of the keys that any
+    of them has in its window. What is made for one stretch does not grow with the text."""
+    consecutive = isinstance(q_positions, range) and isinstance(k_positions, range)
+    if learns or lm.n_local is None or not consecutive:
+        yield slice(0, length_of(q_positions)), slice(0, length_of(k_positions))
+        return
+    size = -(-lm.n_local // QUERIES_PER_STRETCH) * QUERIES_PER_STRETCH
+    for start in range(0, max(len(q_positions), 1), size):
+        here = q_positions[start : start + size]
+        first = max(0, here.start - lm.n_local - k_positions.start)
+        stop = max(first, min(here.stop - k_positions.start, len(k_positions)))
+        yield slice(start, start + len(here)), slice(first, stop)
+
+
+class Placed:
+    """Keys (B, H_kv, S, D) at their positions, placed as they come into sight: a window of them
+    that moves on and never back."""
+
+    def __init__(self, scheme, k: Tensor, positions):
+        self.scheme, self.k, self.positions = scheme, k, positions
+        self.here, self.window = slice(0, 0), k[:, :, :0]
+
+    def __call__(self, keys: slice) -> Tensor:
+        """The placed keys[first:stop]; those of the last call may be overwritten."""
+        if self.scheme.has_bias:  # which places nothing
+            return self.k[:, :, keys]
+        fresh = slice(max(self.here.stop, keys.start), keys.stop)
+        positions = as_tensor(cut(self.positions, fresh))
+        place = self.scheme.at(positions, self.k.dtype, self.k.device)
+        kept = self.window[:, :, keys.start - self.here.start :]
+        if kept.shape[2] == 0:
+            self.window = place(self.k[:, :, fresh])
+        else:
+            self.window = torch.cat((kept, place(self.k[:, :, fresh])), 2)
+        self.here = keys
+        return self.window
 
 
 def cap_for(scheme, lm: LMInfinite, like: Tensor):
@@ -93,13 +147,21 @@ def cap_for(scheme, lm: LMInfinite, like: Tensor):
     return place_fixed(scheme, -lm.distance_ceiling, like.dtype, like.device)
 
 
-def make_runs(
-    placed: Tensor, k: Tensor, v: Tensor, pick, cap, lm: LMInfinite
-) -> tuple[Keys, Keys]:
-    """Window and starting keys of a text that is there as a whole; `pick` is starting_run's."""
-    window = Keys(placed, cap(k) if window_is_capped(lm) else None, v)
-    starting = Keys(pick(placed), cap(pick(k)) if cap else None, pick(v))
-    return window, starting
+def window_keys(placed: Tensor, k: Tensor, v: Tensor, scheme, lm: LMInfinite) -> Keys:
+    """Keys of the window, placed and not, in the forms that its distances ask for."""
+    cap = cap_for(scheme, lm, k) if window_is_capped(lm) else None
+    return Keys(placed, cap(k) if cap else None, v)
+
+
+def starting_keys(k: Tensor, v: Tensor, places, scheme, lm: LMInfinite) -> Keys:
+    """Keys of the first n_global tokens, not placed, in the forms that their distances ask for.
+
+    places: where the scheme puts them, (S',), (B, S') or a range.
+    """
+    placed, cap = None, cap_for(scheme, lm, k)
+    if starting_is_placed(lm):
+        placed = scheme.at(as_tensor(places), k.dtype, k.device)(k)
+    return Keys(placed, cap(k) if cap else None, v)
 
 
 class ChunkedAttention:
@@ -107,36 +169,116 @@ class ChunkedAttention:
 
     The positions are Sight's; `like` is a tensor of the model's dtype and device. places: the
     positions that the scheme sees, if others: all of a row may be moved by the same number,
-    which no logit depends on.
+    which no logit depends on. learns: whether gradients will be asked for.
+
+    Queries of a text of consecutive positions that have a whole window behind them are the
+    middle of the Λ, which band.py computes; Sight works out what the others see.
     """
 
     def __init__(
-        self, q_positions, k_positions, starting_positions, scheme, lm, heads, like, places=None
-    ):
+        self, q_positions, k_positions, starting_positions, scheme, lm, heads, like,
+        places=None, learns=False,
+    ):  # fmt: skip
+        q_positions, k_positions = as_range(q_positions), as_range(k_positions)
+        starting_positions = as_range(starting_positions)
+        runs = q_positions, k_positions, starting_positions
+        self.lm, self.heads, self.runs, self.learns = lm, heads, runs, learns
+        places = as_tensor(q_positions if places is None else places)
+        self.place = scheme.at(places, like.dtype, like.device)
+        n_queries = length_of(q_positions)
+        self.early = n_queries if learns or scheme.has_bias else early(*runs, lm)
+        n_keys = length_of(k_positions) - (n_queries - self.early)
+        q_positions = cut(q_positions, slice(0, self.early))
+        k_positions = cut(k_positions, slice(0, n_keys))
         self.exact = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.sight = Sight(
             q_positions, k_positions, starting_positions, scheme, lm, heads, self.exact,
             like.device,
         )  # fmt: skip
-        self.fused = FUSED if like.device.type == "cpu" else None
-        places = as_tensor(q_positions if places is None else places)
-        self.place = scheme.at(places, like.dtype, like.device)
+        self.fused = FUSED if like.device.type == "cpu" and not learns else None
 
-    def __call__(self, q: Tensor, window: Keys, starting: Keys, scale: float | None) -> Tensor:
-        """What each query (B, H, T, D), not yet placed, gathers from both runs."""
+    def __call__(
+        self, q: Tensor, window: Keys, starting: Keys, scale: float | None, out=None
+    ) -> Tensor:
+        """What each query (B, H, T, D), not yet placed, gathers from both runs; in `out`, if
+        there is one."""
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        length = q.shape[2]
+        if self.early == length and out is None:
+            return self._attend_early(q, window, starting, scale)
+        out = torch.empty_like(q) if out is None else out
+        if self.early:
+            n_keys = window.values.shape[2] - (length - self.early)
+            first = Keys(*(x if x is None else x[:, :, :n_keys] for x in window))
+            out[:, :, : self.early] = self._attend_early(
+                q[:, :, : self.early], first, starting, scale
+            )
+        for start in range(self.early, length, QUERIES_PER_STRETCH):
+            here = slice(start, min(start + QUERIES_PER_STRETCH, length))
+            self._attend_band(here, q[:, :, here], window, starting, scale, out[:, :, here])
+        return out
+
+    def _attend_band(self, here: slice, q, window: Keys, starting: Keys, scale: float, out):
+        """Write what some queries gather, which have a whole window behind them, to out."""
+        n_local, length = self.lm.n_local, self.runs[0].stop - self.runs[0].start
+        q, n_keys = q.to(self.exact), window.values.shape[2]
+        keys = slice(n_keys - length + here.start - n_local, n_keys - length + here.stop)
+        k, v = (x[:, :, keys].to(self.exact) for x in (window.placed, window.values))
+        summed = None
+        if starting.values.shape[2]:
+            is_capped = starting.capped is not None
+            k_starting = starting.capped if is_capped else starting.placed
+            q_starting = q if is_capped else self.place(q, here)
+            summed = self._sum_starting(
+                here,
+                q_starting,
+                k_starting.to(self.exact),
+                starting.values.to(self.exact),
+                scale,
+            )
+
+        def place(x, rows):
+            return self.place(x, slice(here.start + rows.start, here.start + rows.stop))
+
+        band(q, place, k, v, summed, n_local, scale, out)
+
+    def _sum_starting(self, here: slice, q, k, v, scale: float) -> Summed:
+        """What queries gather from the starting keys that have left their windows."""
+        shape = q.shape
+        first = self.runs[0][here][0]
+        mask, q = None, self._by_key_head(q)
+        if (
+            first - self.runs[2][-1] < self.lm.n_local
+        ):  # not all of them have, for the first ones
+            d = distances(as_tensor(self.runs[0][here]), as_tensor(self.runs[2]))
+            mask = torch.zeros(d.shape, dtype=self.exact)
+            mask.masked_fill_(d < self.lm.n_local, torch.finfo(self.exact).min)
+            mask = mask.repeat(shape[1] // k.shape[1], 1)[None, None].to(q.device)
+        if self.fused:
+            gathered, log_sum = self.fused(q, k, v, attn_mask=mask, scale=scale)
+        else:
+            logits = (q * scale) @ k.mT
+            logits = logits if mask is None else logits + mask
+            gathered, log_sum = logits.softmax(-1) @ v, logits.logsumexp(-1)
+        return Summed(gathered.reshape(shape), log_sum.reshape(shape[:-1]))
+
+    def _attend_early(self, q, window: Keys, starting: Keys, scale: float) -> Tensor:
+        """What the queries gather that have no whole window behind them, or need masks."""
         if self.sight.is_vanilla:
             k, v = window.placed, window.values
             grouped = self.sight.heads[0] != self.sight.heads[1]
             if grouped and q.device.type != "cpu":  # there not every fused kernel knows groups
                 k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
                 grouped = False
+            q = self.place(q, slice(0, self.early))
+            if scale == 0:  # which PyTorch's causal kernels answer with NaN
+                q, scale = 0 * q, 1.0
             return F.scaled_dot_product_attention(
-                self.place(q), k, v, is_causal=True, scale=scale, enable_gqa=grouped
+                q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
             )
         runs = {"window": window, "starting": starting}
         unplaced = q.to(self.exact)
-        placed = self.place(unplaced)
+        placed = self.place(unplaced, slice(0, self.early))
         plan = self.sight.plan
         if plan is not None and len(plan) == 1:  # one chunk, as in every decode step
             return self._attend_chunk(plan[0], placed, unplaced, runs, scale).to(q.dtype)
@@ -170,7 +312,7 @@ class ChunkedAttention:
         if part.beyond is None:
             q, k = (unplaced, keys.capped) if part.capped else (placed, keys.placed)
             k = self._piece(k, part)
-            if self.fused and not (q.requires_grad or k.requires_grad or values.requires_grad):
+            if self.fused:
                 return self.fused(q, k, values, attn_mask=part.mask, scale=scale)
             logits = (q * scale) @ k.mT
         else:
@@ -186,6 +328,22 @@ class ChunkedAttention:
         x = x if part.keys is None else x[:, :, part.keys]
         x = x if x.dtype == self.exact else x.to(self.exact)
         return x if part.blank is None else x.masked_fill(part.blank, 0)
+
+
+def early(q_positions, k_positions, starting_positions, lm: LMInfinite) -> int:
+    """How many queries, the first ones, are not the middle of a Λ of consecutive positions."""
+    length = length_of(q_positions)
+    runs = q_positions, k_positions, starting_positions
+    if not all(isinstance(positions, range) for positions in runs) or window_is_capped(lm):
+        return length
+    q, k, starting = runs
+    if lm.n_local is None or not q or not k or k.start < 0 or k.stop != q.stop:
+        return length
+    if len(starting) != lm.n_global or (starting and starting.start != 0):
+        return length
+    if lm.distance_ceiling is not None and lm.distance_ceiling > lm.n_local and starting:
+        return length  # a starting key may then stand below it or at it
+    return min(length, max(0, k.start + lm.n_local - q.start))
 
 
 def join(seen: list[tuple[Tensor, Tensor]]) -> Tensor:

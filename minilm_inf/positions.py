@@ -48,42 +48,49 @@ class Rotary:
         exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
         frequencies = float(theta) ** -exponents  # (rotary_dim/2,)
         self.frequencies = scale_frequencies(frequencies, scaling)
-        if layout == "halves":
-            self.turns = torch.cat((self.frequencies, self.frequencies))  # (rotary_dim,)
-        else:
-            self.turns = self.frequencies.repeat_interleave(2)
-        is_first = self.partner(torch.arange(rotary_dim)) > torch.arange(rotary_dim)
-        self.signs = 1 - 2 * is_first.double()  # (x, y) turns to (x cos - y sin, y cos + x sin)
+        half = rotary_dim // 2  # the first and the second coordinate of each pair:
+        self.pairs = (slice(0, half), slice(half, None))
+        if layout == "pairs":
+            self.pairs = (slice(0, None, 2), slice(1, None, 2))
 
     def at(self, positions: Tensor, dtype: torch.dtype, device=None):
         """A function that places vectors at these positions: (B, H, T, D) -> (B, H, T, D).
 
         positions: integers, (T,) or (B, T). The angles are computed here, once, however many
-        tensors the function is then applied to.
+        tensors the function is then applied to: all of them, or as its second argument a slice.
         """
-        angles = positions.double()[..., None] * self.turns.to(positions.device)
+        angles = self.angles(positions)
         if positions.dim() == 2:
-            angles = angles[:, None]  # (B, 1, T, rotary_dim): the same for every head
+            angles = angles[:, None]  # (B, 1, T, rotary_dim/2): the same for every head
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        cos = angles.cos().to(device, exact)
-        sin = (angles.sin() * self.signs.to(positions.device)).to(device, exact)
+        cos, sin = (x.to(device, exact) for x in (angles.cos(), angles.sin()))
+        first, second = self.pairs
 
-        def turn(x: Tensor) -> Tensor:
-            return torch.addcmul(x * cos, self.partner(x), sin).to(x.dtype)
+        def turn(x: Tensor, rows: slice) -> Tensor:
+            """(x, y) turns to (x cos - y sin, y cos + x sin)."""
+            here = cos[..., rows, :], sin[..., rows, :]
+            turned = self._times(x, here[0])
+            turned[..., first].addcmul_(x[..., second], here[1], value=-1)
+            turned[..., second].addcmul_(x[..., first], here[1])
+            return turned.to(x.dtype)
 
-        def place(x: Tensor) -> Tensor:
+        def place(x: Tensor, rows: slice = slice(None)) -> Tensor:
             if x.shape[-1] == self.rotary_dim:
-                return turn(x)
+                return turn(x, rows)
             turning, passing = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
-            return torch.cat((turn(turning), passing), -1)
+            return torch.cat((turn(turning, rows), passing), -1)
 
         return place
 
-    def partner(self, x: Tensor) -> Tensor:
-        """Each coordinate's partner in its pair, in the place of that coordinate."""
+    def angles(self, positions: Tensor) -> Tensor:
+        """By how much each pair turns, in float64: (.., T) -> (.., T, rotary_dim/2)."""
+        return positions.double()[..., None] * self.frequencies.to(positions.device)
+
+    def _times(self, x: Tensor, factors: Tensor) -> Tensor:
+        """Both coordinates of a pair times its factor: (.., rotary_dim), (.., rotary_dim/2)."""
         if self.layout == "halves":
-            return x.roll(self.rotary_dim // 2, -1)
-        return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+            return (x.unflatten(-1, (2, -1)) * factors.unsqueeze(-2)).flatten(-2)
+        return (x.unflatten(-1, (-1, 2)) * factors.unsqueeze(-1)).flatten(-2)
 
     def place(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, H, T, D) turned by its positions, (T,) or (B, T)."""
@@ -118,7 +125,7 @@ class Alibi:
 
     def at(self, positions: Tensor, dtype: torch.dtype, device=None):
         """ALiBi places nothing: the identity."""
-        return lambda x: x
+        return lambda x, rows=None: x
 
     def place(self, x: Tensor, positions: Tensor) -> Tensor:
         """ALiBi places nothing: x itself."""

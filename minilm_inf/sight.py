@@ -200,6 +200,27 @@ class Sight:
         return marks[:, None, :, None].to(self.device)
 
 
+def as_range(positions):
+    """Positions as a range, if they are consecutive and the same for all rows."""
+    if isinstance(positions, range) or positions.dim() > 1:
+        return positions
+    if len(positions) == 0:
+        return range(0)
+    if len(positions) > 1 and not bool((positions.diff() == 1).all()):
+        return positions
+    return range(int(positions[0]), int(positions[-1]) + 1)
+
+
+def cut(positions, places: slice):
+    """Some of the positions, a range or a tensor, by their places."""
+    return positions[places] if isinstance(positions, range) else positions[..., places]
+
+
+def length_of(positions) -> int:
+    """How many positions a row has."""
+    return len(positions) if isinstance(positions, range) else positions.shape[-1]
+
+
 def as_tensor(positions) -> Tensor:
     """Positions as a tensor, if they are a range."""
     if isinstance(positions, range):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .cache import Cache
-from .chunked import ChunkedAttention, cap_for, make_runs
+from .chunked import ChunkedAttention, cap_for, starting_keys, window_keys
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .sight import starting_run
 
@@ -122,9 +122,12 @@ class Transformer(nn.Module):
                 x.shape[1], by_slot=scheme.has_bias
             )
         heads = self.config.n_head, self.config.n_kv_head
+        learns = torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
         chunked = ChunkedAttention(
             positions, window_positions, starting_positions, scheme, lm, heads,
-            like=x, places=places,
+            like=x, places=places, learns=learns,
         )  # fmt: skip
         cap = cap_for(scheme, lm, x)
         for layer in range(len(self.blocks)):
@@ -132,7 +135,8 @@ class Transformer(nn.Module):
             def attention(q, k, v, layer=layer):
                 placed = chunked.place(k)
                 if cache is None:
-                    window, starting = make_runs(placed, k, v, pick, cap, lm)
+                    window = window_keys(placed, k, v, scheme, lm)
+                    starting = starting_keys(pick(k), pick(v), starting_positions, scheme, lm)
                 else:
                     window, starting = cache.layers[layer].extend(
                         placed, k, v, cap, in_order=isinstance(positions, Tensor)

@@ -159,6 +159,9 @@ def small_chunks(monkeypatch):
     def use(queries: int, keys: int = 4096):
         monkeypatch.setattr("minilm_inf.sight.QUERIES_PER_CHUNK", queries)
         monkeypatch.setattr("minilm_inf.sight.KEYS_PER_BLOCK", keys)
+        monkeypatch.setattr("minilm_inf.band.QUERIES_PER_BLOCK", (queries + 1) // 2)
+        monkeypatch.setattr("minilm_inf.band.LOGITS_AT_ONCE", 16 * queries)
+        monkeypatch.setattr("minilm_inf.chunked.QUERIES_PER_STRETCH", 2 * queries + 1)
 
     return use
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
-    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "sight",
+    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band", "sight",
     "chunked",
     "cache", "transformer", "models.raw_config", "models.stacked", "models.llama", "models.mpt",
     "models.gptj",

@@ -286,15 +286,8 @@ def test_shift_invariance_of_a_model(family, name):
 class Float32Rotary(Rotary):
     """Rotary as it is mostly written, with angles of absolute positions in float32."""
 
-    def at(self, positions, dtype, device=None):
-        angles = positions.float()[..., None] * self.turns.float()
-        cos, sin = angles.cos(), angles.sin() * self.signs.float()
-
-        def place(x):
-            turning, passing = x.tensor_split([self.rotary_dim], -1)
-            return torch.cat((turning * cos + self.partner(turning) * sin, passing), -1)
-
-        return place
+    def angles(self, positions):
+        return positions.float()[..., None] * self.frequencies.float()
 
 
 @pytest.mark.parametrize("family", ["llama", "gptj"])
