@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from . import corpus, load
+from .compare import by_position, encoded, table
 from .config import LMInfinite
-from .evaluate import by_position, encoded, table
 from .files import read_text, write_beside
 from .options import guarded
 from .practice import Practice, pass_key_accuracy
@@ -79,7 +79,7 @@ not the same bits.
 
 ## Reading past the trained length
 
-`python -m minilm_inf.evaluate perplexity -m {folder} --corpus corpus`, on the held-out
+`python -m minilm_inf.evaluate compare -m {folder} --corpus corpus`, on the held-out
 documents: the first {length:,} tokens of each of them, nats per token. LM-Infinite has n_local
 and distance_ceiling {context_length} and n_global {n_global}. Re-encoding is the vanilla model
 on BOS and the last {last_tokens} tokens, with a stride of {stride}: the text's own easy and

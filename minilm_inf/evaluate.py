@@ -1,12 +1,8 @@
-"""How well a model reads on, by position: vanilla, LM-Infinite, and a yardstick beside them.
+"""What a model can do with a text, measured.
 
-    python -m minilm_inf.evaluate perplexity --corpus corpus/
+    python -m minilm_inf.evaluate compare --corpus corpus/
 
-Each document is read once by the vanilla model and once with LM-Infinite, as one stream. A text
-has its own easy and hard places, so a third column scores the same tokens by re-encoding: the
-vanilla model on BOS and the last context_length - 1 tokens, again and again, a stride of
-context_length / 2 apart. What LM-Infinite loses against it, it loses; what vanilla loses, it
-loses to its context.
+Each task says in its own --help what it measures.
 """
 
 from __future__ import annotations
@@ -18,141 +14,32 @@ import math
 import sys
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from . import corpus
+from . import compare, corpus
 from . import options as flags
-from .config import LMInfinite
 from .files import read_text
-from .transformer import Transformer
-
-
-@torch.inference_mode()
-def stream_nll(model: Transformer, ids: list[int], lm: LMInfinite | None, chunk=512) -> Tensor:
-    """The nll, in nats, of every id but the first, read as one stream: (n - 1,), float64.
-
-    Entry i belongs to the query at position i. One chunk's logits exist at a time. Raises
-    ValueError for fewer than two ids.
-    """
-    if len(ids) < 2:
-        raise ValueError("there is nothing to score: give at least two tokens")
-    tokens = torch.tensor([ids], device=model.embed.weight.device)
-    cache = model.new_cache(1, lm)
-    pieces = []
-    for start in range(0, len(ids) - 1, chunk):
-        here = tokens[:, start : min(start + chunk, len(ids) - 1)]
-        following = tokens[:, start + 1 : start + 1 + here.shape[1]]
-        pieces.append(_nll(model(here, lm, cache), following)[0])
-    return torch.cat(pieces)
-
-
-@torch.inference_mode()
-def reencoded_nll(model: Transformer, ids: list[int], batch: int = 16) -> Tensor:
-    """The same entries as stream_nll's, each scored within a fresh window of the trained
-    length.
-
-    The first window is the text's own beginning; a later one is ids[0] (BOS) and the
-    context_length - 1 ids before the last that it scores, and scores the second half of them.
-    """
-    length = model.config.context_length
-    stride = length // 2
-    tokens = torch.tensor(ids, device=model.embed.weight.device)
-    result = _nll(
-        model(tokens[None, :length][:, : len(ids) - 1]), tokens[None, 1 : length + 1]
-    )[0]
-    starts = list(range(stride, len(ids) - 1 - stride, stride))
-    for first in range(0, len(starts), batch):
-        some = starts[first : first + batch]
-        rows = [torch.cat((tokens[:1], tokens[s + 1 : s + length + 1])) for s in some]
-        rows = torch.nn.utils.rnn.pad_sequence(
-            rows, batch_first=True
-        )  # (B, context_length + 1)
-        nll = _nll(model(rows[:, :-1]), rows[:, 1:])[:, length - stride :]
-        result = torch.cat((result, nll.flatten()))
-    return result[: len(ids) - 1]
-
-
-def _nll(logits: Tensor, following: Tensor) -> Tensor:
-    """-log p of the ids that follow: (B, T, V), (B, T) -> (B, T) in float64 on the CPU."""
-    nll = F.cross_entropy(logits.float().flatten(0, 1), following.flatten(), reduction="none")
-    return nll.view(following.shape).double().cpu()
-
-
-def bins(context_length: int, n: int) -> list[tuple[int, int]]:
-    """Ranges of positions that double: the trained length, then as much again, and so on to n.
-
-    >>> bins(256, 1500)
-    [(0, 256), (256, 512), (512, 1024), (1024, 1500)]
-    """
-    edges = [0, context_length]
-    while edges[-1] < n:
-        edges.append(2 * edges[-1])
-    return [(a, min(b, n)) for a, b in zip(edges, edges[1:]) if a < n]
-
-
-def by_position(
-    model, documents: dict[str, list[int]], lm: LMInfinite, report=print, chunk: int = 512
-) -> list[dict]:
-    """Mean nll per bin and method over documents of ids, each beginning with BOS.
-
-    The documents must have the same length. Returns a row per bin: first, last (exclusive),
-    vanilla, lm_infinite, reencoded, in nats per token.
-    """
-    n = len(next(iter(documents.values()))) - 1
-    ranges = bins(model.config.context_length, n)
-    sums = {name: torch.zeros(n, dtype=torch.float64) for name in METHODS}
-    for done, (name, ids) in enumerate(documents.items(), 1):
-        sums["vanilla"] += stream_nll(model, ids, None, chunk)
-        sums["lm_infinite"] += stream_nll(model, ids, lm, chunk)
-        sums["reencoded"] += reencoded_nll(model, ids)
-        report(f"{done}/{len(documents)} {name}")
-    means = {name: total / len(documents) for name, total in sums.items()}
-    return [
-        {"first": a, "last": b, **{name: float(means[name][a:b].mean()) for name in METHODS}}
-        for a, b in ranges
-    ]
-
-
-METHODS = ("vanilla", "lm_infinite", "reencoded")
-
-
-def table(rows: list[dict]) -> str:
-    """by_position's rows as a Markdown table."""
-    lines = [
-        "| positions | vanilla | LM-Infinite | re-encoding | LM-Infinite - re-encoding |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        values = [f"{row[name]:.2f}" for name in METHODS]
-        gap = round(row["lm_infinite"] - row["reencoded"], 2) + 0.0  # + 0.0: there is no -0.00
-        lines.append(
-            f"| {row['first']:,} to {row['last']:,} | {' | '.join(values)} | {gap:+.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int]]:
-    """BOS and the first `length` ids of each text. Raises ValueError for a shorter text."""
-    documents = {}
-    for name, text in texts.items():
-        ids = tokenizer.encode(text[: 8 * length])  # a token is rarely longer than 8 characters
-        if len(ids) < length + 1:
-            ids = tokenizer.encode(text)
-        if len(ids) < length + 1:
-            raise ValueError(
-                f"{name} has only {len(ids)} tokens: choose a smaller --length, or another text"
-            )
-        documents[name] = ids[: length + 1]
-    return documents
 
 
 def main(arguments: list[str] | None = None) -> int:
     line = argparse.ArgumentParser(prog="python -m minilm_inf.evaluate", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     tasks = line.add_subparsers(dest="task", required=True)
-    task = tasks.add_parser("perplexity", help="nll by position, three ways, over documents")
+    add_compare(tasks)
+    options = line.parse_args(arguments)
+    try:
+        options.check(options)
+    except ValueError as error:
+        tasks.choices[options.task].error(str(error))
+    return flags.guarded(lambda: options.run(options))
+
+
+# ---- compare: vanilla, LM-Infinite and re-encoding on the same tokens
+
+
+def add_compare(tasks):
+    task = tasks.add_parser(
+        "compare", help="nll by position, three ways, over documents",
+        description=compare.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     text = task.add_argument_group("text")
     text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
                       help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
@@ -164,20 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
     text.add_argument("--json", action="store_true", help="print one JSON object")
     flags.add_model(task)
     flags.add_attention(task)
-    options = line.parse_args(arguments)
-    try:
-        flags.check_attention(options)
-        if options.attention != "lambda" or options.path != "chunked":
-            raise ValueError(
-                "the columns are vanilla, LM-Infinite and re-encoding, all chunked: leave out "
-                "--attention and --path"
-            )
-    except ValueError as error:
-        task.error(str(error))
-    return flags.guarded(lambda: run(options))
+    task.set_defaults(check=check_compare, run=run_compare)
 
 
-def run(options) -> int:
+def check_compare(options):
+    """Raise ValueError for flags that this task cannot follow."""
+    flags.check_attention(options)
+    if options.attention != "lambda" or options.path != "chunked":
+        raise ValueError(
+            "the columns are vanilla, LM-Infinite and re-encoding, all chunked: leave out "
+            "--attention and --path"
+        )
+
+
+def run_compare(options) -> int:
     model, tokenizer = flags.load(options)
     length = options.length or 64 * model.config.context_length
     texts = (
@@ -186,13 +73,13 @@ def run(options) -> int:
         else corpus.documents(options.corpus, held_out=True)
     )
     lm = flags.attention(options, model.config)
-    documents = encoded(texts, tokenizer, length)
+    documents = compare.encoded(texts, tokenizer, length)
     report = functools.partial(print, file=sys.stderr)
-    rows = by_position(model, documents, lm, report, options.prefill_chunk)
+    rows = compare.by_position(model, documents, lm, report, options.prefill_chunk)
     if options.json:
         print(json.dumps({"documents": sorted(texts), "length": length, "rows": rows}))
         return 0
-    print(table(rows))
+    print(compare.table(rows))
     worst = max(row["lm_infinite"] - row["reencoded"] for row in rows)
     far = [row for row in rows if row["first"] >= 8 * model.config.context_length]
     print(

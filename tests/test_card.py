@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from minilm_inf import LMInfinite, card, generate, load, load_model
 from minilm_inf.checkpoint import save
+from minilm_inf.compare import by_position, encoded, table
 from minilm_inf.corpus import HELD_OUT
-from minilm_inf.evaluate import by_position, encoded, table
 from minilm_inf.models import llama
 from minilm_inf.recipes import initialise
 from minilm_inf.schedule import PHASES

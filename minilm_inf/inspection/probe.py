@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import options as flags
+from ..compare import stream_nll
 from ..config import ModelConfig
-from ..evaluate import stream_nll
 from ..positions import Alibi, Rotary
 from ..transformer import Transformer
 from .memory import scaled

@@ -7,15 +7,15 @@ import pytest
 import torch
 from conftest import SETTINGS, some_tokens, tiny_llama
 
-from minilm_inf.evaluate import (
+from minilm_inf.compare import (
     bins,
     by_position,
     encoded,
-    main,
     reencoded_nll,
     stream_nll,
     table,
 )
+from minilm_inf.evaluate import main
 
 LM = SETTINGS["LM-Infinite"]
 
@@ -161,7 +161,7 @@ def call(capsys):
 
     def run(*arguments):
         try:
-            code = main(["perplexity", *map(str, arguments)])
+            code = main(["compare", *map(str, arguments)])
         except SystemExit as end:
             code = end.code
         output = capsys.readouterr()

@@ -1,0 +1,136 @@
+"""How well a model reads on, by position, three ways: vanilla, LM-Infinite, re-encoding.
+
+Each document is read once by the vanilla model and once with LM-Infinite, as one stream. A text
+has its own easy and hard places, so a third column scores the same tokens by re-encoding: the
+vanilla model on BOS and the last context_length - 1 tokens, again and again, a stride of
+context_length / 2 apart. What LM-Infinite loses against it, it loses; what vanilla loses, it
+loses to its context.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import LMInfinite
+from .transformer import Transformer
+
+
+@torch.inference_mode()
+def stream_nll(model: Transformer, ids: list[int], lm: LMInfinite | None, chunk=512) -> Tensor:
+    """The nll, in nats, of every id but the first, read as one stream: (n - 1,), float64.
+
+    Entry i belongs to the query at position i. One chunk's logits exist at a time. Raises
+    ValueError for fewer than two ids.
+    """
+    if len(ids) < 2:
+        raise ValueError("there is nothing to score: give at least two tokens")
+    tokens = torch.tensor([ids], device=model.embed.weight.device)
+    cache = model.new_cache(1, lm)
+    pieces = []
+    for start in range(0, len(ids) - 1, chunk):
+        here = tokens[:, start : min(start + chunk, len(ids) - 1)]
+        following = tokens[:, start + 1 : start + 1 + here.shape[1]]
+        pieces.append(_nll(model(here, lm, cache), following)[0])
+    return torch.cat(pieces)
+
+
+@torch.inference_mode()
+def reencoded_nll(model: Transformer, ids: list[int], batch: int = 16) -> Tensor:
+    """The same entries as stream_nll's, each scored within a fresh window of the trained
+    length.
+
+    The first window is the text's own beginning; a later one is ids[0] (BOS) and the
+    context_length - 1 ids before the last that it scores, and scores the second half of them.
+    """
+    length = model.config.context_length
+    stride = length // 2
+    tokens = torch.tensor(ids, device=model.embed.weight.device)
+    result = _nll(
+        model(tokens[None, :length][:, : len(ids) - 1]), tokens[None, 1 : length + 1]
+    )[0]
+    starts = list(range(stride, len(ids) - 1 - stride, stride))
+    for first in range(0, len(starts), batch):
+        some = starts[first : first + batch]
+        rows = [torch.cat((tokens[:1], tokens[s + 1 : s + length + 1])) for s in some]
+        rows = torch.nn.utils.rnn.pad_sequence(
+            rows, batch_first=True
+        )  # (B, context_length + 1)
+        nll = _nll(model(rows[:, :-1]), rows[:, 1:])[:, length - stride :]
+        result = torch.cat((result, nll.flatten()))
+    return result[: len(ids) - 1]
+
+
+def _nll(logits: Tensor, following: Tensor) -> Tensor:
+    """-log p of the ids that follow: (B, T, V), (B, T) -> (B, T) in float64 on the CPU."""
+    nll = F.cross_entropy(logits.float().flatten(0, 1), following.flatten(), reduction="none")
+    return nll.view(following.shape).double().cpu()
+
+
+def bins(context_length: int, n: int) -> list[tuple[int, int]]:
+    """Ranges of positions that double: the trained length, then as much again, and so on to n.
+
+    >>> bins(256, 1500)
+    [(0, 256), (256, 512), (512, 1024), (1024, 1500)]
+    """
+    edges = [0, context_length]
+    while edges[-1] < n:
+        edges.append(2 * edges[-1])
+    return [(a, min(b, n)) for a, b in zip(edges, edges[1:]) if a < n]
+
+
+def by_position(
+    model, documents: dict[str, list[int]], lm: LMInfinite, report=print, chunk: int = 512
+) -> list[dict]:
+    """Mean nll per bin and method over documents of ids, each beginning with BOS.
+
+    The documents must have the same length. Returns a row per bin: first, last (exclusive),
+    vanilla, lm_infinite, reencoded, in nats per token.
+    """
+    n = len(next(iter(documents.values()))) - 1
+    ranges = bins(model.config.context_length, n)
+    sums = {name: torch.zeros(n, dtype=torch.float64) for name in METHODS}
+    for done, (name, ids) in enumerate(documents.items(), 1):
+        sums["vanilla"] += stream_nll(model, ids, None, chunk)
+        sums["lm_infinite"] += stream_nll(model, ids, lm, chunk)
+        sums["reencoded"] += reencoded_nll(model, ids)
+        report(f"{done}/{len(documents)} {name}")
+    means = {name: total / len(documents) for name, total in sums.items()}
+    return [
+        {"first": a, "last": b, **{name: float(means[name][a:b].mean()) for name in METHODS}}
+        for a, b in ranges
+    ]
+
+
+METHODS = ("vanilla", "lm_infinite", "reencoded")
+
+
+def table(rows: list[dict]) -> str:
+    """by_position's rows as a Markdown table."""
+    lines = [
+        "| positions | vanilla | LM-Infinite | re-encoding | LM-Infinite - re-encoding |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        values = [f"{row[name]:.2f}" for name in METHODS]
+        gap = round(row["lm_infinite"] - row["reencoded"], 2) + 0.0  # + 0.0: there is no -0.00
+        lines.append(
+            f"| {row['first']:,} to {row['last']:,} | {' | '.join(values)} | {gap:+.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int]]:
+    """BOS and the first `length` ids of each text. Raises ValueError for a shorter text."""
+    documents = {}
+    for name, text in texts.items():
+        ids = tokenizer.encode(text[: 8 * length])  # a token is rarely longer than 8 characters
+        if len(ids) < length + 1:
+            ids = tokenizer.encode(text)
+        if len(ids) < length + 1:
+            raise ValueError(
+                f"{name} has only {len(ids)} tokens: choose a smaller --length, or another text"
+            )
+        documents[name] = ids[: length + 1]
+    return documents
