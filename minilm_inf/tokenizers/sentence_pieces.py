@@ -80,6 +80,18 @@ class SentencePieceTokenizer:
             return None
         return int(self.processor.IdToPiece(id)[1:-1], 16)  # "<0x41>"
 
+    def bytes_of(self, id: int) -> bytes | None:
+        """The bytes that an id stands for inside a text: none for a mark or a control piece,
+        and None for the unknown piece, which may stand for any."""
+        if self.leaves_no_trace(id):
+            return b""
+        if self.processor.IsUnknown(id):
+            return None
+        byte = self.byte(id)
+        if byte is not None:
+            return bytes([byte])
+        return self.processor.IdToPiece(id).replace("▁", " ").encode()
+
     def leaves_no_trace(self, id: int) -> bool:
         """Whether an id is a mark, or a control piece such as BOS."""
         return self._checked(id) >= self.n_pieces or self.processor.IsControl(id)
