@@ -1,5 +1,6 @@
 """What a model can do with a text, measured.
 
+    python -m minilm_inf.evaluate perplexity --corpus corpus/ --out run.json
     python -m minilm_inf.evaluate compare --corpus corpus/
 
 Each task says in its own --help what it measures.
@@ -14,7 +15,7 @@ import math
 import sys
 from pathlib import Path
 
-from . import compare, corpus
+from . import compare, corpus, perplexity
 from . import options as flags
 from .files import read_text
 
@@ -23,13 +24,64 @@ def main(arguments: list[str] | None = None) -> int:
     line = argparse.ArgumentParser(prog="python -m minilm_inf.evaluate", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     tasks = line.add_subparsers(dest="task", required=True)
+    add_perplexity(tasks)
     add_compare(tasks)
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = line.parse_args(arguments)
+    options.n_given = len(arguments)
     try:
         options.check(options)
     except ValueError as error:
         tasks.choices[options.task].error(str(error))
     return flags.guarded(lambda: options.run(options))
+
+
+# ---- perplexity: any number of tokens, in constant memory
+
+
+def add_perplexity(tasks):
+    task = tasks.add_parser(
+        "perplexity", help="nll by position of any number of tokens, resumable",
+        description=perplexity.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    text = task.add_argument_group("text, from one of these")
+    one = text.add_mutually_exclusive_group()
+    one.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 files")
+    one.add_argument(
+        "--tokens", type=Path, metavar="FILE.npy", help="ids, as numpy.save writes them"
+    )
+    one.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
+                     help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
+    text = task.add_argument_group("reading")
+    text.add_argument("--stream", action="store_true", help="all documents as one text")
+    text.add_argument("--length", type=flags.at_least(2), metavar="N",
+                      help="tokens of the stream (one pass), or of each document at most "
+                      "(all)")  # fmt: skip
+    text.add_argument("--chunk", type=flags.at_least(1), default=2048, metavar="N",
+                      help="tokens read at a time (%(default)s)")  # fmt: skip
+    text.add_argument("--bins", type=flags.at_least(1), default=200, metavar="N",
+                      help="equal bins of positions (%(default)s)")  # fmt: skip
+    text.add_argument("--seed", type=flags.at_least(0), default=0, metavar="N",
+                      help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
+    kept = task.add_argument_group("result")
+    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    kept.add_argument("--out", type=Path, metavar="RUN.json",
+                      help="write it there, and while it runs a state beside it; without --out "
+                      "nothing is saved, and an interrupted run is lost")  # fmt: skip
+    kept.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
+                      help="how often the state is saved (%(default)s)")  # fmt: skip
+    kept.add_argument("--resume", type=Path, metavar="RUN.json",
+                      help="go on with an interrupted run; takes no other flag")  # fmt: skip
+    flags.add_model(task)
+    flags.add_sight(task)
+    task.set_defaults(check=check_perplexity, run=perplexity.evaluate)
+
+
+def check_perplexity(options):
+    """Raise ValueError for flags that this task cannot follow."""
+    flags.check_attention(options)
+    if options.resume and options.n_given > 3:
+        raise ValueError("--resume takes no other flag: the run goes on with its own")
 
 
 # ---- compare: vanilla, LM-Infinite and re-encoding on the same tokens

@@ -56,7 +56,8 @@ def add_model(parser: argparse.ArgumentParser):
                        help="CPU threads (PyTorch's own choice)")  # fmt: skip
 
 
-def add_attention(parser: argparse.ArgumentParser):
+def add_sight(parser: argparse.ArgumentParser):
+    """The flags of what a token sees."""
     group = parser.add_argument_group("attention")
     group.add_argument("--attention", choices=("lambda", "full", "window"), default="lambda",
                        help="LM-Infinite, vanilla, or a window (%(default)s)")  # fmt: skip
@@ -66,6 +67,12 @@ def add_attention(parser: argparse.ArgumentParser):
                        help="starting tokens that are always seen (10)")  # fmt: skip
     group.add_argument("--distance-ceiling", type=ceiling, metavar="N|none",
                        help="the largest distance of any key (the window's size)")  # fmt: skip
+    return group
+
+
+def add_attention(parser: argparse.ArgumentParser):
+    """The flags of what a token sees, and of how a text is read."""
+    group = add_sight(parser)
     group.add_argument("--path", choices=("chunked", "reference"), default="chunked",
                        help="in O(n), or by the slow definition (%(default)s)")  # fmt: skip
     group.add_argument("--prefill-chunk", type=at_least(1), default=512, metavar="N",
@@ -139,6 +146,7 @@ def guarded(run) -> int:
         if type(error) is RuntimeError and "can't allocate memory" not in str(error):
             raise
         print(
-            "error: out of memory: take a smaller --prefill-chunk or --n-local", file=sys.stderr
+            "error: out of memory: take a smaller --prefill-chunk (or --chunk) or --n-local",
+            file=sys.stderr,
         )
         return 1

@@ -1,0 +1,270 @@
+"""The task `evaluate perplexity`: any number of tokens through model and cache, in constant
+memory, and the nll of every one but the first.
+
+    python -m minilm_inf.evaluate perplexity --text FILE... --out run.json
+    python -m minilm_inf.evaluate perplexity --tokens ids.npy --stream --length 200000000
+    python -m minilm_inf.evaluate perplexity --resume run.json
+
+Documents are read separately, each behind BOS, and means are over documents; or joined into one
+stream (--stream): BOS, then all of them with EOS between them, in the order given, and from the
+second pass on in an order drawn from --seed. A --tokens file is read as it stands: one
+dimension is one document, two are a row for each, with the BOS and EOS that are in it. Texts
+are encoded as a whole, in memory; for more text than that, write a --tokens file.
+
+The result says nll by position, in bins that double and in equal ones; mean and interval (what
+an interval covers is told in minilm_inf/tally.py); bits per byte; of a stream, how the same
+tokens fared early and late; and, under "timing", what differs from run to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from . import corpus, load
+from . import options as flags
+from .byte_counts import ByteCounts
+from .checkpoint import load_model
+from .documents import Encoded, Joined, Separate, TokensFile, digest
+from .files import read_text, write_beside
+from .progress import Progress
+from .resume import (
+    check_free,
+    drive,
+    read_facts,
+    read_tensors,
+    remove_state,
+    state_path,
+)
+from .shards import find_tensors
+from .stream import Run
+from .tokenizer import load as load_tokenizer
+
+
+def evaluate(options) -> int:
+    """The task, from its flags to the result; 130 where a signal ended it."""
+    facts = None
+    out = options.resume or options.out
+    if options.resume:
+        if out.is_file() and not state_path(out).exists():
+            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
+            return 0
+        facts = read_facts(out)
+        options = given(facts.get("flags"), out)
+    elif out is not None:
+        check_free(out)
+    model, reading, byte_counts = opened(options)
+    lm = flags.attention(options, model.config)
+    settings = settings_of(options, model, lm, reading)
+    run = Run(model, lm, reading, byte_counts, options.chunk, options.bins)
+    if facts is not None:
+        check_same(settings, facts["settings"], options)
+        restore(run, out, facts)
+
+    progress = Progress(run.total, run.scored)
+    run.timing.begin()
+
+    def report():
+        progress.show(run.scored, f"nll {run.nll / run.scored:.4f}", now=run.is_done)
+
+    facts = {"flags": jsonable(options), "settings": settings}
+    done = drive(run, out, facts, options.save_every, report)
+    progress.end()
+    if not done:
+        onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
+        print(
+            f"stopped after {run.scored:,} of {run.total:,} tokens; {onward}", file=sys.stderr
+        )
+        return 130
+    result = {
+        "task": "perplexity", "settings": settings, "results": run.results(options.seed),
+        "timing": run.timing.result(),
+    }  # fmt: skip
+    text = json.dumps(finite(result), indent=1)
+    if out is not None:
+        write_beside(out, (text + "\n").encode())
+        remove_state(out)
+    print(text if options.json else report_of(result))
+    return 0
+
+
+def opened(options):
+    """The model, the texts to read, and how many bytes their tokens are."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    where = flags.device(options.device), flags.DTYPES[options.dtype]
+    if options.tokens is None:
+        model, tokenizer = load(options.model, *where)
+        if options.text:
+            texts = {str(path): read_text(path) for path in options.text}
+        else:
+            texts = corpus.documents(options.corpus, held_out=True)
+        source, bos_id = Encoded(texts, tokenizer, options.stream), tokenizer.bos_id
+    else:
+        model, tokenizer, bos_id = load_model(options.model, *where), None, None
+        source = TokensFile(options.tokens, model.config.vocab_size)
+        try:
+            tokenizer = load_tokenizer(options.model)
+        except ValueError as error:
+            print(f"no bits per byte: {' '.join(str(error).split())}", file=sys.stderr)
+    byte_counts = ByteCounts(tokenizer, model.config.vocab_size, source)
+    if options.stream:
+        reading = Joined(source, bos_id, options.length, options.seed)
+    else:
+        reading = Separate(source, bos_id, options.length)
+    return model, reading, byte_counts
+
+
+def settings_of(options, model, lm, reading) -> dict:
+    """All that the numbers depend on, as JSON gives it back."""
+    texts = {"tokens": options.tokens, "text": options.text, "corpus": options.corpus}
+    kind = next(name for name in texts if texts[name])
+    return {
+        "model": str(options.model), "weights_sha256": weights_sha256(options.model),
+        kind: jsonable(options)[kind], "ids_sha256": digest(reading.source),
+        "bos_id": reading.bos_id, "stream": options.stream,
+        "length": int(reading.lengths.max()),
+        "attention": options.attention, "n_local": lm and lm.n_local,
+        "n_global": lm and lm.n_global, "distance_ceiling": lm and lm.distance_ceiling,
+        "chunk": options.chunk, "bins": options.bins, "seed": options.seed,
+        "device": str(model.embed.weight.device),
+        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def weights_sha256(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of weights in a checkpoint's folder."""
+    found = {}
+    for path in sorted({stored.path for stored in find_tensors(Path(folder)).values()}):
+        with open(path, "rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+# ---- going on
+
+
+def jsonable(options) -> dict:
+    """The flags of a run, so that `given` makes the same of them; what was left to this machine
+    to choose is chosen."""
+
+    def plain(value):
+        if isinstance(value, list):
+            return [str(x) for x in value]
+        return str(value) if isinstance(value, Path) else value
+
+    kept = {name: plain(value) for name, value in vars(options).items() if name in KEPT}
+    device = str(flags.device(options.device))
+    return {**kept, "device": device, "threads": torch.get_num_threads()}
+
+
+KEPT = (
+    "model", "device", "dtype", "threads", "text", "tokens", "corpus", "stream", "length",
+    "attention", "n_local", "n_global", "distance_ceiling", "chunk", "bins", "seed",
+    "save_every", "json",
+)  # fmt: skip
+
+
+def given(kept: dict | None, out: Path) -> argparse.Namespace:
+    """The flags that jsonable made of a run's. Raises ValueError for others."""
+    if not isinstance(kept, dict) or set(kept) != set(KEPT):
+        raise ValueError(
+            f"{state_path(out)} was written by another version: delete it and start again"
+        )
+    paths = {name: kept[name] and Path(kept[name]) for name in ("model", "tokens", "corpus")}
+    texts = kept["text"] and [Path(path) for path in kept["text"]]
+    return argparse.Namespace(**{**kept, **paths, "text": texts})
+
+
+def check_same(settings: dict, before: dict, options):
+    """Raise ValueError where the run that is to go on would read, or be, another one."""
+    changed = {name for name in settings if settings[name] != before.get(name)}
+    if "torch" in changed:
+        print(
+            f"the run began with PyTorch {before.get('torch')} and goes on with "
+            f"{settings['torch']}: the last bits may differ",
+            file=sys.stderr,
+        )
+    for name, what in {
+        "weights_sha256": f"the weights in {options.model} are not those",
+        "ids_sha256": "the text is not that",
+    }.items():
+        if name in changed:
+            raise ValueError(
+                f"{what} that the run began with: put back what was there, or delete its state "
+                "and start again"
+            )
+    if changed - {"torch"}:
+        raise ValueError(
+            f"the run began with another {', '.join(sorted(changed - {'torch'}))}: delete its "
+            "state and start again"
+        )
+
+
+def restore(run: Run, out: Path, facts: dict):
+    """Put a run where its saved state was. Raises ValueError for a state that is not one."""
+    try:
+        run.restore(read_tensors(out), facts["at"])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{state_path(out)} is not a whole state of this run: delete it and start again"
+        ) from error
+
+
+# ---- the result
+
+
+def finite(value):
+    """The same, with null for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: finite(x) for name, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def report_of(result: dict) -> str:
+    """The result as a reader wants to see it: the bins that double, and a few sentences."""
+    found, timing = result["results"], result["timing"]
+    several = "documents" in found["log"][0]
+    lines = [
+        "| positions | tokens |" + " documents |" * several + " nll | 95% interval |",
+        "|---|---|" + "---|" * several + "---|---|",
+    ]
+    for row in found["log"]:
+        cells = [f"{row['first']:,} to {row['last']:,}", f"{row['tokens']:,}"]
+        cells += [f"{row['documents']:,}"] if several else []
+        cells += [f"{row['nll']:.4f}", between(row["interval"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append(
+        f"\nnll {found['nll']:.4f} nats per token ({between(found['interval'])}), perplexity "
+        f"{found['perplexity']:.2f}, over {found['scored']:,} tokens of "
+        f"{found['documents']:,} documents"
+        + (", joined." if result["settings"]["stream"] else ".")
+    )
+    bits = found["bits_per_byte"]
+    if bits is not None:
+        lines.append(f"{bits:.4f} bits per byte, over {found['bytes']:,} bytes.")
+    else:
+        lines.append("No bits per byte: how long the text was is not known.")
+    windows = found["early_and_late"]
+    if windows and windows["pairs"]:
+        lines.append(
+            f"The last {windows['tokens']:,} tokens against {windows['tokens']:,} from "
+            f"{windows['early_first']:,} on: {windows['late_nll']:.4f} and "
+            f"{windows['early_nll']:.4f}; on the {windows['pairs']:,} tokens that are in both, "
+            f"{windows['difference']:+.4f} ({between(windows['interval'])})."
+        )
+    lines.append(f"{timing['seconds']:,.1f} s, {timing['tokens_per_second']:,.0f} tokens/s.")
+    return "\n".join(lines)
+
+
+def between(interval: list[float] | None) -> str:
+    return "none" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"

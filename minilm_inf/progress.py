@@ -1,0 +1,65 @@
+"""One line on stderr that says how far a long run has come, and the memory that it takes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+EVERY = 0.5  # seconds between two lines
+
+
+class Progress:
+    """Progress towards `total`, from `done`, in units such as "tokens"."""
+
+    def __init__(self, total: int, done: int = 0, unit: str = "tokens"):
+        self.total, self.first, self.unit = total, done, unit
+        self.began = self.shown = time.monotonic()
+        self.width = 0
+
+    def show(self, done: int, fact: str, now: bool = False):
+        """Say that `done` are done, and one fact more; at most twice a second, unless now."""
+        clock = time.monotonic()
+        if not now and clock - self.shown < EVERY:
+            return
+        self.shown = clock
+        speed = (done - self.first) / max(clock - self.began, 1e-9)
+        left = time_left((self.total - done) / speed) if speed else "?"
+        line = (
+            f"{done:,}/{self.total:,} {self.unit}  {fact}  {speed:,.0f} {self.unit}/s  "
+            f"{left} left"
+        )
+        print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
+        self.width = len(line)
+
+    def end(self):
+        """Leave the line as it is, and begin another."""
+        if self.width:
+            print(file=sys.stderr, flush=True)
+            self.width = 0
+
+
+def time_left(seconds: float) -> str:
+    """A duration in words, as precise as a guess deserves.
+
+    >>> time_left(42), time_left(150), time_left(9000)
+    ('42 s', '2 min', '2 h 30 min')
+    """
+    seconds = int(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    if seconds < 5400:
+        return f"{seconds // 60} min"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Bytes of resident memory of this process, now and at its peak; None where the system has
+    no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None, None
+    kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
+    found = (kilobytes.get(name) for name in ("VmRSS", "VmHWM"))
+    return tuple(None if value is None else 1024 * int(value) for value in found)
