@@ -4,8 +4,8 @@ In reading order: config, positions, lambda_mask, distance_ceiling, attention (t
 sight and chunked (the same in O(n)), cache, transformer, models (llama, mpt, gptj), checkpoint
 (on shards), tokenizer (on tokenizers/), chat, sampling, session, batch, reply, generate; then
 corpus and practice (what weights/ learned from), compare, documents, tally, stream, perplexity
-(on byte_counts, pairs, progress, resume), evaluate and card (what is measured), recipes, schedule
-and train (how weights/ came to be), inspect and convert (for folders of others).
+(on byte_counts, pairs, progress, resume), evaluate and card (what is measured), recipes,
+schedule and train (how weights/ came to be), inspect and convert (for folders of others).
 """
 
 import warnings

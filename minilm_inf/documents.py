@@ -68,6 +68,8 @@ class TokensFile:
         if not isinstance(array, np.memmap) or array.dtype.kind not in "iu":
             kind = getattr(array, "dtype", "an archive")
             raise ValueError(f"{path} holds {kind}: the ids must be one array of whole numbers")
+        if array.size == 0:
+            raise ValueError(f"{path} holds no ids: there is nothing to score")
         if array.ndim not in (1, 2) or not array.flags.c_contiguous:
             raise ValueError(
                 f"{path} has the shape {array.shape} in an order that is not implemented: save "

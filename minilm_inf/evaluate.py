@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_compare(tasks)
     arguments = sys.argv[1:] if arguments is None else arguments
     options = line.parse_args(arguments)
-    options.n_given = len(arguments)
+    options.given = arguments[1:]
     try:
         options.check(options)
     except ValueError as error:
@@ -80,7 +80,8 @@ def add_perplexity(tasks):
 def check_perplexity(options):
     """Raise ValueError for flags that this task cannot follow."""
     flags.check_attention(options)
-    if options.resume and options.n_given > 3:
+    alone = len(options.given) == 2 and "--resume".startswith(options.given[0])
+    if options.resume and not alone and len(options.given) > 1:  # --resume=RUN.json is one
         raise ValueError("--resume takes no other flag: the run goes on with its own")
 
 

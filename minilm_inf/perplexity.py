@@ -210,9 +210,10 @@ def check_same(settings: dict, before: dict, options):
 
 def restore(run: Run, out: Path, facts: dict):
     """Put a run where its saved state was. Raises ValueError for a state that is not one."""
+    tensors = read_tensors(out)
     try:
-        run.restore(read_tensors(out), facts["at"])
-    except (KeyError, RuntimeError) as error:
+        run.restore(tensors, facts["at"])
+    except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{state_path(out)} is not a whole state of this run: delete it and start again"
         ) from error

@@ -21,17 +21,17 @@ from safetensors.torch import save_file
 
 def state_path(out: Path) -> Path:
     """Where the state of the run that writes `out` lies."""
-    return out.with_name(out.name + ".state")
+    return out.parent / (out.name + ".state")
 
 
 def check_free(out: Path):
     """Make the folder of `out`. Raises ValueError where an unfinished run has the name."""
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: give the name of a file to write")
     if state_path(out).exists():
         raise ValueError(
             f"{state_path(out)} holds a run that was stopped: --resume {out}, or delete it"
         )
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder: give the name of a file to write")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

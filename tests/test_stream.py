@@ -1,0 +1,577 @@
+"""The streaming evaluator: its numbers against the definition, and that nothing stops it for
+good."""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SETTINGS, some_tokens, tiny_llama, tiny_model
+
+from minilm_inf import perplexity, resume
+from minilm_inf.byte_counts import ByteCounts
+from minilm_inf.checkpoint import save
+from minilm_inf.documents import Joined, Separate, TokensFile
+from minilm_inf.evaluate import main
+from minilm_inf.stream import Run
+
+LM = SETTINGS["LM-Infinite"]
+WORDS = "The ship went on, and the men looked at the sea, for it was late. "
+
+
+def specification(model, ids: list[int], lm) -> list[float]:
+    """-log p of every id but the first, in one piece, by the definition of attention."""
+    log_p = model(torch.tensor([ids[:-1]]), lm, path="reference")[0].log_softmax(-1)
+    return [-float(row[id]) for row, id in zip(log_p, ids[1:])]
+
+
+@pytest.fixture
+def scored(tmp_path, monkeypatch):
+    """A function that takes ids, (N,) or (D, N), through a Run: the run, and what each text's
+    tally was given."""
+
+    def go(model, ids, lm, chunk, length=None, joined=False):
+        np.save(tmp_path / "ids.npy", np.array(ids))
+        source = TokensFile(tmp_path / "ids.npy", model.config.vocab_size)
+        reading = Joined(source, None, length, 1) if joined else Separate(source, None, length)
+        run = Run(model, lm, reading, ByteCounts(None, 31, source), chunk, bins=4)
+        texts, add = [[] for _ in reading.lengths], run.tally.add
+
+        def noted(first, nll):
+            assert first == len(texts[run.text]) + 1
+            texts[run.text] += nll.tolist()
+            add(first, nll)
+
+        monkeypatch.setattr(run.tally, "add", noted)
+        while not run.is_done:
+            run.step()
+        return run, texts
+
+    return go
+
+
+# ---- the numbers
+
+
+@pytest.mark.parametrize("lm", [None, LM], ids=["vanilla", "LM-Infinite"])
+@pytest.mark.parametrize("chunk", [1, 2, 5, 22, 23, 24, 100])
+def test_every_token_but_the_first_is_scored(scored, lm, chunk):
+    """A chunk's last token, or one that is scored as if nothing stood before its chunk."""
+    model, ids = tiny_llama(), some_tokens(24)[0].tolist()
+    run, (found,) = scored(model, ids, lm, chunk)
+    assert found == pytest.approx(specification(model, ids, lm), abs=1e-10)
+    assert run.scored == run.total == 23
+    result = run.results(0)
+    assert result["nll"] == pytest.approx(np.mean(found), abs=1e-12)
+    assert result["perplexity"] == pytest.approx(math.exp(np.mean(found)))
+
+
+@pytest.mark.parametrize("family", ["mpt", "gptj"])
+def test_every_family_is_scored(scored, family):
+    """A head or a bias that only one family has."""
+    model, ids = tiny_model(family), some_tokens(30)[0].tolist()
+    _, (found,) = scored(model, ids, LM, 7)
+    assert found == pytest.approx(specification(model, ids, LM), abs=1e-9)
+
+
+@pytest.mark.parametrize("chunk", [3, 8, 50])
+def test_separate_documents_know_nothing_of_each_other(scored, chunk):
+    """A cache that goes on from the document before."""
+    model, rows = tiny_llama(), some_tokens(20, batch=3).tolist()
+    run, found = scored(model, rows, LM, chunk, length=17)
+    for row, nll in zip(rows, found):
+        assert nll == pytest.approx(specification(model, row[:17], LM), abs=1e-10)
+    assert run.results(0)["documents"] == 3 and run.results(0)["early_and_late"] is None
+
+
+@pytest.mark.parametrize("chunk", [3, 11, 200])
+def test_a_stream_is_one_text(scored, chunk):
+    """A cache that is emptied where a document or a pass ends."""
+    model, rows = tiny_llama(), some_tokens(8, batch=3).tolist()
+    run, (found,) = scored(model, rows, LM, chunk, length=60, joined=True)
+    ids = run.reading.read(0, 0, 60)[0].tolist()
+    assert ids[:24] == sum(rows, []) and ids[24:48] != ids[:24]
+    assert found == pytest.approx(specification(model, ids, LM), abs=1e-10)
+    windows = run.results(0)["early_and_late"]
+    assert windows["early_nll"] == pytest.approx(np.mean(found[14:29]))
+    assert windows["late_nll"] == pytest.approx(np.mean(found[44:]))
+
+
+def test_half_precision_is_scored_in_single(scored):
+    """A softmax in bfloat16, which knows two digits of a probability."""
+    model, ids = tiny_llama(dtype=torch.bfloat16), some_tokens(30)[0].tolist()
+    run, (found,) = scored(model, ids, LM, 30)
+    logits = model(torch.tensor([ids[:-1]]), LM).float()[0].double()
+    exact = -logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    assert found == pytest.approx(exact.tolist(), abs=1e-5)
+
+
+def test_memory_does_not_grow_with_the_stream(tmp_path):
+    """A list of logits, hidden states or nll that gains an entry per chunk."""
+
+    def kept(n: int) -> tuple[int, int, int]:
+        np.save(tmp_path / "ids.npy", some_tokens(50)[0].numpy())
+        source = TokensFile(tmp_path / "ids.npy", 31)
+        reading = Joined(source, None, 100_000, 0)
+        run = Run(model, LM, reading, ByteCounts(None, 31, source), 10, 4)
+        for _ in range(n // 10):
+            run.step()
+        tensors, facts = run.state()
+        return len(tensors), sum(x.nbytes for x in tensors.values()), len(facts)
+
+    model = tiny_llama(n_layer=1)
+    assert kept(200) == kept(2000)
+
+
+# ---- the program
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def call(capsys):
+    """A call of the program: arguments -> (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        try:
+            code = main(["perplexity", *map(str, arguments)])
+        except SystemExit as end:
+            code = end.code
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model without a tokenizer, and ids for it: a row of 600, and 4 rows of 50."""
+    folder = tmp_path_factory.mktemp("stream")
+    save(tiny_llama(dtype=torch.float32), folder / "model")
+    np.save(folder / "ids.npy", some_tokens(600)[0].numpy())
+    np.save(folder / "rows.npy", some_tokens(50, batch=4).numpy())
+    for name, text in (("a", WORDS * 20), ("b", "It was cold — and dark. " * 30), ("c", "")):
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def flags(folder, *more) -> list[str]:
+    """A stream of the ids in 150 chunks."""
+    run = ["-m", folder / "model", "--tokens", folder / "ids.npy", "--stream", "--length", 3000]
+    return [str(flag) for flag in [*run, "--chunk", 20, "--threads", 1, *more]]
+
+
+def result_of(path) -> dict:
+    """A run's file without what differs from run to run."""
+    result = json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
+    assert result.pop("timing")["seconds"] > 0
+    return result
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder):
+    """What a run that nobody interrupted writes."""
+    out = folder / "unbroken.json"
+    assert main(["perplexity", *flags(folder, "--out", out)]) == 0
+    return result_of(out)
+
+
+def test_a_run_writes_what_it_measured(unbroken, folder, call, tmp_path):
+    """A setting, a number or a file that is left out, or left behind."""
+    code, out, err = call(*flags(folder, "--json", "--bins", 10))
+    assert code == 0
+    timing = (whole := json.loads(out))["timing"]
+    assert sorted(whole) == ["results", "settings", "task", "timing"]
+    assert sorted(path.name for path in folder.glob("unbroken*")) == ["unbroken.json"]
+    settings, results = unbroken["settings"], unbroken["results"]
+    assert settings["length"] == 3000 and settings["stream"] and settings["chunk"] == 20
+    assert (settings["n_local"], settings["n_global"]) == (6, 10)
+    assert set(settings["weights_sha256"]) == {"model.safetensors"}
+    assert len(results["linear"]) == 200 and len(whole["results"]["linear"]) == 10
+    assert results["scored"] == sum(row["tokens"] for row in results["linear"]) == 2999
+    assert results["nll"] == whole["results"]["nll"]
+    low, high = results["interval"]
+    assert low < results["nll"] < high
+    assert results["bits_per_byte"] is None and "no bits per byte: " in err
+    windows = results["early_and_late"]
+    assert windows["tokens"] == windows["early_first"] == 750 and windows["pairs"] == 750
+    assert len(timing["linear"]) == 10
+    assert sum(row["seconds"] for row in timing["linear"]) == pytest.approx(timing["seconds"])
+    if os.path.exists("/proc/self/status"):
+        for name in ("when_begun", "at_start", "at_end", "at_peak"):
+            assert timing[f"resident_bytes_{name}"] > 2**20
+    assert timing["tokens_per_second_at_start"] > 0 < timing["tokens_per_second_at_end"]
+    assert "2,999/2,999 tokens  nll" in err and "tokens/s" in err and "left" in err
+
+
+def test_bits_per_byte_are_of_the_text(call, folder):
+    """Bits of tokens, nats, or bytes that count the first token or a special one."""
+    files = ["--text", folder / "a", folder / "b"]
+    n_bytes = sum(len((folder / name).read_bytes()) for name in "ab")
+    for more in ([], ["--stream"]):
+        results = json.loads(call(*files, "--json", *more)[1])["results"]
+        assert results["bytes"] == n_bytes
+        bits = results["nll"] * results["scored"] / math.log(2) / n_bytes
+        assert results["bits_per_byte"] == pytest.approx(bits, abs=1e-12)
+    part = json.loads(call(*files, "--json", "--length", 40)[1])["results"]
+    assert part["scored"] == 78 and 100 < part["bytes"] < n_bytes
+
+
+def test_the_table(call, folder):
+    """A table that shows other numbers than it measured, or two hundred lines of them."""
+    arguments = ["--text", folder / "a", folder / "b", "--length", 300]
+    code, out, _ = call(*arguments)
+    results = json.loads(call(*arguments, "--json")[1])["results"]
+    lines = out.splitlines()
+    assert code == 0 and len(lines) < 20
+    row = results["log"][-1]
+    assert f"| 256 to {row['last']} | {row['tokens']} | {row['documents']} |" in out
+    assert f"| {row['nll']:.4f} |" in out
+    assert f"{results['bits_per_byte']:.4f} bits per byte" in out
+    code, out, _ = call(*flags(folder))
+    assert "on the 750 tokens that are in both" in out and "No bits per byte" in out
+
+
+def test_the_settings_reach_the_model(call, folder):
+    """A flag that is parsed and then dropped."""
+    ids = ["-m", folder / "model", "--tokens", folder / "rows.npy", "--json"]
+    seen = {}
+    for more in (
+        [], ["--attention", "full"], ["--attention", "window"], ["--n-local", 3],
+        ["--n-global", 1], ["--distance-ceiling", 2], ["--length", 20], ["--stream"],
+        ["--dtype", "float64"],
+    ):  # fmt: skip
+        code, out, err = call(*ids, *more)
+        assert code == 0, err
+        seen[" ".join(map(str, more))] = json.loads(out)["results"]["nll"]
+    assert len(set(seen.values())) == len(seen), seen
+    same = json.loads(call(*ids, "--chunk", 3)[1])["results"]["nll"]
+    assert same == pytest.approx(seen[""], abs=1e-5)
+
+
+# ---- interrupted
+
+
+def interrupt_at(monkeypatch, step: int, name=signal.SIGINT):
+    """Let a signal come while a run takes a step."""
+    take, taken = Run.step, [0]
+
+    def and_then(run):
+        taken[0] += 1
+        if taken[0] == step:
+            signal.raise_signal(name)
+        take(run)
+
+    monkeypatch.setattr(Run, "step", and_then)
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 40, 149])
+def test_a_resumed_run_is_the_unbroken_run(
+    unbroken, folder, call, tmp_path, monkeypatch, name, step
+):
+    """To the last bit: the cache, every sum, the pairs, and the edges of the chunks."""
+    out = tmp_path / "run.json"
+    interrupt_at(monkeypatch, step, name)
+    code, printed, err = call(*flags(folder, "--out", out))
+    assert code == 130 and not printed and not out.exists()
+    assert f"stopped after {20 * step:,} of 2,999 tokens; go on with --resume" in err
+    monkeypatch.undo()
+    code, printed, err = call("--resume", out)
+    assert code == 0 and "| positions |" in printed
+    assert result_of(out) == unbroken
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    code, printed, err = call("--resume", out)
+    assert code == 0 and "is finished: there is nothing to resume" in err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--attention", "full"],
+        ["--n-global", "0"],
+        ["--distance-ceiling", "3"],
+        ["--seed", "7"],
+    ],
+)
+def test_every_setting_is_resumed(folder, call, tmp_path, monkeypatch, more):
+    """A cache of another kind, or a flag that the state does not hold."""
+    parts = [*flags(folder), "--length", "900", *more]
+    assert call(*parts, "--out", tmp_path / "whole.json")[0] == 0
+    for step in (9, 12):
+        interrupt_at(monkeypatch, step)
+        arguments = ["--resume"] if step == 12 else [*parts, "--out"]
+        assert call(*arguments, tmp_path / "run.json")[0] == 130
+        monkeypatch.undo()
+    assert call("--resume", tmp_path / "run.json")[0] == 0
+    assert result_of(tmp_path / "run.json") == result_of(tmp_path / "whole.json")
+
+
+def test_separate_documents_are_resumed(folder, call, tmp_path, monkeypatch):
+    """A document that is begun anew, or whose first half is forgotten."""
+    parts = ["-m", folder / "model", "--tokens", folder / "rows.npy", "--chunk", 9, "--json"]
+    code, whole, _ = call(*parts, "--out", tmp_path / "whole.json")
+    for step in (6, 10, 12, 20):  # 6 chunks a row: between two rows, and within them
+        out = tmp_path / f"{step}.json"
+        interrupt_at(monkeypatch, step)
+        assert call(*parts, "--out", out)[0] == 130
+        monkeypatch.undo()
+        code, printed, _ = call("--resume", out)
+        assert code == 0 and json.loads(printed)["results"] == json.loads(whole)["results"]
+        assert result_of(out) == result_of(tmp_path / "whole.json")
+
+
+def test_an_interrupt_in_the_last_chunk_is_none(unbroken, folder, call, tmp_path, monkeypatch):
+    """A finished run that asks to be resumed."""
+    interrupt_at(monkeypatch, 150)
+    assert call(*flags(folder, "--out", tmp_path / "run.json"))[0] == 0
+    assert result_of(tmp_path / "run.json") == unbroken
+
+
+def test_without_out_nothing_is_saved(folder, call, tmp_path, monkeypatch):
+    """A promise to resume that nobody can keep."""
+    monkeypatch.chdir(tmp_path)
+    interrupt_at(monkeypatch, 3)
+    code, printed, err = call(*flags(folder))
+    assert code == 130 and not printed and "nothing was saved: there is no --out" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_state_is_saved_as_time_passes(folder, call, tmp_path, monkeypatch):
+    """A run that is killed after an hour and has the state of its beginning."""
+    saves, clock = [], [0.0]
+    write, take = resume.save_state, Run.step
+
+    def noted(out, tensors, facts):
+        saves.append(facts["at"]["scored"])
+        write(out, tensors, facts)
+
+    def slowly(run):
+        clock[0] += 7
+        take(run)
+
+    monkeypatch.setattr(resume, "save_state", noted)
+    monkeypatch.setattr(Run, "step", slowly)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    assert call(*flags(folder, "--length", 601, "--out", tmp_path / "run.json"))[0] == 0
+    assert saves == [0, 180, 360, 540]  # every 9 steps of 7 seconds
+
+
+def started(*arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "minilm_inf.evaluate", "perplexity", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that runs the suite in the background has it ignore Ctrl-C, and its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(path, program):
+    while not path.exists():
+        assert program.poll() is None, program.stderr.read().decode()
+        time.sleep(0.01)
+
+
+def test_a_killed_run_is_resumed(folder, call, tmp_path):
+    """Two kills at random moments, while a state is written after every chunk: half a state,
+    or a state that is not the one of its cache."""
+    parts = [*flags(folder), "--length", 12_000]
+    assert call(*parts, "--out", tmp_path / "whole.json")[0] == 0
+    out = tmp_path / "run.json"
+    for arguments in ([*parts, "--save-every", 0, "--out", out], ["--resume", out]):
+        program = started(*arguments)
+        try:
+            began = resume.state_path(out)
+            wait_for(began, program)
+            stamp = began.stat().st_mtime_ns
+            while began.stat().st_mtime_ns == stamp and program.poll() is None:
+                time.sleep(0.01)  # of a resumed run too, until it has gone on
+            time.sleep(random.random() / 2)
+        finally:
+            program.kill()
+            program.communicate()
+        assert program.returncode == -signal.SIGKILL and not out.exists()
+    assert 0 < resume.read_facts(out)["at"]["scored"] < 11_999
+    code, _, err = call("--resume", out)
+    assert code == 0, err
+    assert result_of(out) == result_of(tmp_path / "whole.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "whole.json"]
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal_stops_a_real_run(folder, tmp_path, name):
+    """The tests above raise the signal themselves; a terminal sends it from outside."""
+    out = tmp_path / "run.json"
+    program = started(*flags(folder, "--length", 10**8, "--out", out))
+    try:
+        wait_for(resume.state_path(out), program)
+        program.send_signal(name)
+        printed, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 130 and not printed and not out.exists()
+    assert f"go on with --resume {out}" in err.decode() and b"Traceback" not in err
+
+
+# ---- what cannot be done
+
+
+@pytest.fixture
+def stopped(folder, call, tmp_path, monkeypatch):
+    """A run that was stopped, of a model and ids of its own."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    shutil.copy(folder / "ids.npy", tmp_path)
+    interrupt_at(monkeypatch, 5)
+    assert call(*flags(tmp_path, "--out", tmp_path / "run.json"))[0] == 130
+    monkeypatch.undo()
+    return tmp_path / "run.json"
+
+
+def error(call, *arguments) -> str:
+    """The one sentence that a call ends with."""
+    code, out, err = call(*arguments)
+    last = err.splitlines()[-1]
+    assert code == 1 and not out and last.startswith("error: ") and err.count("error: ") == 1
+    return last
+
+
+def test_an_unfinished_run_is_not_overwritten(stopped, call):
+    """A night's work that a repeated command throws away."""
+    before = resume.state_path(stopped).read_bytes()
+    said = error(call, *flags(stopped.parent, "--out", stopped))
+    assert f"--resume {stopped}, or delete it" in said
+    assert resume.state_path(stopped).read_bytes() == before
+
+
+def test_a_changed_text_or_model_is_refused(stopped, call):
+    """Half a curve of one text, half of another."""
+    ids = stopped.parent / "ids.npy"
+    was = ids.read_bytes()
+    np.save(ids, some_tokens(600, seed=9)[0].numpy())
+    assert "the text is not that that the run began with" in error(call, "--resume", stopped)
+    ids.write_bytes(was)
+    save(tiny_llama(dtype=torch.float32, seed=9), stopped.parent / "model")
+    assert "the weights in" in error(call, "--resume", stopped)
+    shutil.rmtree(stopped.parent / "model")
+    assert "model" in error(call, "--resume", stopped)
+    assert resume.state_path(stopped).exists()
+
+
+def test_another_pytorch_is_told(stopped, call):
+    """Last bits that differ, and nobody knows why."""
+    tensors, facts = resume.read_tensors(stopped), resume.read_facts(stopped)
+    changed = {**facts, "settings": {**facts["settings"], "torch": "1.9"}}
+    resume.save_state(stopped, tensors, changed)
+    code, _, err = call("--resume", stopped)
+    assert code == 0 and "began with PyTorch 1.9 and" in err and "last bits may differ" in err
+
+
+def test_a_damaged_state_is_refused(stopped, call):
+    """A traceback, or a run that goes on from half a cache."""
+    path = resume.state_path(stopped)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"x" * 100):
+        path.write_bytes(content)
+        assert "not a readable state: delete it" in error(call, "--resume", stopped)
+    path.write_bytes(whole)
+    tensors, facts = resume.read_tensors(stopped), resume.read_facts(stopped)
+    for name in ("tally.log", "cache.length"):
+        resume.save_state(stopped, {k: x for k, x in tensors.items() if k != name}, facts)
+        assert "not a whole state" in error(call, "--resume", stopped)
+    resume.save_state(stopped, {**tensors, "tally.log": torch.zeros(3)}, facts)
+    assert "not a whole state" in error(call, "--resume", stopped)
+    for kept in ({}, None, {"model": "x"}):
+        resume.save_state(stopped, tensors, {**facts, "flags": kept})
+        assert "another version" in error(call, "--resume", stopped)
+    changed = {**facts, "settings": {**facts["settings"], "n_local": 5}}
+    resume.save_state(stopped, tensors, changed)
+    assert "began with another n_local" in error(call, "--resume", stopped)
+
+
+def test_a_state_that_cannot_be_written(folder, call, tmp_path, monkeypatch):
+    """A full disk that ends in a traceback, or in half a state."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resume, "save_file", full)
+    said = error(call, *flags(folder, "--out", tmp_path / "run.json"))
+    assert "run.json.state cannot be written" in said and "No space left" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--resume", "nothing.json"], ("nothing.json.state", "--out")),
+        (["--text", "missing"], ("cannot read", "missing")),
+        (["--text", "c"], ("c is empty",)),
+        (["--tokens", "a"], ("not a whole .npy file",)),
+        (["--tokens", "missing.npy"], ("cannot read", "missing.npy")),
+        (["--corpus", "."], ("no held-out documents",)),
+        (["--text", "a", "-m", "nowhere"], ("nowhere",)),
+        (["--text", "a", "-m", "model"], ("holds no tokenizer",)),
+        (["--text", "a", "--out", "."], ("is a folder",)),
+        (["--text", "a", "--out", "a/run.json"], ("cannot be made",)),
+    ],
+)
+def test_what_cannot_be_measured(call, folder, monkeypatch, arguments, words):
+    """A traceback for a mistyped name."""
+    monkeypatch.chdir(folder)
+    said = error(call, *arguments)
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["--resume", "run.json", "--length", 9], "--resume takes no other flag"),
+        (["--text", "a", "--resume", "run.json"], "--resume takes no other flag"),
+        (["--resume=run.json", "--json"], "--resume takes no other flag"),
+        (["--json", "--resume=run.json"], "--resume takes no other flag"),
+        (["--text", "a", "--tokens", "b"], "not allowed with"),
+        (["--corpus", "a", "--tokens", "b"], "not allowed with"),
+        (["--length", 1], "--length"),
+        (["--chunk", 0], "--chunk"),
+        (["--bins", 0], "--bins"),
+        (["--seed", -1], "--seed"),
+        (["--save-every", "x"], "--save-every"),
+        (["--attention", "full", "--n-global", 3], "--n-global"),
+    ],
+)
+def test_flags_that_make_no_sense(call, arguments, word):
+    """A flag that is quietly ignored."""
+    code, out, err = call(*arguments)
+    assert code == 2 and not out and word in err.splitlines()[-1]
+
+
+def test_numbers_that_json_lacks():
+    """NaN in a file that other programs cannot read."""
+    value = {"a": [1.5, math.nan, (math.inf, 2)], "b": None, "c": "nan"}
+    assert perplexity.finite(value) == {"a": [1.5, None, [None, 2]], "b": None, "c": "nan"}
+
+
+def test_help_names_the_defaults(call):
+    """A default that nobody can find out."""
+    code, out, _ = call("--help")
+    text = " ".join(out.split())
+    assert code == 0 and "None" not in text
+    for word in ("(2048)", "(200)", "(60)", "(lambda)", "without --out nothing is saved"):
+        assert word in text
