@@ -74,8 +74,10 @@ def evaluate(options) -> int:
         progress.show(run.scored, f"nll {run.nll / run.scored:.4f}", now=run.is_done)
 
     facts = {"flags": jsonable(options), "settings": settings}
-    done = drive(run, out, facts, options.save_every, report)
-    progress.end()
+    try:
+        done = drive(run, out, facts, options.save_every, report)
+    finally:
+        progress.end()
     if not done:
         onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
         print(

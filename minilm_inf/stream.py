@@ -61,7 +61,7 @@ class Run:
             StreamTally(longest, bins) if one else DocumentsTally(reading.lengths, bins)
         )
         self.pairs = Pairs(longest) if reading.is_stream else None
-        self.timing = Timing(self.tally.edges["linear"])
+        self.timing = Timing(self.tally.edges["linear"], model.embed.weight.device)
         self.cache = None
 
     @property
@@ -101,7 +101,8 @@ class Run:
             perplexity = float(np.exp(whole["nll"]))
         return {
             "tokens": int(self.reading.lengths.sum()), "scored": self.scored,
-            "documents": len(self.reading.source.lengths), "nll": whole["nll"],
+            "documents": len(self.reading.source.lengths),
+            "tokens_of_all_documents": self.reading.n_places, "nll": whole["nll"],
             "interval": whole["interval"], "perplexity": perplexity,
             "bytes": self.n_bytes if known else None,
             "bits_per_byte": self.nll / math.log(2) / self.n_bytes if known else None,
@@ -146,15 +147,17 @@ FACTS = ("text", "start", "scored", "n_bytes", "n_unknown", "nll")
 
 
 class Timing:
-    """Seconds, tokens and resident memory for each of some bins of positions.
+    """Seconds, tokens and memory for each of some bins of positions: resident memory, and on a
+    GPU what PyTorch has there.
 
     What a bin took includes everything since the chunk before: also saving, also the line on
     stderr, but not the time between an interruption and going on.
     """
 
-    def __init__(self, edges: np.ndarray):
-        self.edges = edges
-        self.seconds, self.tokens, self.resident = (np.zeros(len(edges) - 1) for _ in range(3))
+    def __init__(self, edges: np.ndarray, device: torch.device):
+        self.edges, self.device = edges, device
+        self.seconds, self.tokens = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+        self.resident, self.on_device = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
         self.whole = np.array([0.0, 0.0])  # resident memory when it began, and at its peak
         self.last = time.monotonic()
 
@@ -175,13 +178,17 @@ class Timing:
         if left.any():
             now_resident, peak = memory()
             self.resident[left] = now_resident or 0
+            if self.device.type == "cuda":
+                self.on_device[left] = torch.cuda.memory_allocated(self.device)
             self.whole[1] = max(self.whole[1], peak or 0)
         self.last = now
 
     def result(self) -> dict:
         """What was measured of the machine; bytes are None where the system does not tell."""
         speed = [t / s if s else None for t, s in zip(self.tokens, self.seconds)]
-        resident = [int(bytes) or None for bytes in self.resident]
+        resident, on_device = (
+            [int(bytes) or None for bytes in found] for found in (self.resident, self.on_device)
+        )
         return {
             "seconds": float(self.seconds.sum()),
             "tokens_per_second": float(self.tokens.sum() / max(self.seconds.sum(), 1e-9)),
@@ -189,12 +196,15 @@ class Timing:
             "resident_bytes_when_begun": int(self.whole[0]) or None,
             "resident_bytes_at_start": resident[0], "resident_bytes_at_end": resident[-1],
             "resident_bytes_at_peak": int(self.whole[1]) or None,
+            "device_bytes_at_start": on_device[0], "device_bytes_at_end": on_device[-1],
             "linear": [
                 {
                     "first": int(first), "seconds": float(s), "tokens_per_second": v,
-                    "resident_bytes": r,
+                    "resident_bytes": r, "device_bytes": d,
                 }
-                for first, s, v, r in zip(self.edges, self.seconds, speed, resident)
+                for first, s, v, r, d in zip(
+                    self.edges, self.seconds, speed, resident, on_device
+                )
             ],
         }  # fmt: skip
 
@@ -202,5 +212,5 @@ class Timing:
         """The arrays that hold all that was measured; to be written to, to restore it."""
         return {
             "seconds": self.seconds, "tokens": self.tokens, "resident": self.resident,
-            "whole": self.whole,
+            "on_device": self.on_device, "whole": self.whole,
         }  # fmt: skip
