@@ -36,8 +36,7 @@ def log_edges(n: int) -> np.ndarray:
     >>> log_edges(11).tolist()
     [1, 2, 4, 8, 11]
     """
-    powers = 2 ** np.arange((n - 1).bit_length(), dtype=np.int64)
-    return np.append(powers[powers < n], n)
+    return np.append(2 ** np.arange((n - 1).bit_length(), dtype=np.int64), n)
 
 
 def linear_edges(n: int, bins: int) -> np.ndarray:

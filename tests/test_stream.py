@@ -100,7 +100,12 @@ def test_a_stream_is_one_text(scored, chunk):
     ids = run.reading.read(0, 0, 60)[0].tolist()
     assert ids[:24] == sum(rows, []) and ids[24:48] != ids[:24]
     assert found == pytest.approx(specification(model, ids, LM), abs=1e-10)
-    windows = run.results(0)["early_and_late"]
+    windows, places = run.results(0)["early_and_late"], run.reading.read(0, 0, 60)[1].tolist()
+    early = {places[i]: found[i - 1] for i in range(15, 30)}
+    differences = [
+        found[i - 1] - early[at] for i, at in enumerate(places) if i >= 45 and at in early
+    ]
+    assert windows["difference"] == pytest.approx(np.mean(differences), abs=1e-6)
     assert windows["early_nll"] == pytest.approx(np.mean(found[14:29]))
     assert windows["late_nll"] == pytest.approx(np.mean(found[44:]))
 
@@ -222,7 +227,7 @@ def test_bits_per_byte_are_of_the_text(call, folder):
     """Bits of tokens, nats, or bytes that count the first token or a special one."""
     files = ["--text", folder / "a", folder / "b"]
     n_bytes = sum(len((folder / name).read_bytes()) for name in "ab")
-    for more in ([], ["--stream"]):
+    for more in (["--chunk", 50], ["--stream"]):
         results = json.loads(call(*files, "--json", *more)[1])["results"]
         assert results["bytes"] == n_bytes
         bits = results["nll"] * results["scored"] / math.log(2) / n_bytes
@@ -253,7 +258,8 @@ def test_the_settings_reach_the_model(call, folder):
     for more in (
         [], ["--attention", "full"], ["--attention", "window"], ["--n-local", 3],
         ["--n-global", 1], ["--distance-ceiling", 2], ["--length", 20], ["--stream"],
-        ["--dtype", "float64"],
+        ["--dtype", "float64"], ["--stream", "--length", 600],
+        ["--stream", "--length", 600, "--seed", 5],
     ):  # fmt: skip
         code, out, err = call(*ids, *more)
         assert code == 0, err
@@ -290,10 +296,13 @@ def test_a_resumed_run_is_the_unbroken_run(
     code, printed, err = call(*flags(folder, "--out", out))
     assert code == 130 and not printed and not out.exists()
     assert f"stopped after {20 * step:,} of 2,999 tokens; go on with --resume" in err
+    assert resume.read_facts(out)["at"]["scored"] == 20 * step
     monkeypatch.undo()
     code, printed, err = call("--resume", out)
     assert code == 0 and "| positions |" in printed
     assert result_of(out) == unbroken
+    timing = json.loads(out.read_text())["timing"]
+    assert all(row["tokens_per_second"] for row in timing["linear"])  # of both halves
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     code, printed, err = call("--resume", out)
     assert code == 0 and "is finished: there is nothing to resume" in err
@@ -333,6 +342,18 @@ def test_separate_documents_are_resumed(folder, call, tmp_path, monkeypatch):
         code, printed, _ = call("--resume", out)
         assert code == 0 and json.loads(printed)["results"] == json.loads(whole)["results"]
         assert result_of(out) == result_of(tmp_path / "whole.json")
+
+
+def test_bytes_are_resumed(folder, call, tmp_path, monkeypatch):
+    """Bits of the whole text, divided by the bytes of its second half."""
+    parts = ["--text", folder / "a", folder / "b", "--stream", "--chunk", 50, "--length", 400]
+    assert call(*parts, "--out", tmp_path / "whole.json")[0] == 0
+    interrupt_at(monkeypatch, 5)
+    assert call(*parts, "--out", tmp_path / "run.json")[0] == 130
+    monkeypatch.undo()
+    assert call("--resume", tmp_path / "run.json")[0] == 0
+    assert result_of(tmp_path / "run.json") == result_of(tmp_path / "whole.json")
+    assert result_of(tmp_path / "run.json")["results"]["bits_per_byte"] > 0
 
 
 def test_an_interrupt_in_the_last_chunk_is_none(unbroken, folder, call, tmp_path, monkeypatch):
