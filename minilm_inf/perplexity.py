@@ -64,7 +64,7 @@ def evaluate(options) -> int:
     settings = settings_of(options, model, lm, reading)
     run = Run(model, lm, reading, byte_counts, options.chunk, options.bins)
     if facts is not None:
-        check_same(settings, facts["settings"], options)
+        check_same(settings, facts.get("settings", {}), options)
         restore(run, out, facts)
 
     progress = Progress(run.total, run.scored)

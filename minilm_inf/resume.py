@@ -53,7 +53,10 @@ def save_state(out: Path, tensors: dict[str, torch.Tensor], facts: dict):
 def read_facts(out: Path) -> dict:
     """The facts of a state. Raises ValueError where there is none, or none that can be read."""
     with opened(out) as state:
-        return json.loads(state.metadata()["run"])
+        facts = json.loads(state.metadata()["run"])
+        if not isinstance(facts, dict):
+            raise TypeError("the facts of a state are an object")
+        return facts
 
 
 def read_tensors(out: Path) -> dict[str, torch.Tensor]:

@@ -521,6 +521,10 @@ def test_a_damaged_state_is_refused(stopped, call):
     for kept in ({}, None, {"model": "x"}):
         resume.save_state(stopped, tensors, {**facts, "flags": kept})
         assert "another version" in error(call, "--resume", stopped)
+    resume.save_state(stopped, tensors, [])
+    assert "not a readable state" in error(call, "--resume", stopped)
+    resume.save_state(stopped, tensors, {"flags": facts["flags"]})
+    assert "the weights in" in error(call, "--resume", stopped)
     changed = {**facts, "settings": {**facts["settings"], "n_local": 5}}
     resume.save_state(stopped, tensors, changed)
     assert "began with another n_local" in error(call, "--resume", stopped)
