@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -22,6 +23,11 @@ from safetensors.torch import save_file
 def state_path(out: Path) -> Path:
     """Where the state of the run that writes `out` lies."""
     return out.parent / (out.name + ".state")
+
+
+def part_path(out: Path) -> Path:
+    """The folder in which a state is written, and which is there only meanwhile."""
+    return out.parent / (out.name + ".state.part")
 
 
 def check_free(out: Path):
@@ -39,15 +45,21 @@ def check_free(out: Path):
 
 
 def save_state(out: Path, tensors: dict[str, torch.Tensor], facts: dict):
-    """Write a state, or nothing. Raises ValueError where it cannot be written."""
-    path = state_path(out)
-    part = path.with_name(path.name + ".part")
+    """Write a state, or nothing. Raises ValueError where it cannot be written.
+
+    It is written in a folder of its own and moved: safetensors writes beside its file under a
+    random name, which a killed run would leave behind where nobody finds it.
+    """
+    path, folder = state_path(out), part_path(out)
     try:
-        save_file(tensors, part, metadata={"run": json.dumps(facts)})
-        os.replace(part, path)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        save_file(tensors, folder / path.name, metadata={"run": json.dumps(facts)})
+        os.replace(folder / path.name, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise ValueError(f"{path} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_facts(out: Path) -> dict:
@@ -84,9 +96,8 @@ def opened(out: Path):
 
 def remove_state(out: Path):
     """The run is finished: nothing is left to resume."""
-    path = state_path(out)
-    path.unlink(missing_ok=True)
-    path.with_name(path.name + ".part").unlink(missing_ok=True)
+    state_path(out).unlink(missing_ok=True)
+    shutil.rmtree(part_path(out), ignore_errors=True)
 
 
 @contextlib.contextmanager
