@@ -2,9 +2,9 @@
 
 Per layer that is the last n_local keys, placed at their positions, in a ring that overwrites
 the oldest; and the first n_global keys, as they are seen at the ceiling, since from there on
-their own position no longer matters. So a decode step places one key, and memory stops growing
-after n_global + n_local tokens. Where a setting asks a key for both kinds of distance, that key
-is kept in both forms.
+their own position no longer matters. Memory stops growing after n_global + n_local tokens.
+Where a setting asks a key for both kinds of distance, that key is kept in both forms. Behind
+the ring there is room for the starting keys once more, which decoding.py places for each query.
 
 Rows of different lengths are padded on the left, so that they all end together. Then the window
 is the same columns for every row, and only what is seen of it differs; the starting keys are
@@ -46,12 +46,59 @@ class Cache:
         self.first_position = first_position
         self.length = 0
         self.padding: Tensor | None = None
+        self.at_ceiling: Tensor | None = None  # starting keys of all layers, once settled
         shape = (batch, config.n_kv_head, config.head_dim)
         self.layers = [LayerCache(self.lm, shape, dtype, device) for _ in range(config.n_layer)]
 
     @property
     def nbytes(self) -> int:
         return sum(layer.window.nbytes + layer.starting.nbytes for layer in self.layers)
+
+    def count(self, n_new: int):
+        """Note that all layers have taken in n_new tokens."""
+        self.length += n_new
+        for layer in self.layers:
+            layer.length = self.length
+
+    @property
+    def shortest(self) -> int:
+        """How many tokens of text the row with most padding has."""
+        return self.length - (0 if self.padding is None else int(self.padding.max()))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a fresh cache needs to go on from here, by name; the buffers themselves."""
+        tensors = {"length": torch.tensor(self.length, device="cpu")}
+        if self.padding is not None:
+            tensors["padding"] = self.padding
+        for number, layer in enumerate(self.layers):
+            for name, rows in (("window", layer.window), ("starting", layer.starting)):
+                for kind, buffer in zip(Keys._fields, rows.buffers):
+                    if buffer is not None:
+                        tensors[f"{number}.{name}.{kind}"] = buffer
+        return tensors
+
+    def restore(self, state: dict[str, Tensor]):
+        """Be, as a fresh cache of the same model, batch and lm, what `state` was taken of."""
+        self.length = int(state["length"])
+        if "padding" in state:
+            self.pad(state["padding"])
+        for number, layer in enumerate(self.layers):
+            layer.length = self.length
+            for name, rows in (("window", layer.window), ("starting", layer.starting)):
+                for kind, old in zip(Keys._fields, rows.buffers):
+                    if old is not None:
+                        new = state[f"{number}.{name}.{kind}"].to(old.device)
+                        rows.buffers = rows.buffers._replace(**{kind: new})
+
+    def settle(self, whole: bool = False):
+        """Make the starting keys stand behind the ring, as decoding.OneToken finds them.
+
+        whole: make buffers of their final size, though the text may be short.
+        """
+        changed = [layer.settle(whole) for layer in self.layers]
+        if any(changed):
+            keys = [layer.starting.buffers.capped for layer in self.layers]
+            self.at_ceiling = None if keys[0] is None else torch.stack(keys)
 
     def pad(self, padding: Tensor):
         """Say how many tokens of padding each row begins with, (B,), before anything is read.
@@ -116,6 +163,12 @@ class Cache:
         return nearest >= max(lm.n_local, lm.distance_ceiling or 0)
 
 
+def ring_and_starting(lm: LMInfinite) -> bool:
+    """Whether a single query sees a full ring below the ceiling, and every starting key that
+    has left it at the ceiling, or all of them below it: what one product can answer."""
+    return lm.n_local is not None and lm.distance_ceiling in (None, lm.n_local)
+
+
 class LayerCache:
     """One layer's window and starting keys. shape: (B, H_kv, D)."""
 
@@ -123,10 +176,28 @@ class LayerCache:
         self.lm = lm
         window = Keys(True, window_is_capped(lm), True)
         starting = Keys(starting_is_placed(lm), lm.distance_ceiling is not None, True)
-        self.window = Rows(window, shape, lm.n_local, dtype, device)
+        behind = lm.n_global if ring_and_starting(lm) else 0
+        self.window = Rows(window, shape, lm.n_local, dtype, device, behind)
         self.starting = Rows(starting, shape, lm.n_global, dtype, device)
         self.length = 0
         self.padding: list[int] | None = None
+        self.settled: Tensor | None = None  # the buffer behind whose ring they stand
+
+    def settle(self, whole: bool) -> bool:
+        """Put what the starting keys have for good behind the ring: their values, and without a
+        ceiling, or a place, they themselves. Done once for a buffer; whether it was now."""
+        count = self.lm.n_global
+        if whole:
+            self.window.reserve(self.lm.n_local)
+            self.starting.reserve(count)
+        if self.settled is self.window.buffers.values or count == 0:
+            return False
+        starting, behind = self.starting.read(0, count), self.window.behind
+        behind.values.copy_(starting.values)
+        key = starting.capped if starting.placed is None else starting.placed
+        behind.placed.copy_(key)
+        self.settled = self.window.buffers.values
+        return True
 
     def n_starting(self, length: int) -> int:
         """How many starting keys the longest row keeps once `length` tokens were read."""
@@ -137,6 +208,7 @@ class LayerCache:
     def keep(self, rows: list[int]):
         """Forget all rows but these."""
         self.padding = None if self.padding is None else [self.padding[row] for row in rows]
+        self.settled = None
         self.window.keep(rows)
         self.starting.keep(rows)
 
@@ -202,14 +274,16 @@ class LayerCache:
 class Rows:
     """Buffers for up to `limit` keys (None: any number), which grow by doubling until then.
 
-    kinds: which of Keys' three tensors are kept at all.
+    kinds: which of Keys' three tensors are kept at all. n_behind: how many more rows there are,
+    once the limit is reached, behind it.
     """
 
     def __init__(
-        self, kinds: Keys, shape: tuple[int, int, int], limit: int | None, dtype, device
-    ):
+        self, kinds: Keys, shape: tuple[int, int, int], limit: int | None, dtype, device,
+        n_behind: int = 0,
+    ):  # fmt: skip
         batch, n_kv_head, head_dim = shape
-        self.limit = limit
+        self.limit, self.n_behind = limit, n_behind
         empty = (batch, n_kv_head, 0, head_dim)
         self.buffers = Keys(
             *(
@@ -255,15 +329,25 @@ class Rows:
             return self.buffers
         return Keys(*(x if x is None else x.narrow(2, first, count) for x in self.buffers))
 
+    @property
+    def behind(self) -> Keys:
+        """Views of the rows behind the limit."""
+        return self.read(self.limit, self.n_behind)
+
+    def reserve(self, count: int):
+        """Have room for `count` keys."""
+        if count > self.buffers.values.shape[2]:
+            self._grow(count)
+
     def _grow(self, needed: int):
         capacity = max(needed, 2 * self.buffers.values.shape[2])
-        if self.limit is not None:
-            capacity = min(capacity, self.limit)
+        if self.limit is not None and capacity >= self.limit:
+            capacity = self.limit + self.n_behind
 
         def grown(buffer):
             if buffer is None:
                 return None
-            larger = buffer.new_empty(*buffer.shape[:2], capacity, buffer.shape[3])
+            larger = buffer.new_zeros(*buffer.shape[:2], capacity, buffer.shape[3])
             larger[:, :, : buffer.shape[2]] = buffer
             return larger
 

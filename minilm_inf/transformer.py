@@ -14,6 +14,7 @@ from .attention import attend
 from .cache import Cache
 from .chunked import ChunkedAttention, cap_for, starting_keys, window_keys
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
+from .decoding import OneToken, has_fixed_shape, sees_all
 from .sight import starting_run
 
 
@@ -75,12 +76,35 @@ class Transformer(nn.Module):
                 f"token {low if low < 0 else high} is out of range: the vocabulary has the "
                 f"ids 0 to {self.config.vocab_size - 1}"
             ) from error
-        layers = self._attention(x, lm or FULL_ATTENTION, cache, path, padding)
+        if cache is not None and x.shape[1] == 1 and has_fixed_shape(cache) and sees_all(cache):
+            cache.settle()
+            position = torch.tensor(cache.length, device=x.device)
+            layers = self._step(OneToken(cache, self.scheme, position, masked=False))
+        else:
+            layers = self._attention(x, lm or FULL_ATTENTION, cache, path, padding)
         for block, attention in zip(self.blocks, layers):
             x = block(x, attention)
         if cache is not None:
-            cache.length += tokens.shape[1]
+            cache.count(tokens.shape[1])
         return self.norm(x)
+
+    def decode(self, tokens: Tensor, cache: Cache, position: Tensor) -> Tensor:
+        """Logits (B, V) behind one more token of each row (B, 1): what torch.compile takes.
+
+        position: (), how many tokens the cache has read, on the model's device. The caller
+        sees to decoding.has_fixed_shape and cache.settle before, and to cache.count after.
+        """
+        x = self.embed(tokens)
+        layers = self._step(OneToken(cache, self.scheme, position, masked=True))
+        for block, attention in zip(self.blocks, layers):
+            x = block(x, attention)
+        return self.head(self.norm(x))[:, -1]
+
+    def _step(self, one: OneToken):
+        """For each layer, a function of unplaced q (B, H, 1, D) and k, v (B, H_kv, 1, D)."""
+        scale = self.config.softmax_scale
+        for layer in range(len(self.blocks)):
+            yield lambda q, k, v, layer=layer: one(layer, q, k, v, scale)
 
     def new_cache(
         self,

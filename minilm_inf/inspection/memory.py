@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from ..cache import ring_and_starting
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
 from ..sight import starting_is_placed, window_is_capped
 
@@ -49,7 +50,9 @@ def cache_bytes(
     doubled = 1 << (length - 1).bit_length()
     window, starting = doubled, 0
     if lm.n_local is not None:
-        window, starting = min(doubled, lm.n_local), min(doubled, lm.n_global)
+        window, starting = doubled, min(doubled, lm.n_global)
+        if doubled >= lm.n_local:
+            window = lm.n_local + (lm.n_global if ring_and_starting(lm) else 0)
     # Values, and keys placed, capped or both, as LayerCache keeps them.
     rows = window * (2 + window_is_capped(lm))
     rows += starting * (1 + starting_is_placed(lm) + (lm.distance_ceiling is not None))

@@ -216,16 +216,22 @@ def config_to_hf(config: LlamaConfig) -> dict:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the width, in float32 at least."""
+    """x / sqrt(mean(x^2) + eps) * weight over the width, in float32 at least.
+
+    The root is the length of a hypotenuse: its sides are |x| / sqrt(width) and sqrt(eps).
+    """
 
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(Tensor(width))
-        self.width, self.eps = (width,), eps
+        self.shrink, self.floor = width**-0.5, eps**0.5
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.rms_norm(x, self.width, self.weight, self.eps)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) * self.shrink
+        root = torch.hypot(mean, mean.new_full((), self.floor))
+        return (wide * self.weight).div_(root).to(x.dtype)
 
 
 class MLP(nn.Module):
