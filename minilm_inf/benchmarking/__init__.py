@@ -1,0 +1,1 @@
+"""What benchmark.py measures: sizes, timing, memory, three races, and the table of them all."""

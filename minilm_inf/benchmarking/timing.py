@@ -1,0 +1,102 @@
+"""Time, taken so that it can be compared: contestants take turns, and the median counts.
+
+A machine is faster in one minute than in the next. Whoever runs all of a, then all of b,
+measures that too; here a round is one run of each, and what disturbs a round disturbs them all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Contestant(NamedTuple):
+    """name: unique in its race. run: what is timed. prepare: what comes before each run, and is
+    not."""
+
+    name: str
+    run: Callable[[], object]
+    prepare: Callable[[], object] | None = None
+
+
+class Result(NamedTuple):
+    """The seconds of each round; or none, and in one sentence why not."""
+
+    seconds: list[float]
+    missing: str | None = None
+
+
+def race(
+    makers: dict[str, Callable[[], Contestant]],
+    rounds: int,
+    report: Callable[[int], None] = lambda number: None,
+    synchronise: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Result]:
+    """Each contestant's result, in turns: a b c a b c ..., `rounds` times.
+
+    makers: name -> a function that makes the contestant. Whoever cannot be made, or fails in the
+    first round, is missing, and the others go on. The first round warms up (caches, compilers,
+    thread pools) and is not counted. synchronise: waits until the device has done its work.
+    report is told the number of each round, 0 for the first.
+    """
+    report(0)
+    present, results = [], {}
+    for name, make in makers.items():
+        results[name] = Result([])
+        try:
+            contestant = make()
+            once(contestant, synchronise, clock)
+        except Exception as error:  # whatever it is, it is this contestant's own
+            results[name] = Result([], reason(error))
+        else:
+            present.append(contestant)
+    for number in range(1, rounds + 1):
+        report(number)
+        for contestant in present:
+            results[contestant.name].seconds.append(once(contestant, synchronise, clock))
+    return results
+
+
+def once(contestant: Contestant, synchronise, clock) -> float:
+    """The seconds of one run, from an idle device to an idle device."""
+    if contestant.prepare is not None:
+        contestant.prepare()
+    synchronise()
+    began = clock()
+    result = contestant.run()
+    synchronise()
+    seconds = clock() - began
+    del result  # freed only now: giving memory back is not part of the run
+    return seconds
+
+
+def synchroniser(device: torch.device) -> Callable[[], None]:
+    """A function that waits until `device` has done all that it was given."""
+    if device.type == "cpu":
+        return lambda: None
+    module = torch.get_device_module(device)
+    return lambda: module.synchronize(device)
+
+
+class CannotRun(Exception):
+    """Why a contestant does not take part, in one sentence."""
+
+
+def reason(error: Exception) -> str:
+    """Why a contestant could not run, in one sentence."""
+    text = str(error)
+    if isinstance(error, CannotRun):
+        return text
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    if "C++ compiler" in text:
+        return "torch.compile finds no C++ compiler (g++ or clang++)"
+    short = "can't allocate memory" in text
+    if short or isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "there is not enough memory"
+    lines = text.strip().splitlines() or ["no more is known"]
+    return f"{type(error).__name__}: {lines[0]}"
