@@ -13,6 +13,7 @@ class Sizes:
     positions: where else it is; steps: tokens of one round of decoding.
     endurance: tokens of one long run of decoding; 0 leaves it out.
     rounds, decoding_rounds: how often each is timed, after a round that is not.
+    all_memory: whether memory is measured at every length, or at each way's longest.
     compiled: whether compiled decoding takes part, which needs a minute to compile.
     read_on: whether a position is reached by reading up to it, or only told.
     """
@@ -29,6 +30,7 @@ class Sizes:
     endurance: int = 20_000
     rounds: int = 5
     decoding_rounds: int = 7
+    all_memory: bool = True
     compiled: bool = True
     read_on: bool = True
 
@@ -37,10 +39,11 @@ FULL = Sizes()
 QUICK = Sizes(
     lengths=(1024, 4096, 16_384),
     heads=2,
-    tokens=(4096, 16_384),
+    tokens=(2048, 8192),
     contexts=(256, 4096),
     steps=20,
     endurance=2000,
+    all_memory=False,
     compiled=False,
     read_on=False,
 )

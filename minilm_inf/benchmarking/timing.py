@@ -6,16 +6,18 @@ measures that too; here a round is one run of each, and what disturbs a round di
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 
 class Contestant(NamedTuple):
-    """name: unique in its race. run: what is timed. prepare: what comes before each run, and is
-    not."""
+    """name: its key in its race. run: what is timed. prepare: what comes before each run, and
+    is not."""
 
     name: str
     run: Callable[[], object]
@@ -23,10 +25,10 @@ class Contestant(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The seconds of each round; or none, and in one sentence why not."""
+    """The seconds of each round; or none, and why not. notes: sentences, without their dots."""
 
     seconds: list[float]
-    missing: str | None = None
+    notes: list[str]
 
 
 def race(
@@ -38,26 +40,30 @@ def race(
 ) -> dict[str, Result]:
     """Each contestant's result, in turns: a b c a b c ..., `rounds` times.
 
-    makers: name -> a function that makes the contestant. Whoever cannot be made, or fails in the
-    first round, is missing, and the others go on. The first round warms up (caches, compilers,
-    thread pools) and is not counted. synchronise: waits until the device has done its work.
-    report is told the number of each round, 0 for the first.
+    makers: name -> a function that makes the contestant. Whoever cannot be made, or fails in
+    the first round, is missing, and the others go on. The first round warms up (caches,
+    compilers, thread pools) and is not counted. synchronise: waits until the device has done
+    its work. report is told the number of each round, 0 for the first.
     """
     report(0)
     present, results = [], {}
     for name, make in makers.items():
-        results[name] = Result([])
+        results[name] = Result([], [])
         try:
             contestant = make()
             once(contestant, synchronise, clock)
         except Exception as error:  # whatever it is, it is this contestant's own
-            results[name] = Result([], reason(error))
+            results[name] = Result([], [f"not run: {reason(error)}"])
         else:
             present.append(contestant)
+    before = time.perf_counter(), others_busy()
     for number in range(1, rounds + 1):
         report(number)
         for contestant in present:
             results[contestant.name].seconds.append(once(contestant, synchronise, clock))
+    note = disturbance(*before)
+    for contestant in present * bool(note):
+        results[contestant.name].notes.append(note)
     return results
 
 
@@ -80,6 +86,36 @@ def synchroniser(device: torch.device) -> Callable[[], None]:
         return lambda: None
     module = torch.get_device_module(device)
     return lambda: module.synchronize(device)
+
+
+def others_busy() -> float | None:
+    """Seconds of CPU time that everything but this process has taken since the system began.
+
+    None where there is no /proc/stat. Ended children count as this process; time that a host
+    took from a virtual machine counts as others'.
+    """
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()
+        ticks = sum(int(fields[at]) for at in (1, 2, 3, 6, 7, 8))  # all but idle and waiting
+        return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def disturbance(began: float, busy: float | None) -> str | None:
+    """A sentence if others took more than a twentieth of the CPUs since then, or else None.
+
+    began: time.perf_counter() of then. busy: others_busy() of then.
+    """
+    now = others_busy()
+    if busy is None or now is None:
+        return None
+    available = (time.perf_counter() - began) * (os.cpu_count() or 1)
+    taken = now - busy
+    if taken < 0.1 or taken < available / 20:  # the clock of /proc/stat ticks every 10 ms
+        return None
+    share = min(100, 100 * taken / available)
+    return f"other programs took {share:.0f}% of the CPUs meanwhile: measure again without them"
 
 
 class CannotRun(Exception):
