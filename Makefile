@@ -27,8 +27,8 @@ parity: .venv/checks  ## logits against transformers, ids against the libraries 
 	@$(BIN)/python tests/parity.py
 	@$(BIN)/python tests/tokenizer_parity.py
 
-measure: .venv/checks  ## decoding: against transformers, and 20,000 tokens in constant memory
-	@$(BIN)/python tests/measure_decoding.py
+measure: .venv/checks  ## speed and memory: attention, reading, decoding, each beside its rivals (10 minutes)
+	@$(BIN)/python -m minilm_inf.benchmark
 
 loading: .venv/ready  ## the memory that loading takes, in the shapes of 7B models (1.3 GB of disk)
 	@$(BIN)/python tests/measure_loading.py

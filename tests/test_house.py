@@ -26,12 +26,19 @@ READING_ORDER = [
     "inspection.memory", "inspection.probe",
     "inspection.folder_facts", "inspection", "inspect",
     "conversion.shard_writer", "conversion.pickles", "conversion.gguf_file",
-    "conversion.gguf_tokenizer", "conversion", "convert", "benchmark",
+    "conversion.gguf_tokenizer", "conversion", "convert",
+    "benchmarking.sizes", "benchmarking.timing", "benchmarking.attention_calls",
+    "benchmarking.memory", "benchmarking.rows", "benchmarking.attention_race",
+    "benchmarking.prefill_race", "benchmarking.decoding_race", "benchmarking.table",
+    "benchmarking", "benchmark",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 
 DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
-ASKED_FOR = {"conversion.gguf_file": {"gguf"}}  # room -> imported where it is needed
+ASKED_FOR = {  # room -> imported where it is needed
+    "conversion.gguf_file": {"gguf"},
+    "benchmarking.decoding_race": {"transformers"},
+}
 
 TOP_LEVEL = {
     "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", ".ruff.toml",

@@ -1,0 +1,413 @@
+"""benchmark.py and benchmarking/: what is counted, timed, compared and said is so."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import sys
+import types
+
+import pytest
+import torch
+from conftest import ROOT, tiny_model
+
+from minilm_inf import benchmark
+from minilm_inf.benchmarking import attention_calls, decoding_race, memory, timing
+from minilm_inf.benchmarking.attention_calls import (
+    CHUNKED,
+    FLEX,
+    REFERENCE,
+    SDPA,
+    WAYS,
+    Shape,
+    visible_pairs,
+)
+from minilm_inf.benchmarking.rows import Row, as_dicts
+from minilm_inf.benchmarking.sizes import FULL, QUICK
+from minilm_inf.benchmarking.table import LEGEND, table
+from minilm_inf.benchmarking.timing import CannotRun, Contestant, race
+from minilm_inf.config import LMInfinite
+from minilm_inf.lambda_mask import lambda_mask
+
+SMALL = Shape(heads=2, head_dim=16, n_local=32, n_global=4)
+FLAGS = [
+    "--device", "cpu", "--lengths", "64", "128", "--heads", "2", "--head-dim", "16",
+    "--n-local", "32", "--n-global", "4", "--tokens", "40", "80", "--contexts", "20",
+    "--positions", "10", "60", "--steps", "2", "--endurance", "100",
+]  # fmt: skip
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """The program's exit code, stdout and stderr."""
+    try:
+        code = benchmark.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        code = stopped.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def without_tools(monkeypatch):
+    """No transformers, no C++ compiler, no other process, as on a bare machine."""
+    real = builtins.__import__
+
+    def bare_import(name, *arguments, **options):
+        if name.partition(".")[0] == "transformers":
+            raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+        return real(name, *arguments, **options)
+
+    def no_compiler(*arguments, **options):
+        def fail(*arguments, **options):
+            raise RuntimeError("No working C++ compiler found in config.cpp.cxx: (None, 'g++')")
+
+        return fail
+
+    def in_child(way, lengths, shape, threads):
+        return {n: 1000 * n for n in lengths}
+
+    monkeypatch.setattr(builtins, "__import__", bare_import)
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(memory, "in_child", in_child)
+
+
+@pytest.mark.parametrize("lm", [
+    LMInfinite(3, 2), LMInfinite(3, 0), LMInfinite(1, 1), LMInfinite(3, 7), LMInfinite(50, 2),
+    LMInfinite(None, 0), None,
+])  # fmt: skip
+def test_visible_pairs_are_those_of_the_mask(lm):
+    """A count that forgets the rows before the window is full, and makes us seem faster."""
+    for n in (1, 2, 3, 4, 10, 23):
+        positions = torch.arange(n)
+        mask = lambda_mask(positions, positions, lm or LMInfinite(None, 0))
+        assert visible_pairs(n, lm) == int(mask.sum())
+        if lm is not None:
+            assert visible_pairs(n, lm) == sum(lm.visible(m) for m in range(1, n + 1))
+
+
+def test_useful_work_is_that_of_the_pairs_seen():
+    """Full attention credited with the Λ's pairs, or a factor of two lost."""
+    pairs = 32 * 33 // 2 + 32 * 32 + (1 + 2 + 3 + 4 * 29)  # n 64, n_local 32, n_global 4
+    for way in (CHUNKED, FLEX, REFERENCE):
+        assert attention_calls.useful_flops(way, 64, SMALL) == 4 * 16 * 2 * pairs
+    assert attention_calls.useful_flops(SDPA, 64, SMALL) == 4 * 16 * 2 * (64 * 65 // 2)
+
+
+def test_every_way_computes_what_it_is_named_after():
+    """A race won by another function: no ceiling, no rotation, a mask of another shape."""
+    q, k, v = attention_calls.vectors(80, SMALL)
+    placed = attention_calls.rotated(q, k)
+    positions, scheme = torch.arange(80), attention_calls.Rotary(16)
+    expected = attention_calls.attend(q, k, v, positions, positions, scheme, SMALL.lm)
+    for way in (CHUNKED, REFERENCE):
+        found = attention_calls.call(way, q, k, v, SMALL.lm)()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    full = attention_calls.attend(q, k, v, positions, positions, scheme, None)
+    found = attention_calls.call(SDPA, *placed, v, SMALL.lm)()
+    torch.testing.assert_close(found, full, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("n, n_local, n_global", [(512, 200, 16), (700, 130, 300), (64, 32, 2)])
+def test_flex_mask_is_what_create_block_mask_makes(n, n_local, n_global):
+    """A competitor that is slowed by blocks it need not visit, or spared some that it must."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    lm = LMInfinite(n_local, n_global, n_local)
+    mine = attention_calls.flex_mask(n, lm, torch.device("cpu"))
+    theirs = create_block_mask(mine.mask_mod, None, None, n, n, device="cpu")
+    assert mine.shape == theirs.shape
+    assert torch.equal(mine.to_dense(), theirs.to_dense())
+    for name in ("kv_num_blocks", "full_kv_num_blocks"):
+        assert torch.equal(getattr(mine, name), getattr(theirs, name))
+    i = torch.arange(n)
+    assert torch.equal(mine.mask_mod(0, 0, i[:, None], i), lambda_mask(i, i, lm))
+
+
+class Clock:
+    """A clock that only the contestants move."""
+
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def contestant(self, name: str, *seconds: float):
+        """A maker of one whose runs take these seconds in turn, the last again and again."""
+        left = list(seconds)
+
+        def work():
+            self.log.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return lambda: Contestant(name, work, lambda: self.log.append(f"prepare {name}"))
+
+
+def test_contestants_take_turns():
+    """All of a, then all of b; a warm-up that counts; a preparation that is timed."""
+    clock, numbers = Clock(), []
+    makers = {"a": clock.contestant("a", 100, 1, 2, 9), "b": clock.contestant("b", 50, 4)}
+    waits = []
+    found = race(makers, 3, numbers.append, lambda: waits.append(clock.now), clock)
+    assert clock.log == ["prepare a", "a", "prepare b", "b"] * 4
+    assert (found["a"].seconds, found["b"].seconds) == ([1, 2, 9], [4, 4, 4])
+    assert numbers == [0, 1, 2, 3]
+    assert len(waits) == 2 * 2 * 4, "the device is waited for before and after each run"
+
+
+def test_who_cannot_run_is_left_out():
+    """One missing compiler that costs the whole table, or that is passed over in silence."""
+    clock = Clock()
+
+    def unmade():
+        raise CannotRun("there is no such thing")
+
+    def broken():
+        return Contestant("broken", lambda: [].pop())
+
+    makers = {"a": unmade, "broken": broken, "c": clock.contestant("c", 2)}
+    found = race(makers, 5, clock=clock)
+    assert found["a"].seconds == found["broken"].seconds == []
+    assert found["a"].notes == ["not run: there is no such thing"]
+    assert found["broken"].notes == ["not run: IndexError: pop from empty list"]
+    assert found["c"].seconds == [2] * 5
+
+
+def test_ctrl_c_ends_a_race():
+    """A Ctrl-C that a race takes for one contestant's weakness."""
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        race({"a": stopped}, 5)
+
+
+@pytest.mark.parametrize("taken, told", [(0.02, None), (4.0, "other programs took 40%")])
+def test_others_work_is_told(monkeypatch, taken, told):
+    """Numbers of a busy machine that look like those of a quiet one."""
+    busy = iter([100.0, 100.0 + taken])
+    wall = iter([50.0, 55.0])
+    monkeypatch.setattr(timing, "others_busy", lambda: next(busy))
+    monkeypatch.setattr(timing.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall))
+    clock = Clock()
+    notes = race({"a": clock.contestant("a", 1)}, 5, clock=clock)["a"].notes
+    assert notes == [] if told is None else notes[0].startswith(told)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_memory_is_the_peak_beyond_the_output():
+    """The output counted as working memory, or a buffer missed that was freed early."""
+    size = 48 << 20
+
+    def work(extra: bool):
+        if extra:
+            torch.ones(size, dtype=torch.uint8)  # touched, and freed
+        return torch.ones(size // 2, dtype=torch.uint8)
+
+    for extra in (True, False, True):
+        found = memory.extra_bytes(lambda extra=extra: work(extra), torch.device("cpu"))
+        # Freed before the output is made: what the peak has beyond the output is the rest.
+        expected = size - size // 2 if extra else 0
+        assert abs(found - expected) < 4 << 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_memory_is_measured_in_a_process_of_its_own():
+    """A child that cannot start, or that measures another length or way than it was asked."""
+    found = memory.in_child(REFERENCE, [64, 1024], SMALL, threads=1)
+    assert list(found) == [64, 1024]
+    logits = 2 * 1024 * 1024 * 4
+    assert 2 * logits < found[1024] < 12 * logits
+
+
+def test_without_proc_there_is_no_memory(monkeypatch, tmp_path):
+    """A crash, or a zero that looks like a measurement, where the system tells nothing."""
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    with pytest.raises(CannotRun, match="only Linux"):
+        memory.extra_bytes(lambda: torch.ones(1), torch.device("cpu"))
+
+
+def test_the_reference_runs_only_where_it_fits(monkeypatch):
+    """A definition of O(n^2) memory that takes the machine down."""
+    monkeypatch.setattr(attention_calls, "available_memory", lambda: 32 * 2 * 100 * 100 * 4)
+    q, k, v = attention_calls.vectors(100, SMALL)
+    attention_calls.call(REFERENCE, q, k, v, SMALL.lm)
+    q, k, v = attention_calls.vectors(201, SMALL)
+    with pytest.raises(CannotRun, match=r"O\(n\^2\) memory"):
+        attention_calls.call(REFERENCE, q, k, v, SMALL.lm)
+
+
+def measured() -> list[Row]:
+    """Rows of fixed measurements."""
+    base, rival = ("attention", SDPA, 4096), ("attention", FLEX, 4096)
+    common = {"base": base, "rival": rival}
+    return [
+        Row("attention", CHUNKED, 4096, [3.0, 1.0, 2.0, 2.0, 5.0], flops=10**10,
+            extra_bytes=3 << 20, **common),
+        Row("attention", SDPA, 4096, [4.0] * 5, flops=4 * 10**10, **common),
+        Row("attention", FLEX, 4096, notes=["not run: there is no compiler"], **common),
+        Row("attention", REFERENCE, 4096, [8.0] * 5, flops=10**10, notes=["slow", "old"],
+            **common),
+        Row("prefill", "LM-Infinite", 500, [0.25] * 5, tokens=500, notes=["old"],
+            base=("prefill", "LM-Infinite", 500)),
+        Row("decoding", "LM-Infinite", 256, [0.1] * 5, tokens=50,
+            base=("decoding", "no such row", 256)),
+    ]  # fmt: skip
+
+
+def test_ratios():
+    """A ratio upside down, of means instead of medians, or of a row that was not measured."""
+    found = {row["name"]: row for row in as_dicts(measured())}
+    mine = found[CHUNKED]
+    assert (mine["seconds"], mine["least"], mine["most"]) == (2.0, 1.0, 5.0)
+    assert mine["time_ratio"] == 0.5 and mine["rate_ratio"] == 0.5
+    assert mine["rate_to_rival"] is None, "the rival did not run"
+    assert mine["useful_gflops_per_s"] == 5.0 and mine["tokens_per_s"] is None
+    assert found[REFERENCE]["time_ratio"] == 2.0 and found[REFERENCE]["rate_ratio"] == 0.125
+    assert found["LM-Infinite"]["time_ratio"] is None and found[FLEX]["seconds"] is None
+    assert len({tuple(row) for row in as_dicts(measured())}) == 1, "the same keys in each row"
+
+
+def test_table():
+    """A footnote that points nowhere, a cell in another's column, a time of sixty tokens called
+    one token's."""
+    text = table({"PyTorch": "2", "threads": "1 of 4 CPUs"}, as_dicts(measured()))
+    lines = text.splitlines()
+    assert lines[0] == "PyTorch: 2. threads: 1 of 4 CPUs."
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    assert rows[0] == ["", "n", "time", "rate", "time / base", "rate / base", "rate / Flex",
+                       "extra memory"]  # fmt: skip
+    assert all(set(cell) <= set("-:") for cell in rows[1])
+    assert rows[2] == ["attention: chunked", "4,096", "2.00 s", "5.0 GFLOP/s", "0.50", "0.50",
+                       "-", "3.0 MiB"]  # fmt: skip
+    assert rows[4] == [f"attention: {FLEX} [1]", "4,096", *"------"]
+    assert rows[5][0] == "attention: reference [2] [3]"
+    assert rows[6][:4] == ["prefill: LM-Infinite [3]", "500", "250.00 ms", "2,000 tokens/s"]
+    assert rows[7][:4] == ["decoding: LM-Infinite", "256", "2.00 ms", "500 tokens/s"]
+    notes = [line for line in lines if line.startswith("[")]
+    assert notes == ["[1] not run: there is no compiler.", "[2] slow.", "[3] old."]
+    assert "5.00 times as long" in text and text.endswith(LEGEND)
+
+
+def test_the_whole_program(capsys, without_tools):
+    """A run that a missing package or compiler ends, or that says nothing of it; --json that is
+    no JSON, or lacks what the table has."""
+    code, out, err = run(capsys, *FLAGS, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert set(found) == {"facts", "sizes", "rows"}
+    assert found["sizes"]["lengths"] == [64, 128] and found["sizes"]["steps"] == 2
+    assert found["facts"]["threads"].startswith(f"{torch.get_num_threads()} of ")
+    keys = [(row["group"], row["name"], row["n"]) for row in found["rows"]]
+    assert keys == [
+        *(("attention", way, n) for n in (64, 128) for way in WAYS),
+        ("prefill", "LM-Infinite", 40), ("prefill", "LM-Infinite", 80),
+        ("prefill", "vanilla", 40),
+        *(("decoding", name, 20) for name in
+          (decoding_race.EAGER, decoding_race.COMPILED, decoding_race.THEIRS)),
+        ("decoding at position", "LM-Infinite", 10),
+        ("decoding at position", "LM-Infinite", 60),
+        ("decoding on and on", "tokens 5 to 10", 10),
+        ("decoding on and on", "the last 5 tokens", 100),
+    ]  # fmt: skip
+    rows = dict(zip(keys, found["rows"]))
+    for key, row in rows.items():
+        if key[1] == FLEX:
+            words = "not run: torch.compile finds no C++ compiler (g++ or clang++)"
+            assert row["rounds"] == [] and words in row["notes"]
+        elif key[1] == decoding_race.THEIRS:
+            assert "not run: transformers is not installed" in row["notes"]
+        elif key[1] != decoding_race.COMPILED:
+            assert len(row["rounds"]) >= 5 and row["least"] <= row["seconds"] <= row["most"]
+    assert rows["attention", CHUNKED, 128]["extra_bytes"] == 128_000
+    assert rows["prefill", "LM-Infinite", 80]["tokens"] == 80
+    assert "attention n=128: round 5/5" in err and "prefill: round 5/5" in err
+    assert "decoding, context 20: round 7/7" in err
+
+
+def test_the_table_and_quick(capsys, without_tools):
+    """--only that measures all the same, and a quick run that says it read a million tokens."""
+    flags = ["--quick", "--only", "decoding", *FLAGS]
+    code, out, _ = run(capsys, *flags)
+    assert code == 0 and "| attention" not in out and "| prefill" not in out
+    assert "rounds: 5, decoding 7 of 2 tokens, --quick." in out
+    assert "compiling takes longer than --quick lasts" in out
+    assert "not read up to there: 10 tokens whose positions end at 60" in out
+
+
+def test_a_position_that_is_told_is_that_position():
+    """A quick run that times the beginning of a text under the name of its end."""
+    model = tiny_model("llama", dtype=torch.float32)
+    sizes = benchmark.dataclasses.replace(QUICK, positions=(10, 60), steps=1)
+    places, real = [], model.new_cache
+
+    def new_cache(*arguments, **options):
+        places.append(options.get("first_position", 0))
+        return real(*arguments, **options)
+
+    model.new_cache = new_cache
+    decoding_race.rows_of_positions(model, sizes, lambda line: None)
+    assert 50 in places  # 50 + the 10 tokens that are read
+    assert max(places) == 50
+
+
+def test_their_cache_is_cut_back():
+    """A comparison at context 256 whose other side has a context of 700 in the end."""
+    cut = []
+    theirs = decoding_race.Theirs.__new__(decoding_race.Theirs)
+    theirs.context = 20
+    theirs.cache = types.SimpleNamespace(get_seq_length=lambda: 27, crop=cut.append)
+    theirs.prepare()
+    assert cut == [-7]
+    theirs.cache.get_seq_length = lambda: 20
+    theirs.prepare()
+    assert cut == [-7], "nothing is cut where nothing was added"
+
+
+def test_the_comparison_is_of_llama():
+    """transformers' Llama filled with the weights of another family."""
+    with pytest.raises(CannotRun, match="this is mpt"):
+        decoding_race.load_theirs(ROOT, tiny_model("mpt"))
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (["--only", "speed"], "invalid choice"),
+    (["--lengths", "0"], "not a whole number of at least 1"),
+    (["--rounds", "4"], "not a whole number of at least 5"),
+    (["--head-dim", "15"], "--head-dim must be even"),
+    (["--endurance", "99"], "--endurance must be 0, or at least 100"),
+])  # fmt: skip
+def test_wrong_flags(capsys, wrong, words):
+    """A median of three, or a traceback from deep inside for a flag that makes no sense."""
+    code, out, err = run(capsys, *wrong)
+    assert code == 2 and out == "" and words in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (["--device", "abacus"], "error: --device abacus cannot be used here: try cpu"),
+    (["--only", "prefill", "-m", "no-such-folder"], "error: "),
+])  # fmt: skip
+def test_what_is_not_there(capsys, wrong, words):
+    """A device or a folder that is not there, and that ends in a traceback."""
+    code, out, err = run(capsys, *wrong)
+    assert code == 1 and out == "" and len(err.splitlines()) == 1 and err.startswith(words)
+
+
+def test_ctrl_c(capsys, monkeypatch):
+    """A traceback, or half a table, for who does not want to wait."""
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "attention_rows", stopped)
+    code, out, err = run(capsys, "--only", "attention", "--device", "cpu")
+    assert code == 130 and out == "" and err.split() == ["stopped"]
+
+
+def test_at_least_five_rounds():
+    """A promise of medians of five that a default breaks."""
+    for sizes in (FULL, QUICK):
+        assert min(sizes.rounds, sizes.decoding_rounds) >= 5
+    assert FULL.lengths == (4096, 16_384, 65_536) and FULL.heads == 8 and FULL.head_dim == 128
+    assert 262_144 in FULL.tokens and 1_000_000 in FULL.positions and FULL.read_on
