@@ -9,10 +9,10 @@ import types
 
 import pytest
 import torch
-from conftest import ROOT, tiny_model
+from conftest import ROOT, some_tokens, tiny_model
 
 from minilm_inf import benchmark
-from minilm_inf.benchmarking import attention_calls, decoding_race, memory, timing
+from minilm_inf.benchmarking import attention_calls, decoding_race, memory, prefill_race, timing
 from minilm_inf.benchmarking.attention_calls import (
     CHUNKED,
     FLEX,
@@ -334,6 +334,15 @@ def test_the_table_and_quick(capsys, without_tools):
     assert "rounds: 5, decoding 7 of 2 tokens, --quick." in out
     assert "compiling takes longer than --quick lasts" in out
     assert "not read up to there: 10 tokens whose positions end at 60" in out
+
+
+def test_a_text_is_read_whole():
+    """A prefill that is fast because it leaves tokens out, or forgets between chunks."""
+    model, tokens = tiny_model("llama"), some_tokens(23)
+    for lm in (LMInfinite(6, 2, 6), None):
+        logits, cache = prefill_race.read(model, tokens, lm, 5)
+        torch.testing.assert_close(logits, model(tokens, lm)[:, -1])
+        assert cache.length == 23
 
 
 def test_a_position_that_is_told_is_that_position():
