@@ -8,7 +8,9 @@ was resident then, less the output. Three things make it trustworthy:
 - a process of its own for each way to attend, in which nothing else was ever computed;
 - a short call first, so that threads, code and the libraries' lasting buffers are there;
 - malloc_trim, by which the C library hands back what it keeps of memory that was freed: a call
-  that could use such a remainder would seem to need less.
+  that could use such a remainder would seem to need less;
+- a fixed M_MMAP_THRESHOLD, by which it hands back at once what is freed during the call: what
+  it keeps is for it to decide, differs from run to run, and would seem to be needed.
 
 The kernel counts pages per thread and adds them up now and then: below a megabyte the number
 says nothing.
@@ -38,6 +40,7 @@ from .timing import CannotRun, reason, synchroniser
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 WARM_UP = 4096  # tokens of the short call
+M_MMAP_THRESHOLD, MAPPED_FROM = -3, 1 << 16  # mallopt's number; bytes
 
 
 def extra_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
@@ -68,6 +71,12 @@ def hand_back_freed_memory():
     """Have the C library return to the system what it keeps for later; glibc only."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_no_freed_memory():
+    """Have the C library return at once, from now on, what is freed of a tensor; glibc only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
 
 
 def reset_peak() -> int:
@@ -130,6 +139,7 @@ def main(arguments: list[str]) -> int:
     """The process of its own. Each line says the length, and bytes or a sentence."""
     request = json.loads(arguments[0])
     torch.set_num_threads(request["threads"])
+    keep_no_freed_memory()
     shape = Shape(**request["shape"])
     for n in request["lengths"]:
         try:

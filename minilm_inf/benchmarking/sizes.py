@@ -38,7 +38,7 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     lengths=(1024, 4096, 16_384),
-    heads=2,
+    heads=1,
     tokens=(2048, 8192),
     contexts=(256, 4096),
     steps=20,
