@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import check_shapes
-from .band import Summed, band
+from .band import FUSED, Band
 from .config import FULL_ATTENTION, LMInfinite
 from .distance_ceiling import place_fixed
-from .lambda_mask import distances
 from .sight import (
     Chunk,
     Part,
@@ -41,11 +40,6 @@ from .sight import (
 QUERIES_PER_STRETCH = (
     2048  # of a long text: what is made for one stretch is made anew for the next
 )
-
-# PyTorch's fused attention that also returns the log-sum-exp. It passes no gradient
-# back through that, so training, and machines without it, use plain products.
-FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-FUSED = FUSED and FUSED.default
 
 
 class Keys(NamedTuple):
@@ -122,7 +116,8 @@ class Placed:
 
     def __init__(self, scheme, k: Tensor, positions):
         self.scheme, self.k, self.positions = scheme, k, positions
-        self.here, self.window = slice(0, 0), k[:, :, :0]
+        self.here, self.buffer = slice(0, 0), k[:, :, :0]
+        self.window = self.buffer
 
     def __call__(self, keys: slice) -> Tensor:
         """The placed keys[first:stop]; those of the last call may be overwritten."""
@@ -132,11 +127,14 @@ class Placed:
         positions = as_tensor(cut(self.positions, fresh))
         place = self.scheme.at(positions, self.k.dtype, self.k.device)
         kept = self.window[:, :, keys.start - self.here.start :]
-        if kept.shape[2] == 0:
-            self.window = place(self.k[:, :, fresh])
-        else:
-            self.window = torch.cat((kept, place(self.k[:, :, fresh])), 2)
-        self.here = keys
+        n_kept, size = kept.shape[2], keys.stop - keys.start
+        if size > self.buffer.shape[2] or n_kept > self.window.shape[2] - n_kept:
+            self.buffer = self.k.new_empty(*self.k.shape[:2], size, self.k.shape[3])
+        self.here, self.window = keys, self.buffer[:, :, :size]
+        self.window[:, :, :n_kept] = kept
+        for head in range(self.k.shape[1]):  # of one head, all that is made stays near the CPU
+            some = slice(head, head + 1)
+            self.window[:, some, n_kept:] = place(self.k[:, some, fresh])
         return self.window
 
 
@@ -220,47 +218,17 @@ class ChunkedAttention:
 
     def _attend_band(self, here: slice, q, window: Keys, starting: Keys, scale: float, out):
         """Write what some queries gather, which have a whole window behind them, to out."""
-        n_local, length = self.lm.n_local, self.runs[0].stop - self.runs[0].start
-        q, n_keys = q.to(self.exact), window.values.shape[2]
-        keys = slice(n_keys - length + here.start - n_local, n_keys - length + here.stop)
+        n_keys, n_local = window.values.shape[2], self.lm.n_local
+        behind = n_keys - length_of(self.runs[0])  # keys before the first query's own
+        keys = slice(behind + here.start - n_local, behind + here.stop)
         k, v = (x[:, :, keys].to(self.exact) for x in (window.placed, window.values))
-        summed = None
+        capped, found = starting.capped is not None, None
         if starting.values.shape[2]:
-            is_capped = starting.capped is not None
-            k_starting = starting.capped if is_capped else starting.placed
-            q_starting = q if is_capped else self.place(q, here)
-            summed = self._sum_starting(
-                here,
-                q_starting,
-                k_starting.to(self.exact),
-                starting.values.to(self.exact),
-                scale,
-            )
-
-        def place(x, rows):
-            return self.place(x, slice(here.start + rows.start, here.start + rows.stop))
-
-        band(q, place, k, v, summed, n_local, scale, out)
-
-    def _sum_starting(self, here: slice, q, k, v, scale: float) -> Summed:
-        """What queries gather from the starting keys that have left their windows."""
-        shape = q.shape
-        first = self.runs[0][here][0]
-        mask, q = None, self._by_key_head(q)
-        if (
-            first - self.runs[2][-1] < self.lm.n_local
-        ):  # not all of them have, for the first ones
-            d = distances(as_tensor(self.runs[0][here]), as_tensor(self.runs[2]))
-            mask = torch.zeros(d.shape, dtype=self.exact)
-            mask.masked_fill_(d < self.lm.n_local, torch.finfo(self.exact).min)
-            mask = mask.repeat(shape[1] // k.shape[1], 1)[None, None].to(q.device)
-        if self.fused:
-            gathered, log_sum = self.fused(q, k, v, attn_mask=mask, scale=scale)
-        else:
-            logits = (q * scale) @ k.mT
-            logits = logits if mask is None else logits + mask
-            gathered, log_sum = logits.softmax(-1) @ v, logits.logsumexp(-1)
-        return Summed(gathered.reshape(shape), log_sum.reshape(shape[:-1]))
+            found = starting.capped if capped else starting.placed
+            found = found.to(self.exact), starting.values.to(self.exact)
+        n_near = self.lm.n_global - 1 - (self.runs[0][here.start] - n_local)
+        attend = Band(self.place, found, capped, n_local, scale)
+        attend(q.to(self.exact), k, v, here.start, n_near, out)
 
     def _attend_early(self, q, window: Keys, starting: Keys, scale: float) -> Tensor:
         """What the queries gather that have no whole window behind them, or need masks."""

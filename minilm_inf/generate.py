@@ -103,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
 
     flags.add_model(parser)
     flags.add_attention(parser)
+    parser.add_argument_group("speed").add_argument(
+        "--compile", action="store_true",
+        help="compile the decode step: half a minute first, then several times as fast",
+    )  # fmt: skip
 
     out = parser.add_argument_group("output")
     out.add_argument(
@@ -147,6 +151,8 @@ def check_output(options):
         raise ValueError("--no-bos has no meaning with --chat: the chat template decides")
     if options.system is not None and not options.chat:
         raise ValueError("--system has no meaning without --chat")
+    if options.compile and len(options.prompt or ()) > 1:
+        raise ValueError("--compile is for one text at a time: give one --prompt")
     idle = {
         "--prompt": options.prompt is not None,
         "--file": options.file is not None,
@@ -169,7 +175,7 @@ def run(options) -> int:
     lm = flags.attention(options, model.config)
     if len(options.prompt or ()) > 1:
         return run_batch(model, turns, lm, options)
-    session = Session(model, lm, options.path, options.prefill_chunk)
+    session = Session(model, lm, options.path, options.prefill_chunk, options.compile)
     generator = torch.Generator().manual_seed(options.seed)
     if options.interactive:
         return converse(session, turns, options, generator)

@@ -165,7 +165,7 @@ def converse(session: Session, turns, options, generator) -> int:
         if line == "/help":
             print(HELP, file=sys.stderr)
         elif line == "/reset":
-            session = Session(session.model, session.lm, session.path, session.prefill_chunk)
+            session = session.anew()
             last = None
         elif line == "/stats":
             lines = statistics(session, last) if last else ["nothing was written yet"]

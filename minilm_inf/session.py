@@ -5,13 +5,17 @@ With LM-Infinite the memory is constant, so a session never runs out.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
 from . import sampling
+from .cache import Cache, ring_and_starting
 from .config import LMInfinite
+from .decoding import has_fixed_shape
 from .transformer import Transformer
 
 
@@ -19,20 +23,34 @@ class Session:
     """A text that grows: by what is read, and by what the model writes.
 
     path: "chunked" keeps a cache; "reference" keeps the ids and reads them all anew each time.
+    compile: take single tokens through a compiled step, see compiled_decode. Raises ValueError
+        where that cannot be.
     """
 
     def __init__(
-        self, model: Transformer, lm: LMInfinite | None, path="chunked", prefill_chunk=512
+        self,
+        model: Transformer,
+        lm: LMInfinite | None,
+        path="chunked",
+        prefill_chunk=512,
+        compile=False,
     ):
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be at least 1, not {prefill_chunk}")
         self.model, self.lm, self.path, self.prefill_chunk = model, lm, path, prefill_chunk
         self.device = model.embed.weight.device
         self.cache = model.new_cache(1, lm) if path == "chunked" else None
+        self.decode = compiled_decode(model, self.cache) if compile else None
         self.ids: list[int] = []  # all of them, for the reference path only
         self.unread: list[int] = []  # written, but not yet asked what follows
         self.length = 0
         self.seen: set[int] = set()  # which ids occur, for the repetition penalty
+
+    def anew(self) -> Session:
+        """A session like this one, of which nothing is read yet."""
+        session = Session(self.model, self.lm, self.path, self.prefill_chunk)
+        session.decode = self.decode
+        return session
 
     @property
     def cache_bytes(self) -> int:
@@ -67,15 +85,47 @@ class Session:
             self.ids += ids
             tokens = torch.tensor([self.ids], device=self.device)
             hidden = self.model.read(tokens, self.lm, path=self.path)
+        elif self.decode and len(ids) == 1 and has_fixed_shape(self.cache):
+            return self._step(tokens)
         else:
             for chunk in tokens.split(self.prefill_chunk, 1):
                 hidden = self.model.read(chunk, self.lm, self.cache)
         return self.model.head(hidden[:, -1])[0].cpu()
 
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """read for one token (1, 1), compiled."""
+        self.cache.settle(whole=True)
+        position = torch.tensor(self.cache.length, device=self.device)
+        logits = self.decode(tokens, self.cache, position)
+        self.cache.count(1)
+        return logits[0].cpu()
+
     def accept(self, id: int):
         """Make a written token part of the text; the next read begins with it."""
         self.unread.append(id)
         self.length += 1
+
+
+def compiled_decode(model: Transformer, cache: Cache | None):
+    """model.decode through torch.compile: one graph for every step, however long the text.
+
+    The first step takes about half a minute, and steps from the n_global-th token on are
+    compiled. Raises ValueError for a setting whose steps change their shape, and where there is
+    no C++ compiler for the CPU.
+    """
+    if cache is None or not ring_and_starting(cache.lm):
+        raise ValueError(
+            "only the chunked path with a window, and a ceiling of its size or none, can be "
+            "compiled: leave out --compile"
+        )
+    options = None
+    if cache.layers[0].window.buffers.values.device.type == "cpu":
+        if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+            raise ValueError(
+                "torch.compile finds no C++ compiler: install g++, or leave it out"
+            )
+        options = {"cpp_wrapper": True}  # its calls cost less than Python's
+    return torch.compile(model.decode, fullgraph=True, dynamic=False, options=options)
 
 
 class Step(NamedTuple):
@@ -129,18 +179,20 @@ def generate(
     stop_ids: tuple[int, ...] | None = None,
     path: str = "chunked",
     prefill_chunk: int = 512,
+    compile: bool = False,
 ) -> Iterator[int]:
     """Yield up to max_new_tokens ids that follow `ids`.
 
     lm None is the vanilla model. temperature 0 is greedy. The same seed and settings give the
-    same ids on the same machine. stop_ids None stands for the model's own eos_ids.
+    same ids on the same machine. stop_ids None stands for the model's own eos_ids. path,
+    prefill_chunk and compile: as in Session.
 
     Raises ValueError for an empty prompt, ids out of range, and settings out of range, when the
     first id is asked for.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     stop_ids = model.config.eos_ids if stop_ids is None else stop_ids
-    session = Session(model, lm, path, prefill_chunk)
+    session = Session(model, lm, path, prefill_chunk, compile)
     steps = write(
         session, session.read(ids), max_new_tokens, temperature, top_k, top_p, min_p,
         repetition_penalty, generator, stop_ids,

@@ -12,14 +12,12 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
-    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band", "sight",
-    "chunked",
-    "cache", "decoding", "transformer", "models.raw_config", "models.stacked", "models.llama", "models.mpt",
-    "models.gptj",
-    "models", "files", "shards", "checkpoint", "tokenizers.sentence_pieces",
-    "tokenizers.byte_level", "tokenizers.pre_tokenizers", "tokenizers.recipe_files",
-    "tokenizers", "tokenizer", "chat_template", "chat", "sampling", "options", "session",
-    "batch", "reply", "generate", "corpus", "practice", "compare", "documents", "byte_counts",
+    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band",
+    "sight", "chunked", "cache", "decoding", "transformer", "models.raw_config", "models.stacked",
+    "models.llama", "models.mpt", "models.gptj", "models", "files", "shards", "checkpoint",
+    "tokenizers.sentence_pieces", "tokenizers.byte_level", "tokenizers.pre_tokenizers",
+    "tokenizers.recipe_files", "tokenizers", "tokenizer", "chat_template", "chat", "sampling",
+    "options", "session", "batch", "reply", "generate", "corpus", "practice", "compare", "documents", "byte_counts",
     "tally", "pairs", "progress", "stream", "resume", "perplexity",
     "evaluate", "card", "diagnose",
     "tokenizers.byte_pairs", "recipes", "schedule", "train",

@@ -170,7 +170,7 @@ def test_memory_of_a_7b_folder(sparse_7b, capsys, monkeypatch):
         return [(found[key]["bytes"], found[key]["fits"]) for key in sorted(found)]
 
     row = 32 * 2 * 4096 * 4  # bytes of one token's keys and values in float32
-    bounded = [(row * (2048 + 10), True)] * 3
+    bounded = [(row * (2048 + 2 * 10), True)] * 3
     assert cells() == [
         *bounded,
         (row * 4096, False),
