@@ -36,6 +36,7 @@ from .sight import (
     starting_run,
     window_is_capped,
 )
+from .triangles import Triangles
 
 QUERIES_PER_STRETCH = (
     2048  # of a long text: what is made for one stretch is made anew for the next
@@ -227,7 +228,8 @@ class ChunkedAttention:
             found = starting.capped if capped else starting.placed
             found = found.to(self.exact), starting.values.to(self.exact)
         n_near = self.lm.n_global - 1 - (self.runs[0][here.start] - n_local)
-        attend = Band(self.place, found, capped, n_local, scale)
+        kind = Triangles if q.device.type == "cuda" else Band
+        attend = kind(self.place, found, capped, n_local, scale)
         attend(q.to(self.exact), k, v, here.start, n_near, out)
 
     def _attend_early(self, q, window: Keys, starting: Keys, scale: float) -> Tensor:

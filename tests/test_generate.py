@@ -151,7 +151,7 @@ def test_help_is_grouped_and_ends_well(run):
     code, out, err = run("--help")
     assert code == 0 and not err
     headings = re.findall(r"^(\w+):$", out, re.MULTILINE)
-    assert headings == ["options", "text", "sampling", "model", "attention", "output"]
+    assert headings == ["options", "text", "sampling", "model", "attention", "speed", "output"]
 
 
 # ---- prompts

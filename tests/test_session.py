@@ -228,8 +228,9 @@ def test_the_cache_stops_growing():
         sizes.append(session.cache_bytes)
     assert sizes[0] < sizes[7]
     assert set(sizes[7:]) == {sizes[-1]}
-    # One layer of 2 key heads of 8 float64: the key and the value of 8 tokens.
-    assert sizes[-1] == 2 * 2 * 8 * 8 * (5 + 3)
+    # One layer of 2 key heads of 8 float64: the key and the value of 8 tokens, and those of the
+    # starting ones once more, where a single token finds them.
+    assert sizes[-1] == 2 * 2 * 8 * 8 * (5 + 3 + 3)
 
 
 def test_the_reference_path_keeps_no_cache(model):

@@ -1,0 +1,101 @@
+"""band.py, triangles.py: the middle of a long text, in batched blocks or by fused kernels."""
+
+import math
+
+import pytest
+import torch
+from conftest import SCHEMES, SETTINGS, fuzz, vectors
+
+from minilm_inf import chunked
+from minilm_inf.attention import attend
+from minilm_inf.band import Band
+from minilm_inf.chunked import chunked_attend
+from minilm_inf.config import LMInfinite
+from minilm_inf.positions import Rotary
+from minilm_inf.triangles import Triangles
+
+KINDS = {"band": Band, "triangles": Triangles}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, monkeypatch):
+    """Both ways, one after the other; `calls` counts the queries that took them."""
+    found = KINDS[request.param]
+
+    class Counted(found):
+        calls = 0
+
+        def __call__(self, q, *others):
+            Counted.calls += q.shape[2]
+            super().__call__(q, *others)
+
+    monkeypatch.setattr(chunked, "Band", Counted)
+    return Counted
+
+
+@pytest.mark.parametrize(
+    "draw",
+    fuzz(
+        21,
+        60,
+        n=[9, 16, 25, 40, 61],
+        n_local=[1, 2, 3, 8, 13],
+        n_global=[0, 1, 4, 9, 20],
+        capped=[True, False],
+        chunk=[2, 3, 8, 64],
+        n_kv_head=[1, 2, 4],
+        scheme=[name for name in SCHEMES if name != "alibi"],
+        batch=[1, 2],
+    ),
+    ids=lambda draw: " ".join(str(x) for x in draw.values()),
+)
+def test_it_is_the_definition(draw, kind, small_chunks):
+    """Catches a triangle one row off, a starting key seen too early, another group's head."""
+    small_chunks(draw["chunk"])
+    n, n_local = draw["n"], draw["n_local"]
+    lm = LMInfinite(n_local, draw["n_global"], n_local if draw["capped"] else None)
+    positions, scheme = torch.arange(n), SCHEMES[draw["scheme"]]
+    for dtype, allowed in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        x = vectors(n, batch=draw["batch"], n_kv_head=draw["n_kv_head"], dtype=dtype)
+        got = chunked_attend(*x, positions, positions, scheme, lm)
+        assert (got - attend(*x, positions, positions, scheme, lm)).abs().max() <= allowed
+    in_band = max(0, n - n_local)
+    assert kind.calls == (0 if lm.n_global > n else 2 * in_band)
+
+
+def test_it_is_the_definition_at_its_real_sizes(kind):
+    """Catches a block, a run of blocks or a stretch that is right at toy sizes only."""
+    n = 2 * chunked.QUERIES_PER_STRETCH + 333
+    lm, positions = LMInfinite(200, 10, 200), torch.arange(n)
+    q, k, v = vectors(n, batch=1, n_head=2, n_kv_head=1, dtype=torch.float32)
+    got = chunked_attend(q, k, v, positions, positions, Rotary(8), lm)
+    for some in (slice(190, 430), slice(n // 2, n // 2 + 250), slice(n - 250, n)):
+        right = attend(q[:, :, some], k, v, positions[some], positions, Rotary(8), lm)
+        assert (got[:, :, some] - right).abs().max() <= 1e-5
+    assert kind.calls == n - 200
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
+def test_what_is_given_stays_as_it_is(lm, scheme, small_chunks):
+    """Catches keys that are placed where the caller's own lie, over and over."""
+    small_chunks(2)
+    positions = torch.arange(60)
+    x = vectors(60, dtype=torch.float32)
+    before = [t.clone() for t in x]
+    chunked_attend(*x, positions, positions, scheme, lm)
+    assert all(map(torch.equal, before, x))
+
+
+def test_keys_that_have_left_the_window_are_poison(kind, small_chunks):
+    """Catches NaN in the one key of a block's columns that none of its queries sees."""
+    small_chunks(4)
+    lm, k_positions = LMInfinite(8, 2, 8), torch.arange(40)
+    q, k, v = vectors(20, 40)
+    q_positions = k_positions[20:]
+    expected = chunked_attend(q, k, v, q_positions, k_positions, Rotary(8), lm)
+    for x in (k, v):
+        x[:, :, 2:13] = math.nan  # the first query, at 20, sees 13 to 20
+    got = chunked_attend(q, k, v, q_positions, k_positions, Rotary(8), lm)
+    assert (got - expected).abs().max() <= 1e-12
+    assert kind.calls == 40

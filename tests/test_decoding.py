@@ -1,0 +1,198 @@
+"""decoding.py: one token at a time in shapes that never change, and through torch.compile."""
+
+import pytest
+import torch
+from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minilm_inf import session as session_room
+from minilm_inf.config import LMInfinite
+from minilm_inf.decoding import has_fixed_shape, sees_all
+from minilm_inf.session import Session, generate
+
+N = 30
+FIXED = (
+    "LM-Infinite", "sliding window", "Λ without ceiling", "more starting than local",
+    "a window of one",
+)  # fmt: skip
+
+
+def step(model, cache, tokens, decode=None):
+    """Logits behind one more token of each row, in the fixed shape."""
+    cache.settle(whole=True)
+    logits = (decode or model.decode)(
+        tokens, cache, torch.tensor(cache.length, device=tokens.device)
+    )
+    cache.count(1)
+    return logits
+
+
+@pytest.mark.parametrize("setting", FIXED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_is_the_definition_at_every_length(family, setting):
+    """Catches an empty slot that is seen, a starting key seen twice, a slot one off."""
+    lm, tokens = SETTINGS[setting], some_tokens(N, batch=2)
+    for dtype, allowed in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        model = tiny_model(family, dtype=dtype)
+        right, taken = model(tokens, lm, path="reference"), 0
+        cache = model.new_cache(2, lm)
+        for i in range(N):
+            here = tokens[:, i : i + 1]
+            if has_fixed_shape(cache):
+                logits, taken = step(model, cache, here), taken + 1
+            else:
+                logits = model(here, lm, cache=cache)[:, -1]
+            assert (logits - right[:, i]).abs().max() <= allowed, i
+        assert taken == N - lm.n_global
+
+
+@pytest.mark.parametrize("setting", FIXED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_different_lengths(family, setting):
+    """Catches padding that a step sees, or one row's starting keys behind another's window."""
+    lm, lengths = SETTINGS[setting], [12, 7, 12]
+    model, tokens = tiny_model(family), some_tokens(12 + N, batch=3)
+    cache = model.new_cache(3, lm)
+    model(tokens[:, :12], lm, cache=cache, lengths=lengths)
+    for i in range(12, 12 + N):
+        here = tokens[:, i : i + 1]
+        fixed = has_fixed_shape(cache)
+        logits = step(model, cache, here) if fixed else model(here, lm, cache=cache)[:, -1]
+        for row, length in enumerate(lengths):
+            alone = tokens[row : row + 1, 12 - length : i + 1]
+            right = model(alone, lm, path="reference")[0, -1]
+            assert (logits[row] - right).abs().max() <= 1e-10, (i, row)
+
+
+def test_what_has_a_fixed_shape():
+    """Catches a step where keys stand on both sides of the ceiling, or are not read yet."""
+    model = tiny_model("llama")
+    fixed = {name: [] for name in SETTINGS}
+    for name, lm in SETTINGS.items():
+        cache = model.new_cache(1, lm)
+        for _ in range(20):
+            model(some_tokens(1), lm, cache=cache)
+            fixed[name].append(has_fixed_shape(cache))
+    for name, lm in SETTINGS.items():
+        assert fixed[name] == [name in FIXED and i >= lm.n_global for i in range(1, 21)], name
+
+
+def test_a_step_without_masks_waits_until_all_is_seen(monkeypatch):
+    """Catches the shorter step taken while a starting key is still in the window."""
+    model, lm, masked = tiny_model("llama"), LMInfinite(6, 3, 6), []
+    for n in range(1, 20):
+        cache = model.new_cache(1, lm)
+        model(some_tokens(n), lm, cache=cache)
+        masked.append(not sees_all(cache))
+    assert masked == [n < 6 + 3 - 1 for n in range(1, 20)]
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_never_waits_for_the_device(family):
+    """Catches a number read back in the loop, for which a GPU would stand still."""
+    lm, tokens = SETTINGS["LM-Infinite"], some_tokens(N)
+    model = tiny_model(family, dtype=torch.float32)
+    cache = model.new_cache(1, lm)
+    model(tokens, lm, cache=cache)
+    position = torch.tensor(cache.length)
+    cache.settle(whole=True)
+    with Operations() as found:
+        model.decode(tokens[:, :1], cache, position)
+    waiting = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::item"}
+    assert "aten::index_copy_" in found.names and not found.names & waiting
+    with Operations() as found:
+        tokens[0, 0].item()
+    assert found.names & waiting, "what this test must be able to notice"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_of_it_stays_on_the_models_device(family):
+    """Catches a mask, an angle or a position left on the CPU: "meta" stands in for a GPU."""
+    model, tokens = (
+        tiny_model(family, dtype=torch.float32).to("meta"),
+        some_tokens(N).to("meta"),
+    )
+    for lm in (None, *SETTINGS.values()):
+        cache = model.new_cache(1, lm)
+        for logits in (
+            model(tokens, lm),
+            model(tokens, lm, cache=cache),
+            model(tokens[:, :7], lm, cache=cache),
+            model(tokens[:, :1], lm, cache=cache),
+        ):
+            assert logits.device.type == "meta" and logits.dtype == torch.float32
+        if has_fixed_shape(cache):
+            assert step(model, cache, tokens[:, :1]).device.type == "meta"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_graph_serves_every_step(family):
+    """Catches a graph break, and a recompilation whenever the position or the ring moves on."""
+    torch._dynamo.reset()
+    lm, tokens = SETTINGS["LM-Infinite"], some_tokens(N)
+    model = tiny_model(family, dtype=torch.float32)
+    right = model(tokens, lm, path="reference")
+    decode = torch.compile(model.decode, fullgraph=True, dynamic=False, backend="eager")
+    cache = model.new_cache(1, lm)
+    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
+        model(tokens[:, :4], lm, cache=cache)
+        for i in range(4, N):
+            logits = step(model, cache, tokens[:, i : i + 1], decode)
+            assert (logits - right[:, i]).abs().max() <= 1e-5
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def quick_compile(monkeypatch):
+    """torch.compile without a code generator: what it traces is run as it is."""
+    compile = torch.compile
+    made = []
+
+    def traced(function, fullgraph, dynamic, options):
+        made.append(options)
+        return compile(function, fullgraph=fullgraph, dynamic=dynamic, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(session_room.shutil, "which", lambda name: name)
+    yield made
+    torch._dynamo.reset()
+
+
+def test_a_compiled_session_writes_the_same(quick_compile):
+    """Catches a compiled step that leaves the cache's length, or the session's, behind."""
+    model, lm = tiny_model("llama", dtype=torch.float32), SETTINGS["LM-Infinite"]
+    ids = some_tokens(3)[0].tolist()
+    for n in (1, 3):
+        written = [
+            list(generate(model, ids[:n], lm, 40, seed=2, stop_ids=(), compile=compile))
+            for compile in (False, True)
+        ]
+        assert written[0] == written[1] and len(written[0]) == 40
+    assert quick_compile == [{"cpp_wrapper": True}] * 2
+    session = Session(model, lm, compile=True)
+    session.read(ids)
+    again = session.anew()
+    assert again.decode is session.decode and again.length == 0
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch):
+    """Catches a traceback of the compiler's in place of a sentence."""
+    model = tiny_model("llama")
+    for lm, path in ((None, "chunked"), (SETTINGS["LM-Infinite"], "reference")):
+        with pytest.raises(ValueError, match="leave out --compile"):
+            Session(model, lm, path, compile=True)
+    monkeypatch.setattr(session_room.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="install g"):
+        Session(model, SETTINGS["LM-Infinite"], compile=True)
