@@ -22,6 +22,7 @@ from minilm_inf.benchmarking.attention_calls import (
     Shape,
     visible_pairs,
 )
+from minilm_inf.benchmarking.attention_race import attention_rows
 from minilm_inf.benchmarking.rows import Row, as_dicts
 from minilm_inf.benchmarking.sizes import FULL, QUICK
 from minilm_inf.benchmarking.table import LEGEND, table
@@ -334,6 +335,16 @@ def test_the_table_and_quick(capsys, without_tools):
     assert "rounds: 5, decoding 7 of 2 tokens, --quick." in out
     assert "compiling takes longer than --quick lasts" in out
     assert "not read up to there: 10 tokens whose positions end at 60" in out
+
+
+def test_the_definition_stops_where_quick_would_take_minutes(without_tools):
+    """A quick run of two minutes, all of them the reference at its longest text."""
+    sizes = benchmark.dataclasses.replace(QUICK, lengths=(32, 64), reference_to=32, rounds=1)
+    rows = attention_rows(sizes, SMALL, lambda text: None)
+    timed = {(row.name, row.n): row.seconds for row in rows}
+    assert timed[REFERENCE, 32] and not timed[REFERENCE, 64] and timed[CHUNKED, 64]
+    notes = [row.notes for row in rows if (row.name, row.n) == (REFERENCE, 64)]
+    assert "longer than --quick lasts" in notes[0][0]
 
 
 def test_a_text_is_read_whole():

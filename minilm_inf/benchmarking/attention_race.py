@@ -10,7 +10,17 @@ from collections.abc import Callable
 import torch
 
 from . import memory
-from .attention_calls import FLEX, SDPA, WAYS, Shape, call, rotated, useful_flops, vectors
+from .attention_calls import (
+    FLEX,
+    REFERENCE,
+    SDPA,
+    WAYS,
+    Shape,
+    call,
+    rotated,
+    useful_flops,
+    vectors,
+)
 from .rows import Row
 from .sizes import Sizes
 from .timing import CannotRun, Contestant, race, reason, synchroniser
@@ -23,7 +33,7 @@ def attention_rows(sizes: Sizes, shape: Shape, report: Callable[[str], None]) ->
     """A row for each length and way."""
     rows = []
     for n in sizes.lengths:
-        rows += rows_of_length(n, shape, sizes.rounds, report)
+        rows += rows_of_length(n, shape, sizes, report)
     measured = [row for row in rows if row.seconds]
     for way in WAYS:
         mine = [row for row in measured if row.name == way]
@@ -39,12 +49,18 @@ def attention_rows(sizes: Sizes, shape: Shape, report: Callable[[str], None]) ->
     return rows
 
 
-def rows_of_length(n: int, shape: Shape, rounds: int, report) -> list[Row]:
+def rows_of_length(n: int, shape: Shape, sizes: Sizes, report) -> list[Row]:
     """A race of all ways at one length."""
     q, k, v = vectors(n, shape)
     q_placed, k_placed = rotated(q, k)
+    rounds = sizes.rounds
+
+    def too_long() -> Contestant:
+        raise CannotRun("O(n^2) time takes longer than --quick lasts")
 
     def maker(way: str):
+        if way == REFERENCE and n > sizes.reference_to:
+            return too_long
         pair = (q_placed, k_placed) if way in (SDPA, FLEX) else (q, k)
         return lambda: Contestant(way, call(way, *pair, v, shape.lm))
 

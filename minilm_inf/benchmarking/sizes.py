@@ -14,6 +14,7 @@ class Sizes:
     endurance: tokens of one long run of decoding; 0 leaves it out.
     rounds, decoding_rounds: how often each is timed, after a round that is not.
     all_memory: whether memory is measured at every length, or at each way's longest.
+    reference_to: the longest text that the definition is timed at, memory permitting.
     compiled: whether compiled decoding takes part, which needs a minute to compile.
     read_on: whether a position is reached by reading up to it, or only told.
     """
@@ -31,6 +32,7 @@ class Sizes:
     rounds: int = 5
     decoding_rounds: int = 7
     all_memory: bool = True
+    reference_to: int = 1 << 62
     compiled: bool = True
     read_on: bool = True
 
@@ -44,6 +46,7 @@ QUICK = Sizes(
     steps=20,
     endurance=2000,
     all_memory=False,
+    reference_to=4096,
     compiled=False,
     read_on=False,
 )
