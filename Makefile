@@ -5,7 +5,7 @@ DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
-	cards smollm2 check-smollm2 clean
+	nano-llama stream-200m stream-page cards smollm2 check-smollm2 clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -51,8 +51,21 @@ tiny-mpt: corpus  ## train weights/tiny-mpt again (about an hour on one core)
 tiny-gptj: corpus  ## train weights/tiny-gptj again (about an hour on one core)
 	$(call TRAIN,--repeats 0.2)
 
+nano-llama: corpus  ## train weights/nano-llama again (about a quarter of an hour on one core)
+	@$(BIN)/python -m minilm_inf.train --corpus corpus --out weights/$@ --vocab-size 1024 \
+		--n-layer 3 --n-embd 96 --n-head 3 --n-kv-head 1 --head-dim 32 --n-inner 192 \
+		--tokens 20000000 --threads 1 --every 500 --learning-rate 0.002
+	@$(BIN)/python -m minilm_inf.card weights/$@ --corpus corpus
+
+stream-200m: corpus  ## read one stream of 200 million tokens (about an hour on one core)
+	@$(BIN)/python -m minilm_inf.evaluate perplexity -m weights/nano-llama --corpus corpus \
+		--stream --length 200000000 --threads 1 --out weights/$@.json
+
+stream-page:  ## write weights/README.md from what stream-200m measured
+	@$(PYTHON) tests/write_stream_page.py
+
 cards: corpus  ## measure the models of weights/ and write their cards
-	@for name in tiny-llama tiny-mpt tiny-gptj; do \
+	@for name in tiny-llama tiny-mpt tiny-gptj nano-llama; do \
 		$(BIN)/python -m minilm_inf.card weights/$$name --corpus corpus || exit 1; done
 
 smollm2: $(SMOLLM2)/model.safetensors  ## fetch SmolLM2-135M-Instruct (93 MB, Apache-2.0) and convert it

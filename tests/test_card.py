@@ -19,7 +19,7 @@ from minilm_inf.models import llama
 from minilm_inf.recipes import initialise
 from minilm_inf.schedule import PHASES
 
-FOLDERS = sorted(path.parent for path in (ROOT / "weights").glob("tiny-*/config.json"))
+FOLDERS = sorted(path.parent for path in (ROOT / "weights").glob("*/training.json"))
 MEGABYTE = 2**20
 
 

@@ -1,0 +1,91 @@
+"""Write weights/README.md from weights/stream-200m.json: `make stream-page`.
+
+The page shows what `make stream-200m` measured, and nothing else: test_readme.py holds it to
+that.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+RESULT = WEIGHTS / "stream-200m.json"
+
+PAGE = """\
+# The weights
+
+| model | parameters | what it is for |
+|---|---|---|
+| [tiny-llama](tiny-llama/README.md) | 1,672,896 | the demo and the lessons: it fails past 256 tokens, and LM-Infinite mends it |
+| [tiny-mpt](tiny-mpt/README.md) | 1,291,536 | the same with ALiBi |
+| [tiny-gptj](tiny-gptj/README.md) | 1,480,128 | the same with rotary pairs, on a part of the head |
+| [nano-llama](nano-llama/README.md) | 338,592 | small enough to read 200 million tokens in an hour, below |
+
+All of them were trained here, on public-domain text, by the commands in their cards.
+
+## One stream of {total:,} tokens
+
+The {documents} held-out documents, {all_tokens:,} tokens, joined into one stream and repeated in seeded
+random order until it has {total:,} tokens: no token is forgotten by a reset, no cache is emptied.
+[nano-llama](nano-llama/README.md) reads it with n_local and distance_ceiling {n_local} and n_global {n_global}, as
+trained on {n_local} tokens at a time:
+
+```
+python -m minilm_inf.evaluate perplexity -m {model} --corpus {corpus} --stream --length {total_plain} --threads {threads} --out weights/stream-200m.json
+```
+
+| | start | end |
+|---|---|---|
+| nll, nats per token: the second million, the last | {early:.4f} | {late:.4f} |
+| tokens per second: the first and the last of 200 bins | {speed_start:,.0f} | {speed_end:,.0f} |
+| resident memory: behind the first and the last of 200 bins | {memory_start:.1f} MB | {memory_end:.1f} MB |
+
+On the {pairs:,} tokens of the documents that stand in both the second million and the last, the nll
+differs by {difference:+.4f} nat ({low:+.4f} to {high:+.4f}). Over all {scored:,} scored tokens it is {nll:.4f} nat
+({nll_low:.4f} to {nll_high:.4f}), {bits:.4f} bits per byte. {hours} on one
+thread (PyTorch {torch}).
+The machine did other work meanwhile, so that the speed varies; the largest
+and the smallest resident memory of the bins {memory_words}.
+
+The curve: mean nll of each of 200 bins of {bin:,} tokens, from left to right and from top to
+bottom.
+
+```
+{curve}
+```
+
+All numbers, with the interval, the speed and the memory of each bin, are in
+[stream-200m.json](stream-200m.json). `make stream-200m` makes it again, and `make stream-page` this page.
+"""
+
+
+def page(found: dict) -> str:
+    """The page of a run's JSON."""
+    settings, results, timing = found["settings"], found["results"], found["timing"]
+    pairs, linear = results["early_and_late"], results["linear"]
+    means = [f"{entry['nll']:.3f}" for entry in linear]
+    lines = [" ".join(means[i : i + 10]) for i in range(0, len(means), 10)]
+    memory = [entry["resident_bytes"] / 1e6 for entry in timing["linear"]]
+    minutes = round(timing["seconds"] / 60)
+    return PAGE.format(
+        total=settings["length"], total_plain=settings["length"], documents=results["documents"],
+        all_tokens=results["tokens_of_all_documents"], n_local=settings["n_local"],
+        n_global=settings["n_global"], model=settings["model"], corpus=settings["corpus"],
+        threads=settings["threads"], early=pairs["early_nll"], late=pairs["late_nll"],
+        speed_start=timing["tokens_per_second_at_start"],
+        speed_end=timing["tokens_per_second_at_end"],
+        memory_start=memory[0], memory_end=memory[-1],
+        memory_words=f"are {max(memory):.1f} and {min(memory):.1f} MB",
+        pairs=pairs["pairs"], difference=pairs["difference"], low=pairs["interval"][0],
+        high=pairs["interval"][1], scored=results["scored"], nll=results["nll"],
+        nll_low=results["interval"][0], nll_high=results["interval"][1],
+        bits=results["bits_per_byte"], hours=f"{minutes // 60} h {minutes % 60} min",
+        torch=settings["torch"].partition("+")[0],
+        bin=linear[1]["last"] - linear[1]["first"], curve="\n".join(lines),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    found = json.loads(RESULT.read_text(encoding="utf-8"))
+    (WEIGHTS / "README.md").write_text(page(found), encoding="utf-8")
+    print(f"wrote {WEIGHTS.name}/README.md", file=sys.stderr)
