@@ -94,6 +94,7 @@ class Band:
         if FUSED and q.device.type == "cpu":
             gathered, log_sum = FUSED(q, k, v, attn_mask=mask, scale=self.scale)
         else:
+            q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (q, k, v))
             logits = (q * self.scale) @ k.mT
             logits = logits if mask is None else logits + mask
             gathered, log_sum = logits.softmax(-1) @ v, logits.logsumexp(-1)

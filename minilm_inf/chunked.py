@@ -14,7 +14,6 @@ sight.py.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from torch import Tensor
 from .attention import check_shapes
 from .band import FUSED, Band
 from .config import FULL_ATTENTION, LMInfinite
-from .distance_ceiling import place_fixed
+from .keys import Keys, Placed, starting_keys, window_keys
 from .sight import (
     Chunk,
     Part,
@@ -32,29 +31,13 @@ from .sight import (
     as_tensor,
     cut,
     length_of,
-    starting_is_placed,
     starting_run,
     window_is_capped,
 )
 from .triangles import Triangles
 
-QUERIES_PER_STRETCH = (
-    2048  # of a long text: what is made for one stretch is made anew for the next
-)
-
-
-class Keys(NamedTuple):
-    """A run of keys in the places where queries find them, and their values.
-
-    placed: at their own positions, for a query at its own.
-    capped: all at position -ceiling, for a query at position 0, which is one not placed at all:
-        to it, each of them stands exactly the ceiling away.
-    Each is (B, H_kv, S, D); one that no distance of this run asks for is None.
-    """
-
-    placed: Tensor | None
-    capped: Tensor | None
-    values: Tensor
+# What is made for one stretch of a long text is made anew for the next.
+QUERIES_PER_STRETCH = 1536
 
 
 def chunked_attend(
@@ -109,58 +92,6 @@ def stretches(q_positions, k_positions, lm: LMInfinite, learns: bool):
         first = max(0, here.start - lm.n_local - k_positions.start)
         stop = max(first, min(here.stop - k_positions.start, len(k_positions)))
         yield slice(start, start + len(here)), slice(first, stop)
-
-
-class Placed:
-    """Keys (B, H_kv, S, D) at their positions, placed as they come into sight: a window of them
-    that moves on and never back."""
-
-    def __init__(self, scheme, k: Tensor, positions):
-        self.scheme, self.k, self.positions = scheme, k, positions
-        self.here, self.buffer = slice(0, 0), k[:, :, :0]
-        self.window = self.buffer
-
-    def __call__(self, keys: slice) -> Tensor:
-        """The placed keys[first:stop]; those of the last call may be overwritten."""
-        if self.scheme.has_bias:  # which places nothing
-            return self.k[:, :, keys]
-        fresh = slice(max(self.here.stop, keys.start), keys.stop)
-        positions = as_tensor(cut(self.positions, fresh))
-        place = self.scheme.at(positions, self.k.dtype, self.k.device)
-        kept = self.window[:, :, keys.start - self.here.start :]
-        n_kept, size = kept.shape[2], keys.stop - keys.start
-        if size > self.buffer.shape[2] or n_kept > self.window.shape[2] - n_kept:
-            self.buffer = self.k.new_empty(*self.k.shape[:2], size, self.k.shape[3])
-        self.here, self.window = keys, self.buffer[:, :, :size]
-        self.window[:, :, :n_kept] = kept
-        for head in range(self.k.shape[1]):  # of one head, all that is made stays near the CPU
-            some = slice(head, head + 1)
-            self.window[:, some, n_kept:] = place(self.k[:, some, fresh])
-        return self.window
-
-
-def cap_for(scheme, lm: LMInfinite, like: Tensor):
-    """The function that makes Keys.capped of unplaced keys; None without a ceiling."""
-    if lm.distance_ceiling is None:
-        return None
-    return place_fixed(scheme, -lm.distance_ceiling, like.dtype, like.device)
-
-
-def window_keys(placed: Tensor, k: Tensor, v: Tensor, scheme, lm: LMInfinite) -> Keys:
-    """Keys of the window, placed and not, in the forms that its distances ask for."""
-    cap = cap_for(scheme, lm, k) if window_is_capped(lm) else None
-    return Keys(placed, cap(k) if cap else None, v)
-
-
-def starting_keys(k: Tensor, v: Tensor, places, scheme, lm: LMInfinite) -> Keys:
-    """Keys of the first n_global tokens, not placed, in the forms that their distances ask for.
-
-    places: where the scheme puts them, (S',), (B, S') or a range.
-    """
-    placed, cap = None, cap_for(scheme, lm, k)
-    if starting_is_placed(lm):
-        placed = scheme.at(as_tensor(places), k.dtype, k.device)(k)
-    return Keys(placed, cap(k) if cap else None, v)
 
 
 class ChunkedAttention:
@@ -222,15 +153,17 @@ class ChunkedAttention:
         n_keys, n_local = window.values.shape[2], self.lm.n_local
         behind = n_keys - length_of(self.runs[0])  # keys before the first query's own
         keys = slice(behind + here.start - n_local, behind + here.stop)
-        k, v = (x[:, :, keys].to(self.exact) for x in (window.placed, window.values))
+        kind = Triangles if q.device.type == "cuda" else Band
+        # The fused kernels of a GPU keep their sums in float32 themselves.
+        dtype = q.dtype if kind is Triangles else self.exact
+        k, v = (x[:, :, keys].to(dtype) for x in (window.placed, window.values))
         capped, found = starting.capped is not None, None
         if starting.values.shape[2]:
             found = starting.capped if capped else starting.placed
-            found = found.to(self.exact), starting.values.to(self.exact)
+            found = found.to(dtype), starting.values.to(dtype)
         n_near = self.lm.n_global - 1 - (self.runs[0][here.start] - n_local)
-        kind = Triangles if q.device.type == "cuda" else Band
         attend = kind(self.place, found, capped, n_local, scale)
-        attend(q.to(self.exact), k, v, here.start, n_near, out)
+        attend(q.to(dtype), k, v, here.start, n_near, out)
 
     def _attend_early(self, q, window: Keys, starting: Keys, scale: float) -> Tensor:
         """What the queries gather that have no whole window behind them, or need masks."""

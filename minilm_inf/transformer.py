@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .cache import Cache
-from .chunked import ChunkedAttention, cap_for, starting_keys, window_keys
+from .chunked import ChunkedAttention
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .decoding import OneToken, has_fixed_shape, sees_all
+from .keys import cap_for, starting_keys, window_keys
 from .sight import starting_run
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Write weights/README.md from weights/stream-200m.json: `make stream-page`.
 
 The page shows what `make stream-200m` measured, and nothing else: test_readme.py holds it to
