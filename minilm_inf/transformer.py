@@ -31,7 +31,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.scheme = scheme
-        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        numbers = torch.empty(config.vocab_size, config.n_embd)
+        if not numbers.is_meta:  # where drawing would import PyTorch's compiler: a second, 74 MB
+            nn.init.normal_(numbers)
+        self.embed = nn.Embedding.from_pretrained(numbers, freeze=False)
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self.head = head
