@@ -56,21 +56,33 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
     dtype None: as stored (as the embedding is, should they differ), but float32 on the CPU.
     Raises ValueError for whatever is missing, surplus, misshapen, damaged or not implemented.
     """
-    folder = Path(folder)
-    config = read_config(folder)
     device = _checked_device(device)
     if dtype not in (None, *FLOATS.values()):
         listed = ", ".join(str(x) for x in FLOATS.values())
         raise ValueError(f"dtype must be None or one of {listed}, not {dtype!r}")
+    model, stored = from_headers(folder)
+    check_tied_head(model.config, stored)
+    fill(model, stored, device, dtype or own_dtype(model.config, stored, device))
+    return model.eval()
+
+
+def from_headers(folder) -> tuple[Transformer, dict[str, Stored]]:
+    """The network of a checkpoint's folder, without memory, and the tensors that belong to it.
+
+    Raises load_model's ValueError for whatever config.json and the files' headers show.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
     stored = find_tensors(folder)
     model = build_on_meta(config, stored, folder)
     check(model, stored, folder)
-    check_tied_head(config, stored)
-    if dtype is None:
-        embedding = stored[FAMILIES[config.family].KEYS["embed.weight"]]
-        dtype = torch.float32 if device.type == "cpu" else FLOATS[embedding.dtype]
-    fill(model, stored, device, dtype)
-    return model.eval()
+    return model, stored
+
+
+def own_dtype(config: ModelConfig, stored: dict[str, Stored], device: torch.device):
+    """The dtype in which load_model loads where none is asked for."""
+    embedding = stored[FAMILIES[config.family].KEYS["embed.weight"]]
+    return torch.float32 if device.type == "cpu" else FLOATS[embedding.dtype]
 
 
 def named_pieces(model: Transformer) -> dict[str, torch.Tensor]:

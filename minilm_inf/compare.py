@@ -37,19 +37,20 @@ def stream_nll(model: Transformer, ids: list[int], lm: LMInfinite | None, chunk=
 
 
 @torch.inference_mode()
-def reencoded_nll(model: Transformer, ids: list[int], batch: int = 16) -> Tensor:
+def reencoded_nll(model: Transformer, ids: list[int], batch: int | None = None) -> Tensor:
     """The same entries as stream_nll's, each scored within a fresh window of the trained
     length.
 
     The first window is the text's own beginning; a later one is ids[0] (BOS) and the
     context_length - 1 ids before the last that it scores, and scores the second half of them.
+    batch: how many windows are read together (as many as have 4,096 tokens). The logits of one
+    half of one window exist at a time.
     """
     length = model.config.context_length
-    stride = length // 2
+    stride, batch = length // 2, batch or windows_at_once(length)
     tokens = torch.tensor(ids, device=model.embed.weight.device)
-    result = _nll(
-        model(tokens[None, :length][:, : len(ids) - 1]), tokens[None, 1 : length + 1]
-    )[0]
+    hidden = model.read(tokens[None, :length][:, : len(ids) - 1])
+    pieces = _nll_by_piece(model, hidden, tokens[None, 1 : length + 1], max(1, stride))
     starts = list(range(stride, len(ids) - 1 - stride, stride))
     for first in range(0, len(starts), batch):
         some = starts[first : first + batch]
@@ -57,9 +58,23 @@ def reencoded_nll(model: Transformer, ids: list[int], batch: int = 16) -> Tensor
         rows = torch.nn.utils.rnn.pad_sequence(
             rows, batch_first=True
         )  # (B, context_length + 1)
-        nll = _nll(model(rows[:, :-1]), rows[:, 1:])[:, length - stride :]
-        result = torch.cat((result, nll.flatten()))
-    return result[: len(ids) - 1]
+        hidden = model.read(rows[:, :-1])[:, length - stride :]
+        pieces += _nll_by_piece(model, hidden, rows[:, length - stride + 1 :], stride)
+    return torch.cat(pieces)[: len(ids) - 1]
+
+
+def windows_at_once(length: int) -> int:
+    """How many windows of a length are read together: as many as have 4,096 tokens, or one."""
+    return max(1, 4096 // length)
+
+
+def _nll_by_piece(model, hidden: Tensor, following: Tensor, size: int) -> list[Tensor]:
+    """_nll of each row in turn, `size` logits at a time: hidden (B, T, E), following (B, T)."""
+    pieces = []
+    for row, ids in zip(hidden, following):
+        for x, some in zip(row.split(size), ids.split(size)):
+            pieces.append(_nll(model.head(x)[None], some[None])[0])
+    return pieces
 
 
 def _nll(logits: Tensor, following: Tensor) -> Tensor:

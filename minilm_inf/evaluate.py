@@ -15,7 +15,7 @@ import math
 import sys
 from pathlib import Path
 
-from . import compare, corpus, perplexity
+from . import compare, corpus, perplexity, plan
 from . import options as flags
 from .files import read_text
 
@@ -72,6 +72,7 @@ def add_perplexity(tasks):
                       help="how often the state is saved (%(default)s)")  # fmt: skip
     kept.add_argument("--resume", type=Path, metavar="RUN.json",
                       help="go on with an interrupted run; takes no other flag")  # fmt: skip
+    flags.add_plan(kept)
     flags.add_model(task)
     flags.add_sight(task)
     task.set_defaults(check=check_perplexity, run=perplexity.evaluate)
@@ -102,6 +103,7 @@ def add_compare(tasks):
     text.add_argument("--length", type=flags.at_least(2), metavar="N",
                       help="tokens of each document (64 x context_length)")  # fmt: skip
     text.add_argument("--json", action="store_true", help="print one JSON object")
+    flags.add_plan(text)
     flags.add_model(task)
     flags.add_attention(task)
     task.set_defaults(check=check_compare, run=run_compare)
@@ -118,13 +120,11 @@ def check_compare(options):
 
 
 def run_compare(options) -> int:
+    if options.plan:
+        return plan_compare(options)
     model, tokenizer = flags.load(options)
     length = options.length or 64 * model.config.context_length
-    texts = (
-        {str(path): read_text(path) for path in options.text}
-        if options.text
-        else corpus.documents(options.corpus, held_out=True)
-    )
+    texts = compared(options)
     lm = flags.attention(options, model.config)
     documents = compare.encoded(texts, tokenizer, length)
     report = functools.partial(print, file=sys.stderr)
@@ -144,6 +144,28 @@ def run_compare(options) -> int:
         least = min(row["vanilla"] - row["reencoded"] for row in far)
         print(f"Vanilla is at least {least:.2f} above it from 8 x context_length on.")
     return 0
+
+
+def compared(options) -> dict[str, str]:
+    """The texts that are compared, by name."""
+    if options.text:
+        return {str(path): read_text(path) for path in options.text}
+    return corpus.documents(options.corpus, held_out=True)
+
+
+def plan_compare(options) -> int:
+    """What the run would take; every text is read to the same length, which is known."""
+    net = plan.network(options)
+    length, n_texts = options.length or 64 * net.config.context_length, len(compared(options))
+    settings = {"vanilla": None, "LM-Infinite": flags.attention(options, net.config)}
+    width = net.dtype.itemsize
+    copies = 2 * 4 + (width if width != 4 else 0)  # cross_entropy's, in float32
+    plans = [
+        plan.scoring(net, what, lm, [length + 1] * n_texts, options.prefill_chunk, copies)
+        for what, lm in settings.items()
+    ]
+    plans.append(plan.rescoring(net, "re-encoding", length + 1, n_texts, copies))
+    return plan.show(net, plans, options.json)
 
 
 if __name__ == "__main__":

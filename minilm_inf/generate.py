@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from . import options as flags
-from . import sampling
+from . import plan, sampling
 from .batch import Batch
 from .chat import Chat
 from .files import read_text
 from .reply import Plain, Reply, converse, forgive, replies, reply, show_now, statistics
 from .session import Session
+from .tokenizer import load as load_tokenizer
 
 PROMPT = "My dear friend, I have much to tell you of our voyage, and"
 
@@ -123,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a loop of prompts on one growing text; /help lists its commands",
     )
+    flags.add_plan(out)
     return parser
 
 
@@ -167,11 +169,10 @@ def check_output(options):
 
 def run(options) -> int:
     forgive(sys.stdout, "replace")  # a terminal that lacks a character must not end a text
+    if options.plan:
+        return run_plan(options)
     model, tokenizer = flags.load(options)
-    if options.chat:
-        turns = Chat(options.model, tokenizer, options.system)
-    else:
-        turns = Plain(tokenizer, bos=not options.no_bos)
+    turns = turns_of(tokenizer, options)
     lm = flags.attention(options, model.config)
     if len(options.prompt or ()) > 1:
         return run_batch(model, turns, lm, options)
@@ -195,6 +196,35 @@ def run(options) -> int:
     if not options.quiet:
         print("\n".join(statistics(session, result)), file=sys.stderr)
     return 0
+
+
+def turns_of(tokenizer, options) -> Plain | Chat:
+    if options.chat:
+        return Chat(options.model, tokenizer, options.system)
+    return Plain(tokenizer, bos=not options.no_bos)
+
+
+def run_plan(options) -> int:
+    """What the run would take: the prompts are encoded, and nothing else is done."""
+    net = plan.network(options)
+    lm = flags.attention(options, net.config)
+    notes = []
+    if options.interactive:
+        if lm is None or lm.n_local is None:
+            raise ValueError(
+                "how long a conversation grows is not known, and with --attention full its "
+                "cache grows with it: plan it with -f FILE and -n"
+            )
+        lengths = [lm.n_local + lm.n_global + options.prefill_chunk]
+        notes = ["How long the conversation grows is not known: its window is taken as full."]
+    else:
+        turns = turns_of(load_tokenizer(options.model), options)
+        prompts = [read_prompt(options, text) for text in options.prompt or [None]]
+        lengths = [len(encode_prompt(turns, prompt, lm, options)) for prompt in prompts]
+    found = plan.writing(
+        net, lm, lengths, options.max_new_tokens, options.prefill_chunk, options.path
+    )
+    return plan.show(net, [found], options.json, notes)
 
 
 def run_batch(model, turns, lm, options) -> int:

@@ -24,8 +24,9 @@ import torch
 
 from . import options as flags
 from .inspection.folder_facts import look
-from .inspection.memory import LENGTHS, scaled
+from .inspection.memory import LENGTHS
 from .inspection.probe import load_and_probe
+from .planning.units import scaled
 
 
 def report(facts: dict, every: bool) -> str:

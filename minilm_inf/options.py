@@ -79,6 +79,13 @@ def add_attention(parser: argparse.ArgumentParser):
                        help="tokens read at a time (%(default)s)")  # fmt: skip
 
 
+def add_plan(group):
+    """The flag that asks what a run takes."""
+    group.add_argument("--plan", action="store_true",
+                       help="print the memory and the arithmetic that this would take, and run "
+                       "nothing")  # fmt: skip
+
+
 def check_attention(options):
     """Raise ValueError for flags that contradict --attention."""
     given = {"--n-local": options.n_local, "--n-global": options.n_global}

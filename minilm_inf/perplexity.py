@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from . import corpus, load
+from . import corpus, load, plan
 from . import options as flags
 from .byte_counts import ByteCounts
 from .checkpoint import load_model
@@ -49,6 +49,8 @@ from .tokenizer import load as load_tokenizer
 
 def evaluate(options) -> int:
     """The task, from its flags to the result; 130 where a signal ended it."""
+    if options.plan:
+        return run_plan(options)
     facts = None
     out = options.resume or options.out
     if options.resume:
@@ -103,24 +105,42 @@ def opened(options):
     where = flags.device(options.device), flags.DTYPES[options.dtype]
     if options.tokens is None:
         model, tokenizer = load(options.model, *where)
+    else:
+        model, tokenizer = load_model(options.model, *where), None
+        try:
+            tokenizer = load_tokenizer(options.model)
+        except ValueError as error:
+            print(f"no bits per byte: {' '.join(str(error).split())}", file=sys.stderr)
+    reading = reading_of(options, tokenizer, model.config.vocab_size)
+    return model, reading, ByteCounts(tokenizer, model.config.vocab_size, reading.source)
+
+
+def reading_of(options, tokenizer, vocab_size: int):
+    """The texts in the order in which they are read; tokenizer: of those that are not ids."""
+    if options.tokens is not None:
+        source, bos_id = TokensFile(options.tokens, vocab_size), None
+    else:
         if options.text:
             texts = {str(path): read_text(path) for path in options.text}
         else:
             texts = corpus.documents(options.corpus, held_out=True)
         source, bos_id = Encoded(texts, tokenizer, options.stream), tokenizer.bos_id
-    else:
-        model, tokenizer, bos_id = load_model(options.model, *where), None, None
-        source = TokensFile(options.tokens, model.config.vocab_size)
-        try:
-            tokenizer = load_tokenizer(options.model)
-        except ValueError as error:
-            print(f"no bits per byte: {' '.join(str(error).split())}", file=sys.stderr)
-    byte_counts = ByteCounts(tokenizer, model.config.vocab_size, source)
     if options.stream:
-        reading = Joined(source, bos_id, options.length, options.seed)
-    else:
-        reading = Separate(source, bos_id, options.length)
-    return model, reading, byte_counts
+        return Joined(source, bos_id, options.length, options.seed)
+    return Separate(source, bos_id, options.length)
+
+
+def run_plan(options) -> int:
+    """What the run would take: the texts are encoded, and nothing else is done."""
+    net = plan.network(options)
+    tokenizer = load_tokenizer(options.model) if options.tokens is None else None
+    lengths = reading_of(options, tokenizer, net.config.vocab_size).lengths.tolist()
+    lm = flags.attention(options, net.config)
+    what = f"{len(lengths):,} text{'s' * (len(lengths) > 1)}, {sum(lengths):,} tokens"
+    # Beside the logits, logsumexp takes a copy of them; in half precision both are in float32.
+    exact = max(net.dtype.itemsize, torch.float32.itemsize)
+    found = plan.scoring(net, what, lm, lengths, options.chunk, copies=2 * exact)
+    return plan.show(net, [found], options.json)
 
 
 def settings_of(options, model, lm, reading) -> dict:

@@ -32,7 +32,7 @@ class Transformer(nn.Module):
         self.config = config
         self.scheme = scheme
         numbers = torch.empty(config.vocab_size, config.n_embd)
-        if not numbers.is_meta:  # where drawing would import PyTorch's compiler: a second, 74 MB
+        if not numbers.is_meta:  # there, drawing would import the compiler: a second, 74 MB
             nn.init.normal_(numbers)
         self.embed = nn.Embedding.from_pretrained(numbers, freeze=False)
         self.blocks = nn.ModuleList(blocks)
@@ -158,6 +158,7 @@ class Transformer(nn.Module):
             like=x, places=places, learns=learns,
         )  # fmt: skip
         cap = cap_for(scheme, lm, x)
+        del x  # or the embedding's output would stay in memory until the last layer
         for layer in range(len(self.blocks)):
 
             def attention(q, k, v, layer=layer):

@@ -19,9 +19,9 @@ from torch import Tensor
 from .. import options as flags
 from ..compare import stream_nll
 from ..config import ModelConfig
+from ..planning.units import scaled
 from ..positions import Alibi, Rotary
 from ..transformer import Transformer
-from .memory import scaled
 
 SOURCE = "chapter 1 of Jane Austen's Northanger Abbey (1817)"
 TEXT = (
