@@ -207,7 +207,7 @@ def early_bytes(r: Reading, before: int, early: int, made: int) -> int:
 
 
 def mask_bytes(r: Reading, before: int, tokens: int) -> tuple[int, int]:
-    """Masks that stay for all layers, and what is beside them while the largest is made.
+    """Masks that stay for all layers, and what is beside them while they are made.
 
     A bias is one for every head and key; else only what is seen in part has a mask. Sight keeps
     MASKS_KEPT, which chunks of the same distances share.
@@ -219,22 +219,22 @@ def mask_bytes(r: Reading, before: int, tokens: int) -> tuple[int, int]:
     heads = rows * (r.config.n_head if r.rotary_dim is None else r.group)
     kept: dict[tuple, int] = {}
     last: dict[tuple, int] = {}  # what the chunk before sees, which is in use until the next
-    most = largest = clearings = 0
+    most = highest = clearings = 0
+    made = rows * 2 * torch.int64.itemsize  # distances and their copy, and of a bias float64
+    made += heads * torch.float64.itemsize if r.rotary_dim is None else 0
     starts = list(range(before, before + early, sight.QUERIES_PER_CHUNK))
     for start in starts + starts:  # a second layer begins with what the first one left
         stop = min(start + sight.QUERIES_PER_CHUNK, before + early)
         here = {}
         for key, numbers in masked_blocks(r, start, stop):
-            if (clearings, key) not in kept and len(kept) >= sight.MASKS_KEPT:
+            is_new = (clearings, key) not in kept
+            if is_new and len(kept) >= sight.MASKS_KEPT:
                 kept, clearings = {}, clearings + 1
             here[clearings, key] = kept[clearings, key] = heads * numbers * r.exact
             held = sum((kept | last | here).values())
-            most, largest = max(most, held), max(largest, numbers)
+            most, highest = max(most, held), max(highest, held + is_new * numbers * made)
         last = here
-    # Distances in int64, their copy, and of a bias its float64.
-    made = rows * 2 * torch.int64.itemsize
-    made += heads * torch.float64.itemsize if r.rotary_dim is None else 0
-    return most, largest * made
+    return most, highest - most
 
 
 def masked_blocks(r: Reading, start: int, stop: int):
