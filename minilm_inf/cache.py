@@ -209,7 +209,6 @@ class LayerCache:
     def keep(self, rows: list[int]):
         """Forget all rows but these."""
         self.padding = None if self.padding is None else [self.padding[row] for row in rows]
-        self.settled = None
         self.window.keep(rows)
         self.starting.keep(rows)
 

@@ -87,10 +87,11 @@ def test_what_is_given_stays_as_it_is(lm, scheme, small_chunks):
     assert all(map(torch.equal, before, x))
 
 
-def test_keys_that_have_left_the_window_are_poison(kind, small_chunks):
+@pytest.mark.parametrize("n_global", [0, 2])
+def test_keys_that_have_left_the_window_are_poison(n_global, kind, small_chunks):
     """Catches NaN in the one key of a block's columns that none of its queries sees."""
     small_chunks(4)
-    lm, k_positions = LMInfinite(8, 2, 8), torch.arange(40)
+    lm, k_positions = LMInfinite(8, n_global, 8), torch.arange(40)
     q, k, v = vectors(20, 40)
     q_positions = k_positions[20:]
     expected = chunked_attend(q, k, v, q_positions, k_positions, Rotary(8), lm)
