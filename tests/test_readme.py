@@ -1,11 +1,14 @@
 """What the documents promise: every command exists, every number is the measured one."""
 
+import hashlib
 import importlib.util
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import write_stream_page
 from conftest import ROOT
 
 from minilm_inf.recipes import SHAPES
@@ -119,6 +122,20 @@ def test_the_readme_s_families_are_their_cards():
         card = nll_rows((ROOT / "weights" / name / "README.md").read_text(encoding="utf-8"))
         assert card[-1].startswith("| 8,192 to 16,384 |")
         assert numbers.split(" | ") == [cell.strip() for cell in card[-1].split("|")[2:5]]
+
+
+def test_the_stream_s_page_is_what_was_measured():
+    """A curve that was drawn by hand, or of an earlier run, or that is not flat."""
+    found = json.loads((ROOT / "weights" / "stream-200m.json").read_text(encoding="utf-8"))
+    shown = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    assert shown == write_stream_page.page(found)
+    assert found["results"]["tokens"] == 200_000_000
+    assert len(found["results"]["linear"]) == 200
+    early_and_late = found["results"]["early_and_late"]
+    assert early_and_late["pairs"] > 100_000 and abs(early_and_late["difference"]) < 0.05
+    weights = ROOT / found["settings"]["model"] / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert found["settings"]["weights_sha256"] == {"model.safetensors": digest}
 
 
 def test_make_help_lists_every_target():
