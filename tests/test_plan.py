@@ -202,7 +202,7 @@ def test_the_working_buffers_are_those_that_exist(family, lm, dtype):
         with LiveBytes() as live:
             model.read(torch.zeros(batch, tokens, dtype=torch.long), lm, cache)
         r = Reading(model.config, lm or FULL_ATTENTION, dtype, rotary_dim, batch)
-        assert working_bytes(r, before, tokens) == pytest.approx(live.peak, rel=0.15), before
+        assert working_bytes(r, before, tokens) == pytest.approx(live.peak, rel=0.1), before
 
 
 @pytest.mark.parametrize("lm", [None, *SETTINGS.values()], ids=["vanilla", *SETTINGS])
@@ -326,6 +326,15 @@ def test_attention_that_sees_all_shows_a_growing_cache(capsys):
     assert sizes["lambda"][0]["cache_bytes"] == sizes["lambda"][1]["cache_bytes"]
     assert sizes["full"][1]["cache_bytes"] == 4 * sizes["full"][0]["cache_bytes"]
     assert sizes["full"][1]["token_flops"] > sizes["full"][0]["token_flops"]
+
+
+def test_the_readme_shows_a_real_plan(capsys):
+    """An example that an earlier model, or an earlier formula, printed."""
+    command = 'python -m minilm_inf.generate -n 2000 -p "The captain said" --plan'
+    arguments = ["-n", "2000", "-p", "The captain said", "--plan", "--device", "cpu"]
+    code, out, _ = run(capsys, generate, *arguments)
+    assert code == 0
+    assert f"$ {command}\n{out}```" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_conversation_s_length_is_not_known(capsys):

@@ -29,7 +29,7 @@ import torch
 from .. import band, chunked, sight
 from ..cache import ring_and_starting
 from ..config import LMInfinite, ModelConfig
-from ..sight import starting_is_placed, window_is_capped
+from ..sight import window_is_capped
 
 
 @dataclass(frozen=True)
@@ -153,21 +153,20 @@ def early_queries(r: Reading, before: int, tokens: int) -> int:
 
 
 def band_bytes(r: Reading, tokens: int) -> int:
-    """band.py's, and what the starting keys give: for a stretch of queries."""
+    """band.py's, for a stretch of queries: the logits of the blocks that share a key head, and
+    beside them those blocks' queries, placed and copied, and what they gather, in both runs.
+
+    A GPU has triangles.py instead, which keeps no logits: there this is too much.
+    """
     n, rows = r.n_local, band.QUERIES_PER_BLOCK
     stretch = min(tokens, chunked.QUERIES_PER_STRETCH)
-    queries = r.batch * stretch * r.queries * r.exact
-    found = copies = 0
+    found = 0
     if r.width != r.exact:  # queries, keys and values in float32
-        found = queries + 2 * r.batch * (n + stretch) * r.keys * r.exact
-    if r.lm.n_global:  # what they give, and the queries side by side, or placed
-        found += queries + r.batch * stretch * r.config.n_head * r.exact
-        copies = 2 if starting_is_placed(r.lm) else int(r.group > 1)
+        found = r.batch * (stretch * r.queries + 2 * (n + stretch) * r.keys) * r.exact
     blocks = max(1, band.LOGITS_AT_ONCE // (r.group * rows * (n + rows)))
     blocks = min(blocks, -(-stretch // rows))
-    block = blocks * r.group * min(rows, stretch)
-    scratch = blocks * r.group * rows * (n + rows) + 2 * block * r.config.head_dim
-    return found + max(scratch * r.exact, queries * copies)
+    vectors = (2 + 2 * (r.lm.n_global > 0)) * r.config.head_dim
+    return found + blocks * r.group * rows * (n + rows + vectors) * r.exact
 
 
 def is_vanilla(r: Reading, before: int, tokens: int) -> bool:
