@@ -167,7 +167,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 NETWORKS = {
-    "llama": dict(n_head=8, n_kv_head=2, n_embd=256, n_inner=512, head_dim=32),
+    "llama": dict(n_head=8, n_kv_head=2, n_embd=256, n_inner=1024, head_dim=32),
     "mpt": dict(n_head=8, n_kv_head=8, n_embd=256, n_inner=1024, head_dim=32, clip_qkv=None,
                 qk_ln=False),
     "gptj": dict(n_head=8, n_kv_head=8, n_embd=256, n_inner=1024, head_dim=32, rotary_dim=16),
