@@ -8,7 +8,8 @@ The two softmaxes are then joined exactly by their log-sum-exp. In the same way 
 longer than a block (without a window: all of the past) is read block by block.
 
 Which keys, which masks and which angles is worked out once, and used by every layer: see
-sight.py.
+sight.py. Of a long text that is its beginning only, and whatever has gaps, padding, biases or
+gradients; its middle, where every query has a whole window behind it, is band.py's.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class ChunkedAttention:
         q_positions, k_positions = as_range(q_positions), as_range(k_positions)
         starting_positions = as_range(starting_positions)
         runs = q_positions, k_positions, starting_positions
-        self.lm, self.heads, self.runs, self.learns = lm, heads, runs, learns
+        self.lm, self.runs = lm, runs
         places = as_tensor(q_positions if places is None else places)
         self.place = scheme.at(places, like.dtype, like.device)
         n_queries = length_of(q_positions)
