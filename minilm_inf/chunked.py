@@ -154,9 +154,9 @@ class ChunkedAttention:
         n_keys, n_local = window.values.shape[2], self.lm.n_local
         behind = n_keys - length_of(self.runs[0])  # keys before the first query's own
         keys = slice(behind + here.start - n_local, behind + here.stop)
-        kind = Triangles if q.device.type == "cuda" else Band
-        # The fused kernels of a GPU keep their sums in float32 themselves.
-        dtype = q.dtype if kind is Triangles else self.exact
+        # The fused kernels of a GPU know no float64, and keep their sums in float32 themselves.
+        fused = q.device.type == "cuda" and q.dtype != torch.float64
+        kind, dtype = (Triangles, q.dtype) if fused else (Band, self.exact)
         k, v = (x[:, :, keys].to(dtype) for x in (window.placed, window.values))
         capped, found = starting.capped is not None, None
         if starting.values.shape[2]:

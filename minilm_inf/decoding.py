@@ -84,7 +84,7 @@ class OneToken:
             mask = mask.view(len(mask), n_kv_head, group, -1) if by_head else mask
         q = q.view(len(q), n_kv_head, group, q.shape[3])
         gathered = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
-        return gathered.view(len(q), n_kv_head * group, 1, -1)
+        return gathered.reshape(len(q), n_kv_head * group, 1, -1)
 
     def place(self, x: Tensor) -> Tensor:
         """x at the query's position."""

@@ -48,6 +48,7 @@ class Rotary:
         exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
         frequencies = float(theta) ** -exponents  # (rotary_dim/2,)
         self.frequencies = scale_frequencies(frequencies, scaling)
+        self.moved: dict[torch.device, Tensor] = {}
         half = rotary_dim // 2  # the first and the second coordinate of each pair:
         self.pairs = (slice(0, half), slice(half, None))
         if layout == "pairs":
@@ -84,7 +85,13 @@ class Rotary:
 
     def angles(self, positions: Tensor) -> Tensor:
         """By how much each pair turns, in float64: (.., T) -> (.., T, rotary_dim/2)."""
-        return positions.double()[..., None] * self.frequencies.to(positions.device)
+        return positions.double()[..., None] * self._frequencies_on(positions.device)
+
+    def _frequencies_on(self, device) -> Tensor:
+        """frequencies, moved to a device once: a GPU would stand still for it at every step."""
+        if device not in self.moved:
+            self.moved[device] = self.frequencies.to(device)
+        return self.moved[device]
 
     def _times(self, x: Tensor, factors: Tensor) -> Tensor:
         """Both coordinates of a pair times its factor: (.., rotary_dim), (.., rotary_dim/2)."""
@@ -122,6 +129,7 @@ class Alibi:
         if power != n_head:
             series = torch.cat((series[1::2], series[0::2]))[:n_head]
         self.slopes = series  # (H,)
+        self.moved: dict[torch.device, Tensor] = {}
 
     def at(self, positions: Tensor, dtype: torch.dtype, device=None):
         """ALiBi places nothing: the identity."""
@@ -133,7 +141,9 @@ class Alibi:
 
     def bias(self, distance: Tensor) -> Tensor:
         """-slope_h * distance in float64: (T, S) -> (H, T, S), or (B, T, S) -> (B, H, T, S)."""
-        slopes = self.slopes.to(distance.device)[:, None, None]
+        if distance.device not in self.moved:  # once: a GPU stands still for it
+            self.moved[distance.device] = self.slopes.to(distance.device)
+        slopes = self.moved[distance.device][:, None, None]
         return -slopes * distance.double().unsqueeze(-3)
 
 

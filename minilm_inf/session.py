@@ -95,7 +95,7 @@ class Session:
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """read for one token (1, 1), compiled."""
         self.cache.settle(whole=True)
-        position = torch.tensor(self.cache.length, device=self.device)
+        position = torch.full((), self.cache.length, device=self.device)
         logits = self.decode(tokens, self.cache, position)
         self.cache.count(1)
         return logits[0].cpu()

@@ -82,7 +82,7 @@ class Transformer(nn.Module):
             ) from error
         if cache is not None and x.shape[1] == 1 and has_fixed_shape(cache) and sees_all(cache):
             cache.settle()
-            position = torch.tensor(cache.length, device=x.device)
+            position = torch.full((), cache.length, device=x.device)
             layers = self._step(OneToken(cache, self.scheme, position, masked=False))
         else:
             layers = self._attention(x, lm or FULL_ATTENTION, cache, path, padding)
