@@ -13,6 +13,7 @@ from torch import Tensor
 from .config import FULL_ATTENTION, LMInfinite
 from .distance_ceiling import capped_logits
 from .lambda_mask import lambda_mask
+from .top_k import bring_back
 
 
 def attend(
@@ -24,6 +25,7 @@ def attend(
     scheme,
     lm: LMInfinite | None,
     scale: float | None = None,
+    n_reaching: int | None = None,
 ) -> Tensor:
     """What each query gathers from the keys that it sees (paper, section 3.2).
 
@@ -34,6 +36,8 @@ def attend(
     scheme: Rotary or Alibi
     lm:     None is the vanilla model's causal attention
     scale:  factor of q . k; None is 1/sqrt(D)
+    n_reaching: with lm.top_k, how many of the last queries see middle keys as well (section
+            3.3); None is what lm.top_k_queries says: the last one, or all
 
     Returns (B, H, T, D) in q's dtype; the softmax runs in float32, or in float64 for float64. A
     query that sees no key gets zeros, and what nobody sees has no influence, not even as NaN.
@@ -44,7 +48,7 @@ def attend(
     q_positions, k_positions = (x.to(q.device).long() for x in (q_positions, k_positions))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    heads_per_key = q.shape[1] // k.shape[1]
+    unplaced, heads_per_key = (q, k), q.shape[1] // k.shape[1]
     k, v = (x.to(exact).repeat_interleave(heads_per_key, 1) for x in (k, v))  # (B, H, S, D)
 
     # (1, T, S) or (B, 1, T, S)
@@ -52,6 +56,13 @@ def attend(
     logits = capped_logits(
         q.to(exact), k, q_positions, k_positions, scheme, lm.distance_ceiling, scale
     )
+    n_reaching = lm.reaching(q.shape[2]) if n_reaching is None else n_reaching
+    if lm.top_k and n_reaching:
+        chosen, at_middle = bring_back(
+            *unplaced, q_positions, k_positions, scheme, lm, scale, n_reaching
+        )
+        visible = visible | chosen
+        logits = torch.where(chosen, at_middle.to(exact), logits)
     # The lowest number, not -inf: the softmax of a query that sees nothing must not be NaN.
     weights = logits.masked_fill(~visible, torch.finfo(exact).min).softmax(-1)
     weights = weights.masked_fill(~visible, 0)

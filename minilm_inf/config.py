@@ -11,6 +11,9 @@ The letters, used in every docstring and every einsum:
     n_local            L_pretrain, section 3.2     keys of the window, the query's own included
     n_global           n_starting, section 3.2     starting tokens that every query sees
     distance_ceiling   L_pretrain, section 3.2     no key seems further away than this
+    top_k              k, section 3.3              middle tokens that come back, per head
+    top_k_distance     section 3.3                 how far away these seem
+    top_k_from_layer   h, appendix                 the first layer, from 0, in which they do
     context_length     L_pretrain                  tokens of a training text
 
 A position is an integer that counts tokens from the start of the stream; d = i - j is the
@@ -19,7 +22,7 @@ distance from a query at position i back to a key at position j.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def _require_integer(name: str, value, at_least: int):
@@ -69,6 +72,11 @@ class LMInfinite:
     The ablations are settings: full attention (None, 0, None), sliding window (n_global=0),
     Λ without ceiling (distance_ceiling=None), ceiling without Λ (n_local=None).
 
+    With top_k, every head also sees the top_k middle tokens (behind the starting tokens and
+    beyond the window) whose logits are largest, all at top_k_distance (None: n_local // 2), in
+    layers from top_k_from_layer on (counted from 0). top_k_queries: "last", the last token of a
+    prompt and every generated one, or "all". It needs the whole past, which is then kept.
+
     >>> LMInfinite(n_local=4096, n_global=10, distance_ceiling=4096).most_visible
     4106
     """
@@ -76,6 +84,10 @@ class LMInfinite:
     n_local: int | None
     n_global: int = 10
     distance_ceiling: int | None = None
+    top_k: int = 0
+    top_k_distance: int | None = None
+    top_k_from_layer: int = 0
+    top_k_queries: str = "last"
 
     def __post_init__(self):
         if self.n_local is not None:
@@ -83,6 +95,16 @@ class LMInfinite:
         _require_integer("n_global", self.n_global, at_least=0)
         if self.distance_ceiling is not None:
             _require_integer("distance_ceiling", self.distance_ceiling, at_least=0)
+        _require_integer("top_k", self.top_k, at_least=0)
+        _require_integer("top_k_from_layer", self.top_k_from_layer, at_least=0)
+        if self.top_k_distance is not None:
+            _require_integer("top_k_distance", self.top_k_distance, at_least=0)
+        if self.top_k_queries not in ("last", "all"):
+            raise ValueError(
+                f'top_k_queries must be "last" or "all", not {self.top_k_queries!r}'
+            )
+        if self.top_k and self.n_local is None:
+            raise ValueError("top_k needs an n_local: without a window there is no middle")
 
     @classmethod
     def for_model(cls, config: ModelConfig, n_global: int = 10) -> LMInfinite:
@@ -91,14 +113,31 @@ class LMInfinite:
 
     @property
     def most_visible(self) -> int | None:
-        """The largest number of keys that one query can see; None where there is no limit."""
-        return None if self.n_local is None else self.n_local + self.n_global
+        """The largest number of keys that one query can see in one head; None where there is no
+        limit."""
+        return None if self.n_local is None else self.n_local + self.n_global + self.top_k
 
     def visible(self, n: int) -> int:
-        """How many of the first n tokens the last sees: min(n, L) + min(G, max(0, n-L))."""
+        """How many of the first n tokens the last sees in one head: min(n, L) + min(G + k,
+        max(0, n-L))."""
         if self.n_local is None:
             return n
-        return min(n, self.n_local) + min(self.n_global, max(0, n - self.n_local))
+        return min(n, self.n_local) + min(self.n_global + self.top_k, max(0, n - self.n_local))
+
+    @property
+    def middle_distance(self) -> int:
+        """How far away a middle token that came back seems."""
+        return self.n_local // 2 if self.top_k_distance is None else self.top_k_distance
+
+    def for_layer(self, layer: int) -> LMInfinite:
+        """The setting of one layer: below top_k_from_layer no middle token comes back."""
+        return replace(self, top_k=0) if self.top_k and layer < self.top_k_from_layer else self
+
+    def reaching(self, n_queries: int) -> int:
+        """How many of the last of n_queries reach back to the middle."""
+        if not self.top_k:
+            return 0
+        return n_queries if self.top_k_queries == "all" else min(1, n_queries)
 
 
 FULL_ATTENTION = LMInfinite(n_local=None, n_global=0, distance_ceiling=None)
