@@ -44,7 +44,7 @@ def specification(q, k, v, starts, scheme, lm, scale, reaching: set[int]):
 
 DRAWS = fuzz(
     5,
-    40,
+    90,
     n=[5, 9, 17, 24],
     n_local=[1, 3, 6],
     n_global=[0, 2, 5],
@@ -114,6 +114,8 @@ def test_ties_and_infinities():
     candidates = torch.tensor([[True] * 5, [True, True, False, True, False], [False] * 5])
     found = [set(row.nonzero().flatten().tolist()) for row in largest(logits, candidates, 2)]
     assert found == [{2, 3}, {1, 3}, set()]
+    rounded = torch.tensor([[0.3, 0.1 + 0.2, 0.3, 0.0]], dtype=torch.float64)  # 0.1 + 0.2 > 0.3
+    assert largest(rounded, rounded > 0, 1).tolist() == [[False, False, True, False]]
 
 
 def test_equal_keys_score_equally_wherever_they_stand():
