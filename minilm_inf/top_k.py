@@ -14,14 +14,15 @@ from torch import Tensor
 
 from .config import LMInfinite
 from .distance_ceiling import place_fixed
-from .lambda_mask import distances, is_global, is_local, is_text
+from .lambda_mask import distances, is_global, is_local
 
 
 def middle_mask(q_positions: Tensor, k_positions: Tensor, lm: LMInfinite) -> Tensor:
-    """True where key j is a middle key of query i: text behind the first n_global tokens that
-    has left the window. (T,), (S,) -> (T, S), or with a batch in either (B, T, S)."""
+    """True where key j is a middle key of query i: behind the first n_global tokens, as no
+    padding is, and out of the window. (T,), (S,) -> (T, S), or with a batch in either
+    (B, T, S)."""
     beyond = ~is_local(distances(q_positions, k_positions), lm.n_local)
-    return beyond & ~is_global(k_positions, lm.n_global) & is_text(k_positions)
+    return beyond & ~is_global(k_positions, lm.n_global)
 
 
 def middle_logits(q: Tensor, k: Tensor, scheme, lm: LMInfinite, scale: float) -> Tensor:
