@@ -206,7 +206,8 @@ def as_range(positions):
         return positions
     if len(positions) == 0:
         return range(0)
-    if len(positions) > 1 and not bool((positions.diff() == 1).all()):
+    ascending = positions.numpy()  # whose threads need not be woken for so little
+    if len(ascending) > 1 and not (ascending[1:] - ascending[:-1] == 1).all():
         return positions
     return range(int(positions[0]), int(positions[-1]) + 1)
 
