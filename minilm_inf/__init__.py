@@ -5,7 +5,8 @@ band, triangles, sight, keys and chunked (the same in O(n)), rows, cache, decodi
 transformer, models (llama, mpt, gptj), checkpoint (on shards), tokenizer (on tokenizers/),
 chat, sampling, session, batch, compare, plan (on planning/: what a run will take), reply,
 generate; then corpus and practice (what weights/ learned from), documents, tally, stream,
-perplexity (on byte_counts, pairs, progress, resume), evaluate and card (what is measured),
+perplexity (on byte_counts, pairs, progress, resume), retrieval (on intervals and needles/:
+what a long text's end finds in it), evaluate and card (what is measured),
 recipes, schedule and train (how weights/ came to be), inspect and convert (for folders of
 others), and benchmark (on benchmarking/: what it all costs).
 """

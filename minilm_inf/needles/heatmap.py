@@ -44,7 +44,7 @@ def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):
         axis.set_yticks(range(len(depths)), [f"{d:g}" for d in depths])
         axis.set_xticks([x - 0.5 for x in range(1, len(lengths))], minor=True)
         axis.set_yticks([y - 0.5 for y in range(1, len(depths))], minor=True)
-        axis.grid(which="minor", color="white", linewidth=1.2)
+        axis.grid(which="minor", color="0.85", linewidth=0.8)
         axis.tick_params(which="both", length=0, labelsize=8)
         axis.spines[:].set_visible(False)
     axes[0].set_ylabel("depth: share of the filler before it", fontsize=9)

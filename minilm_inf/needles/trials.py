@@ -1,10 +1,10 @@
 """One question about a long text: filler with a fact in it, the question, and the answer.
 
 A trial is a row of exactly `length` ids, BOS and the answer among them, and a pure function of
-its maker, its length and depth, and a seed. Depth is the share of the filler's tokens that stand
+its maker, its length and depth, and a seed. Depth is the share of the filler's tokens that come
 before the fact. The filler is an excerpt that is moved until a sentence ends just there: the
-fact neither misses its place nor breaks a sentence. Wording and joints are practice's, which the
-models of weights/ learned from.
+fact neither misses its place nor breaks a sentence. Wording and joints are practice's, from
+which the models of weights/ learned.
 """
 
 from __future__ import annotations
