@@ -80,13 +80,17 @@ def add_perplexity(tasks):
                       help="go on with an interrupted run; takes no other flag")  # fmt: skip
     flags.add_plan(kept)
     flags.add_model(task)
-    flags.add_sight(task)
+    flags.add_sight(task, queries="all")
     task.set_defaults(check=check_perplexity, run=perplexity.evaluate)
 
 
 def check_perplexity(options):
     """Raise ValueError for flags that this task cannot follow."""
     flags.check_attention(options)
+    if options.top_k_middle and options.top_k_queries == "last":
+        raise ValueError(
+            "of a text that is scored, --top-k-queries last lets no token reach back: take all"
+        )
     check_resume(options)
 
 

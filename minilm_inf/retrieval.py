@@ -90,7 +90,7 @@ def prepared(options):
     cells, left_out = axes.cells(options, config)
     methods, sight = axes.settings(options, config), axes.sight(options, config)
     run = Run(model, maker, methods, sight, cells, options.trials, options.seed,
-              options.prefill_chunk, options.rows)  # fmt: skip
+              options.prefill_chunk, options.rows, options.middle or "ram")  # fmt: skip
     for length in {cell.length for cell in cells if cell.length}:
         maker.trial(length, 0.5, [options.seed])  # too short, or too long, is told at once
     settings = {

@@ -13,7 +13,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
     "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band",
-    "triangles", "sight", "keys", "chunked", "rows", "cache", "decoding", "transformer",
+    "triangles", "sight", "keys", "blocks", "middle", "chunked", "rows", "cache",
+    "decoding", "transformer",
     "models.raw_config", "models.stacked", "models.llama", "models.mpt", "models.gptj",
     "models", "files", "shards", "checkpoint", "tokenizers.sentence_pieces",
     "tokenizers.byte_level", "tokenizers.pre_tokenizers", "tokenizers.recipe_files",

@@ -17,6 +17,7 @@ METHODS = {
     "lambda": "Λ",
     "topk": "Λ + top-k",
 }
+TOP_K = 5  # the paper's
 SWEEPS = {"k": "top_k", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
 
 
@@ -89,7 +90,8 @@ def add_methods(task):
     """The flags of who is asked."""
     group = task.add_argument_group("who is asked")
     group.add_argument("--methods", type=methods, default=list(METHODS), metavar="NAME,NAME",
-                       help=f"of {', '.join(METHODS)} (all)")  # fmt: skip
+                       help=f"of {', '.join(METHODS)} (all); topk takes --top-k-middle "
+                       f"{TOP_K} unless told")  # fmt: skip
     group.add_argument("--full-up-to", type=flags.at_least(1), metavar="X",
                        help="the largest multiple of context_length that full attention reads, "
                        "since that is O(n^2) (all)")  # fmt: skip
@@ -102,26 +104,12 @@ def add_methods(task):
                        help="trials read side by side (as memory allows)")  # fmt: skip
     flags.add_model(task)
     flags.add_sight(task)
-    add_top_k(task)
-
-
-def add_top_k(task):
-    """The flags of the middle that comes back to the method topk."""
-    group = task.add_argument_group("top-k")
-    group.add_argument("--top-k-middle", type=flags.at_least(1), default=5, metavar="K",
-                       help="middle tokens per head (%(default)s)")  # fmt: skip
-    group.add_argument("--top-k-distance", type=flags.at_least(0), metavar="N",
-                       help="how far away they seem (half of n_local)")  # fmt: skip
-    group.add_argument("--top-k-from-layer", type=flags.at_least(0), default=0, metavar="N",
-                       help="the first layer, from 0, in which they come back "
-                       "(%(default)s)")  # fmt: skip
-    group.add_argument("--top-k-queries", choices=("last", "all"), default="last",
-                       help="for the last prompt token and those written, or for all "
-                       "(%(default)s)")  # fmt: skip
 
 
 def check(options):
     """Raise ValueError for flags that contradict each other."""
+    if "topk" in options.methods or options.sweep:
+        options.top_k_middle = options.top_k_middle or TOP_K
     flags.check_attention(options)
     if options.attention == "full":
         raise ValueError("--attention is that of lambda and topk: full is a method of its own")
@@ -137,11 +125,7 @@ def sight(options, config: ModelConfig) -> LMInfinite:
 
 def settings(options, config: ModelConfig) -> dict[str, Method]:
     """All methods by name, asked for or not, and one for each setting of a sweep."""
-    alone = sight(options, config)
-    reaching = replace(
-        alone, top_k=options.top_k_middle, top_k_distance=options.top_k_distance,
-        top_k_from_layer=options.top_k_from_layer, top_k_queries=options.top_k_queries,
-    )  # fmt: skip
+    alone, reaching = sight(options, config), flags.attention(options, config)
     found = {
         "full": Method(None), "truncate": Method(None, config.context_length),
         "lambda": Method(alone), "topk": Method(reaching),

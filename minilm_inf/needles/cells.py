@@ -45,10 +45,11 @@ class Run:
         seed: int,
         chunk: int = 512,
         rows: int | None = None,
+        middle: str = "ram",
     ):
         self.model, self.maker, self.methods, self.cells = model, maker, methods, cells
         self.sight, self.trials, self.seed, self.chunk = sight, trials, seed, chunk
-        self.rows = rows
+        self.rows, self.middle = rows, middle
         self.device = model.embed.weight.device
         self.right: dict[Cell, list[int]] = {cell: [] for cell in cells}
         self.where: dict[Cell, list[str | None]] = {cell: [] for cell in cells}
@@ -105,7 +106,13 @@ class Run:
             rows = method.rows([trials[i] for i in here], self.device)
             answers: list[int] = []
             yield from answering(
-                self.model, rows, self.maker.width, method.lm, self.chunk, answers
+                self.model,
+                rows,
+                self.maker.width,
+                method.lm,
+                self.chunk,
+                answers,
+                self.middle,
             )
             right.update(zip(here, answers))
         known.extend(right[i] for i in range(len(trials)))

@@ -67,15 +67,17 @@ def where_it_lies(trial: Trial, lm: LMInfinite) -> str | None:
 
 
 @torch.inference_mode()
-def answering(model, rows: Tensor, width: int, lm, chunk: int, right: list) -> Iterator[int]:
+def answering(
+    model, rows: Tensor, width: int, lm, chunk: int, right: list, middle="ram"
+) -> Iterator[int]:
     """Read rows (B, T) and write their answers, of `width` ids; yields after every call of the
     model how many ids it read.
 
-    right: filled, at the end, with how many of its digits each row wrote before a wrong one.
-    A model whose logits are not numbers has written nothing.
+    right: filled, at the end, with how many of its digits each row wrote before a wrong one. A
+    model whose logits are not numbers has written nothing. middle: as in new_cache.
     """
     prompt, answer = rows[:, :-width], rows[:, -width:]
-    cache = model.new_cache(len(rows), lm)
+    cache = model.new_cache(len(rows), lm, middle=middle)
     pieces = prompt.split(chunk, 1)
     for number, piece in enumerate(pieces, 1):
         hidden = read(model, piece, lm, cache, last=number == len(pieces))
@@ -100,9 +102,7 @@ def answering(model, rows: Tensor, width: int, lm, chunk: int, right: list) -> I
 def read(model, tokens: Tensor, lm: LMInfinite | None, cache, last: bool) -> Tensor:
     """model.read, with the middle coming back as for a prompt: for its last token, at the end
     of the last piece, or for all."""
-    if lm is None or not lm.top_k:
-        return model.read(tokens, lm, cache)
-    reach = None if last or lm.top_k_queries == "all" else 0
+    reach = None if last or lm is None or lm.top_k_queries == "all" else 0
     return model.read(tokens, lm, cache, n_reaching=reach)
 
 
