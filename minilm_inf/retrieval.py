@@ -85,9 +85,9 @@ def prepared(options):
     """The run that the flags ask for, what its numbers depend on, and what it leaves out."""
     model, tokenizer = flags.load(options)
     config = model.config
-    text = filler(options, tokenizer, max(axes.lengths(options, config)))
-    maker = maker_of(options, Practice(tokenizer, text), tokenizer)
     cells, left_out = axes.cells(options, config)
+    text = filler(options, tokenizer, max(cell.length for cell in cells))
+    maker = maker_of(options, Practice(tokenizer, text), tokenizer)
     methods, sight = axes.settings(options, config), axes.sight(options, config)
     run = Run(model, maker, methods, sight, cells, options.trials, options.seed,
               options.prefill_chunk, options.rows, options.middle or "ram")  # fmt: skip

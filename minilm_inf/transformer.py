@@ -88,7 +88,7 @@ class Transformer(nn.Module):
             ) from error
         if n_reaching is None:
             n_reaching = (lm or FULL_ATTENTION).reaching(x.shape[1])
-        one = cache is not None and x.shape[1] == 1 and not n_reaching
+        one = cache is not None and x.shape[1] == 1 and not cache.lm.top_k
         if one and has_fixed_shape(cache) and sees_all(cache):
             cache.settle()
             position = torch.full((), cache.length, device=x.device)

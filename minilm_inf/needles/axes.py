@@ -108,11 +108,11 @@ def add_methods(task):
 
 def check(options):
     """Raise ValueError for flags that contradict each other."""
+    if options.attention == "full":
+        raise ValueError("--attention is that of lambda and topk: full is a method of its own")
     if "topk" in options.methods or options.sweep:
         options.top_k_middle = options.top_k_middle or TOP_K
     flags.check_attention(options)
-    if options.attention == "full":
-        raise ValueError("--attention is that of lambda and topk: full is a method of its own")
     names = [name for name, _ in options.sweep]
     if len(set(names)) < len(names):
         raise ValueError("--sweep names one thing twice: give all its values together")

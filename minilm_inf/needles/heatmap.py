@@ -21,9 +21,11 @@ def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):
 
     Dark is found: a single hue from white on, so that a greyscale print reads the same.
     """
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    blues = matplotlib.colormaps["Blues"].with_extremes(bad="0.93")
     width = max(2.3, 0.62 * len(lengths)) * len(panels) + 1.4
     height = max(1.6, 0.36 * len(depths)) + 1.5
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -31,8 +33,7 @@ def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (name, found) in zip(axes, panels.items()):
         grid = [[found.get((n, d), float("nan")) for n in lengths] for d in depths]
-        image = axis.imshow(grid, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        image.cmap.set_bad("0.93")
+        image = axis.imshow(grid, cmap=blues, vmin=0, vmax=1, aspect="auto")
         for y, row in enumerate(grid):
             for x, share in enumerate(row):
                 words = "–" if share != share else f"{100 * share:.0f}"
