@@ -166,6 +166,15 @@ def test_pairs_are_told_once_each_and_one_is_asked(makers, tokenizer):
     assert {n for d, n in before if d == 0.5} == {0, 1, 2, 3}
 
 
+def test_no_two_people_have_one_number(practice, tokenizer):
+    """A wrong person's number that counts as the right one's."""
+    maker = Pairs(practice, tokenizer, 8, digits=1)
+    for seed in range(10):
+        window = tokenizer.decode(maker.trial(400, 0.5, [seed]).ids)
+        told = re.findall(r"(?:number(?: of \w+)?) is (\d)", window[: window.index("What is")])
+        assert len(told) == len(set(told)) == 8
+
+
 def test_variables_are_chains_that_can_be_followed(makers, tokenizer):
     """A name that is used before it has a value, or a question whose answer another chain
     gives."""
