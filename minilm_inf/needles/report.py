@@ -151,7 +151,7 @@ class Results:
         ]
         lines += [[f"needle absent, {METHODS[m]}", percent(self.absent(m))]
                   for m in self.methods]  # fmt: skip
-        return "Controls:\n\n" + table(["control", "answers that equal the key"], lines)
+        return "Controls:\n\n" + table(["control", "answers that are right"], lines)
 
     def _notes(self) -> list[str]:
         notes = [
