@@ -21,7 +21,9 @@ READING_ORDER = [
     "sampling", "options", "session", "explain", "batch", "compare", "planning",
     "planning.cached", "planning.working", "planning.arithmetic", "planning.units", "plan",
     "reply", "generate", "corpus", "practice", "documents", "byte_counts", "tally", "pairs",
-    "progress", "stream", "resume", "perplexity", "evaluate", "card", "diagnose",
+    "progress", "stream", "resume", "perplexity", "intervals", "needles.trials",
+    "needles.recall", "needles.reading", "needles.cells", "needles.axes", "needles.report",
+    "needles.heatmap", "needles", "retrieval", "evaluate", "card", "diagnose",
     "tokenizers.byte_pairs", "recipes", "schedule", "train", "inspection.memory",
     "inspection.probe", "inspection.folder_facts", "inspection", "inspect",
     "conversion.shard_writer", "conversion.pickles", "conversion.gguf_file",
@@ -36,6 +38,7 @@ DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "conversion.gguf_file": {"gguf"},
     "benchmarking.decoding_race": {"transformers"},
+    "needles.heatmap": {"matplotlib"},
 }
 
 TOP_LEVEL = {
