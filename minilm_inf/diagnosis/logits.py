@@ -7,7 +7,7 @@ lambda_mask, from the q and k that the model itself computed; of each row is kep
                     that is felt at the ceiling is still counted where it stands
     entropy         of the row's softmax, in nats
     bound           the largest |logit| of the row: B in Proposition 1, entropy >= ln n - 2B
-    mass            the weight of the starting tokens in the softmax
+    mass            the weight of the starting tokens in the softmax, and of the first alone
 
 so that all that is kept grows with the number of rows and bins.
 """
@@ -35,7 +35,7 @@ class Rows:
 
     largest, highest: (N, H, bins), the largest |logit| and the largest logit of any row, by
         distance; -inf where no row sees a key.
-    entropy, bound, mass: (N, H, T).
+    entropy, bound, mass, token_0: (N, H, T).
     """
 
     def __init__(self, model, q_positions: Tensor, edges: list[int], n_starting: int,
@@ -46,8 +46,8 @@ class Rows:
         layers, heads, rows = model.config.n_layer, model.config.n_head, len(q_positions)
         lowest = torch.full((layers, heads, len(edges) - 1), -math.inf, dtype=torch.float64)
         self.largest, self.highest = lowest, lowest.clone()
-        kept = [torch.zeros(layers, heads, rows, dtype=torch.float64) for _ in range(3)]
-        self.entropy, self.bound, self.mass = kept
+        kept = [torch.zeros(layers, heads, rows, dtype=torch.float64) for _ in range(4)]
+        self.entropy, self.bound, self.mass, self.token_0 = kept
 
     @property
     def visible(self) -> Tensor:
@@ -84,5 +84,5 @@ class Rows:
         weights = logits.softmax(-1)
         self.bound[layer][:, rows] = size.amax(-1).double().cpu()
         self.entropy[layer][:, rows] = torch.special.entr(weights).sum(-1).double().cpu()
-        mass = weights[..., : self.n_starting].sum(-1)
-        self.mass[layer][:, rows] = mass.double().cpu()
+        self.mass[layer][:, rows] = weights[..., : self.n_starting].sum(-1).double().cpu()
+        self.token_0[layer][:, rows] = weights[..., 0].double().cpu()
