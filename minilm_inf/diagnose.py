@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     text.add_argument("--documents", type=flags.at_least(1), default=4, metavar="N",
                       help="texts that are read, the first ones (%(default)s)")  # fmt: skip
     text.add_argument("--length", type=flags.at_least(FEWEST), metavar="N",
-                      help="tokens of each (16 x context_length; where that is more than 4,096, "
-                      "2 x context_length or 4,096)")  # fmt: skip
+                      help="tokens of each (16 x context_length; where that is more than "
+                      "4,096, 2 x context_length or 4,096)")  # fmt: skip
     text.add_argument("--seed", type=flags.at_least(0), default=0, metavar="N",
                       help="of what is sampled (%(default)s)")  # fmt: skip
     result = parser.add_argument_group("result")
@@ -140,7 +140,10 @@ def check_writable(out: Path):
     """Raise ValueError, before anything is measured, where the files could not be written."""
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"cannot write to {out}: {nearest} is no folder that can be written to")
+        raise ValueError(
+            f"cannot write to {out}: {nearest} is no folder that can be written to; name "
+            "another one with --out"
+        )
 
 
 def as_json(facts: dict, factors: dict, tables: dict) -> str:

@@ -83,9 +83,7 @@ class Diagnosis:
         """One reading of one text; returns its nll."""
         sides = {"vanilla": ("vanilla", "capped"), "lambda": ("lambda",)}.get(reading, ())
         for side in sides:
-            rows = Rows(
-                self.model, queries, self.edges, self.n_starting, self.settings[side]
-            )
+            rows = Rows(self.model, queries, self.edges, self.n_starting, self.settings[side])
             self.rows[side].append(rows)
 
         def on_attention(layer, q, k):

@@ -23,19 +23,9 @@ def log_edges(anchor: int, n: int, per_octave: int) -> list[int]:
     >>> log_edges(8, 40, 1)
     [0, 1, 2, 4, 8, 16, 32, 40]
     """
-    edges, step = {0, 1, n}, 0
-    for direction in (-1, 1):
-        step = 0
-        while 1 < (edge := round(anchor * 2 ** (step / per_octave))) < n or step == 0:
-            edges.add(min(edge, n))
-            step += direction
-    # The anchor itself may lie at n or beyond, where the bins below it still count from it.
-    step = -1
-    while (edge := round(anchor * 2 ** (step / per_octave))) > 1:
-        if edge < n:
-            edges.add(edge)
-        step -= 1
-    return sorted(edges)
+    steps = range(-per_octave * anchor.bit_length(), per_octave * n.bit_length() + 1)
+    edges = {round(anchor * 2 ** (step / per_octave)) for step in steps}
+    return sorted({0, 1, n} | {edge for edge in edges if 1 < edge < n})
 
 
 def some_queries(edges: list[int], generator: torch.Generator) -> Tensor:

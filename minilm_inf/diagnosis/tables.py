@@ -21,6 +21,7 @@ def tables_of(diagnosis: Diagnosis) -> dict[str, list[dict]]:
     separations = diagnosis.separations()
     return {
         "logits": logits(diagnosis),
+        "beyond": beyond(diagnosis),
         "entropy": entropy(diagnosis),
         "states": states(separations),
         "positions": positions(separations),
@@ -54,11 +55,7 @@ def logits(diagnosis: Diagnosis) -> list[dict]:
     found = []
     ranges = list(zip(diagnosis.edges, diagnosis.edges[1:]))
     for side in SIDES:
-        rows = diagnosis.rows[side]
-        largest, highest = (
-            torch.stack(x).amax(0).cummax(-1).values
-            for x in ([r.largest for r in rows], [r.highest for r in rows])
-        )
+        largest, highest = (x.cummax(-1).values for x in maxima(diagnosis, side))
         for layer, here in by_layer(largest):
             above = highest if layer == "all" else highest[layer]
             for number, (first, last) in enumerate(ranges):
@@ -67,6 +64,29 @@ def logits(diagnosis: Diagnosis) -> list[dict]:
                     **over_heads(here[..., number]),
                     **over_heads(above[..., number], "highest_"),
                 })  # fmt: skip
+    return found
+
+
+def maxima(diagnosis: Diagnosis, side: str) -> tuple[Tensor, Tensor]:
+    """The largest |logit| and the largest logit of any row and text, (N, H, bins)."""
+    rows = diagnosis.rows[side]
+    both = [r.largest for r in rows], [r.highest for r in rows]
+    return tuple(torch.stack(x).amax(0) for x in both)
+
+
+def beyond(diagnosis: Diagnosis) -> list[dict]:
+    """Factor 1: the same maxima, of those keys alone that stand further away than the model was
+    trained with."""
+    far = torch.tensor(diagnosis.edges[:-1]) >= diagnosis.model.config.context_length
+    found = []
+    for side in SIDES if bool(far.any()) else ():
+        largest, highest = (x[..., far].amax(-1) for x in maxima(diagnosis, side))
+        for layer, here in by_layer(largest):
+            above = highest if layer == "all" else highest[layer]
+            found.append({
+                "side": side, "layer": layer, **over_heads(here),
+                **over_heads(above, "highest_"),
+            })  # fmt: skip
     return found
 
 
@@ -152,9 +172,8 @@ def mass(diagnosis: Diagnosis) -> list[dict]:
             continue
         visible = torch.cat([r.visible for r in rows])[here].double()
         seen = diagnosis.n_starting if side == "vanilla" else diagnosis.lm.n_global
-        weights, alone = (
-            torch.cat(x, -1)[..., here] for x in ([r.mass for r in rows], [r.token_0 for r in rows])
-        )
+        weights = torch.cat([r.mass for r in rows], -1)[..., here]
+        alone = torch.cat([r.token_0 for r in rows], -1)[..., here]
         for layer, numbers in by_layer(weights):
             token_0 = alone if layer == "all" else alone[layer]
             found.append({

@@ -107,8 +107,10 @@ def bound(alpha: Tensor, epsilon: Tensor, r: int) -> Tensor:
     return (alpha >= 2) * (alpha / 2) ** (1 / (2 * r)) * epsilon / (4 * math.e)
 
 
-def theorem(w: Tensor, distances: Tensor, n_trained: int, lengths: list[int], scheme, generator):
-    """For each length n: alpha, bound and sup of each head, (H, len(lengths)); and epsilon (H,).
+def theorem(
+    w: Tensor, distances: Tensor, n_trained: int, lengths: list[int], scheme, generator
+):
+    """For each length n: alpha, bound and sup of each head, (H, lengths); and epsilon (H,).
 
     w: (H, M, P) at the distances (M,), ascending; n_trained: the trained length.
     """

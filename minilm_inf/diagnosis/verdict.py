@@ -3,9 +3,10 @@
 The rules, on means over all heads and layers:
 
     factor 1    shown: the running maximum of |logit| grows at least GROWS-fold from the trained
-                length to the end of the text. In part: it does not, but that of the logit
-                itself does: keys too far away gain weight, though not beyond the size that
-                other keys' negative logits have within the trained length.
+                length to the end of the text. In part: it does not, but keys further away than
+                any trained distance reach logits GROWS times as large as the same keys would,
+                felt at the trained length: they gain weight, though not beyond the size that
+                the negative logits of other keys had already.
     factor 2    shown: from the last octave within the trained length to the last of the text
                 the vanilla rows' entropy grows by at least SHARE_OF_LOG of what it would, were
                 the attention uniform, which is ln of how often more keys are visible.
@@ -64,28 +65,31 @@ def factor_1(tables, facts) -> dict:
     numbers = {}
     for side in ("vanilla", "capped", "lambda"):
         rows = pick(tables["logits"], side=side, layer="all")
-        within = max(rows, key=lambda row: (row["last"] <= facts["context_length"], row["last"]))
-        for name in ("mean", "highest_mean"):
-            numbers[f"{side}_{name}_within"] = within[name]
-            numbers[f"{side}_{name}"] = rows[-1][name]
-    grows = numbers["vanilla_mean"] >= GROWS * numbers["vanilla_mean_within"] > 0
-    rises = numbers["vanilla_highest_mean"] >= GROWS * max(
-        numbers["vanilla_highest_mean_within"], 0
-    ) and numbers["vanilla_highest_mean"] > 0
-    verdict = SHOWN if grows else IN_PART if rises else NOT_SHOWN
+        numbers[f"{side}_within"] = pick(rows, last=facts["context_length"])[0]["mean"]
+        numbers[side] = rows[-1]["mean"]
+        far = pick(tables["beyond"], side=side, layer="all")[0]
+        numbers[f"{side}_far"] = far["highest_mean"]
+    far, capped = numbers["vanilla_far"], numbers["capped_far"]
+    grows = numbers["vanilla"] >= GROWS * numbers["vanilla_within"] > 0
+    rises = far > 0 and far >= GROWS * capped
+    ours = numbers["lambda_far"]  # None where it sees no key so far away
     words = (
-        f"the largest |logit| goes from {numbers['vanilla_mean_within']:.1f} at "
-        f"{facts['context_length']:,} tokens to {numbers['vanilla_mean']:.1f} at {facts['n']:,} "
-        f"({numbers['capped_mean']:.1f} were no distance felt beyond "
-        f"{facts['context_length']:,}; LM-Infinite {numbers['lambda_mean']:.1f}), the largest "
-        f"logit from {numbers['vanilla_highest_mean_within']:.1f} to "
-        f"{numbers['vanilla_highest_mean']:.1f} ({numbers['capped_highest_mean']:.1f}; "
-        f"{numbers['lambda_highest_mean']:.1f})"
+        f"the largest |logit| goes from {numbers['vanilla_within']:.1f} at "
+        f"{facts['context_length']:,} tokens to {numbers['vanilla']:.1f} at {facts['n']:,} "
+        f"(LM-Infinite {numbers['lambda']:.1f}); keys {facts['context_length']:,} and more "
+        f"away reach a logit of {far:.1f} (felt at {facts['context_length']:,} the same keys "
+        f"{capped:.1f}{'' if ours is None else f'; LM-Infinite {ours:.1f}'})"
     )
     if grows and not rises:
         words += ", so it grows downward only"
         words += ", as ALiBi's bias does" if facts["has_bias"] else ""
-    return result(verdict, numbers, words)
+    told = pick(tables["theorem"], side="vanilla", layer="all", n=facts["n"])[0]
+    numbers |= {name: told[f"{name}_mean"] for name in ("alpha", "bound", "sup")}
+    words += (
+        f"; Theorem 1 asks for {told['bound_mean']:.2f} of a |logit|, since "
+        f"{told['alpha_mean']:.0f} distances are told apart"
+    )
+    return result(SHOWN if grows else IN_PART if rises else NOT_SHOWN, numbers, words)
 
 
 def factor_2(tables, facts) -> dict:
@@ -127,8 +131,8 @@ def factor_3(tables, facts) -> dict:
     if mass:
         numbers["mass"], numbers["share"] = mass[0]["mean"], mass[0]["share"]
         words += (
-            f"; {mass[0]['mean']:.1%} of the attention is on the first {mass[0]['tokens']} tokens "
-            f"({mass[0]['share']:.1%} were it uniform)"
+            f"; {mass[0]['mean']:.1%} of the attention is on the first {mass[0]['tokens']} "
+            f"tokens ({mass[0]['share']:.1%} were it uniform)"
         )
     dropped = pick(tables["nll"], reading="dropped - with")
     if not dropped:
