@@ -6,8 +6,9 @@ transformer, models (llama, mpt, gptj), checkpoint (on shards), tokenizer (on to
 chat, sampling, session, batch, compare, plan (on planning/: what a run will take), reply,
 generate; then corpus and practice (what weights/ learned from), documents, tally, stream,
 perplexity (on byte_counts, pairs, progress, resume), evaluate and card (what is measured),
-recipes, schedule and train (how weights/ came to be), inspect and convert (for folders of
-others), and benchmark (on benchmarking/: what it all costs).
+diagnose (on diagnosis/: why a plain model fails), recipes, schedule and train (how weights/
+came to be), inspect and convert (for folders of others), and benchmark (on benchmarking/: what
+it all costs).
 """
 
 import warnings

@@ -31,6 +31,7 @@ import torch
 from . import corpus
 from . import options as flags
 from .compare import encoded
+from .diagnosis import figures
 from .diagnosis.measure import Diagnosis
 from .diagnosis.tables import tables_of
 from .diagnosis.verdict import verdicts
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files"
     )
     text.add_argument("--documents", type=flags.at_least(1), default=4, metavar="N",
-                      help="texts that are read, the first ones (%(default)s)")  # fmt: skip
+                      help="how many of the corpus are read (%(default)s)")  # fmt: skip
     text.add_argument("--length", type=flags.at_least(FEWEST), metavar="N",
                       help="tokens of each (16 x context_length; where that is more than "
                       "4,096, 2 x context_length or 4,096)")  # fmt: skip
@@ -127,9 +128,8 @@ def default_length(context_length: int) -> int:
 def chosen(options) -> dict[str, str]:
     """The texts that are read, by name."""
     if options.text:
-        texts = {str(path): read_text(path) for path in options.text}
-    else:
-        texts = corpus.documents(options.corpus, held_out=True)
+        return {str(path): read_text(path) for path in options.text}
+    texts = corpus.documents(options.corpus, held_out=True)
     return dict(list(texts.items())[: options.documents])
 
 
@@ -159,12 +159,12 @@ def write(out: Path, content: str, tables: dict, facts: dict, factors: dict):
     for name, rows in tables.items():
         write_beside(out / f"{name}.csv", as_csv(rows).encode())
     try:
-        from .diagnosis import figures
+        drawn = figures.draw(tables, facts, factors)
     except ImportError:
         print("no figures: matplotlib is not installed", file=sys.stderr)
-    else:
-        for name, png in figures.draw(tables, facts, factors).items():
-            write_beside(out / name, png)
+        drawn = {}
+    for name, png in drawn.items():
+        write_beside(out / name, png)
     print(f"written to {out}", file=sys.stderr)
 
 

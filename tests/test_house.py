@@ -21,9 +21,12 @@ READING_ORDER = [
     "batch", "compare", "planning", "planning.cached", "planning.working",
     "planning.arithmetic", "planning.units", "plan", "reply", "generate", "corpus",
     "practice", "documents", "byte_counts", "tally", "pairs", "progress", "stream",
-    "resume", "perplexity", "evaluate", "card", "diagnose", "tokenizers.byte_pairs",
-    "recipes", "schedule", "train", "inspection.memory", "inspection.probe",
-    "inspection.folder_facts", "inspection", "inspect", "conversion.shard_writer",
+    "resume", "perplexity", "evaluate", "card", "diagnosis.recorder", "diagnosis.places",
+    "diagnosis.logits", "diagnosis.states", "diagnosis.theorem", "diagnosis.measure",
+    "diagnosis.tables", "diagnosis.verdict", "diagnosis.figures", "diagnosis", "diagnose",
+    "tokenizers.byte_pairs", "recipes", "schedule", "train", "inspection.memory",
+    "inspection.probe", "inspection.folder_facts", "inspection", "inspect",
+    "conversion.shard_writer",
     "conversion.pickles", "conversion.gguf_file", "conversion.gguf_tokenizer", "conversion",
     "convert", "benchmarking.sizes", "benchmarking.timing", "benchmarking.attention_calls",
     "benchmarking.memory", "benchmarking.rows", "benchmarking.attention_race",
@@ -36,6 +39,7 @@ DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "conversion.gguf_file": {"gguf"},
     "benchmarking.decoding_race": {"transformers"},
+    "diagnosis.figures": {"matplotlib"},
 }
 
 TOP_LEVEL = {

@@ -121,5 +121,8 @@ def theorem(
         below = distances.to(w.device) < n
         alpha = kept[:, below].sum(-1).to(epsilon.dtype)
         needed = bound(alpha, epsilon, pseudo_dimension(scheme, n))
+        # r grows with n: what a shorter length asks for may be more, and holds here as well.
+        for m, (_, asked, _) in zip(lengths, columns):
+            needed = torch.maximum(needed, asked) if m <= n else needed
         columns.append((alpha, needed, size[:, below].amax(-1)))
     return *(torch.stack(x, -1) for x in zip(*columns)), epsilon
