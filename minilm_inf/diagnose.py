@@ -80,6 +80,8 @@ def check(options):
         raise ValueError(
             "the vanilla model is measured anyway: leave out --attention, or take window"
         )
+    if options.top_k_middle:
+        raise ValueError("a diagnosis is of the Λ alone: leave out --top-k-middle")
 
 
 def run(options) -> int:
@@ -88,8 +90,6 @@ def run(options) -> int:
     texts = chosen(options)
     model, tokenizer = flags.load(options)
     lm = flags.attention(options, model.config)
-    if lm.top_k:
-        raise ValueError("a diagnosis is of the Λ alone: leave out --top-k-middle")
     length = options.length or default_length(model.config.context_length)
     documents = encoded(texts, tokenizer, length)
     diagnosis = Diagnosis(model, length, lm, options.seed)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from . import explain, plan, sampling
 from . import options as flags
-from . import plan, sampling
 from .batch import Batch
 from .chat import Chat
 from .files import read_text
@@ -117,6 +117,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
+    out.add_argument("--explain", action="store_true",
+                     help="then say what the last token saw of the text")  # fmt: skip
     out.add_argument("-q", "--quiet", action="store_true", help="no statistics and no notes")
     out.add_argument(
         "-i",
@@ -155,7 +157,12 @@ def check_output(options):
         raise ValueError("--system has no meaning without --chat")
     if options.compile and len(options.prompt or ()) > 1:
         raise ValueError("--compile is for one text at a time: give one --prompt")
+    if options.explain and len(options.prompt or ()) > 1:
+        raise ValueError("--explain is for one text at a time: give one --prompt")
+    if options.explain and options.top_k_middle and options.path == "reference":
+        raise ValueError("--explain has no meaning with --top-k-middle and --path reference")
     idle = {
+        "--explain": options.explain,
         "--prompt": options.prompt is not None,
         "--file": options.file is not None,
         "--no-stream": options.no_stream,
@@ -176,7 +183,8 @@ def run(options) -> int:
     lm = flags.attention(options, model.config)
     if len(options.prompt or ()) > 1:
         return run_batch(model, turns, lm, options)
-    session = Session(model, lm, options.path, options.prefill_chunk, options.compile)
+    middle = options.middle or "ram"
+    session = Session(model, lm, options.path, options.prefill_chunk, options.compile, middle)
     generator = torch.Generator().manual_seed(options.seed)
     if options.interactive:
         return converse(session, turns, options, generator)
@@ -190,9 +198,16 @@ def run(options) -> int:
     result = reply(session, turns, ids, options, generator, show, enough=lambda: False)
     if options.json:
         found = as_json(session, session.length, options, prompt, ids, result)
+        if options.explain:
+            found["explain"] = [span.as_json() for span in explain.explain(session)]
         print(json.dumps(found, ensure_ascii=False))
     else:
         print("" if streaming else result.text)
+        if options.explain:
+            written = [step.id for step in result.steps]
+            print(
+                "\n" + explain.table(explain.explain(session), tokenizer.decode, ids + written)
+            )
     if not options.quiet:
         print("\n".join(statistics(session, result)), file=sys.stderr)
     return 0
@@ -224,6 +239,9 @@ def run_plan(options) -> int:
     found = plan.writing(
         net, lm, lengths, options.max_new_tokens, options.prefill_chunk, options.path
     )
+    if options.middle == "disk":
+        length = max(lengths) + max(0, options.max_new_tokens - 1)
+        found = plan.on_disk(found, net, lm, length, len(lengths))
     return plan.show(net, [found], options.json, notes)
 
 
@@ -232,7 +250,8 @@ def run_batch(model, turns, lm, options) -> int:
     with --json, an object a line."""
     prompts = [read_prompt(options, text) for text in options.prompt]
     ids = [encode_prompt(turns, prompt, lm, options) for prompt in prompts]
-    batch = Batch(model, ids, lm, options.path, options.prefill_chunk)
+    middle = options.middle or "ram"
+    batch = Batch(model, ids, lm, options.path, options.prefill_chunk, middle)
     watched = sys.stderr.isatty() and not options.quiet
 
     def report(written: int, growing: int):
@@ -263,7 +282,7 @@ def encode_prompt(turns, prompt: str, lm, options) -> list[int]:
     ids = turns.prompt(prompt, first=True)
     if not ids:
         raise ValueError("the prompt is empty: give -p TEXT, or leave out --no-bos")
-    hidden = len(ids) - (len(ids) if lm is None else lm.visible(len(ids)))
+    hidden = 0 if lm is None or lm.top_k else len(ids) - lm.visible(len(ids))
     if hidden and not options.quiet:
         print(f"note: {hidden} of the prompt's {len(ids)} tokens lie outside the window and "
               "cannot be seen", file=sys.stderr)  # fmt: skip
@@ -311,6 +330,10 @@ def as_json(
             "n_local": lm and lm.n_local,
             "n_global": lm and lm.n_global,
             "distance_ceiling": lm and lm.distance_ceiling,
+            "top_k_middle": lm.top_k if lm else 0,
+            "top_k_distance": lm.middle_distance if lm and lm.top_k else None,
+            "top_k_from_layer": lm.top_k_from_layer if lm and lm.top_k else None,
+            "top_k_queries": lm.top_k_queries if lm and lm.top_k else None,
             "path": options.path,
             "prefill_chunk": options.prefill_chunk,
             "max_new_tokens": options.max_new_tokens,

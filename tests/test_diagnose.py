@@ -670,6 +670,7 @@ def test_what_cannot_be_measured(call, texts, monkeypatch, arguments, words):
         (["--length", 15], "--length"),
         (["--attention", "full"], "vanilla model is measured anyway"),
         (["--attention", "window", "--n-global", 3], "--n-global"),
+        (["--top-k-middle", 3], "--top-k-middle"),
         (["--documents", 0], "--documents"),
         (["--seed", -1], "--seed"),
     ],
