@@ -86,8 +86,8 @@ def factor_1(tables, facts) -> dict:
     told = pick(tables["theorem"], side="vanilla", layer="all", n=facts["n"])[0]
     numbers |= {name: told[f"{name}_mean"] for name in ("alpha", "bound", "sup")}
     words += (
-        f"; Theorem 1 asks for {told['bound_mean']:.2f} of a |logit|, since "
-        f"{told['alpha_mean']:.0f} distances are told apart"
+        f"; since {told['alpha_mean']:.0f} distances are told apart, Theorem 1 asks for a "
+        f"|logit| of {told['bound_mean']:.2f}, and its sample has {told['sup_mean']:.1f}"
     )
     return result(SHOWN if grows else IN_PART if rises else NOT_SHOWN, numbers, words)
 
