@@ -189,7 +189,7 @@ def _states(new, tables: dict, facts: dict):
     bar.set_label("position")
     figure.suptitle(
         f"{facts['model'].rstrip('/').rpartition('/')[2]}: hidden states within the trained "
-        f"length; triangles: the first {_n_first(tables)} positions, ringed: token 0",
+        f"length\ntriangles: the first {_n_first(tables)} positions; ringed: token 0",
         fontsize=13,
     )
     return figure
