@@ -60,7 +60,7 @@ class Rotary:
         positions: integers, (T,) or (B, T). The angles are computed here, once, however many
         tensors the function is then applied to: all of them, or as its second argument a slice.
         """
-        angles = self.angles(positions)
+        angles = self.angles(positions.to(device))
         if positions.dim() == 2:
             angles = angles[:, None]  # (B, 1, T, rotary_dim/2): the same for every head
         exact = torch.float64 if dtype == torch.float64 else torch.float32
