@@ -7,8 +7,9 @@ tokenizer (on tokenizers/), chat, sampling, session, explain, batch, compare, pl
 planning/: what a run will take), reply, generate; then corpus and practice (what weights/
 learned from), documents, tally, stream, perplexity (on byte_counts, pairs, progress, resume),
 retrieval (on intervals and needles/: what a long text's end finds in it), evaluate and card
-(what is measured), recipes, schedule and train (how weights/ came to be), inspect and convert
-(for folders of others), and benchmark (on benchmarking/: what it all costs).
+(what is measured), diagnose (on diagnosis/: why a plain model fails), recipes, schedule and
+train (how weights/ came to be), inspect and convert (for folders of others), and benchmark (on
+benchmarking/: what it all costs).
 """
 
 import warnings

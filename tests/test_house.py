@@ -23,7 +23,10 @@ READING_ORDER = [
     "reply", "generate", "corpus", "practice", "documents", "byte_counts", "tally", "pairs",
     "progress", "stream", "resume", "perplexity", "intervals", "needles.trials",
     "needles.recall", "needles.reading", "needles.cells", "needles.axes", "needles.report",
-    "needles.heatmap", "needles", "retrieval", "evaluate", "card", "diagnose",
+    "needles.heatmap", "needles", "retrieval", "evaluate", "card",
+    "diagnosis.recorder", "diagnosis.places", "diagnosis.logits", "diagnosis.states",
+    "diagnosis.theorem", "diagnosis.measure", "diagnosis.tables", "diagnosis.verdict",
+    "diagnosis.figures", "diagnosis", "diagnose",
     "tokenizers.byte_pairs", "recipes", "schedule", "train", "inspection.memory",
     "inspection.probe", "inspection.folder_facts", "inspection", "inspect",
     "conversion.shard_writer", "conversion.pickles", "conversion.gguf_file",
@@ -39,6 +42,7 @@ ASKED_FOR = {  # room -> imported where it is needed
     "conversion.gguf_file": {"gguf"},
     "benchmarking.decoding_race": {"transformers"},
     "needles.heatmap": {"matplotlib"},
+    "diagnosis.figures": {"matplotlib"},
 }
 
 TOP_LEVEL = {
