@@ -1,0 +1,106 @@
+# %% [markdown]
+# # 00 · One token
+#
+# **Question.** What does a language model do, from text to text, for a single token?
+#
+# Four things: it turns text into numbers (*ids*), reads them, gives a score to every id that
+# could follow (*logits*), and one of these ids becomes text again. All that LM-Infinite changes
+# happens inside the second step. This lesson walks through the four, and names the letters in
+# which this course, and every room of the package, writes shapes:
+#
+# | letter | meaning | in the model used here |
+# |---|---|---|
+# | B | batch: texts read side by side | 1 |
+# | T | queries: the tokens that are read now | 5 |
+# | S | keys: the tokens that can be looked at | 5 |
+# | H | heads | 6 (and 2 for keys and values, H_kv) |
+# | D | head dimension | 32 |
+# | E | model width | 192 |
+# | V | vocabulary | 2,048 |
+#
+# **Predict.** The model reads five tokens. How many predictions does it make, and does the
+# first of them change when the fifth token does?
+
+# %%
+import plot
+import torch
+
+from minilm_inf import generate, load
+
+model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
+ids = tokenizer.encode("The captain had")
+print([(id, tokenizer.decode([id])) for id in ids])
+
+# %% [markdown]
+# Words that are frequent are one token, others are cut into pieces; the first id marks the
+# beginning of a text. Reading goes from ids (B, T) to vectors (B, T, E), which every layer
+# rewrites, and at the end to logits (B, T, V).
+
+# %%
+with torch.inference_mode():
+    tokens = torch.tensor([ids])
+    vectors = model.read(tokens)  # everything but the last step
+    logits = model(tokens)
+for letters, x in {"B T": tokens, "B T E": vectors, "B T V": logits}.items():
+    print(f"{letters:6} {tuple(x.shape)}")
+
+# %% [markdown]
+# One prediction for every token that was read: T of them, not one. Row t of the logits says
+# what may follow token t, and was made without looking at anything behind t. So nothing is lost
+# by reading a text once, whole, and the answer to the second half of the prediction is no:
+
+# %%
+B, T, V = 1, len(ids), model.config.vocab_size
+assert logits.shape == (B, T, V)
+with torch.inference_mode():
+    changed = tokens.clone()
+    changed[0, -1] = 7
+    other = model(changed)
+assert torch.allclose(other[:, :-1], logits[:, :-1], atol=1e-5)  # the past cannot see the end
+assert not torch.allclose(other[:, -1], logits[:, -1], atol=0.1)
+
+# %% [markdown]
+# The last row is the one that writes. Its softmax is a probability for each of the V ids:
+
+# %%
+chances = logits[0, -1].softmax(-1)
+assert abs(float(chances.sum()) - 1) < 1e-5
+best = chances.topk(10)
+names = [repr(tokenizer.decode([id])) for id in best.indices.tolist()]
+
+drawing, axes = plot.figure()
+axes.barh(names[::-1], best.values.tolist()[::-1], color=plot.COLOURS["window"])
+axes.set(xlabel="probability", xticks=[0, 0.05, 0.1, 0.15, 0.2])
+axes.set(title='What may follow "The captain had"')
+plot.show(drawing, "The ten likeliest tokens after 'The captain had', as bars of probability")
+
+# %% [markdown]
+# **Claim.** Writing is nothing but this, again and again: read all, take an id from the last
+# row, append it. Five lines that re-read everything at every step give the ids that the
+# package's `generate` gives, which keeps what it has read:
+
+# %%
+grown = list(ids)
+with torch.inference_mode():
+    for _ in range(20):
+        last = model(torch.tensor([grown]))[0, -1]
+        grown.append(int(last.argmax()))
+assert grown[len(ids) :] == list(generate(model, ids, max_new_tokens=20, temperature=0))
+print(tokenizer.decode(grown))
+
+# %% [markdown]
+# A model of 1.7 million parameters is no author, but it keeps to English, and that is enough to
+# see it fail and recover in the lessons that follow.
+#
+# **Where this lives.** [transformer.py](../minilm_inf/transformer.py) is the spine that reads,
+# [sampling.py](../minilm_inf/sampling.py) takes an id from logits,
+# [session.py](../minilm_inf/session.py) holds `generate`, and
+# [config.py](../minilm_inf/config.py) the letters.
+#
+# ## Exercises
+#
+# 1. How surprised was the model by each token of "The captain had"? Compute the nll (the
+#    negative logarithm of the probability) of each id under the row before it, and compare its
+#    mean with that of the same ids in reverse order.
+# 2. Divide the logits by a temperature of 0.5 and of 2 before the softmax. Which gives the
+#    likeliest token more than it had? Show that neither changes which token is likeliest.

@@ -1,0 +1,121 @@
+# %% [markdown]
+# # 01 · How a query feels distance
+#
+# **Question.** Attention compares a query with a key by q · k. How does the answer come to
+# depend on how far apart the two stand?
+#
+# Three ways are common, and the three families of this package use one each:
+#
+# - **RoPE in halves** (Llama): coordinates m and m + D/2 form a pair, and each pair is turned
+#   by an angle that grows with the position, position · base^(-2m/D);
+# - **RoPE in pairs** (GPT-J): the same, but coordinates 2m and 2m + 1 form a pair, and only the
+#   first coordinates turn;
+# - **ALiBi** (MPT): vectors stay as they are; each head subtracts a slope times the distance.
+#
+# One interface covers them: a scheme *places* a vector at a position, and adds a *bias* for a
+# distance. The logit of a query at i and a key at j is
+#
+#     place(q, i) · place(k, j) · scale + bias(i - j)
+#
+# **Predict.** Move query and key together, from positions 0 to 255 up to a million further on.
+# Which of the three logits change?
+
+# %%
+import plot
+import torch
+
+from minilm_inf import Alibi, Rotary
+
+D, H = 32, 4
+schemes = {
+    "RoPE in halves (Llama)": Rotary(D, layout="halves"),
+    "RoPE in pairs (GPT-J)": Rotary(D, layout="pairs"),
+    "ALiBi (MPT)": Alibi(H),
+}
+generator = torch.Generator().manual_seed(2)
+q, noise = torch.randn(2, 1, H, 1, D, generator=generator, dtype=torch.float64)
+k = q + 0.5 * noise  # a key that the query likes, (B, H, T, D)
+
+
+def logits(scheme, shift: int, distances: torch.Tensor) -> torch.Tensor:
+    """The logits of one query and the same key at many distances, (H, T)."""
+    j, i = torch.full((1,), shift), shift + distances  # the query moves away from the key
+    placed_q = scheme.place(q.expand(1, H, len(i), D), i)
+    placed_k = scheme.place(k, j)
+    products = torch.einsum("bhtd,bhsd->hst", placed_q, placed_k) / D**0.5  # S = 1
+    return (products + scheme.bias(distances[None]))[:, 0]
+
+
+# %% [markdown]
+# What "turn" means, as a loop over pairs. A complex number says it in one line: a pair (x, y)
+# is x + iy, and turning is a product with e^(i · angle). The package does the same with cosines
+# and sines, for all pairs at once:
+
+
+# %%
+def turned(x: torch.Tensor, position: int, first, second) -> torch.Tensor:
+    out = x.clone()
+    for m, (a, b) in enumerate(zip(first, second)):
+        angle = torch.tensor(position * 10000.0 ** (-2 * m / D), dtype=torch.float64)
+        z = torch.complex(x[a], x[b]) * torch.exp(1j * angle)
+        out[a], out[b] = z.real, z.imag
+    return out
+
+
+halves, pairs = list(schemes.values())[:2]
+x, at = q[0, 0, 0], torch.tensor([77])
+by_loop = turned(x, 77, range(D // 2), range(D // 2, D))
+assert torch.allclose(halves.place(q, at)[0, 0, 0], by_loop)
+by_loop = turned(x, 77, range(0, D, 2), range(1, D, 2))
+assert torch.allclose(pairs.place(q, at)[0, 0, 0], by_loop)
+
+# %% [markdown]
+# The two layouts are one idea: put the coordinates of a vector in another order, and the one
+# becomes the other. A checkpoint read with the wrong layout is nonsense all the same.
+
+# %%
+order = torch.arange(D).view(2, -1).T.flatten()  # 0, D/2, 1, D/2 + 1, ...
+assert torch.allclose(halves.place(q, at)[..., order], pairs.place(q[..., order], at))
+
+# %% [markdown]
+# **Claim.** Only differences matter. All three logits are the same a million tokens further
+# on, at every distance:
+
+# %%
+distances, head = torch.arange(256), 2
+drawing, panels = plot.figure(3, sharey=True)
+for (name, scheme), axes in zip(schemes.items(), panels):
+    here, far = logits(scheme, 0, distances), logits(scheme, 1_000_000, distances)
+    print(f"{name:24} largest change: {float((here - far).abs().max()):.1e}")
+    assert torch.allclose(here, far, atol=1e-8)
+    plot.line(axes, distances, here[head], "vanilla", "from 0", linewidth=5, linestyle="-")
+    plot.line(axes, distances, far[head], "window", "from 1,000,000")
+    axes.set(title=name, xlabel="distance i - j")
+panels[0].set_ylabel("logit of one query and one key")
+panels[2].legend(loc="upper right")
+plot.show(drawing, "The logit against the distance for three schemes, the same at any position")
+
+# %% [markdown]
+# RoPE's logit waves: fast pairs tell near keys apart, slow pairs far ones. ALiBi's falls in a
+# straight line, by its head's slope per token (the third head is drawn):
+
+# %%
+alibi = schemes["ALiBi (MPT)"]
+falls = logits(alibi, 0, distances).diff(dim=-1)  # from one distance to the next
+assert torch.allclose(falls, -alibi.slopes[:, None].expand_as(falls))
+print("slopes per head:", alibi.slopes.tolist())
+
+# %% [markdown]
+# So a model never asks *where* a token stands, only *how far back*. It learns what logits to
+# make of the distances that its training texts had, and nothing at all about others. And since
+# the logit needs i and j only through i - j, a key can be made to *seem* at any distance d:
+# place the query at d and the key at 0. Lesson 06 does.
+#
+# **Where this lives.** [positions.py](../minilm_inf/positions.py).
+#
+# ## Exercises
+#
+# 1. After how many tokens has RoPE's fastest pair turned once, and its slowest? Compare the
+#    slowest with a training length of 256: how much of its circle has such a model ever seen?
+# 2. Let a GPT-J head turn 8 of its 32 coordinates: `Rotary(8, layout="pairs")`. Show that what
+#    the other 24 contribute to a logit is the same at every distance.
