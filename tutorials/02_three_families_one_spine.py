@@ -89,7 +89,7 @@ plot.show(drawing, "Attention in each family's last layer: the darker, the more 
 
 # %% [markdown]
 # The colour is the square root of the weight, so that small weights show. Each row adds up to
-# 1, and above the diagonal lies the future, which nobody sees. In all three the very first token
+# 1, and above the diagonal lies the future, which nobody sees. In all three the first token
 # is looked at more than twice as often as its share, however far behind it lies: keep that in
 # mind for lesson 05.
 #
