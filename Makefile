@@ -5,7 +5,8 @@ DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
-	nano-llama stream-200m stream-page cards smollm2 check-smollm2 tutorials notebooks clean
+	nano-llama stream-200m stream-page cards smollm2 check-smollm2 smollm2-figures tutorials \
+	notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -75,6 +76,9 @@ check-smollm2: .venv/checks $(SMOLLM2)/model.safetensors  ## SmolLM2: logits, id
 
 tutorials: .venv/lessons  ## run every lesson of the course, and write its page and figure again
 	@$(BIN)/python tutorials/render.py
+
+smollm2-figures: .venv/lessons $(SMOLLM2)/model.safetensors  ## the lessons' figures of SmolLM2 again (3 minutes)
+	@$(BIN)/python tutorials/smollm2.py
 
 notebooks:  ## write the lessons as .ipynb, where jupytext is installed
 	@command -v jupytext >/dev/null || { echo "jupytext is not installed: pip install jupytext, or \

@@ -17,7 +17,7 @@ from conftest import ROOT
 
 TUTORIALS = ROOT / "tutorials"
 SOLUTIONS = TUTORIALS / "solutions"
-MOST_LINES = 66  # about 60
+MOST_LINES = 70  # about 60, and the numbers of a second figure
 
 
 def module(name: str):
