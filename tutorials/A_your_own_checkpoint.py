@@ -1,0 +1,106 @@
+# %% [markdown]
+# # A · Bring your own checkpoint
+#
+# **Question.** You have a folder with a Llama, an MPT or a GPT-J on your disk. How do you read
+# it, and will your memory hold it?
+#
+# This lesson makes such a folder itself, from the tiny GPT-J: its config.json, its tokenizer,
+# and its weights as `pytorch_model.bin`, a pickle, in which older checkpoints come.
+#
+# **Predict.** Llama-2-7B keeps 32 key heads of 128 in each of 32 layers, in 16 bits. How large
+# is its cache after 4,096 tokens, and after a million? And with LM-Infinite?
+
+# %%
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import plot
+import torch
+from safetensors.torch import load_file
+
+from minilm_inf import LMInfinite, ModelConfig, convert, generate, inspect, load
+from minilm_inf.inspection.folder_facts import look
+from minilm_inf.planning.cached import cache_bytes
+
+original, place = plot.ROOT / "weights" / "tiny-gptj", Path(tempfile.mkdtemp())
+mine = place / "mine"
+mine.mkdir()
+for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(original / name, mine)
+torch.save(load_file(original / "model.safetensors"), mine / "pytorch_model.bin")
+
+# %% [markdown]
+# `convert` writes model.safetensors beside the pickle, of which nothing but tensors is ever
+# run. `inspect` looks into a folder in an instant, without reading weights: what it is, where
+# every tensor goes, what memory it takes. Its first lines stand below. Both are commands,
+# `python -m minilm_inf.convert FOLDER` and `python -m minilm_inf.inspect FOLDER`:
+
+# %%
+with contextlib.chdir(place):
+    assert convert.main(["mine"]) == 0
+for label, words in inspect.summary(look(mine, torch.float32)):
+    print(f"{label:12} {words}")
+
+# %% [markdown]
+# **Claim.** What is loaded from it is the same model: it writes the same text as the original.
+
+# %%
+texts = []
+for folder in (original, mine):
+    model, tokenizer = load(folder)
+    lm = LMInfinite.for_model(model.config, n_global=10)
+    written = generate(model, tokenizer.encode("The captain"), lm, 40, seed=1)
+    texts.append(tokenizer.decode(list(written)))
+print(texts[1])
+assert texts[0] == texts[1]
+
+# %% [markdown]
+# Memory is known before anything is loaded. The formula that `inspect` and `generate --plan`
+# use says exactly what a cache will hold:
+
+# %%
+tokens = torch.tensor([tokenizer.encode((plot.HERE / "text.txt").read_text())[:700]])
+with torch.inference_mode():
+    for setting in (None, lm):
+        cache = model.new_cache(1, setting)
+        model(tokens, setting, cache=cache)
+        assert cache.nbytes == cache_bytes(model.config, 700, setting, torch.float32, chunk=700)
+
+llama_2_7b = ModelConfig(
+    family="llama", vocab_size=32000, n_layer=32, n_head=32, n_kv_head=32, n_embd=4096,
+    head_dim=128, n_inner=11008, context_length=4096, norm_eps=1e-5, tied=False,
+)  # fmt: skip
+lengths = [2**e for e in range(8, 21)]
+settings = {"vanilla": None, "LM-Infinite": LMInfinite.for_model(llama_2_7b, n_global=10)}
+drawing, axes = plot.figure()
+for (name, setting), role in zip(settings.items(), ("vanilla", "window")):
+    gb = [cache_bytes(llama_2_7b, n, setting, torch.float16) / 1e9 for n in lengths]
+    plot.line(axes, lengths, gb, role, name)
+    print(f"{name:12} {gb[4]:.1f} GB at 4,096 tokens, {gb[-1]:.1f} GB at a million")
+assert 500 < cache_bytes(llama_2_7b, 2**20, None, torch.float16) / 1e9 < 600
+assert gb[-1] == gb[-2] < 3
+axes.axhline(13.5, color=plot.INK, linewidth=1)
+axes.annotate("the weights", (256, 14.5), fontsize=9)
+axes.set(xscale="log", yscale="log", xlabel="tokens", title="Llama-2-7B's cache in 16 bits, GB")
+axes.set_xticks([1e3, 1e4, 1e5, 1e6], ["1,000", "10,000", "100,000", "1,000,000"])
+axes.legend()
+plot.show(drawing, "The cache of Llama-2-7B by tokens, vanilla and with LM-Infinite")
+shutil.rmtree(place)
+
+# %% [markdown]
+# What a folder may hold: Llama 1 to 3.2, TinyLlama, SmolLM2, Mistral without a sliding window;
+# MPT in both spellings; GPT-J. What is not understood is refused by name, never guessed. If a
+# model loads and babbles, `python -m minilm_inf.inspect FOLDER --probe` asks whether another
+# reading of the same numbers would suit it better.
+#
+# **Where this lives.** [checkpoint.py](../minilm_inf/checkpoint.py),
+# [inspect.py](../minilm_inf/inspect.py) and [convert.py](../minilm_inf/convert.py).
+#
+# ## Exercises
+#
+# 1. Add an unknown key that changes what the model does to a copy of its config.json, such as
+#    `"rotary_dim": 23`, or remove a tensor. What does `load` say?
+# 2. Which `n_local` would let Llama-2-7B's cache fit into 1 GB in 16 bits, with 10 starting
+#    tokens?
