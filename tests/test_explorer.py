@@ -56,7 +56,7 @@ def screen(page, width: int, height: int):
 
 
 class Ruler:
-    """A scheme whose logits are the distances themselves; see distance_ceiling.capped_logits."""
+    """A scheme whose logits are the distances themselves; see capped_logits."""
 
     def place(self, x, positions):
         return x
@@ -135,7 +135,7 @@ def test_every_slot_is_a_real_caches(page, chunk):
 
 
 def test_the_middle_that_comes_back_is_chosen_as_the_package_would(page):
-    """Catches candidates that are not middle keys, and equals of which an older one is taken."""
+    """Catches candidates that are not middle keys, and the older one of equals."""
     length, positions = 40, torch.arange(40)
     scores = page.call("(n) => Array.from({length: n}, (_, j) => madeUpScore(j))", length)
     assert len(set(scores)) < length  # so that there are equals to be told apart
@@ -156,7 +156,7 @@ def test_the_middle_that_comes_back_is_chosen_as_the_package_would(page):
 DRAWN = """() => {
   const cells = (id, of) => Array.from(
     document.querySelectorAll(`#${id} rect:is([class^=c-], [data-felt])`),
-    (r) => [Math.floor(+r.getAttribute("y") / 10), Math.floor(+r.getAttribute("x") / 10), of(r)]);
+    (r) => [...["y", "x"].map((name) => Math.floor(+r.getAttribute(name) / 10)), of(r)]);
   const paths = Array.from(document.querySelectorAll("#ring path[data-slot]"));
   return {
     mask: cells("mask", (r) => r.className.baseVal.slice(2)),
