@@ -1,6 +1,7 @@
 """tutorials/explorer.html in a real browser: its matrices and its cache against the package."""
 
 import itertools
+import json
 import os
 
 import pytest
@@ -290,6 +291,20 @@ def test_it_fits_its_screen(page, width):
         page.call("(s) => explorer.change(s)", setting | {"length": 48, "top_k": 5})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.errors == []
+
+
+def test_on_a_phone_the_sliders_come_at_a_key(page):
+    """Catches sliders that a phone does not show, or that hide the figures."""
+    screen(page, 375, 800)
+    box = "JSON.stringify(document.getElementById('sliders').getBoundingClientRect())"
+    assert json.loads(page.evaluate(box))["height"] == 0
+    page.call("() => document.getElementById('toggle').focus()")
+    page.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    sheet = json.loads(page.evaluate(box))
+    assert 400 < sheet["top"] < sheet["bottom"] <= 800
+    page.press("Enter")
+    assert json.loads(page.evaluate(box))["height"] == 0
 
 
 def test_it_needs_nothing_from_anywhere(page):
