@@ -127,11 +127,13 @@ def test_every_distance_is_the_packages(page):
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_every_slot_is_a_real_caches(page, chunk):
     """Catches a ring that is filled from another slot on, turns at another length, or a
-    starting key in the wrong place."""
-    rows = page.call("(grid) => grid.map(([n, s]) => explorer.cacheSlots(n, s))", cases())
+    starting key in the wrong place; and a wrong count of what is kept."""
+    held = "{...explorer.cacheSlots(n, s), kept: explorer.keptKeys(n, s)}"
+    rows = page.call(f"(grid) => grid.map(([n, s]) => ({held}))", cases())
     for (length, setting), slots in zip(cases(), rows):
         ring, starting = slots_of(length, LMInfinite(**setting), chunk)
         empty = 0 if setting["n_local"] is None else max(0, setting["n_local"] - length)
+        assert slots.pop("kept") == len(ring) + len(starting)
         assert slots == {"ring": ring + [None] * empty, "starting": starting}, (length, setting)
 
 
