@@ -132,7 +132,10 @@ def of_sweeps(result: dict) -> str:
     for name, rows in result["results"]["sweeps"].items():
         values = list(dict.fromkeys(row["method"] for row in rows))
         lines = [
-            [value.partition("=")[2], *(percent(picked(rows, method=value, length=n)) for n in lengths)]
+            [
+                value.partition("=")[2],
+                *(percent(picked(rows, method=value, length=n)) for n in lengths),
+            ]
             for value in values
         ]
         parts.append(table([name, *(f"{n:,} tokens" for n in lengths)], lines))
@@ -179,7 +182,9 @@ def load(folder: Path = RUNS) -> tuple[dict[str, dict], dict]:
 
 def main() -> int:
     for path in RUNS.glob("*.json"):
-        path.write_text(json.dumps(slim(json.loads(path.read_text(encoding="utf-8"))), indent=0) + "\n")
+        path.write_text(
+            json.dumps(slim(json.loads(path.read_text(encoding="utf-8"))), indent=0) + "\n"
+        )
     (WEIGHTS / "retrieval.md").write_text(page(*load(), COMMANDS, NOTE), encoding="utf-8")
     return 0
 
