@@ -21,7 +21,9 @@ READING_ORDER = [
     "batch", "compare", "planning", "planning.cached", "planning.working",
     "planning.arithmetic", "planning.units", "plan", "reply", "generate", "corpus",
     "practice", "documents", "byte_counts", "tally", "pairs", "progress", "stream",
-    "resume", "perplexity", "evaluate", "card", "diagnose", "tokenizers.byte_pairs",
+    "resume", "perplexity", "comparing", "comparing.streaming_llm", "comparing.methods",
+    "comparing.measure", "comparing.sweep", "comparing.table", "comparing.figure",
+    "comparing.task", "evaluate", "card", "diagnose", "tokenizers.byte_pairs",
     "recipes", "schedule", "train", "inspection.memory", "inspection.probe",
     "inspection.folder_facts", "inspection", "inspect", "conversion.shard_writer",
     "conversion.pickles", "conversion.gguf_file", "conversion.gguf_tokenizer", "conversion",
@@ -36,6 +38,7 @@ DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "conversion.gguf_file": {"gguf"},
     "benchmarking.decoding_race": {"transformers"},
+    "comparing.figure": {"matplotlib"},
 }
 
 TOP_LEVEL = {

@@ -1,0 +1,133 @@
+"""What was measured, as Markdown: one table of methods, two of the sweep, and how to read them."""
+
+from __future__ import annotations
+
+from ..planning.units import scaled
+
+
+def cell(found: dict | None, sign: str = "") -> str:
+    """A mean and its interval; sign "+": of a difference."""
+    if found is None:
+        return "-"
+    mean = f"{round(found['nll'], 2) + 0.0:{sign}.2f}"  # + 0.0: there is no -0.00
+    if found["interval"] is None:
+        return mean
+    low, high = (f"{round(x, 2) + 0.0:{sign}.2f}" for x in found["interval"])
+    return f"{mean} ({low} to {high})"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(0.000042), duration(0.0042)
+    ('42 µs', '4.2 ms')
+    """
+    return f"{1e6 * seconds:.0f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace(" --- ", "---")
+
+
+def methods_table(result: dict) -> str:
+    """A row per method. The columns for what was not measured are left out."""
+    found = result["methods"]
+    head = ["method", "keys a token sees"]
+    head += [f"{row['first']:,} to {row['last']:,}" for row in found[0]["nll"]]
+    compared = any(entry["beyond_less_lm_infinite"] for entry in found)
+    asked = any(entry.get("passkey") for entry in found)
+    head += ["beyond, less LM-Infinite"] * compared + ["time per token", "cache"]
+    head += ["passkey, middle"] * asked
+    lines = []
+    for entry in found:
+        line = [entry["label"], entry["sees"], *map(cell, entry["nll"])]
+        line += [cell(entry["beyond_less_lm_infinite"], "+")] * compared
+        line += [duration(entry["seconds_per_token"])]
+        line += [scaled(entry["cache_bytes"]) if entry["cache_bytes"] else "none"]
+        line += [share(entry.get("passkey"))] * asked
+        lines.append(line)
+    return markdown(head, lines)
+
+
+def share(found: dict | None) -> str:
+    """An accuracy and its interval."""
+    if found is None:
+        return "-"
+    low, high = found["interval"]
+    return f"{found['share']:.0%} ({low:.0%} to {high:.0%})"
+
+
+def sweep_tables(result: dict) -> str:
+    """The two tables of a sweep."""
+    sweep, context = result["sweep"], result["context_length"]
+    base, parts = sweep["base"], []
+    for name, other in (("n_global", "n_local"), ("n_local", "n_global")):
+        setting = f"n_global {base['n_global']:,}, n_local {base['n_local']:,}"
+        head = [f"{name} ({other} {base[other]:,})", f"beyond {context:,}", f"less {setting}"]
+        lines = [
+            [f"{row['value']:,}", cell(row), cell(row["less_base"], "+")] for row in sweep[name]
+        ]
+        parts.append(markdown(head, lines))
+    return "\n\n".join(parts)
+
+
+def notes(result: dict) -> str:
+    """How the table is to be read."""
+    n_documents, settings = len(result["documents"]), result["settings"]
+    names = {entry["name"] for entry in result["methods"]}
+    lines = [
+        f"Nats per token by position, means over the first {result['length']:,} tokens of "
+        f"{n_documents} document{'s' * (n_documents > 1)}, the trained length is "
+        f"{result['context_length']:,}; in brackets the 95% interval over documents."
+        if n_documents > 1
+        else f"Nats per token by position in the first {result['length']:,} tokens of one "
+        "document, from which no interval can be had."
+    ]  # fmt: skip
+    budget = f"Every token sees at most {result['budget']:,} keys"
+    all_seeing = [LABEL_OF_ALL[name] for name in LABEL_OF_ALL if name in names]
+    if all_seeing:
+        budget += f", but for {' and '.join(all_seeing)}, which see all"
+    lines.append(budget + ".")
+    if "truncate" in names:
+        lines.append(
+            "Truncation reads BOS and the last tokens anew: it keeps no cache, and never reads "
+            "more than the trained length."
+        )
+    if "topk" in names:
+        lines.append(
+            f"Top-k: every token reaches back for {settings['top_k']} middle keys per head, "
+            "which its window is smaller by; all keys are kept."
+        )
+    lines.append(
+        "Time: reading and scoring, the median of "
+        f"{min(entry['timed_chunks'] for entry in result['methods'])} chunks or more at the "
+        f"end of the texts, on {result['device']}, threads: {result['threads']}. Cache: keys "
+        "and values that the next token needs."
+    )
+    return "\n".join(lines)
+
+
+LABEL_OF_ALL = {"full": "full attention", "no-lambda": "the ceiling without Λ"}
+
+
+def verdict(result: dict) -> str:
+    """What the last bin shows, in a sentence for each group of methods."""
+    rows = {entry["name"]: entry["nll"] for entry in result["methods"]}
+    best = min(row[-1]["nll"] for row in rows.values())
+    labels = {entry["name"]: entry["label"] for entry in result["methods"]}
+    flat, lost = [], []
+    for name, row in rows.items():
+        above = row[-1]["nll"] - best
+        words = f"{labels[name]} ({above:+.2f})"
+        (flat if above <= NEAR else lost).append(words)
+    first, last = (result["methods"][0]["nll"][-1][key] for key in ("first", "last"))
+    lines = [
+        f"From {first:,} to {last:,}, within {NEAR} nat of the best: {', '.join(flat)}."
+    ]
+    if lost:
+        lines.append(f"Further off: {', '.join(lost)}.")
+    return " ".join(lines)
+
+
+NEAR = 0.3  # nats: what is called as good as the best
