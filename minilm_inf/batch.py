@@ -19,7 +19,8 @@ from .transformer import Transformer
 class Batch:
     """Texts that are read together, one to a row.
 
-    prompts: the ids that each begins with. path and prefill_chunk: as in session.Session.
+    prompts: the ids that each begins with. path, prefill_chunk and middle: as in
+    session.Session.
     Raises ValueError for a prompt without ids, and for ids out of range.
     """
 
@@ -30,6 +31,7 @@ class Batch:
         lm: LMInfinite | None = None,
         path="chunked",
         prefill_chunk=512,
+        middle="ram",
     ):
         for number, ids in enumerate(prompts, 1):
             if not ids:
@@ -44,7 +46,8 @@ class Batch:
         self.device = model.embed.weight.device
         self.texts = [list(ids) for ids in prompts]
         self.growing = list(range(len(prompts)))  # the rows of the cache, as numbers of texts
-        self.cache = None
+        self.cache, self.middle = None, middle
+        self.n_reaching = 0  # tokens of each text that grows, for the reference path
 
     @property
     def cache_bytes(self) -> int:
@@ -54,6 +57,7 @@ class Batch:
     def read(self) -> torch.Tensor:
         """Read what is new of every text; the logits (B, V) of what follows each that grows."""
         texts = [self.texts[number] for number in self.growing]
+        self.n_reaching += 1
         if self.path == "chunked" and self.cache is not None:
             tokens = torch.tensor([text[-1:] for text in texts], device=self.device)
             return self.model(tokens, self.lm, self.cache)[:, -1].cpu()
@@ -63,11 +67,16 @@ class Batch:
         tokens = torch.tensor(rows, device=self.device)
         if self.path == "reference":
             lengths = [len(text) for text in texts]
-            hidden = self.model.read(tokens, self.lm, path=self.path, lengths=lengths)
+            last = self.lm is not None and self.lm.top_k_queries == "last"
+            hidden = self.model.read(
+                tokens, self.lm, path=self.path, lengths=lengths,
+                n_reaching=self.n_reaching if last and self.lm.top_k else None,
+            )  # fmt: skip
         else:
-            self.cache = self.model.new_cache(len(texts), self.lm, padding=padding)
-            for chunk in tokens.split(self.prefill_chunk, 1):
-                hidden = self.model.read(chunk, self.lm, self.cache)
+            self.cache = self.model.new_cache(
+                len(texts), self.lm, padding=padding, middle=self.middle
+            )
+            hidden = self.model.prefill(tokens, self.lm, self.cache, self.prefill_chunk)
         return self.model.head(hidden[:, -1]).cpu()
 
     def end(self, number: int):

@@ -3,7 +3,8 @@
 Per layer that is the last n_local keys, placed at their positions, in a ring that overwrites
 the oldest; and the first n_global keys, as they are seen at the ceiling, since from there on
 their own position no longer matters. Memory stops growing after n_global + n_local tokens.
-Where a setting asks a key for both kinds of distance, that key is kept in both forms. Behind
+Where a setting asks a key for both kinds of distance, that key is kept in both forms. Only with
+top_k, all that was read is kept as well (see middle.py), and memory grows with it. Behind
 the ring there is room for the starting keys once more, which decoding.py places for each query.
 
 Rows of different lengths are padded on the left, so that they all end together. Then the window
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .keys import Keys
+from .middle import Middle, Reach
 from .rows import Rows
 from .sight import as_tensor, starting_is_placed, window_is_capped
 
@@ -28,7 +30,8 @@ class Cache:
     length: tokens read so far, padding included.
     padding: (B,) tokens of padding before each row's text; None where no row has any.
     nbytes: bytes of all buffers; constant from n_global + n_local tokens on, unless n_local is
-        None.
+        None, or lm has a top_k. middle_bytes: those of them that hold the whole past for top_k,
+        in memory or in a file.
     first_position: what the scheme takes the first token's position to be; no logit depends on
         it.
     """
@@ -41,6 +44,7 @@ class Cache:
         dtype: torch.dtype,
         device,
         first_position: int = 0,
+        middle: str = "ram",
     ):
         self.lm = lm or FULL_ATTENTION
         self.batch = batch
@@ -49,11 +53,29 @@ class Cache:
         self.padding: Tensor | None = None
         self.at_ceiling: Tensor | None = None  # starting keys of all layers, once settled
         shape = (batch, config.n_kv_head, config.head_dim)
-        self.layers = [LayerCache(self.lm, shape, dtype, device) for _ in range(config.n_layer)]
+        self.layers = [
+            LayerCache(self.lm.for_layer(layer), shape, dtype, device, middle)
+            for layer in range(config.n_layer)
+        ]
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.window.nbytes + layer.starting.nbytes for layer in self.layers)
+        rings = sum(layer.window.nbytes + layer.starting.nbytes for layer in self.layers)
+        return rings + self.middle_bytes
+
+    @property
+    def middle_bytes(self) -> int:
+        return sum(layer.middle.blocks.nbytes for layer in self.layers if layer.middle)
+
+    @property
+    def pages_read(self) -> int:
+        """How many pages of the middle single queries read, in all layers; see middle.py."""
+        return sum(layer.middle.pages_read for layer in self.layers if layer.middle)
+
+    @property
+    def pages_there(self) -> int:
+        """How many pages there were for them to read."""
+        return sum(layer.middle.pages_there for layer in self.layers if layer.middle)
 
     def count(self, n_new: int):
         """Note that all layers have taken in n_new tokens."""
@@ -76,6 +98,9 @@ class Cache:
                 for kind, buffer in zip(Keys._fields, rows.buffers):
                     if buffer is not None:
                         tensors[f"{number}.{name}.{kind}"] = buffer
+            if layer.middle:
+                for name, x in layer.middle.state().items():
+                    tensors[f"{number}.middle.{name}"] = x
         return tensors
 
     def restore(self, state: dict[str, Tensor]):
@@ -90,6 +115,8 @@ class Cache:
                     if old is not None:
                         new = state[f"{number}.{name}.{kind}"].to(old.device)
                         rows.buffers = rows.buffers._replace(**{kind: new})
+            if layer.middle and self.length:
+                layer.middle.append(*(state[f"{number}.middle.{name}"] for name in "kv"))
 
     def settle(self, whole: bool = False):
         """Make the starting keys stand behind the ring, as decoding.OneToken finds them.
@@ -154,6 +181,19 @@ class Cache:
             window = self.length - (self.length - slots) % limit
         return range(self.length, end), window, range(n_starting)
 
+    def reach(self, layer: int, scheme, n_new: int, n_reaching: int) -> Reach | None:
+        """How the last n_reaching of n_new tokens, which the cache has taken in already but not
+        counted, reach back in a layer; None where it keeps no middle."""
+        kept = self.layers[layer]
+        if kept.middle is None or not n_reaching:
+            return None
+        end = self.length + n_new
+        padding = 0 if self.padding is None else self.padding[:, None]
+        return Reach(
+            kept.middle, kept.lm, scheme, as_tensor(range(end - n_reaching, end)) - padding,
+            lambda columns: columns - padding, max(0, end - kept.lm.n_local),
+        )  # fmt: skip
+
     def _rows_are_alike(self, by_slot: bool) -> bool:
         """Whether every row's starting keys all stand beyond the window, so that no padding is
         left in it, and at the ceiling; without a ceiling, a bias tells rows apart for ever."""
@@ -173,8 +213,11 @@ def ring_and_starting(lm: LMInfinite) -> bool:
 class LayerCache:
     """One layer's window and starting keys. shape: (B, H_kv, D)."""
 
-    def __init__(self, lm: LMInfinite, shape: tuple[int, int, int], dtype, device):
+    def __init__(
+        self, lm: LMInfinite, shape: tuple[int, int, int], dtype, device, middle: str = "ram"
+    ):
         self.lm = lm
+        self.middle = Middle.empty(middle, shape, dtype, device) if lm.top_k else None
         window = Keys(True, window_is_capped(lm), True)
         starting = Keys(starting_is_placed(lm), lm.distance_ceiling is not None, True)
         behind = lm.n_global if ring_and_starting(lm) else 0
@@ -211,6 +254,8 @@ class LayerCache:
         self.padding = None if self.padding is None else [self.padding[row] for row in rows]
         self.window.keep(rows)
         self.starting.keep(rows)
+        if self.middle:
+            self.middle.keep(rows)
 
     def extend(
         self, placed: Tensor, k: Tensor, v: Tensor, cap, in_order: bool = False
@@ -222,6 +267,8 @@ class LayerCache:
         token would find a ring as it stands.
         """
         n_new = v.shape[2]
+        if self.middle:
+            self.middle.append(k, v)
         end, limit = self.length + n_new, self.lm.n_local
         n_starting = self.n_starting(end)
         if self.padding is not None:

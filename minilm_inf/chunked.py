@@ -8,7 +8,8 @@ The two softmaxes are then joined exactly by their log-sum-exp. In the same way 
 longer than a block (without a window: all of the past) is read block by block.
 
 Which keys, which masks and which angles is worked out once, and used by every layer: see
-sight.py. Of a long text that is its beginning only, and whatever has gaps, padding, biases or
+sight.py. What comes back of the middle is a softmax of its own, joined in the same way: see
+middle.py. Of a long text that is its beginning only, and whatever has gaps, padding, biases or
 gradients; its middle, where every query has a whole window behind it, is band.py's.
 """
 
@@ -24,6 +25,7 @@ from .attention import check_shapes
 from .band import FUSED, Band
 from .config import FULL_ATTENTION, LMInfinite
 from .keys import Keys, Placed, starting_keys, window_keys
+from .middle import Middle, Reach
 from .sight import (
     Chunk,
     Part,
@@ -50,6 +52,7 @@ def chunked_attend(
     scheme,
     lm: LMInfinite | None,
     scale: float | None = None,
+    n_reaching: int | None = None,
 ) -> Tensor:
     """attention.attend's numbers in O(n) time and O(chunk + n_local + n_global) working memory.
 
@@ -77,6 +80,21 @@ def chunked_attend(
         )  # fmt: skip
         window = window_keys(placed(keys), k[:, :, keys], v[:, :, keys], scheme, lm)
         attention(q[:, :, queries], window, starting, scale, out[:, :, queries])
+
+    n_reaching = lm.reaching(q.shape[2]) if n_reaching is None else n_reaching
+    if lm.top_k and n_reaching:
+        back = slice(q.shape[2] - n_reaching, q.shape[2])
+        attention = ChunkedAttention(
+            cut(q_positions, back), k_positions, starting_positions, scheme, lm, heads, like=q,
+            learns=learns, reaches=True,
+        )  # fmt: skip
+        window = window_keys(scheme.place(k, as_tensor(k_positions)), k, v, scheme, lm)
+        positions = as_tensor(k_positions)
+        reach = Reach(
+            Middle.of(k, v), lm, scheme, as_tensor(cut(q_positions, back)),
+            lambda columns: positions[..., columns], k.shape[2],
+        )  # fmt: skip
+        attention(q[:, :, back], window, starting, scale, out[:, :, back], reach)
     return out
 
 
@@ -100,7 +118,8 @@ class ChunkedAttention:
 
     The positions are Sight's; `like` is a tensor of the model's dtype and device. places: the
     positions that the scheme sees, if others: all of a row may be moved by the same number,
-    which no logit depends on. learns: whether gradients will be asked for.
+    which no logit depends on. learns: whether gradients will be asked for. reaches: whether
+    they reach back to the middle, in at least one layer.
 
     Queries of a text of consecutive positions that have a whole window behind them are the
     middle of the Λ, which band.py computes; Sight works out what the others see.
@@ -108,7 +127,7 @@ class ChunkedAttention:
 
     def __init__(
         self, q_positions, k_positions, starting_positions, scheme, lm, heads, like,
-        places=None, learns=False,
+        places=None, learns=False, reaches=False,
     ):  # fmt: skip
         q_positions, k_positions = as_range(q_positions), as_range(k_positions)
         starting_positions = as_range(starting_positions)
@@ -117,7 +136,8 @@ class ChunkedAttention:
         places = as_tensor(q_positions if places is None else places)
         self.place = scheme.at(places, like.dtype, like.device)
         n_queries = length_of(q_positions)
-        self.early = n_queries if learns or scheme.has_bias else early(*runs, lm)
+        general = learns or reaches or scheme.has_bias
+        self.early = n_queries if general else early(*runs, lm)
         n_keys = length_of(k_positions) - (n_queries - self.early)
         q_positions = cut(q_positions, slice(0, self.early))
         k_positions = cut(k_positions, slice(0, n_keys))
@@ -129,20 +149,26 @@ class ChunkedAttention:
         self.fused = FUSED if like.device.type == "cpu" and not learns else None
 
     def __call__(
-        self, q: Tensor, window: Keys, starting: Keys, scale: float | None, out=None
+        self,
+        q: Tensor,
+        window: Keys,
+        starting: Keys,
+        scale: float | None,
+        out=None,
+        reach: Reach | None = None,
     ) -> Tensor:
-        """What each query (B, H, T, D), not yet placed, gathers from both runs; in `out`, if
-        there is one."""
+        """What each query (B, H, T, D), not yet placed, gathers from both runs, and from the
+        middle, if there is a reach; in `out`, if there is one."""
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         length = q.shape[2]
         if self.early == length and out is None:
-            return self._attend_early(q, window, starting, scale)
+            return self._attend_early(q, window, starting, scale, reach)
         out = torch.empty_like(q) if out is None else out
         if self.early:
             n_keys = window.values.shape[2] - (length - self.early)
             first = Keys(*(x if x is None else x[:, :, :n_keys] for x in window))
             out[:, :, : self.early] = self._attend_early(
-                q[:, :, : self.early], first, starting, scale
+                q[:, :, : self.early], first, starting, scale, reach
             )
         for start in range(self.early, length, QUERIES_PER_STRETCH):
             here = slice(start, min(start + QUERIES_PER_STRETCH, length))
@@ -166,9 +192,9 @@ class ChunkedAttention:
         attend = kind(self.place, found, capped, n_local, scale)
         attend(q.to(dtype), k, v, here.start, n_near, out)
 
-    def _attend_early(self, q, window: Keys, starting: Keys, scale: float) -> Tensor:
+    def _attend_early(self, q, window: Keys, starting: Keys, scale: float, reach) -> Tensor:
         """What the queries gather that have no whole window behind them, or need masks."""
-        if self.sight.is_vanilla:
+        if self.sight.is_vanilla and reach is None:
             k, v = window.placed, window.values
             grouped = self.sight.heads[0] != self.sight.heads[1]
             if grouped and q.device.type != "cpu":  # there not every fused kernel knows groups
@@ -185,21 +211,24 @@ class ChunkedAttention:
         placed = self.place(unplaced, slice(0, self.early))
         plan = self.sight.plan
         if plan is not None and len(plan) == 1:  # one chunk, as in every decode step
-            return self._attend_chunk(plan[0], placed, unplaced, runs, scale).to(q.dtype)
+            return self._attend_chunk(plan[0], placed, unplaced, runs, scale, reach).to(q.dtype)
         out = torch.empty_like(q)
         for chunk in self.sight.chunks():
             here = chunk.queries
             pieces = placed[:, :, here], unplaced[:, :, here]
-            out[:, :, here] = self._attend_chunk(chunk, *pieces, runs, scale).to(q.dtype)
+            out[:, :, here] = self._attend_chunk(chunk, *pieces, runs, scale, reach).to(q.dtype)
         return out
 
-    def _attend_chunk(self, chunk: Chunk, placed, unplaced, runs, scale: float) -> Tensor:
+    def _attend_chunk(self, chunk: Chunk, placed, unplaced, runs, scale, reach) -> Tensor:
         """One chunk's queries, (B, H, T, D) placed at their positions and not placed."""
         shape = placed.shape
+        back = reach and reach(unplaced, chunk.queries, scale, self.exact)
         placed, unplaced = self._by_key_head(placed), self._by_key_head(unplaced)
         seen = [
             self._gather(part, placed, unplaced, runs[part.run], scale) for part in chunk.parts
         ]
+        if back is not None:
+            seen.append(tuple(x.view(placed.shape[: x.dim()]) for x in back))
         if not seen:
             return placed.new_zeros(shape)
         out = join(seen).view(shape)

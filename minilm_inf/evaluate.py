@@ -72,13 +72,17 @@ def add_perplexity(tasks):
                       help="go on with an interrupted run; takes no other flag")  # fmt: skip
     flags.add_plan(kept)
     flags.add_model(task)
-    flags.add_sight(task)
+    flags.add_sight(task, queries="all")
     task.set_defaults(check=check_perplexity, run=perplexity.evaluate)
 
 
 def check_perplexity(options):
     """Raise ValueError for flags that this task cannot follow."""
     flags.check_attention(options)
+    if options.top_k_middle and options.top_k_queries == "last":
+        raise ValueError(
+            "of a text that is scored, --top-k-queries last lets no token reach back: take all"
+        )
     alone = len(options.given) == 2 and "--resume".startswith(options.given[0])
     if options.resume and not alone and len(options.given) > 1:  # --resume=RUN.json is one
         raise ValueError("--resume takes no other flag: the run goes on with its own")

@@ -176,7 +176,8 @@ def run(options) -> int:
     lm = flags.attention(options, model.config)
     if len(options.prompt or ()) > 1:
         return run_batch(model, turns, lm, options)
-    session = Session(model, lm, options.path, options.prefill_chunk, options.compile)
+    middle = options.middle or "ram"
+    session = Session(model, lm, options.path, options.prefill_chunk, options.compile, middle)
     generator = torch.Generator().manual_seed(options.seed)
     if options.interactive:
         return converse(session, turns, options, generator)
@@ -232,7 +233,8 @@ def run_batch(model, turns, lm, options) -> int:
     with --json, an object a line."""
     prompts = [read_prompt(options, text) for text in options.prompt]
     ids = [encode_prompt(turns, prompt, lm, options) for prompt in prompts]
-    batch = Batch(model, ids, lm, options.path, options.prefill_chunk)
+    middle = options.middle or "ram"
+    batch = Batch(model, ids, lm, options.path, options.prefill_chunk, middle)
     watched = sys.stderr.isatty() and not options.quiet
 
     def report(written: int, growing: int):
@@ -263,7 +265,7 @@ def encode_prompt(turns, prompt: str, lm, options) -> list[int]:
     ids = turns.prompt(prompt, first=True)
     if not ids:
         raise ValueError("the prompt is empty: give -p TEXT, or leave out --no-bos")
-    hidden = len(ids) - (len(ids) if lm is None else lm.visible(len(ids)))
+    hidden = 0 if lm is None or lm.top_k else len(ids) - lm.visible(len(ids))
     if hidden and not options.quiet:
         print(f"note: {hidden} of the prompt's {len(ids)} tokens lie outside the window and "
               "cannot be seen", file=sys.stderr)  # fmt: skip
@@ -311,6 +313,10 @@ def as_json(
             "n_local": lm and lm.n_local,
             "n_global": lm and lm.n_global,
             "distance_ceiling": lm and lm.distance_ceiling,
+            "top_k_middle": lm.top_k if lm else 0,
+            "top_k_distance": lm.middle_distance if lm and lm.top_k else None,
+            "top_k_from_layer": lm.top_k_from_layer if lm and lm.top_k else None,
+            "top_k_queries": lm.top_k_queries if lm and lm.top_k else None,
             "path": options.path,
             "prefill_chunk": options.prefill_chunk,
             "max_new_tokens": options.max_new_tokens,

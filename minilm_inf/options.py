@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .blocks import KINDS
 from .config import LMInfinite, ModelConfig
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
@@ -56,8 +57,8 @@ def add_model(parser: argparse.ArgumentParser):
                        help="CPU threads (PyTorch's own choice)")  # fmt: skip
 
 
-def add_sight(parser: argparse.ArgumentParser):
-    """The flags of what a token sees."""
+def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
+    """The flags of what a token sees. queries: the default of --top-k-queries."""
     group = parser.add_argument_group("attention")
     group.add_argument("--attention", choices=("lambda", "full", "window"), default="lambda",
                        help="LM-Infinite, vanilla, or a window (%(default)s)")  # fmt: skip
@@ -67,6 +68,20 @@ def add_sight(parser: argparse.ArgumentParser):
                        help="starting tokens that are always seen (10)")  # fmt: skip
     group.add_argument("--distance-ceiling", type=ceiling, metavar="N|none",
                        help="the largest distance of any key (the window's size)")  # fmt: skip
+    group.add_argument("--top-k-middle", type=at_least(0), default=0, metavar="K",
+                       help="how many tokens that the window has left come back in each head; "
+                       "all of the text is then kept (%(default)s: none)")  # fmt: skip
+    group.add_argument("--top-k-distance", type=at_least(0), metavar="N",
+                       help="how far away these seem (half the window)")  # fmt: skip
+    group.add_argument("--top-k-from-layer", type=at_least(0), metavar="N",
+                       help="the first layer, from 0, in which they come back (an eighth of "
+                       "the layers)")  # fmt: skip
+    group.add_argument("--top-k-queries", choices=("last", "all"), default=queries,
+                       help="who reaches back: a prompt's last token and all that are written, "
+                       "or every token (%(default)s)")  # fmt: skip
+    group.add_argument("--middle", choices=KINDS,
+                       help="where --top-k-middle keeps the text: in memory, or in a file in "
+                       "the folder for temporary files, which TMPDIR names (ram)")  # fmt: skip
     return group
 
 
@@ -93,6 +108,16 @@ def check_attention(options):
     for flag in wrong[options.attention]:
         if given[flag] is not None:
             raise ValueError(f"{flag} has no meaning with --attention {options.attention}")
+    if options.attention == "full" and options.top_k_middle:
+        raise ValueError("--top-k-middle has no meaning with --attention full: all is seen")
+    idle = {
+        "--top-k-distance": options.top_k_distance,
+        "--top-k-from-layer": options.top_k_from_layer,
+        "--middle": options.middle,
+    }
+    for flag, value in idle.items():
+        if value is not None and not options.top_k_middle:
+            raise ValueError(f"{flag} has no meaning without --top-k-middle")
 
 
 def attention(options, config: ModelConfig) -> LMInfinite | None:
@@ -110,7 +135,19 @@ def attention(options, config: ModelConfig) -> LMInfinite | None:
         top = None
     if n_local is None and top is None:
         return None
-    return LMInfinite(n_local, n_global, top)
+    if not options.top_k_middle:
+        return LMInfinite(n_local, n_global, top)
+    first = options.top_k_from_layer
+    first = config.n_layer // 8 if first is None else first  # the paper's 4 of 32
+    if first >= config.n_layer:
+        raise ValueError(
+            f"--top-k-from-layer {first} is beyond the model's {config.n_layer} layers, which "
+            f"are counted from 0: give at most {config.n_layer - 1}"
+        )
+    return LMInfinite(
+        n_local, n_global, top, options.top_k_middle, options.top_k_distance, first,
+        options.top_k_queries,
+    )  # fmt: skip
 
 
 def device(name: str) -> torch.device:

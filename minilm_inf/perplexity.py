@@ -64,7 +64,8 @@ def evaluate(options) -> int:
     model, reading, byte_counts = opened(options)
     lm = flags.attention(options, model.config)
     settings = settings_of(options, model, lm, reading)
-    run = Run(model, lm, reading, byte_counts, options.chunk, options.bins)
+    run = Run(model, lm, reading, byte_counts, options.chunk, options.bins,
+              options.middle or "ram")  # fmt: skip
     if facts is not None:
         check_same(settings, facts.get("settings", {}), options)
         restore(run, out, facts)
@@ -154,6 +155,10 @@ def settings_of(options, model, lm, reading) -> dict:
         "length": int(reading.lengths.max()),
         "attention": options.attention, "n_local": lm and lm.n_local,
         "n_global": lm and lm.n_global, "distance_ceiling": lm and lm.distance_ceiling,
+        "top_k_middle": lm.top_k if lm else 0,
+        "top_k_distance": lm.middle_distance if lm and lm.top_k else None,
+        "top_k_from_layer": lm.top_k_from_layer if lm and lm.top_k else None,
+        "top_k_queries": lm.top_k_queries if lm and lm.top_k else None,
         "chunk": options.chunk, "bins": options.bins, "seed": options.seed,
         "device": str(model.embed.weight.device),
         "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
@@ -189,8 +194,9 @@ def jsonable(options) -> dict:
 
 KEPT = (
     "model", "device", "dtype", "threads", "text", "tokens", "corpus", "stream", "length",
-    "attention", "n_local", "n_global", "distance_ceiling", "chunk", "bins", "seed",
-    "save_every", "json",
+    "attention", "n_local", "n_global", "distance_ceiling", "top_k_middle", "top_k_distance",
+    "top_k_from_layer", "top_k_queries", "middle", "chunk", "bins", "seed", "save_every",
+    "json",
 )  # fmt: skip
 
 

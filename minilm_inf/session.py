@@ -23,6 +23,7 @@ class Session:
     """A text that grows: by what is read, and by what the model writes.
 
     path: "chunked" keeps a cache; "reference" keeps the ids and reads them all anew each time.
+    middle: where the past is kept that lm.top_k reaches back to, "ram" or "disk".
     compile: take single tokens through a compiled step, see compiled_decode. Raises ValueError
         where that cannot be.
     """
@@ -34,21 +35,26 @@ class Session:
         path="chunked",
         prefill_chunk=512,
         compile=False,
+        middle="ram",
     ):
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be at least 1, not {prefill_chunk}")
         self.model, self.lm, self.path, self.prefill_chunk = model, lm, path, prefill_chunk
         self.device = model.embed.weight.device
-        self.cache = model.new_cache(1, lm) if path == "chunked" else None
+        self.middle = middle
+        self.cache = model.new_cache(1, lm, middle=middle) if path == "chunked" else None
         self.decode = compiled_decode(model, self.cache) if compile else None
         self.ids: list[int] = []  # all of them, for the reference path only
+        self.n_reaching = 0  # how many of them have reached back, likewise
         self.unread: list[int] = []  # written, but not yet asked what follows
         self.length = 0
         self.seen: set[int] = set()  # which ids occur, for the repetition penalty
 
     def anew(self) -> Session:
         """A session like this one, of which nothing is read yet."""
-        session = Session(self.model, self.lm, self.path, self.prefill_chunk)
+        session = Session(
+            self.model, self.lm, self.path, self.prefill_chunk, middle=self.middle
+        )
         session.decode = self.decode
         return session
 
@@ -82,15 +88,27 @@ class Session:
         self.seen.update(ids)
         tokens = torch.tensor([ids], device=self.device)
         if self.cache is None:
-            self.ids += ids
-            tokens = torch.tensor([self.ids], device=self.device)
-            hidden = self.model.read(tokens, self.lm, path=self.path)
+            hidden = self._read_anew(ids)
         elif self.decode and len(ids) == 1 and has_fixed_shape(self.cache):
             return self._step(tokens)
         else:
-            for chunk in tokens.split(self.prefill_chunk, 1):
-                hidden = self.model.read(chunk, self.lm, self.cache)
+            hidden = self.model.prefill(tokens, self.lm, self.cache, self.prefill_chunk)
         return self.model.head(hidden[:, -1])[0].cpu()
+
+    def _read_anew(self, ids: list[int]) -> torch.Tensor:
+        """read, by the definition: all of the text, and what was written of it reaches back."""
+        lm, n_reaching = self.lm, None
+        if lm is not None and lm.top_k and lm.top_k_queries == "last":
+            if self.ids and len(ids) > 1:
+                raise ValueError(
+                    "the reference path reads one prompt only where the last token of a prompt "
+                    "reaches back: leave out --path, or take --top-k-queries all"
+                )
+            self.n_reaching += 1
+            n_reaching = self.n_reaching
+        self.ids += ids
+        tokens = torch.tensor([self.ids], device=self.device)
+        return self.model.read(tokens, lm, path=self.path, n_reaching=n_reaching)
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """read for one token (1, 1), compiled."""
@@ -113,10 +131,10 @@ def compiled_decode(model: Transformer, cache: Cache | None):
     compiled. Raises ValueError for a setting whose steps change their shape, and where there is
     no C++ compiler for the CPU.
     """
-    if cache is None or not ring_and_starting(cache.lm):
+    if cache is None or not ring_and_starting(cache.lm) or cache.lm.top_k:
         raise ValueError(
-            "only the chunked path with a window, and a ceiling of its size or none, can be "
-            "compiled: leave out --compile"
+            "only the chunked path with a window, a ceiling of its size or none, and no top-k "
+            "can be compiled: leave out --compile"
         )
     options = None
     if cache.layers[0].window.buffers.values.device.type == "cpu":
@@ -180,19 +198,20 @@ def generate(
     path: str = "chunked",
     prefill_chunk: int = 512,
     compile: bool = False,
+    middle: str = "ram",
 ) -> Iterator[int]:
     """Yield up to max_new_tokens ids that follow `ids`.
 
     lm None is the vanilla model. temperature 0 is greedy. The same seed and settings give the
     same ids on the same machine. stop_ids None stands for the model's own eos_ids. path,
-    prefill_chunk and compile: as in Session.
+    prefill_chunk, compile and middle: as in Session.
 
     Raises ValueError for an empty prompt, ids out of range, and settings out of range, when the
     first id is asked for.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     stop_ids = model.config.eos_ids if stop_ids is None else stop_ids
-    session = Session(model, lm, path, prefill_chunk, compile)
+    session = Session(model, lm, path, prefill_chunk, compile, middle)
     steps = write(
         session, session.read(ids), max_new_tokens, temperature, top_k, top_p, min_p,
         repetition_penalty, generator, stop_ids,

@@ -49,7 +49,9 @@ class Run:
         byte_counts: ByteCounts,
         chunk: int = 2048,
         bins: int = 200,
+        middle: str = "ram",
     ):
+        self.middle = middle
         self.model, self.lm, self.reading, self.chunk = model, lm, reading, chunk
         self.byte_counts = byte_counts
         self.text = self.start = self.scored = self.n_bytes = self.n_unknown = 0
@@ -72,7 +74,7 @@ class Run:
     def step(self):
         """Read the next chunk, and score what follows each of its tokens."""
         if self.cache is None:
-            self.cache = self.model.new_cache(1, self.lm)
+            self.cache = self._new_cache()
         length = int(self.reading.lengths[self.text])
         stop = min(self.start + self.chunk, length - 1)
         ids, places = self.reading.read(self.text, self.start, stop + 1)
@@ -92,6 +94,9 @@ class Run:
             self.tally.end(self.text)
             self.text, self.start, self.cache = self.text + 1, 0, None
         self.timing.add(first, stop + 1)
+
+    def _new_cache(self):
+        return self.model.new_cache(1, self.lm, middle=self.middle)
 
     def results(self, seed: int) -> dict:
         """What was measured of the model, when all is scored."""
@@ -139,7 +144,7 @@ class Run:
         begin = len("cache.")
         cache = {name[begin:]: x for name, x in tensors.items() if name.startswith("cache.")}
         if cache:
-            self.cache = self.model.new_cache(1, self.lm)
+            self.cache = self._new_cache()
             self.cache.restore(cache)
 
 

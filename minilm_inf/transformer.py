@@ -16,7 +16,8 @@ from .chunked import ChunkedAttention
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .decoding import OneToken, has_fixed_shape, sees_all
 from .keys import cap_for, starting_keys, window_keys
-from .sight import starting_run
+from .middle import Middle, Reach
+from .sight import as_tensor, cut, starting_run
 
 
 class Transformer(nn.Module):
@@ -48,6 +49,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         path: str = "chunked",
         lengths: list[int] | None = None,
+        n_reaching: int | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the token that follows each of tokens (B, T).
 
@@ -59,13 +61,17 @@ class Transformer(nn.Module):
                  padding, which nobody sees, and whose own logits mean nothing. A row's
                  positions, and its first n_global tokens, are counted from its first token of
                  text. A cache must still be empty, or made for such rows by new_cache.
+        n_reaching: with lm.top_k, how many of the last tokens reach back to the middle; None is
+                 what lm.top_k_queries says: the last one, or all.
 
         Raises ValueError for tokens of a wrong shape or out of range, for lengths that do not
         fit, for a cache of another lm or batch, and for an unknown path.
         """
-        return self.head(self.read(tokens, lm, cache, path, lengths))
+        return self.head(self.read(tokens, lm, cache, path, lengths, n_reaching))
 
-    def read(self, tokens, lm=None, cache=None, path="chunked", lengths=None) -> Tensor:
+    def read(
+        self, tokens, lm=None, cache=None, path="chunked", lengths=None, n_reaching=None
+    ) -> Tensor:
         """forward without the head: hidden states (B, T, E), for who needs few logits."""
         self._check(tokens, lm, cache, path)
         padding = padding_of(tokens, lengths)
@@ -80,17 +86,31 @@ class Transformer(nn.Module):
                 f"token {low if low < 0 else high} is out of range: the vocabulary has the "
                 f"ids 0 to {self.config.vocab_size - 1}"
             ) from error
-        if cache is not None and x.shape[1] == 1 and has_fixed_shape(cache) and sees_all(cache):
+        if n_reaching is None:
+            n_reaching = (lm or FULL_ATTENTION).reaching(x.shape[1])
+        one = cache is not None and x.shape[1] == 1 and not cache.lm.top_k
+        if one and has_fixed_shape(cache) and sees_all(cache):
             cache.settle()
             position = torch.full((), cache.length, device=x.device)
             layers = self._step(OneToken(cache, self.scheme, position, masked=False))
         else:
-            layers = self._attention(x, lm or FULL_ATTENTION, cache, path, padding)
+            layers = self._attention(x, lm or FULL_ATTENTION, cache, path, padding, n_reaching)
         for block, attention in zip(self.blocks, layers):
             x = block(x, attention)
         if cache is not None:
             cache.count(tokens.shape[1])
         return self.norm(x)
+
+    def prefill(self, tokens: Tensor, lm, cache: Cache, chunk: int) -> Tensor:
+        """read in chunks of at most `chunk` tokens; the hidden states of the last of them.
+
+        Where lm lets the last token of a prompt reach back, that is the last of all.
+        """
+        reaching = None if lm is None or lm.top_k_queries == "all" else 0
+        chunks = tokens.split(chunk, 1)
+        for piece in chunks[:-1]:
+            self.read(piece, lm, cache, n_reaching=reaching)
+        return self.read(chunks[-1], lm, cache)
 
     def decode(self, tokens: Tensor, cache: Cache, position: Tensor) -> Tensor:
         """Logits (B, V) behind one more token of each row (B, 1): what torch.compile takes.
@@ -116,19 +136,25 @@ class Transformer(nn.Module):
         lm: LMInfinite | None = None,
         first_position: int = 0,
         padding: list[int] | None = None,
+        middle: str = "ram",
     ):
         """An empty cache for `batch` texts, on the model's device and in its dtype.
 
         padding: how many tokens of padding each row begins with, where the rows are then read
         in chunks; a call that reads them whole says it by its lengths.
+        middle: where the whole past is kept, if lm has a top_k: "ram", or "disk".
         """
         weight = self.embed.weight
-        cache = Cache(self.config, batch, lm, weight.dtype, weight.device, first_position)
+        cache = Cache(
+            self.config, batch, lm, weight.dtype, weight.device, first_position, middle
+        )
         if padding is not None:
             cache.pad(torch.tensor(padding, device="cpu"))
         return cache
 
-    def _attention(self, x: Tensor, lm: LMInfinite, cache: Cache | None, path: str, padding):
+    def _attention(
+        self, x: Tensor, lm: LMInfinite, cache: Cache | None, path: str, padding, n_reaching
+    ):
         """For each layer, a function of unplaced q (B, H, T, D) and k, v (B, H_kv, T, D)."""
         scheme, scale = self.scheme, self.config.softmax_scale
         positions = torch.arange(x.shape[1], device="cpu")
@@ -136,8 +162,9 @@ class Transformer(nn.Module):
             positions = positions - padding[:, None]  # (B, T), negative where there is padding
         if path == "reference":
             positions = positions.to(x.device)
-            for _ in self.blocks:
-                yield lambda q, k, v: attend(q, k, v, positions, positions, scheme, lm, scale)
+            for layer in range(len(self.blocks)):
+                here = (positions, positions, scheme, lm.for_layer(layer), scale, n_reaching)
+                yield lambda q, k, v, here=here: attend(q, k, v, *here)
             return
 
         if cache is None:
@@ -153,16 +180,38 @@ class Transformer(nn.Module):
         learns = torch.is_grad_enabled() and (
             x.requires_grad or any(p.requires_grad for p in self.parameters())
         )
-        chunked = ChunkedAttention(
-            positions, window_positions, starting_positions, scheme, lm, heads,
-            like=x, places=places, learns=learns,
-        )  # fmt: skip
+
+        like = x.new_empty(0)
+
+        def chunked(queries: slice, reaches: bool) -> ChunkedAttention:
+            return ChunkedAttention(
+                cut(positions, queries), window_positions, starting_positions, scheme, lm,
+                heads, like, cut(places, queries), learns, reaches,
+            )  # fmt: skip
+
+        length = x.shape[1]
+        back = slice(length - n_reaching, length)
+        every = chunked(slice(0, length), reaches=n_reaching == length)
+        last = chunked(back, reaches=True) if 0 < n_reaching < length else every
+
+        def reach(layer: int, k: Tensor, v: Tensor) -> Reach | None:
+            if cache is not None:
+                return cache.reach(layer, scheme, length, n_reaching)
+            here = lm.for_layer(layer)
+            if not (here.top_k and n_reaching):
+                return None
+            asking = as_tensor(positions)[..., back]
+            of_columns = as_tensor(positions)
+            return Reach(
+                Middle.of(k, v), here, scheme, asking, lambda c: of_columns[..., c], length
+            )
+
         cap = cap_for(scheme, lm, x)
         del x  # or the embedding's output would stay in memory until the last layer
         for layer in range(len(self.blocks)):
 
             def attention(q, k, v, layer=layer):
-                placed = chunked.place(k)
+                placed = every.place(k)
                 if cache is None:
                     window = window_keys(placed, k, v, scheme, lm)
                     starting = starting_keys(pick(k), pick(v), starting_positions, scheme, lm)
@@ -170,7 +219,13 @@ class Transformer(nn.Module):
                     window, starting = cache.layers[layer].extend(
                         placed, k, v, cap, in_order=isinstance(positions, Tensor)
                     )
-                return chunked(q, window, starting, scale)
+                far = reach(layer, k, v)
+                if far is None or last is every:
+                    return every(q, window, starting, scale, reach=far)
+                near = every(q, window, starting, scale)[:, :, : back.start]
+                return torch.cat(
+                    (near, last(q[:, :, back], window, starting, scale, reach=far)), 2
+                )
 
             yield attention
 

@@ -1,0 +1,302 @@
+"""middle.py, blocks.py: the past that comes back, kept and searched, by every path."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import FAMILIES, ROOT, SCHEMES, fuzz, read_in_chunks, some_tokens, tiny_model
+from test_top_k import DRAWS, drawn
+
+from minilm_inf import blocks, middle
+from minilm_inf.attention import attend
+from minilm_inf.batch import Batch, write_all
+from minilm_inf.chunked import chunked_attend
+from minilm_inf.config import LMInfinite
+from minilm_inf.middle import Middle
+from minilm_inf.positions import Rotary
+from minilm_inf.session import Session, generate
+
+KINDS = blocks.KINDS
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks and pages of a few tokens, so that short texts have many of them."""
+    for kind in (blocks.Blocks, blocks.DiskBlocks):
+        monkeypatch.setattr(kind, "per_block", 8)
+    monkeypatch.setattr(middle, "TOKENS_PER_PAGE", 4)
+    monkeypatch.setattr(middle, "PAGES_AT_ONCE", 3)
+    monkeypatch.setattr(middle, "PROMISING", 1)
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: " ".join(map(str, draw.values())))
+def test_chunked_is_the_definition(draw, small_blocks):
+    """Catches a key that is lost between two searches, a tie that goes to another page, and a
+    row's padding among its middle keys."""
+    lm, (q, k, v), _, positions = drawn(draw)
+    arguments = (q, k, v, positions, positions, SCHEMES[draw["scheme"]], lm, 0.35)
+    text = positions.expand(2, -1)[:, None, :, None] >= 0
+    difference = (chunked_attend(*arguments) - attend(*arguments)) * text
+    assert difference.abs().max() <= 1e-10
+
+
+def setting(draw) -> LMInfinite:
+    return LMInfinite(
+        draw["n_local"], draw["n_global"], draw["n_local"], top_k=draw["top_k"],
+        top_k_from_layer=draw["first"], top_k_queries=draw["queries"],
+    )  # fmt: skip
+
+
+TEXTS = fuzz(
+    6,
+    40,
+    family=list(FAMILIES),
+    n=[7, 20, 45],
+    n_local=[1, 4, 7],
+    n_global=[0, 2, 9],
+    top_k=[1, 3, 40],
+    first=[0, 1, 2],
+    queries=["last", "all"],
+    kind=KINDS,
+)
+
+
+@pytest.mark.parametrize("draw", TEXTS, ids=lambda draw: " ".join(map(str, draw.values())))
+def test_chunks_of_any_size_read_the_same(draw, small_blocks):
+    """Catches a layer that reaches back too early, a key that is kept placed, and one that
+    comes back while it is still in the window."""
+    lm, model = setting(draw), tiny_model(draw["family"], n_layer=3)
+    tokens = some_tokens(draw["n"], batch=2) % 5  # of few kinds, so that there are ties
+    right = model(tokens, lm, path="reference")
+    assert (model(tokens, lm) - right).abs().max() <= 1e-10
+    for sizes in ([draw["n"]], [5, 1, 3, 1], [1]):
+        cache = model.new_cache(2, lm, middle=draw["kind"])
+        if draw["queries"] == "all":
+            found = read_in_chunks(model, tokens, lm, sizes, middle=draw["kind"])
+        else:  # only the very last token reaches back
+            start, right = 0, right[:, -1:]
+            for size in [*sizes, *[sizes[-1]] * draw["n"]]:
+                piece = tokens[:, start : start + size]
+                if not piece.shape[1]:
+                    break
+                start += size
+                last = start >= draw["n"]
+                found = model(piece, lm, cache, n_reaching=None if last else 0)[:, -1:]
+        assert (found - right).abs().max() <= 1e-10, sizes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_is_the_definition(family, kind, small_blocks):
+    """Catches a generated token that does not reach back, or a token of the prompt that does,
+    in one text and in texts of different lengths side by side."""
+    model, lm = tiny_model(family), LMInfinite(5, 2, 5, top_k=3)
+    prompts = [some_tokens(n, seed=n)[0].tolist() for n in (23, 9, 31)]
+    settings = dict(temperature=0, stop_ids=())
+    alone = [
+        list(generate(model, ids, lm, 12, path="reference", **settings)) for ids in prompts
+    ]
+    for ids, right in zip(prompts, alone):
+        found = generate(model, ids, lm, 12, prefill_chunk=4, middle=kind, **settings)
+        assert list(found) == right
+    for path in ("chunked", "reference"):
+        batch = Batch(model, prompts, lm, path, prefill_chunk=4, middle=kind)
+        texts = [[] for _ in prompts]
+        for number, step in write_all(batch, 12, temperature=0):
+            texts[number].append(step.id)
+            if number == 1 and len(texts[1]) == 4:
+                batch.end(1)  # a text that leaves early must not disturb the others
+        assert [texts[0], texts[1], texts[2]] == [alone[0], alone[1][:4], alone[2]], path
+
+
+def test_the_last_token_of_a_prompt_is_the_last_of_all(small_blocks):
+    """Catches a prompt of which every chunk's last token reaches back."""
+    model, lm = tiny_model("llama"), LMInfinite(5, 2, 5, top_k=3)
+    ids = some_tokens(40)[0].tolist()
+    right = model(torch.tensor([ids]), lm, path="reference")[0, -1]
+    for chunk in (1, 7, 64):
+        session = Session(model, lm, prefill_chunk=chunk)
+        assert (session.read(ids) - right).abs().max() <= 1e-10
+
+
+# ---- searching by pages
+
+
+def alike(n: int, kinds: int = 25, dim: int = 8):
+    """Keys in long runs of the same kind, a little apart, and the values (1, 2, n, D)."""
+    generator = torch.Generator().manual_seed(3)
+    centres = 4 * torch.randn(1, 2, kinds, dim, generator=generator, dtype=torch.float64)
+    which = torch.arange(n) * kinds // n
+    noise = torch.randn(2, 1, 2, n, dim, generator=generator, dtype=torch.float64)
+    return centres[:, :, which] + 0.1 * noise[0], noise[1]
+
+
+@pytest.mark.parametrize("k", (1, 3, 30))
+@pytest.mark.parametrize("n", (30, 240, 1000))
+def test_pages_that_are_left_alone_hold_none_of_the_best(n, k, small_blocks):
+    """Catches a bound that is too small, and bounds that are never used."""
+    keys, values = alike(n)
+    bounded = Middle.empty("ram", (1, 2, 8), torch.float64, "cpu")
+    for start in range(0, n, 13):
+        bounded.append(keys[:, :, start : start + 13], values[:, :, start : start + 13])
+    plain = Middle.of(keys, values)
+
+    def candidates(columns):
+        return ((columns > 2) & (columns < n - 9))[None]
+
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        asked = torch.randn(1, 4, 1, 8, generator=generator, dtype=torch.float64)
+        found, right = (x.search(asked, k, n - 9, candidates) for x in (bounded, plain))
+        assert torch.equal(found.columns[found.valid], right.columns[right.valid])
+        assert torch.allclose(found.logits[found.valid], right.logits[right.valid], rtol=1e-12)
+        assert torch.equal(bounded.values(found), plain.values(right))
+    if n == 1000:
+        assert bounded.pages_read < bounded.pages_there / 2
+
+
+def test_equal_keys_of_different_pages(small_blocks):
+    """Catches a page that is left alone although it ties with the best, and is more recent."""
+    keys = torch.ones(1, 1, 100, 8, dtype=torch.float64)
+    store = Middle.empty("ram", (1, 1, 8), torch.float64, "cpu")
+    store.append(keys, keys)
+    for sign in (1, -1):
+        asked = sign * torch.rand(1, 1, 1, 8, dtype=torch.float64)
+        found = store.search(asked, 3, 90, lambda columns: (columns < 90)[None])
+        assert found.columns.flatten().tolist() == [87, 88, 89]
+
+
+def test_bounds_that_spare_nothing_are_given_up(small_blocks):
+    """Catches bounds that are worked out for ever although every page is read."""
+    generator = torch.Generator().manual_seed(0)
+    store = Middle.empty("ram", (1, 1, 8), torch.float64, "cpu")
+    right = torch.randn(1, 1, 400, 8, generator=generator, dtype=torch.float64)
+    for start in range(0, 400, 4):
+        store.append(right[:, :, start : start + 4], right[:, :, start : start + 4])
+        if start >= 100:
+            asked = torch.randn(1, 1, 1, 8, generator=generator, dtype=torch.float64)
+            found = store.search(asked, 2, start, lambda columns: (columns >= 0)[None])
+            best = (asked @ right[:, :, :start].mT).topk(2).indices.sort().values
+            assert torch.equal(found.columns, best)
+    assert store.low is None and store.pages_read > 0.9 * store.pages_there
+
+
+def test_what_nobody_may_see_is_never_looked_at(small_blocks):
+    """Catches a NaN of a starting key, of padding or of the window that reaches a choice."""
+    lm, scheme = LMInfinite(5, 2, 5, top_k=3), Rotary(8)
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, 2, 40, 8, generator=generator).double() for _ in range(3))
+    positions = torch.arange(40) - 3
+    right = attend(q[:, :, -1:], k, v, positions[-1:], positions, scheme, lm)
+    k[:, :, :3], v[:, :, :3] = torch.nan, torch.nan
+    for path in (attend, chunked_attend):
+        found = path(q[:, :, -1:], k, v, positions[-1:], positions, scheme, lm)
+        assert (found - right).abs().max() <= 1e-10
+
+
+# ---- where it is kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_told(kind, small_blocks):
+    """Catches a run with top-k that claims a constant memory, or counts a layer too many."""
+    model, lm = tiny_model("llama", n_layer=3), LMInfinite(5, 2, 5, 3, None, 2)
+    cache, sizes = model.new_cache(1, lm, middle=kind), []
+    for _ in range(30):
+        model(some_tokens(10), lm, cache)
+        sizes.append(cache.middle_bytes)
+    blocks_of_one_layer = -(-300 // 8)
+    assert sizes[-1] == blocks_of_one_layer * 2 * 8 * 2 * 8 * 8 and sizes[0] < sizes[-1]
+    assert cache.nbytes > cache.middle_bytes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_state_goes_on(kind, small_blocks):
+    """Catches a middle that is not saved, and an interrupted reading that forgets it."""
+    model, lm = tiny_model("llama"), LMInfinite(5, 2, 5, top_k=3, top_k_queries="all")
+    tokens = some_tokens(50)
+    right = model(tokens, lm, path="reference")[:, 30:]
+    before = model.new_cache(1, lm, middle=kind)
+    model(tokens[:, :30], lm, before)
+    state = {name: x.clone() for name, x in before.state().items()}
+    after = model.new_cache(1, lm, middle=kind)
+    after.restore(state)
+    assert (model(tokens[:, 30:], lm, after) - right).abs().max() <= 1e-10
+
+
+def test_a_file_says_what_it_holds_and_has_no_name(tmp_path, monkeypatch):
+    """Catches a file that stays behind, and rows that do not stand where the header says."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = blocks.DiskBlocks((2, 1, 4), torch.float32, "cpu")
+    k = torch.arange(2 * 5 * 4.0).view(2, 1, 5, 4)
+    store.append(k, -k)
+    assert list(tmp_path.iterdir()) == []
+    store.file.seek(0)
+    raw = store.file.read()
+    assert b'"shape": [2, 2, 1, 4096, 4]' in raw[: blocks.HEADER]
+    rows = torch.frombuffer(bytearray(raw[blocks.HEADER :]), dtype=torch.float32)
+    rows = rows[: 2 * 2 * 4096 * 4].view(2, 2, 1, 4096, 4)
+    assert torch.equal(rows[0, :, :, :5], k) and torch.equal(rows[1, :, :, :5], -k)
+
+
+def test_a_full_disk_ends_in_a_sentence(monkeypatch):
+    """Catches a program that the system kills in the middle of a write."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    store = blocks.DiskBlocks((1, 1, 4), torch.float32, "cpu")
+    with pytest.raises(OSError, match="has no room for another 0 MB of middle tokens: free"):
+        store.append(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
+
+
+RESIDENT = """
+    import torch
+    from minilm_inf.blocks import DiskBlocks
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    store = DiskBlocks((1, 4, 128), torch.float32, "cpu")
+    rows = torch.randn(1, 4, 512, 128)
+    store.append(rows, rows)
+    before = resident()
+    for _ in range(40 * 8):
+        store.append(rows, rows)
+    for number in range(len(store.made)):
+        store.keys(number).sum()
+        store.let_go()
+    print(store.nbytes, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux tells here")
+def test_a_file_does_not_stay_in_memory():
+    """Catches mapped pages that pile up in resident memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RESIDENT)], cwd=ROOT, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    n_bytes, grown = map(int, done.stdout.split())
+    assert n_bytes > 600e6 and grown < 60e6
+
+
+def test_ctrl_c_leaves_no_file(tmp_path):
+    """Catches a file that outlives a run which was interrupted."""
+    environment = dict(os.environ, TMPDIR=str(tmp_path), OMP_NUM_THREADS="1")
+    arguments = "-n 100000 --top-k-middle 2 --middle disk --n-local 16 -q --threads 1".split()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "minilm_inf.generate", *arguments], cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert run.stdout.read(20)  # it writes
+    run.send_signal(signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130 and b"Traceback" not in error
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
