@@ -141,9 +141,9 @@ def add_methods(task):
                        "(%(default)s)")  # fmt: skip
     group.add_argument("--top-k-distance", type=flags.at_least(0), metavar="N",
                        help="how far away they seem (half its window)")  # fmt: skip
-    group.add_argument("--top-k-from-layer", type=flags.at_least(0), default=0, metavar="N",
-                       help="the first layer, from 0, in which they come back "
-                       "(%(default)s)")  # fmt: skip
+    group.add_argument("--top-k-from-layer", type=flags.at_least(0), metavar="N",
+                       help="the first layer, from 0, in which they come back (an eighth of "
+                       "the layers)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def png(result: dict) -> bytes:
     figure = Figure(figsize=(13.3 if near else 9.0, 6.0), dpi=DPI)
     widths = {"width_ratios": [1, 1]} if near else {}
     axes = figure.subplots(1, 2 if near else 1, squeeze=False, gridspec_kw=widths)[0]
-    figure.subplots_adjust(0.055, 0.115, 0.875 if near else 0.8, 0.84, wspace=0.52)
+    figure.subplots_adjust(0.05, 0.125, 0.865 if near else 0.8, 0.83, wspace=0.6)
     draw(axes[0], result["methods"], "curve", result)
     axes[0].set_ylabel("nats per token")
     axes[0].set_title("Next-token loss by position", loc="left", fontsize=12, pad=10)
@@ -45,11 +45,11 @@ def png(result: dict) -> bytes:
     figure.suptitle(
         f"{name}, trained on {result['context_length']:,} tokens: "
         f"{result['budget']:,} visible keys for each method, but all for two of them",
-        x=0.055, y=0.965, ha="left", fontsize=14, fontweight="bold",
+        x=0.05, y=0.965, ha="left", fontsize=14, fontweight="bold",
     )  # fmt: skip
     n = len(result["documents"])
     words = f"{n} document{'s' * (n > 1)}" + (", bands: 95% intervals over them" if n > 1 else "")
-    figure.text(0.055, 0.015, words, fontsize=9, color="0.35")
+    figure.text(0.05, 0.02, words, fontsize=9, color="0.35")
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()
@@ -84,7 +84,8 @@ def draw(axis, methods: list[dict], curve: str, result: dict):
         ends[entry["name"]] = (x[-1], y[-1], entry["label"])
     axis.set_xscale("log", base=2)
     context, n = result["context_length"], result["length"]
-    ticks = [context * 2**k for k in range(-12, 40) if 16 <= context * 2**k <= n]
+    ticks = [context * 2**k for k in range(40) if context * 2**k <= n]
+    ticks = [context // 2**k for k in (3, 2, 1) if context // 2**k >= 2] + ticks
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=9)
     axis.tick_params(labelsize=9)
     axis.minorticks_off()
@@ -109,11 +110,11 @@ def name_ends(axis, ends: dict):
         x, y, label = ends[name]
         colour = STYLES[name][0]
         axis.annotate(
-            label, (x, y), xytext=(1.045, height), textcoords="axes fraction", va="center",
+            label, (x, y), xytext=(1.06, height), textcoords="axes fraction", va="center",
             fontsize=10.5, color=colour, fontweight="bold" if name == "lambda" else "normal",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "alpha": 0.7,
-                        "shrinkA": 2, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "alpha": 0.8,
+                        "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2},
         )  # fmt: skip
 
 

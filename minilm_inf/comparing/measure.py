@@ -94,19 +94,21 @@ def difference(measured: dict, name: str, first: int, last: int) -> dict | None:
     return mean_of(measured[name].nll - measured[REFERENCE].nll, first, last, 0)
 
 
-def curve_edges(n: int) -> list[int]:
-    """Edges of the figure's bins, three to a doubling from 32 positions on.
+def curve_edges(context_length: int, n: int) -> list[int]:
+    """Edges of the figure's bins, three to a doubling from an eighth of the trained length on.
 
-    >>> curve_edges(100)
+    >>> curve_edges(256, 100)
     [0, 32, 40, 51, 64, 81, 100]
     """
-    edges = [0] + [round(32 * 2 ** (k / 3)) for k in range(200) if 32 * 2 ** (k / 3) < n]
-    return [*edges, n]
+    first = max(1, context_length // 8)
+    edges = {round(first * 2 ** (k / 3)) for k in range(200)}
+    return [0, *sorted(edge for edge in edges if edge < n), n]
 
 
-def key_bytes(config: ModelConfig, width: int) -> int:
-    """Bytes of a key and its value in all layers; width: of a number."""
-    return 2 * config.n_layer * config.n_kv_head * config.head_dim * width
+def cache_bytes(method, n: int, config: ModelConfig, width: int) -> int:
+    """Bytes of the keys and values that must be kept of n tokens; width: of a number."""
+    keys = sum(method.kept(n, layer) for layer in range(config.n_layer))
+    return 2 * keys * config.n_kv_head * config.head_dim * width
 
 
 def result_of(methods: dict, measured: dict, config: ModelConfig, width: int) -> list[dict]:
@@ -115,12 +117,12 @@ def result_of(methods: dict, measured: dict, config: ModelConfig, width: int) ->
     for name, method in methods.items():
         nll, seconds = measured[name]
         n, context = nll.shape[1], config.context_length
-        edges = curve_edges(n)
+        edges = curve_edges(context, n)
         pairs = list(zip(edges, edges[1:]))
         entry = {
             "name": name, "label": method.label, "sees": method.sees,
-            "visible_keys": method.visible(n), "kept_keys": method.kept(n),
-            "cache_bytes": method.kept(n) * key_bytes(config, width),
+            "visible_keys": method.visible(n),
+            "cache_bytes": cache_bytes(method, n, config, width),
             "seconds_per_token": float(np.median(seconds)), "timed_chunks": len(seconds),
             "nll": [mean_of(nll, *pair, k) for k, pair in enumerate(bins(context, n))],
             "beyond": beyond(nll, context),

@@ -22,7 +22,7 @@ from .streaming_llm import StreamingLLM
 
 LABELS = {
     "full": "full attention",
-    "truncate": "truncation, re-encoded",
+    "truncate": "truncation",
     "window": "sliding window",
     "no-ceiling": "Λ without ceiling",
     "no-lambda": "ceiling without Λ",
@@ -57,9 +57,10 @@ class Stream:
         """How many keys the last of n tokens sees in one head."""
         return n if self.lm is None else self.lm.visible(n)
 
-    def kept(self, n: int) -> int:
-        """How many keys must be kept once n tokens were read."""
-        return n if self.lm is None or self.lm.top_k else self.lm.visible(n)
+    def kept(self, n: int, layer: int) -> int:
+        """How many keys a layer must keep once n tokens were read."""
+        lm = None if self.lm is None else self.lm.for_layer(layer)
+        return n if lm is None or lm.top_k else lm.visible(n)
 
     @property
     def sees(self) -> str:
@@ -101,7 +102,9 @@ class InCache:
         """As Stream.visible."""
         return min(n, self.n_local + self.n_global)
 
-    kept = visible
+    def kept(self, n: int, layer: int) -> int:
+        """As Stream.kept."""
+        return self.visible(n)
 
     @property
     def sees(self) -> str:
@@ -140,14 +143,14 @@ class Reencoded:
         stride = self.length // 2
         return self.length - stride + (n - 1 - self.length) % stride + 1
 
-    def kept(self, n: int) -> int:
+    def kept(self, n: int, layer: int) -> int:
         """None: the text alone is kept."""
         return 0
 
     @property
     def sees(self) -> str:
         """As Stream.sees."""
-        return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}"
+        return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}, read anew"
 
 
 @torch.inference_mode()
@@ -169,7 +172,7 @@ class Budget:
     distance_ceiling: int | None = None  # None: each method's own window
     top_k: int = 5
     top_k_distance: int | None = None
-    top_k_from_layer: int = 0
+    top_k_from_layer: int | None = None  # None: an eighth of the layers, the paper's 4 of 32
 
     @property
     def keys(self) -> int:
@@ -218,13 +221,13 @@ def with_top_k(budget: Budget, config: ModelConfig) -> LMInfinite:
             f"topk takes its {budget.top_k} middle tokens from a window of {budget.n_local}: "
             "take a larger --n-local, or a smaller --top-k-middle"
         )
-    if budget.top_k_from_layer >= config.n_layer:
+    first = budget.top_k_from_layer
+    first = config.n_layer // 8 if first is None else first
+    if first >= config.n_layer:
         raise ValueError(
-            f"--top-k-from-layer {budget.top_k_from_layer}: the model has the layers 0 to "
-            f"{config.n_layer - 1}"
+            f"--top-k-from-layer {first}: the model has the layers 0 to {config.n_layer - 1}"
         )
     return budget.settings(
         budget.n_local - budget.top_k, top_k=budget.top_k,
-        top_k_distance=budget.top_k_distance, top_k_from_layer=budget.top_k_from_layer,
-        top_k_queries="all",
+        top_k_distance=budget.top_k_distance, top_k_from_layer=first, top_k_queries="all",
     )  # fmt: skip

@@ -5,15 +5,25 @@ from __future__ import annotations
 from ..planning.units import scaled
 
 
-def cell(found: dict | None, sign: str = "") -> str:
-    """A mean and its interval; sign "+": of a difference."""
-    if found is None:
-        return "-"
-    mean = f"{round(found['nll'], 2) + 0.0:{sign}.2f}"  # + 0.0: there is no -0.00
-    if found["interval"] is None:
-        return mean
-    low, high = (f"{round(x, 2) + 0.0:{sign}.2f}" for x in found["interval"])
-    return f"{mean} ({low} to {high})"
+def cell(found: dict | None) -> str:
+    """A mean and its interval."""
+    return "-" if found is None else with_interval("{:.2f}", found)
+
+
+def difference(found: dict | None) -> str:
+    """A difference of means and its interval, which is far narrower: a digit more."""
+    return "-" if found is None else with_interval("{:+.3f}", found)
+
+
+def with_interval(style: str, found: dict) -> str:
+    """A mean, in a style such as "{:.2f}", and its interval; None is what JSON has for nan."""
+
+    def number(x: float | None) -> str:
+        text = "nan" if x is None else style.format(x)
+        return style.format(0.0) if x is not None and float(text) == 0 else text  # no -0.00
+
+    ends = [number(x) for x in found["interval"] or ()]
+    return number(found["nll"]) + (f" ({ends[0]} to {ends[1]})" if ends else "")
 
 
 def duration(seconds: float) -> str:
@@ -42,7 +52,7 @@ def methods_table(result: dict) -> str:
     lines = []
     for entry in found:
         line = [entry["label"], entry["sees"], *map(cell, entry["nll"])]
-        line += [cell(entry["beyond_less_lm_infinite"], "+")] * compared
+        line += [difference(entry["beyond_less_lm_infinite"])] * compared
         line += [duration(entry["seconds_per_token"])]
         line += [scaled(entry["cache_bytes"]) if entry["cache_bytes"] else "none"]
         line += [share(entry.get("passkey"))] * asked
@@ -66,7 +76,7 @@ def sweep_tables(result: dict) -> str:
         setting = f"n_global {base['n_global']:,}, n_local {base['n_local']:,}"
         head = [f"{name} ({other} {base[other]:,})", f"beyond {context:,}", f"less {setting}"]
         lines = [
-            [f"{row['value']:,}", cell(row), cell(row["less_base"], "+")] for row in sweep[name]
+            [f"{row['value']:,}", cell(row), difference(row["less_base"])] for row in sweep[name]
         ]
         parts.append(markdown(head, lines))
     return "\n\n".join(parts)
@@ -91,8 +101,8 @@ def notes(result: dict) -> str:
     lines.append(budget + ".")
     if "truncate" in names:
         lines.append(
-            "Truncation reads BOS and the last tokens anew: it keeps no cache, and never reads "
-            "more than the trained length."
+            "Truncation reads BOS and the last tokens anew, never more than the trained length, "
+            "and keeps no cache."
         )
     if "topk" in names:
         lines.append(
@@ -112,22 +122,17 @@ LABEL_OF_ALL = {"full": "full attention", "no-lambda": "the ceiling without Λ"}
 
 
 def verdict(result: dict) -> str:
-    """What the last bin shows, in a sentence for each group of methods."""
-    rows = {entry["name"]: entry["nll"] for entry in result["methods"]}
-    best = min(row[-1]["nll"] for row in rows.values())
-    labels = {entry["name"]: entry["label"] for entry in result["methods"]}
-    flat, lost = [], []
-    for name, row in rows.items():
-        above = row[-1]["nll"] - best
-        words = f"{labels[name]} ({above:+.2f})"
-        (flat if above <= NEAR else lost).append(words)
-    first, last = (result["methods"][0]["nll"][-1][key] for key in ("first", "last"))
-    lines = [
-        f"From {first:,} to {last:,}, within {NEAR} nat of the best: {', '.join(flat)}."
-    ]
-    if lost:
-        lines.append(f"Further off: {', '.join(lost)}.")
-    return " ".join(lines)
+    """What the last bin shows: which methods are as good as the best, and which are not."""
+    last = {entry["label"]: entry["nll"][-1] for entry in result["methods"]}
+    values = {label: row["nll"] for label, row in last.items()}
+    best = min((x for x in values.values() if x is not None), default=0.0)
+    near, far = [], []
+    for label, x in values.items():
+        words = f"{label} (nan)" if x is None else f"{label} ({x - best:+.2f})"
+        (near if x is not None and x - best <= NEAR else far).append(words)
+    row = result["methods"][0]["nll"][-1]
+    text = f"From {row['first']:,} to {row['last']:,}, within {NEAR} nat of the best: "
+    return text + ", ".join(near) + (f". Further off: {', '.join(far)}." if far else ".")
 
 
 NEAR = 0.3  # nats: what is called as good as the best
