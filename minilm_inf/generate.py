@@ -225,6 +225,9 @@ def run_plan(options) -> int:
     found = plan.writing(
         net, lm, lengths, options.max_new_tokens, options.prefill_chunk, options.path
     )
+    if options.middle == "disk":
+        length = max(lengths) + max(0, options.max_new_tokens - 1)
+        found = plan.on_disk(found, net, lm, length, len(lengths))
     return plan.show(net, [found], options.json, notes)
 
 

@@ -141,6 +141,8 @@ def run_plan(options) -> int:
     # Beside the logits, logsumexp takes a copy of them; in half precision both are in float32.
     exact = max(net.dtype.itemsize, torch.float32.itemsize)
     found = plan.scoring(net, what, lm, lengths, options.chunk, copies=2 * exact)
+    if options.middle == "disk":
+        found = plan.on_disk(found, net, lm, max(lengths) - 1)
     return plan.show(net, [found], options.json)
 
 

@@ -29,7 +29,7 @@ from .checkpoint import from_headers, own_dtype
 from .compare import windows_at_once
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .planning.arithmetic import reading_flops, token_flops
-from .planning.cached import cache_bytes
+from .planning.cached import cache_bytes, middle_bytes
 from .planning.units import scaled
 from .planning.working import Reading, reference_bytes, working_bytes
 
@@ -72,8 +72,9 @@ def network(options) -> Network:
 class Plan:
     """Bytes at the peak, and floating-point operations of all texts together.
 
-    cache: at the end. reading_flops: of prompts, or of all that is scored; token_flops: of the
-    last token that is written; None where nothing is.
+    cache: at the end; in_file: what of a text is kept on disk instead. reading_flops: of
+    prompts, or of all that is scored; token_flops: of the last token that is written; None
+    where nothing is.
     """
 
     what: str
@@ -85,6 +86,7 @@ class Plan:
     total: int
     reading_flops: int
     token_flops: int | None = None
+    in_file: int = 0
 
     def as_json(self) -> dict:
         """The same in one object of JSON."""
@@ -93,6 +95,7 @@ class Plan:
             "cache_bytes": self.cache, "working_bytes": self.working,
             "logits_bytes": self.logits, "total_bytes": self.total,
             "reading_flops": self.reading_flops, "token_flops": self.token_flops,
+            "in_file_bytes": self.in_file,
         }  # fmt: skip
 
 
@@ -191,6 +194,13 @@ def writing(
     return replace(plan, cache=cache)
 
 
+def on_disk(plan: Plan, net: Network, lm: LMInfinite | None, length: int, batch=1) -> Plan:
+    """The same with the middle of `batch` texts of `length` tokens in a file."""
+    in_file = middle_bytes(net.config, length, lm, net.dtype, batch) if lm else 0
+    least = max(plan.loading, plan.total - in_file)
+    return replace(plan, cache=plan.cache - in_file, total=least, in_file=in_file)
+
+
 def table(net: Network, plans: list[Plan], notes: list[str]) -> str:
     """Plans as aligned lines, a column for each."""
     rows: list[list[str]] = [["", *(plan.what for plan in plans)]]
@@ -200,6 +210,8 @@ def table(net: Network, plans: list[Plan], notes: list[str]) -> str:
     }  # fmt: skip
     for name, label in words.items():
         rows.append([label, *(scaled(getattr(plan, name)) for plan in plans)])
+    if any(plan.in_file for plan in plans):
+        rows.append(["in a file", *(scaled(plan.in_file) for plan in plans)])
     rows.append(["reading", *(scaled(plan.reading_flops, "FLOP") for plan in plans)])
     if any(plan.token_flops is not None for plan in plans):
         cells = (scaled(plan.token_flops or 0, "FLOP") for plan in plans)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from minilm_inf.compare import reencoded_nll, stream_nll
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
 from minilm_inf.documents import Separate, TokensFile
 from minilm_inf.generate import main as generate
-from minilm_inf.planning.arithmetic import token_flops, visible_together
-from minilm_inf.planning.cached import cache_bytes
+from minilm_inf.planning.arithmetic import reaching_flops, token_flops, visible_together
+from minilm_inf.planning.cached import cache_bytes, middle_bytes
 from minilm_inf.planning.units import scaled
 from minilm_inf.planning.working import Reading, working_bytes
 from minilm_inf.session import Session, write
@@ -216,6 +217,46 @@ def test_the_cache_has_the_predicted_bytes(lm):
             for written, _ in enumerate(write(session, logits, 12)):
                 found = cache_bytes(model.config, length, lm, torch.float64, chunk, written)
                 assert found == session.cache_bytes, (chunk, length, written)
+
+
+@pytest.mark.parametrize("first", (0, 1))
+def test_the_middle_has_the_predicted_bytes(first):
+    """A block, or a layer that does not reach back, that is counted wrongly."""
+    model, lm = tiny_llama(), replace(LM, top_k=2, top_k_from_layer=first)
+    session = Session(model, lm, prefill_chunk=3000)
+    for length in (4000, 90, 6, 1):
+        session.read([1] * length)
+        sizes = model.config, session.length, lm, torch.float64
+        assert middle_bytes(*sizes) == session.cache.middle_bytes
+    assert cache_bytes(model.config, 4097, lm, torch.float64, 3000) == session.cache_bytes
+
+
+def test_arithmetic_counts_what_is_scored():
+    """A middle key that is counted for no query, or for too many."""
+    config, (n_local, n_global) = tiny_llama().config, (LM.n_local, LM.n_global)
+    for k in (1, 3, 50):
+        for first in (0, 1):
+            for n in (3, 8, 9, 30):
+                lm = replace(LM, top_k=k, top_k_from_layer=first)
+                middles = [max(0, i - n_local - n_global) for i in range(1, n + 1)]
+                of_one = 2 * 8 * 4 * (2 - first)  # 2 D, H, layers
+                each = [of_one * (m + 2 * min(k, m)) for m in middles]
+                assert reaching_flops(config, lm, n, is_last=True) == each[-1]
+                assert reaching_flops(config, lm, n, is_last=False) == each[-1]
+                every = replace(lm, top_k_queries="all")
+                assert reaching_flops(config, every, n, is_last=False) == sum(each)
+
+
+def test_a_file_is_no_memory(capsys):
+    """A middle on disk that is counted as memory, or not told at all."""
+    totals = {}
+    for kind in ("ram", "disk"):
+        arguments = ["-p", "Hello", "-n", "100000", "--top-k-middle", "2", "--middle", kind]
+        found = planned(capsys, generate, *arguments, "--device", "cpu")["plan"][0]
+        totals[kind] = found["total_bytes"], found["in_file_bytes"], found["cache_bytes"]
+    assert totals["ram"][1] == 0 and totals["disk"][1] > 200e6
+    assert totals["ram"][0] - totals["disk"][0] == totals["disk"][1]
+    assert totals["ram"][2] - totals["disk"][2] == totals["disk"][1]
 
 
 def test_arithmetic_counts_what_is_seen():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..blocks import TOKENS_PER_BLOCK
 from ..cache import ring_and_starting
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
 from ..sight import starting_is_placed, window_is_capped
@@ -31,7 +32,21 @@ def cache_bytes(
     # Values, and keys placed, capped or both, as LayerCache keeps them.
     count = window * (2 + window_is_capped(lm))
     count += starting * (1 + starting_is_placed(lm) + (lm.distance_ceiling is not None))
-    return batch * count * config.n_layer * config.n_kv_head * config.head_dim * dtype.itemsize
+    numbers = batch * config.n_layer * config.n_kv_head * config.head_dim
+    return count * numbers * dtype.itemsize + middle_bytes(
+        config, length + written, lm, dtype, batch
+    )
+
+
+def middle_bytes(
+    config: ModelConfig, length: int, lm: LMInfinite, dtype: torch.dtype, batch: int = 1
+) -> int:
+    """Cache.middle_bytes of `batch` texts of `length` tokens: keys and values of all of them,
+    in whole blocks, in the layers that reach back."""
+    layers = max(0, config.n_layer - lm.top_k_from_layer) if lm.top_k else 0
+    tokens = -(-length // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    numbers = 2 * batch * config.n_kv_head * config.head_dim
+    return layers * tokens * numbers * dtype.itemsize
 
 
 def rows(limit: int | None, length: int, chunk: int, written: int) -> int:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import band, chunked, sight
+from .. import band, chunked, middle, sight
 from ..cache import ring_and_starting
 from ..config import LMInfinite, ModelConfig
 from ..sight import window_is_capped
@@ -93,11 +93,34 @@ def working_bytes(r: Reading, before: int, tokens: int) -> int:
     if getattr(config, "qk_ln", False):
         attention, mlp = attention + 2 * r.queries, mlp + 2 * r.queries
     angles = tokens * (r.rotary_dim or 0) * r.exact
-    if tokens == 1 and ring_and_starting(r.lm) and before >= r.n_local + r.lm.n_global:
+    if (
+        not r.lm.top_k
+        and tokens == 1
+        and ring_and_starting(r.lm)
+        and before >= r.n_local + r.lm.n_global
+    ):
         return rows * max(attention + r.queries, mlp) * r.width + one_token_bytes(r)
     kept, made = mask_bytes(r, before, tokens)
     attention = rows * attention * r.width + attention_bytes(r, before, tokens, made)
+    attention += reaching_bytes(r, before, tokens)
     return angles + kept + max(attention, rows * mlp * r.width)
+
+
+def reaching_bytes(r: Reading, before: int, tokens: int) -> int:
+    """middle.py's search: of the keys that are scored at a time, them in float64 and all that
+    their logits become on the way to a choice; and of all pages the bounds."""
+    queries = tokens if r.lm.top_k_queries == "all" else 1
+    queries = min(queries, sight.QUERIES_PER_CHUNK)
+    found = max(0, before + tokens - r.n_local)
+    if not (r.lm.top_k and found):
+        return 0
+    rows = r.batch * queries * r.config.n_head
+    pages = min(middle.LOGITS_AT_ONCE // (rows * middle.TOKENS_PER_PAGE), middle.PAGES_AT_ONCE)
+    keys = min(max(1, pages) * middle.TOKENS_PER_PAGE, found)
+    per_logit = 8 * 5 + 4 * 2 + 3  # float64 and int64, float32, bool
+    bounds = 2 * found // middle.TOKENS_PER_PAGE * r.batch * r.keys
+    layers = max(0, r.config.n_layer - r.lm.top_k_from_layer)
+    return keys * (r.batch * r.keys * 8 + rows * per_logit) + layers * bounds * r.width
 
 
 def one_token_bytes(r: Reading) -> int:
@@ -141,6 +164,8 @@ def attention_bytes(r: Reading, before: int, tokens: int, made: int) -> int:
 def early_queries(r: Reading, before: int, tokens: int) -> int:
     """chunked.early: how many queries of the chunk are not the middle of a Λ."""
     lm = r.lm
+    if lm.top_k and lm.top_k_queries == "all":
+        return tokens
     if r.rotary_dim is None or lm.n_local is None or window_is_capped(lm):
         return tokens
     far = lm.distance_ceiling is not None and lm.distance_ceiling > lm.n_local
