@@ -125,7 +125,7 @@ def add_methods(task):
     """The flags of what is compared."""
     group = task.add_argument_group("methods")
     group.add_argument("--methods", type=comparison.names, default=list(LABELS),
-                       metavar="NAME,...", help=f"some of {','.join(LABELS)} (all)")  # fmt: skip
+                       metavar="NAME,NAME", help=f"of {', '.join(LABELS)} (all)")  # fmt: skip
     group.add_argument("--sweep", action="store_true",
                        help="LM-Infinite with other n_global and n_local as well, a table "
                        "each")  # fmt: skip

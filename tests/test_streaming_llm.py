@@ -1,4 +1,4 @@
-"""StreamingLLM against the loop that its paper describes: one token, one cache, all re-placed."""
+"""StreamingLLM against the loop that its paper describes: token by token, all keys re-placed."""
 
 import pytest
 import torch

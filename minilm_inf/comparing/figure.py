@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import math
 
+from .table import all_seeing
+
 STYLES = {  # method -> colour, dashes, marker
     "full": ("#d55e00", (0, ()), "o"),
     "no-lambda": ("#e69f00", (0, (6, 2)), "s"),
@@ -43,12 +45,15 @@ def png(result: dict) -> bytes:
                           fontsize=12, pad=10)  # fmt: skip
     name = result["model"].rpartition("/")[2]
     figure.suptitle(
-        f"{name}, trained on {result['context_length']:,} tokens: "
-        f"{result['budget']:,} visible keys for each method, but all for two of them",
+        f"{name}, trained on {result['context_length']:,} tokens: what a token costs beyond",
         x=0.05, y=0.965, ha="left", fontsize=14, fontweight="bold",
     )  # fmt: skip
     n = len(result["documents"])
-    words = f"{n} document{'s' * (n > 1)}" + (", bands: 95% intervals over them" if n > 1 else "")
+    words = f"{n} document{'s' * (n > 1)}" + (
+        ", bands: 95% intervals over them" if n > 1 else ""
+    )
+    words += f". Every token sees at most {result['budget']:,} keys"
+    words += all_seeing(result["methods"], ", but for {}, which see{} all") + "."
     figure.text(0.05, 0.02, words, fontsize=9, color="0.35")
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
@@ -90,7 +95,7 @@ def draw(axis, methods: list[dict], curve: str, result: dict):
     axis.tick_params(labelsize=9)
     axis.minorticks_off()
     axis.set_xlabel("position")
-    axis.margins(x=0.02)
+    axis.set_xlim(right=n)
     axis.axvline(context, color="0.45", linewidth=1, linestyle=(0, (2, 2)), zorder=0)
     axis.annotate("trained length ", (context, 1), xycoords=("data", "axes fraction"),
                   xytext=(-2, -4), textcoords="offset points", rotation=90, ha="right",

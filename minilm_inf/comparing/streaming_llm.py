@@ -93,7 +93,7 @@ class Step:
 
         in_text = queries[:, None] - window
         is_seen = torch.cat(
-            (queries[:, None] - starting >= n_local, (0 <= in_text) & (in_text < n_local)), 1
+            (queries[:, None] - starting >= n_local, (in_text >= 0) & (in_text < n_local)), 1
         )
         self.exact = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.mask = torch.zeros(is_seen.shape, dtype=torch.float64, device="cpu")

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: one table of methods, two of the sweep, and how to read them."""
+"""What was measured, as Markdown: a table of methods, two of the sweep, how to read them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def sweep_tables(result: dict) -> str:
         setting = f"n_global {base['n_global']:,}, n_local {base['n_local']:,}"
         head = [f"{name} ({other} {base[other]:,})", f"beyond {context:,}", f"less {setting}"]
         lines = [
-            [f"{row['value']:,}", cell(row), difference(row["less_base"])] for row in sweep[name]
+            [f"{row['value']:,}", cell(row), difference(row["less_base"])]
+            for row in sweep[name]
         ]
         parts.append(markdown(head, lines))
     return "\n\n".join(parts)
@@ -95,14 +96,11 @@ def notes(result: dict) -> str:
         "document, from which no interval can be had."
     ]  # fmt: skip
     budget = f"Every token sees at most {result['budget']:,} keys"
-    all_seeing = [LABEL_OF_ALL[name] for name in LABEL_OF_ALL if name in names]
-    if all_seeing:
-        budget += f", but for {' and '.join(all_seeing)}, which see all"
-    lines.append(budget + ".")
+    lines.append(budget + all_seeing(result["methods"], ", but for {}, which see{} all") + ".")
     if "truncate" in names:
         lines.append(
-            "Truncation reads BOS and the last tokens anew, never more than the trained length, "
-            "and keeps no cache."
+            "Truncation reads BOS and the last tokens anew, never more than the trained "
+            "length, and keeps no cache."
         )
     if "topk" in names:
         lines.append(
@@ -110,7 +108,8 @@ def notes(result: dict) -> str:
             "which its window is smaller by; all keys are kept."
         )
     lines.append(
-        "Time: reading and scoring, the median of "
+        "Time: reading and scoring by this package's own code, which is tuned for LM-Infinite "
+        "and full attention and plain for the others, the median of "
         f"{min(entry['timed_chunks'] for entry in result['methods'])} chunks or more at the "
         f"end of the texts, on {result['device']}, threads: {result['threads']}. Cache: keys "
         "and values that the next token needs."
@@ -118,7 +117,10 @@ def notes(result: dict) -> str:
     return "\n".join(lines)
 
 
-LABEL_OF_ALL = {"full": "full attention", "no-lambda": "the ceiling without Λ"}
+def all_seeing(methods: list[dict], words: str) -> str:
+    """Words on the methods that see the whole past, and an s if it is one; nothing on none."""
+    found = [entry["label"] for entry in methods if entry["sees"] == "all"]
+    return words.format(" and ".join(found), "s" * (len(found) == 1)) if found else ""
 
 
 def verdict(result: dict) -> str:

@@ -156,7 +156,7 @@ def show_plan(options) -> int:
             config = replace(net.config, context_length=method.length)
             net_then = net._replace(config=config)
             plans.append(plan.rescoring(net_then, what, length + 1, n_texts, copies))
-        elif isinstance(method, Stream) and not (method.lm and method.lm.top_k):
+        elif isinstance(method, Stream):
             lengths = [length + 1] * n_texts
             plans.append(plan.scoring(net, what, method.lm, lengths, chunk, copies))
         else:
@@ -164,6 +164,8 @@ def show_plan(options) -> int:
     if not plans:
         raise ValueError(f"--plan has no formula for {', '.join(unknown)}")
     notes = [f"not predicted: {', '.join(unknown)}"] if unknown else []
+    if "truncate" in chosen:
+        notes.append("truncation may take less: --chunk says how many windows are read at once")
     if options.sweep:
         notes.append("not predicted: the sweep, which takes no more memory than LM-Infinite "
                      "with n_global 100")  # fmt: skip
