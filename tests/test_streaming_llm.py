@@ -1,4 +1,4 @@
-"""StreamingLLM against the loop that its paper describes: token by token, all keys re-placed."""
+"""StreamingLLM against the loop that its paper describes: each token re-places all the keys."""
 
 import pytest
 import torch
