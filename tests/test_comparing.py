@@ -193,6 +193,20 @@ def test_what_is_written_is_what_is_likeliest(name):
         ids = [*ids, id]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gpu_reads_the_same(family, name):
+    """A mask, a position or a kept key that stays beside the CPU's memory."""
+    model, ids = tiny_model(family, context_length=8), some_tokens(26)[0].tolist()
+    method = chosen(model)[name]
+    right = torch.cat(list(method.pieces(model, ids, 6)))
+    written = method.write(model, ids, 4, 6)
+    model = model.to("cuda")
+    assert (torch.cat(list(method.pieces(model, ids, 6))) - right).abs().max() < 1e-5
+    assert method.write(model, ids, 4, 6) == written
+
+
 # ---- what is measured of them
 
 
