@@ -39,8 +39,10 @@ from .sight import (
 )
 from .triangles import Triangles
 
-# What is made for one stretch of a long text is made anew for the next.
+# What is made for one stretch of a long text is made anew for the next. A GPU needs more work
+# at a time than a CPU.
 QUERIES_PER_STRETCH = 1536
+QUERIES_PER_STRETCH_OF_GPU = 8192
 
 
 def chunked_attend(
@@ -62,18 +64,17 @@ def chunked_attend(
     """
     check_shapes(q, k, v, q_positions, k_positions)
     lm = lm or FULL_ATTENTION
-    q_positions, k_positions = q_positions.cpu().long(), k_positions.cpu().long()
+    q_positions, k_positions = (as_range(x.cpu().long()) for x in (q_positions, k_positions))
     for name, positions in (("q_positions", q_positions), ("k_positions", k_positions)):
-        if (positions.diff(dim=-1) <= 0).any():
+        if isinstance(positions, Tensor) and (positions.diff(dim=-1) <= 0).any():
             raise ValueError(f"{name} must ascend in each row; attend takes them in any order")
 
     starting_positions, pick = starting_run(k_positions, lm)
     starting = starting_keys(pick(k), pick(v), starting_positions, scheme, lm)
-    q_positions, k_positions = as_range(q_positions), as_range(k_positions)
     heads, out = (q.shape[1], k.shape[1]), torch.empty_like(q)
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     placed = Placed(scheme, k, k_positions)
-    for queries, keys in stretches(q_positions, k_positions, lm, learns):
+    for queries, keys in stretches(q_positions, k_positions, lm, learns, at_once(lm, q.device)):
         attention = ChunkedAttention(
             cut(q_positions, queries), cut(k_positions, keys), starting_positions, scheme, lm,
             heads, like=q, learns=learns,
@@ -98,14 +99,21 @@ def chunked_attend(
     return out
 
 
-def stretches(q_positions, k_positions, lm: LMInfinite, learns: bool):
+def at_once(lm: LMInfinite, device: torch.device) -> int:
+    """How many queries of a long text are worked on together: on a GPU, whole windows."""
+    if device.type != "cuda":
+        return QUERIES_PER_STRETCH
+    return max(1, QUERIES_PER_STRETCH_OF_GPU // lm.n_local) * lm.n_local if lm.n_local else 1
+
+
+def stretches(q_positions, k_positions, lm: LMInfinite, learns: bool, size: int):
     """Cut a long text of consecutive positions: slices of the queries, and of the keys that any
     of them has in its window. What is made for one stretch does not grow with the text."""
     consecutive = isinstance(q_positions, range) and isinstance(k_positions, range)
     if learns or lm.n_local is None or not consecutive:
         yield slice(0, length_of(q_positions)), slice(0, length_of(k_positions))
         return
-    size = -(-lm.n_local // QUERIES_PER_STRETCH) * QUERIES_PER_STRETCH
+    size = -(-lm.n_local // size) * size
     for start in range(0, max(len(q_positions), 1), size):
         here = q_positions[start : start + size]
         first = max(0, here.start - lm.n_local - k_positions.start)
@@ -170,8 +178,9 @@ class ChunkedAttention:
             out[:, :, : self.early] = self._attend_early(
                 q[:, :, : self.early], first, starting, scale, reach
             )
-        for start in range(self.early, length, QUERIES_PER_STRETCH):
-            here = slice(start, min(start + QUERIES_PER_STRETCH, length))
+        size = at_once(self.lm, q.device)
+        for start in range(self.early, length, size):
+            here = slice(start, min(start + size, length))
             self._attend_band(here, q[:, :, here], window, starting, scale, out[:, :, here])
         return out
 

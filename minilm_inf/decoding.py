@@ -38,16 +38,14 @@ class OneToken:
     def __init__(self, cache: Cache, scheme, position: Tensor, masked: bool):
         self.cache, lm = cache, cache.lm
         like = cache.layers[0].window.buffers.values
-        places = (position + cache.first_position).view(1)
-        place = scheme.at(places, like.dtype, like.device)
-        # Placing is linear, and for one position it is one matrix: place(x) = x @ place(1).
         exact = torch.float64 if like.dtype == torch.float64 else torch.float32
-        one = torch.eye(like.shape[-1], dtype=exact, device=like.device)
-        self.turn = None if scheme.has_bias else place(one[None, None])
+        self.turn = None
+        if not scheme.has_bias:
+            self.turn = scheme.matrix(position + cache.first_position, like.shape[-1], exact)
         self.slot = (position % lm.n_local).view(1)
         if cache.at_ceiling is not None and not scheme.has_bias:
             for ring, x in zip(cache.layers, self.place(cache.at_ceiling)):
-                ring.window.behind.placed.copy_(x)
+                ring.behind.copy_(x)
         self.mask = self._mask(scheme, position, like) if masked or scheme.has_bias else None
 
     def _mask(self, scheme, position: Tensor, like: Tensor) -> Tensor:

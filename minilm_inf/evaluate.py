@@ -2,6 +2,8 @@
 
     python -m minilm_inf.evaluate perplexity --corpus corpus/ --out run.json
     python -m minilm_inf.evaluate compare --corpus corpus/
+    python -m minilm_inf.evaluate passkey
+    python -m minilm_inf.evaluate recall --task pairs
 
 Each task says in its own --help what it measures.
 """
@@ -13,9 +15,11 @@ import sys
 from pathlib import Path
 
 from . import options as flags
-from . import perplexity
+from . import perplexity, retrieval
 from .comparing import task as comparison
 from .comparing.methods import LABELS
+from .needles import axes
+from .practice import NAMES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     tasks = line.add_subparsers(dest="task", required=True)
     add_perplexity(tasks)
     add_compare(tasks)
+    add_passkey(tasks)
+    add_recall(tasks)
     arguments = sys.argv[1:] if arguments is None else arguments
     options = line.parse_args(arguments)
     options.given = arguments[1:]
@@ -83,6 +89,11 @@ def check_perplexity(options):
         raise ValueError(
             "of a text that is scored, --top-k-queries last lets no token reach back: take all"
         )
+    check_resume(options)
+
+
+def check_resume(options):
+    """Raise ValueError for --resume with another flag."""
     alone = len(options.given) == 2 and "--resume".startswith(options.given[0])
     if options.resume and not alone and len(options.given) > 1:  # --resume=RUN.json is one
         raise ValueError("--resume takes no other flag: the run goes on with its own")
@@ -110,6 +121,8 @@ def add_compare(tasks):
                       dest="chunk", metavar="N",
                       help="tokens read at a time (%(default)s, or less, so that at least five "
                       "such chunks can be timed)")  # fmt: skip
+    text.add_argument("--trials", type=flags.at_least(0), default=50, metavar="N",
+                      help="pass keys that each method is asked for (%(default)s)")  # fmt: skip
     kept = task.add_argument_group("result")
     kept.add_argument("--json", action="store_true", help="print one JSON object")
     kept.add_argument("--out", type=Path, metavar="FILE.json", help="write the same there")
@@ -144,6 +157,66 @@ def add_methods(task):
     group.add_argument("--top-k-from-layer", type=flags.at_least(0), metavar="N",
                        help="the first layer, from 0, in which they come back (an eighth of "
                        "the layers)")  # fmt: skip
+
+
+# ---- passkey and recall: what a long text's end finds in it
+
+
+def add_passkey(tasks):
+    task = add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
+    task.add_argument("--digits", type=flags.at_least(1), default=5, metavar="N",
+                      help="of the pass key (%(default)s)")  # fmt: skip
+    task.set_defaults(kind="passkey", pairs=None, chains=None, hops=None)
+
+
+def add_recall(tasks):
+    task = add_retrieval(tasks, "recall", "the same for one fact among several")
+    task.add_argument("--task", dest="kind", choices=("pairs", "variables"), default="pairs",
+                      help="people's numbers, or chains of assignments in the style of RULER, "
+                      "not comparable with its leaderboard (%(default)s)")  # fmt: skip
+    task.add_argument("--pairs", type=flags.at_least(1), default=4, metavar="N",
+                      help="people whose numbers are told (%(default)s)")  # fmt: skip
+    task.add_argument("--chains", type=flags.at_least(1), default=2, metavar="N",
+                      help="values of variables (%(default)s)")  # fmt: skip
+    task.add_argument("--hops", type=flags.at_least(0), default=1, metavar="N",
+                      help="how often a value is handed on (%(default)s)")  # fmt: skip
+    task.add_argument("--digits", type=flags.at_least(1), default=4, metavar="N",
+                      help="of a number (%(default)s)")  # fmt: skip
+
+
+def add_retrieval(tasks, name: str, what: str):
+    task = tasks.add_parser(
+        name, help=what, description=retrieval.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    axes.add_axes(task)
+    axes.add_methods(task)
+    kept = task.add_argument_group("result")
+    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    kept.add_argument("--heatmap", type=Path, metavar="FILE.png",
+                      help="draw it, a panel for each method; needs matplotlib")  # fmt: skip
+    kept.add_argument("--out", type=Path, metavar="RUN.json",
+                      help="write it there, and while it runs a state beside it; without --out "
+                      "nothing is saved, and an interrupted run is lost")  # fmt: skip
+    kept.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
+                      help="how often the state is saved (%(default)s)")  # fmt: skip
+    kept.add_argument("--resume", type=Path, metavar="RUN.json",
+                      help="go on with an interrupted run; takes no other flag")  # fmt: skip
+    task.set_defaults(check=check_retrieval, run=retrieval.evaluate)
+    return task
+
+
+def check_retrieval(options):
+    """Raise ValueError for flags that these tasks cannot follow."""
+    check_resume(options)
+    axes.check(options)
+    if options.kind == "pairs" and options.pairs > len(NAMES):
+        raise ValueError(f"--pairs {options.pairs}: there are {len(NAMES)} names")
+    needed = (options.chains or 0) * ((options.hops or 0) + 1)
+    if options.kind == "variables" and needed > len(NAMES):
+        raise ValueError(f"--chains and --hops need {needed} names, and there are {len(NAMES)}")
+    if options.kind != "passkey" and 10**options.digits < max(options.pairs, options.chains):
+        raise ValueError("--digits is too small for numbers that all differ")
 
 
 if __name__ == "__main__":

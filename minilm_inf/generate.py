@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from . import explain, plan, sampling
 from . import options as flags
-from . import plan, sampling
 from .batch import Batch
 from .chat import Chat
 from .files import read_text
@@ -117,6 +117,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
+    out.add_argument("--explain", action="store_true",
+                     help="then say what the last token saw of the text")  # fmt: skip
     out.add_argument("-q", "--quiet", action="store_true", help="no statistics and no notes")
     out.add_argument(
         "-i",
@@ -155,7 +157,12 @@ def check_output(options):
         raise ValueError("--system has no meaning without --chat")
     if options.compile and len(options.prompt or ()) > 1:
         raise ValueError("--compile is for one text at a time: give one --prompt")
+    if options.explain and len(options.prompt or ()) > 1:
+        raise ValueError("--explain is for one text at a time: give one --prompt")
+    if options.explain and options.top_k_middle and options.path == "reference":
+        raise ValueError("--explain has no meaning with --top-k-middle and --path reference")
     idle = {
+        "--explain": options.explain,
         "--prompt": options.prompt is not None,
         "--file": options.file is not None,
         "--no-stream": options.no_stream,
@@ -191,9 +198,16 @@ def run(options) -> int:
     result = reply(session, turns, ids, options, generator, show, enough=lambda: False)
     if options.json:
         found = as_json(session, session.length, options, prompt, ids, result)
+        if options.explain:
+            found["explain"] = [span.as_json() for span in explain.explain(session)]
         print(json.dumps(found, ensure_ascii=False))
     else:
         print("" if streaming else result.text)
+        if options.explain:
+            written = [step.id for step in result.steps]
+            print(
+                "\n" + explain.table(explain.explain(session), tokenizer.decode, ids + written)
+            )
     if not options.quiet:
         print("\n".join(statistics(session, result)), file=sys.stderr)
     return 0

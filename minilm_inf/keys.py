@@ -75,7 +75,10 @@ class Placed:
             self.buffer = self.k.new_empty(*self.k.shape[:2], size, self.k.shape[3])
         self.here, self.window = keys, self.buffer[:, :, :size]
         self.window[:, :, :n_kept] = kept
-        for head in range(self.k.shape[1]):  # of one head, all that is made stays near the CPU
-            some = slice(head, head + 1)
+        n_kv_head = self.k.shape[1]
+        # Of one head, all that is made on the way stays near a CPU.
+        at_once = n_kv_head if self.k.is_cuda else 1
+        for head in range(0, n_kv_head, at_once):
+            some = slice(head, head + at_once)
             self.window[:, some, n_kept:] = place(self.k[:, some, fresh])
         return self.window

@@ -48,7 +48,7 @@ class Rotary:
         exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
         frequencies = float(theta) ** -exponents  # (rotary_dim/2,)
         self.frequencies = scale_frequencies(frequencies, scaling)
-        self.moved: dict[torch.device, Tensor] = {}
+        self.moved: dict = {}  # what was moved to a device once: it would stand still each time
         half = rotary_dim // 2  # the first and the second coordinate of each pair:
         self.pairs = (slice(0, half), slice(half, None))
         if layout == "pairs":
@@ -60,7 +60,7 @@ class Rotary:
         positions: integers, (T,) or (B, T). The angles are computed here, once, however many
         tensors the function is then applied to: all of them, or as its second argument a slice.
         """
-        angles = self.angles(positions)
+        angles = self.angles(positions.to(device))
         if positions.dim() == 2:
             angles = angles[:, None]  # (B, 1, T, rotary_dim/2): the same for every head
         exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -85,13 +85,35 @@ class Rotary:
 
     def angles(self, positions: Tensor) -> Tensor:
         """By how much each pair turns, in float64: (.., T) -> (.., T, rotary_dim/2)."""
-        return positions.double()[..., None] * self._frequencies_on(positions.device)
+        if positions.device not in self.moved:
+            self.moved[positions.device] = self.frequencies.to(positions.device)
+        return positions.double()[..., None] * self.moved[positions.device]
 
-    def _frequencies_on(self, device) -> Tensor:
-        """frequencies, moved to a device once: a GPU would stand still for it at every step."""
-        if device not in self.moved:
-            self.moved[device] = self.frequencies.to(device)
-        return self.moved[device]
+    def matrix(self, position: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+        """What places any vector at one position (): place(x) = x @ matrix, (dim, dim). For a
+        single token this is less work than `at`."""
+        self.settle(position.device, dim)
+        frequencies, same, other = self.moved[position.device, dim]
+        angles = position.double() * frequencies  # (dim,): of the pair of each coordinate
+        return torch.addcmul(same * angles.cos(), other, angles.sin()).to(dtype)
+
+    def settle(self, device, dim: int):
+        """Have ready on a device what `matrix` needs there: it is made once."""
+        if (device, dim) not in self.moved:
+            with torch.inference_mode(False):
+                self.moved[device, dim] = tuple(x.to(device) for x in self._parts(dim))
+
+    def _parts(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The frequency of each coordinate, and where its own and its partner's part stand in
+        `matrix`: (dim,), (dim, dim), (dim, dim), in float64."""
+        coordinates = torch.arange(self.rotary_dim, device="cpu")
+        first, second = (coordinates[pair] for pair in self.pairs)
+        frequencies = torch.zeros(dim, dtype=torch.float64, device="cpu")
+        frequencies[first] = frequencies[second] = self.frequencies.cpu()
+        same = torch.eye(dim, dtype=torch.float64, device="cpu")
+        other = torch.zeros_like(same)
+        other[first, second], other[second, first] = 1, -1
+        return frequencies, same, other
 
     def _times(self, x: Tensor, factors: Tensor) -> Tensor:
         """Both coordinates of a pair times its factor: (.., rotary_dim), (.., rotary_dim/2)."""
@@ -135,14 +157,19 @@ class Alibi:
         """ALiBi places nothing: the identity."""
         return lambda x, rows=None: x
 
+    def settle(self, device, dim: int):
+        """Have the slopes ready on a device."""
+        if device not in self.moved:
+            with torch.inference_mode(False):
+                self.moved[device] = self.slopes.to(device)
+
     def place(self, x: Tensor, positions: Tensor) -> Tensor:
         """ALiBi places nothing: x itself."""
         return x
 
     def bias(self, distance: Tensor) -> Tensor:
         """-slope_h * distance in float64: (T, S) -> (H, T, S), or (B, T, S) -> (B, H, T, S)."""
-        if distance.device not in self.moved:  # once: a GPU stands still for it
-            self.moved[distance.device] = self.slopes.to(distance.device)
+        self.settle(distance.device, 0)
         slopes = self.moved[distance.device][:, None, None]
         return -slopes * distance.double().unsqueeze(-3)
 

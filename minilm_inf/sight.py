@@ -206,7 +206,8 @@ def as_range(positions):
         return positions
     if len(positions) == 0:
         return range(0)
-    if len(positions) > 1 and not bool((positions.diff() == 1).all()):
+    ascending = positions.numpy()  # whose threads need not be woken for so little
+    if len(ascending) > 1 and not (ascending[1:] - ascending[:-1] == 1).all():
         return positions
     return range(int(positions[0]), int(positions[-1]) + 1)
 
@@ -254,13 +255,18 @@ def all_between(q_span, k_span, nearest: int, too_far: int) -> bool:
     return k_first >= 0 and q_first - k_last >= nearest and q_last - k_first < too_far
 
 
-def starting_run(k_positions: Tensor, lm: LMInfinite):
+def starting_run(k_positions, lm: LMInfinite):
     """The positions of the starting tokens among ascending keys, and how to pick their tensors.
 
     A row's starting tokens follow its padding, so rows of different padding have them in
     different places: (S',) for k_positions (S,), (B, S') for (B, S). A row with fewer of them
     than another is filled up with a position in everybody's future, which nobody sees.
     """
+    if isinstance(k_positions, range):
+        first = max(0, k_positions.start)
+        stop = first if lm.n_local is None else max(first, min(k_positions.stop, lm.n_global))
+        run = slice(first - k_positions.start, stop - k_positions.start)
+        return range(first, stop), lambda x: x[:, :, run]
     is_starting = (k_positions >= 0) & (k_positions < lm.n_global)
     count = 0 if lm.n_local is None else int(is_starting.sum(-1).max())
     padding = (k_positions < 0).sum(-1, keepdim=True)

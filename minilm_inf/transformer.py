@@ -145,6 +145,7 @@ class Transformer(nn.Module):
         middle: where the whole past is kept, if lm has a top_k: "ram", or "disk".
         """
         weight = self.embed.weight
+        self.scheme.settle(weight.device, self.config.head_dim)
         cache = Cache(
             self.config, batch, lm, weight.dtype, weight.device, first_position, middle
         )

@@ -11,6 +11,7 @@ Of n_local queries at a time, what each sees of its window is two triangles:
 The second is plain causal attention. The first, with queries and keys reversed, is causal
 attention too, one row shorter. No mask, no arithmetic in vain, and no logits in memory: a fused
 kernel hands back what was gathered and the log of the softmax's sum, by which all are joined.
+Blocks are rows of a batch, so that a few calls do for many of them.
 """
 
 from __future__ import annotations
@@ -37,33 +38,38 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float)
 
 
 class Triangles(Band):
-    """Band, with n_local queries at a time for a block."""
+    """Band, with n_local queries at a time for a block, and what remains for another."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, first: int, n_near: int, out: Tensor):
-        group = q.shape[1] // k.shape[1]
-        for start in range(0, q.shape[2], self.n_local):
-            rows = slice(start, min(start + self.n_local, q.shape[2]))
-            count = rows.stop - start
-            here = q[:, :, rows]
-            placed = self.place(here, slice(first + start, first + rows.stop))
-            keys = slice(start, rows.stop + self.n_local)
-            near = (x[:, :, keys].repeat_interleave(group, 1) for x in (k, v))
-            seen = self._window(placed, *near, count)
+        n_local, length, group = self.n_local, q.shape[2], q.shape[1] // k.shape[1]
+        k, v = (x if group == 1 else x.repeat_interleave(group, 1) for x in (k, v))
+        whole = length // n_local * n_local
+        for start, stop in ((0, whole), (whole, length)):
+            if start == stop:
+                continue
+            rows, size = slice(start, stop), min(n_local, stop - start)
+            placed = self.place(q[:, :, rows], slice(first + start, first + stop))
+            # The block before each, and its own: of whole blocks, all keys but the last, and
+            # all but the first.
+            before = [by_block(x[:, :, start : max(stop, start + n_local)], n_local)
+                      for x in (k, v)]  # fmt: skip
+            own = [by_block(x[:, :, start + n_local : stop + n_local], size) for x in (k, v)]
+            seen = self._window(by_block(placed, size), before, own)
+            seen = [tuple(of_text(x, len(q)) for x in part) for part in seen]
             if self.starting is not None:
-                asked = here if self.capped else placed
-                seen.append(self._starting(asked, n_near - start))
+                seen.append(self._starting(q[:, :, rows] if self.capped else placed,
+                                           n_near - start))  # fmt: skip
             out[:, :, rows] = join(seen)
 
-    def _window(self, q: Tensor, k: Tensor, v: Tensor, count: int) -> list:
-        """The triangles of `count` queries, and what of the block before all of them see:
-        weighted values (B, H, T, D) and the logs of sums (B, H, T, 1)."""
-        own = slice(self.n_local, self.n_local + count)
-        seen = [self._fused(q, k[:, :, own], v[:, :, own], causal=True)]
+    def _window(self, q: Tensor, before: list[Tensor], own: list[Tensor]) -> list:
+        """The triangles of blocks of queries (N, H, T, D), and what of the block before all of
+        them see: weighted values (N, H, T, D) and the logs of sums (N, H, T, 1)."""
+        count = q.shape[2]
+        seen = [self._fused(q, *own, causal=True)]
         if count < self.n_local:
-            whole = slice(count, self.n_local)
-            seen.append(self._fused(q, k[:, :, whole], v[:, :, whole], causal=False))
+            seen.append(self._fused(q, *(x[:, :, count:] for x in before), causal=False))
         if count > 1:
-            turned = [x.flip(2) for x in (q[:, :, :-1], k[:, :, 1:count], v[:, :, 1:count])]
+            turned = [q[:, :, :-1].flip(2), *(x[:, :, 1:count].flip(2) for x in before)]
             gathered, log_sum = (x.flip(2) for x in self._fused(*turned, causal=True))
             nothing = torch.full_like(log_sum[:, :, :1], -torch.inf)
             log_sum = torch.cat((log_sum, nothing), 2)  # the last query sees its own block only
@@ -75,19 +81,28 @@ class Triangles(Band):
         return gathered, log_sum.unsqueeze(-1)
 
     def _starting(self, q: Tensor, n_near: int) -> tuple[Tensor, Tensor]:
-        """Each key head's _sum_starting as one: (B, H, T, D), (B, H, T, 1)."""
-        n_rows, n_kv_head = self.starting[0].shape[:2]
-        by_head = q.unflatten(1, (n_kv_head, -1))
-        found = [
-            [self._sum_starting(by_head[row : row + 1, head], row, head, n_near)
-             for head in range(n_kv_head)]
-            for row in range(n_rows)
-        ]  # fmt: skip
-        gathered, log_sum = (
-            torch.cat([torch.cat([heads[i] for heads in row], 1) for row in found])
-            for i in range(2)
-        )
-        return gathered, log_sum.unsqueeze(-1)
+        """What queries gather from the starting keys, of which the first query has n_near in
+        its window still: (B, H, T, D), (B, H, T, 1)."""
+        shape, (k, v) = q.shape, self.starting
+        q = q.reshape(len(q), k.shape[1], -1, shape[-1])  # together what shares a key head
+        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+        logits = ((q * self.scale) @ k.mT).to(exact).view(*shape[:3], -1)
+        if n_near > 0:
+            hidden = torch.ones(logits.shape[2:], dtype=torch.bool, device=q.device)
+            hidden = hidden.triu(k.shape[2] - n_near)
+            logits = logits.masked_fill(hidden, torch.finfo(exact).min)
+        weights = logits.softmax(-1).to(v.dtype).view(len(q), k.shape[1], -1, k.shape[2])
+        return (weights @ v).view(shape), logits.logsumexp(-1, keepdim=True)
+
+
+def by_block(x: Tensor, size: int) -> Tensor:
+    """(B, H, N * size, D) -> (B * N, H, size, D)."""
+    return x.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)
+
+
+def of_text(x: Tensor, batch: int) -> Tensor:
+    """(B * N, H, size, ..) -> (B, H, N * size, ..)."""
+    return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
 
 def join(seen: list[tuple[Tensor, Tensor]]) -> Tensor:

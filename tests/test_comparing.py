@@ -11,7 +11,7 @@ from test_streaming_llm import SlowCache
 
 from minilm_inf import LMInfinite, Rotary, attend
 from minilm_inf.compare import by_position, stream_nll
-from minilm_inf.comparing import figure, sweep, table
+from minilm_inf.comparing import figure, pass_keys, sweep, table
 from minilm_inf.comparing.measure import (
     TIMED,
     Measured,
@@ -26,6 +26,7 @@ from minilm_inf.comparing.measure import (
 from minilm_inf.comparing.methods import LABELS, Budget, methods
 from minilm_inf.comparing.streaming_llm import StreamingLLM
 from minilm_inf.evaluate import main
+from minilm_inf.intervals import wilson
 from minilm_inf.tally import interval
 
 BUDGET = Budget(n_local=5, n_global=2, top_k=2)  # 7 keys
@@ -310,6 +311,72 @@ def test_cache_bytes_are_those_of_a_cache():
         cache = model.new_cache(1, method.lm)
         model.read(some_tokens(n), method.lm, cache)
         assert cache.nbytes >= found[name] * of_a_key, name
+
+
+# ---- pass keys
+
+
+@pytest.fixture(scope="module")
+def long_text():
+    """A document that is long enough to hide a pass key in."""
+    words = "The ship went on. The men looked at the sea, for it was late. Nobody spoke. "
+    return words * 200
+
+
+def asked_of(tokenizer, text: str, count: int):
+    model = tiny_llama(vocab_size=2048, context_length=96)
+    documents = {"a": tokenizer.encode(text)}
+    lm = LMInfinite(86, 10, 86)
+    return pass_keys.trials(tokenizer, documents, lm, model.config, count)
+
+
+def test_pass_keys_lie_in_the_middle(tokenizer, long_text):
+    """A key in the window, which all methods find; the same key in every trial."""
+    asked, inside = asked_of(tokenizer, long_text, 8)
+    assert {len(trial.ids) for trial in asked} == {4 * 96}
+    assert {len(trial.ids) for trial in inside} == {96}
+    for trial in asked:
+        end = len(trial.ids) - trial.width
+        assert min(trial.stated) >= 10 and max(trial.stated) < end - 96
+        stated = [trial.ids[j] for j in trial.stated]
+        assert stated == trial.ids[end:]
+    assert len({tuple(trial.ids[-trial.width :]) for trial in asked}) == 8
+    with pytest.raises(ValueError, match="take 384 tokens of text"):
+        asked_of(tokenizer, "It was late. " * 9, 2)
+
+
+def test_an_answer_counts_when_all_of_it_is_right(tokenizer, long_text):
+    """A question that holds its answer; four digits of five."""
+    asked, _ = asked_of(tokenizer, long_text, 4)
+    heard = []
+
+    def write(ids, count):
+        heard.append(ids)
+        trial = asked[len(heard) - 1]
+        answer = trial.ids[-trial.width :]
+        assert count == len(answer) and ids == trial.ids[: -trial.width]
+        return answer if len(heard) == 2 else [*answer[:-1], answer[-1] + 1]
+
+    found = pass_keys.accuracy(write, asked)
+    assert (found["right"], found["trials"], found["share"]) == (1, 4, 0.25)
+    assert found["interval"] == list(wilson(1, 4)) and found["tokens"] == 384
+
+
+def test_pass_keys_come_with_the_run(call, texts, long_text, tmp_path):
+    """A column that nobody asked for, or that is missing and nobody is told why."""
+    path = tmp_path / "long"
+    path.write_text(long_text)
+    flags = ["--text", path, "--length", 1100, "--methods", "lambda,topk,truncate"]
+    code, out, err = call(*flags, "--trials", 2)
+    assert code == 0 and "passkey, middle |" in out and "pass keys: LM-Infinite" in err
+    assert "in the middle of 1,024 tokens, of 2 each" in out
+    result = json.loads(call(*flags, "--trials", 2, "--json")[1])
+    assert [entry["passkey"]["trials"] for entry in result["methods"]] == [2, 2, 2]
+    assert result["passkey_inside"]["tokens"] == 256
+    code, out, err = call(*flags, "--trials", 0)
+    assert code == 0 and "passkey" not in out and "pass keys" not in err
+    code, out, err = call("--text", texts / "a", "--length", 300, "--methods", "lambda")
+    assert code == 0 and "passkey" not in out and "no pass keys: they take 1,024" in err
 
 
 # ---- the sweep

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import rotary_logit, vectors
+from conftest import SCHEMES, rotary_logit, vectors
 
 from minilm_inf.positions import Alibi, Rotary
 
@@ -213,3 +213,16 @@ def test_alibi_needs_a_head():
     """Catches a head count of 0, whose series would be empty."""
     with pytest.raises(ValueError, match="n_head"):
         Alibi(0)
+
+
+@pytest.mark.parametrize("dim", (8, 12))
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "alibi"])
+def test_one_position_is_one_matrix(scheme, dim):
+    """Catches a matrix that turns backwards, pairs other coordinates, or loses those that do
+    not turn."""
+    scheme = SCHEMES[scheme]
+    x = torch.randn(1, 2, 1, dim, dtype=torch.float64)
+    for position in (0, 1, 77, 200_000_000):
+        right = scheme.place(x, torch.tensor([position]))
+        found = x @ scheme.matrix(torch.tensor(position), dim, torch.float64)
+        assert (found - right).abs().max() <= 1e-14

@@ -289,6 +289,10 @@ class Float32Rotary(Rotary):
     def angles(self, positions):
         return positions.float()[..., None] * self.frequencies.float()
 
+    def matrix(self, position, dim, dtype):
+        place = self.at(position.view(1), dtype)
+        return place(torch.eye(dim, dtype=dtype)[None, None])[0, 0]
+
 
 @pytest.mark.parametrize("family", ["llama", "gptj"])
 def test_float32_angles_fail_far_down_a_stream(family):

@@ -107,6 +107,13 @@ def notes(result: dict) -> str:
             f"Top-k: every token reaches back for {settings['top_k']} middle keys per head, "
             "which its window is smaller by; all keys are kept."
         )
+    inside = result.get("passkey_inside")
+    if inside:
+        tokens = result["methods"][0]["passkey"]["tokens"]
+        lines.append(
+            f"Pass keys: found in the middle of {tokens:,} tokens, of {inside['trials']} each. "
+            f"Inside the trained length, full attention finds {share(inside)}."
+        )
     lines.append(
         "Time: reading and scoring by this package's own code, which is tuned for LM-Infinite "
         "and full attention and plain for the others, the median of "

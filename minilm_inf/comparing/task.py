@@ -15,9 +15,12 @@ with the same number of visible keys.
     topk        LM-Infinite, and for every token the top-k middle tokens
 
 One table: nll by position with 95% intervals over documents, the difference to LM-Infinite on
-the same documents, time per token, and the bytes of the cache. Unless --n-local says otherwise,
-a token sees as many keys as a training text had tokens, so that none of the methods is asked
-for distances that the model never saw, but for those whose point that is.
+the same documents, time per token, the bytes of the cache, and how many pass keys are found in
+the middle of a text that is four times as long as what a token sees.
+
+Unless --n-local says otherwise, a token sees as many keys as a training text had tokens, so
+that none of the methods is asked for distances that the model never saw, but for those whose
+point that is.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from ..files import read_text, write_beside
 from ..perplexity import finite
 from ..progress import Progress
 from ..resume import check_free
-from . import figure, sweep, table
+from . import figure, pass_keys, sweep, table
 from .measure import chunk_for, measure, result_of
 from .methods import LABELS, Budget, Reencoded, Stream, methods
 
@@ -77,6 +80,8 @@ def evaluate(options) -> int:
     measured = run(model, chosen, documents, chunk, length)
     width = model.embed.weight.element_size()
     result["methods"] = result_of(chosen, measured, model.config, width)
+    if options.trials:
+        ask(model, tokenizer, chosen, documents, budget, result, options)
     if options.sweep:
         rows = sweep.settings(budget, context)
         measured = run(model, sweep.readings(rows), documents, chunk, length)
@@ -95,6 +100,33 @@ def run(model, chosen: dict, documents: dict[str, list[int]], chunk: int, length
         return measure(model, chosen, documents, chunk, report)
     finally:
         progress.end()
+
+
+def ask(model, tokenizer, chosen: dict, documents, budget: Budget, result: dict, options):
+    """Add each method's pass keys to the result, or say on stderr why there are none."""
+    lm = budget.settings(budget.n_local)
+    try:
+        asked, inside = pass_keys.trials(tokenizer, documents, lm, model.config, options.trials)
+    except ValueError as error:
+        print(f"no pass keys: {error}", file=sys.stderr)
+        return
+    progress = Progress(len(chosen), unit="methods")
+    vanilla = methods(["full"], budget, model.config)["full"]
+    try:
+        for done, entry in enumerate(result["methods"], 1):
+            method = chosen[entry["name"]]
+            entry["passkey"] = pass_keys.accuracy(
+                lambda ids, count, method=method: method.write(
+                    model, ids, count, options.chunk
+                ),
+                asked,
+            )
+            progress.show(done, f"pass keys: {method.label}", now=True)
+    finally:
+        progress.end()
+    result["passkey_inside"] = pass_keys.accuracy(
+        lambda ids, count: vanilla.write(model, ids, count, options.chunk), inside
+    )
 
 
 def publish(result: dict, options) -> int:

@@ -264,9 +264,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, attention) -> Tensor:
         batch, length, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, length, -1, self.head_dim)
-        q, k, v = qkv.transpose(1, 2).split(
-            self.heads, 1
-        )  # (B, H, T, D), (B, H_kv, T, D) twice
+        # (B, H, T, D), (B, H_kv, T, D) twice
+        q, k, v = qkv.transpose(1, 2).split_with_sizes(self.heads, 1)
         gathered = (
             attention(q, k, v).transpose(1, 2).reshape(batch, length, -1)
         )  # (B, T, H * D)

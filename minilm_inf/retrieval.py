@@ -1,0 +1,205 @@
+"""The tasks `evaluate passkey` and `evaluate recall`: whether something said early in a long
+text is found when it is asked for at the end.
+
+    python -m minilm_inf.evaluate passkey --lengths 1,2,4,8 --trials 50 --out run.json
+    python -m minilm_inf.evaluate recall --task pairs
+    python -m minilm_inf.evaluate passkey --methods topk --sweep k=1,3,5,10 from-layer=0,1,2
+    python -m minilm_inf.evaluate passkey --resume run.json
+
+Every text is exactly as long as asked for, filler that occurs nowhere twice in it, and each
+method is asked the same questions: full attention, truncation (the vanilla model on BOS and the
+last tokens, answer included no more than context_length), Λ alone, and Λ with the top-k middle
+tokens. An answer is right if greedy decoding writes all of its tokens. In the same run, as
+controls: the model inside its trained length, the question alone, and texts that do not state
+the answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import corpus
+from . import options as flags
+from .files import read_text, write_beside
+from .needles import axes, heatmap
+from .needles.cells import Run
+from .needles.recall import Pairs, Variables
+from .needles.report import Results
+from .needles.trials import REPEATED, Maker, PassKey
+from .perplexity import check_same, finite, weights_sha256
+from .practice import Practice
+from .progress import Progress
+from .resume import check_free, drive, read_facts, remove_state, state_path
+
+TITLES = {
+    "passkey": "pass key", "pairs": "key-value recall",
+    "variables": "variable tracking in the style of RULER",
+}  # fmt: skip
+
+
+def evaluate(options) -> int:
+    """A task, from its flags to the result; 130 where a signal ended it."""
+    facts, out = None, options.resume or options.out
+    if options.resume:
+        if out.is_file() and not state_path(out).exists():
+            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
+            return 0
+        facts = read_facts(out)
+        options = given(facts.get("flags"), out)
+    elif out is not None:
+        check_free(out)
+    if options.heatmap:
+        heatmap.check()
+    run, settings, left_out = prepared(options)
+    if facts is not None:
+        check_same(settings, facts.get("settings", {}), options)
+        restore(run, out, facts)
+    progress = Progress(run.total, run.done)
+
+    def report():
+        cell = run.cell
+        what = f"{cell.method}, {cell.length:,} tokens" if cell else "all cells"
+        progress.show(run.done, what, now=run.is_done)
+
+    try:
+        kept = {"flags": jsonable(options), "settings": settings}
+        done = drive(run, out, kept, options.save_every, report)
+    finally:
+        progress.end()
+    if not done:
+        onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
+        print(f"stopped; {onward}", file=sys.stderr)
+        return 130
+    publish(options, out, run, settings, left_out)
+    return 0
+
+
+def prepared(options):
+    """The run that the flags ask for, what its numbers depend on, and what it leaves out."""
+    model, tokenizer = flags.load(options)
+    config = model.config
+    cells, left_out = axes.cells(options, config)
+    text = filler(options, tokenizer, max(cell.length for cell in cells))
+    maker = maker_of(options, Practice(tokenizer, text), tokenizer)
+    methods, sight = axes.settings(options, config), axes.sight(options, config)
+    run = Run(model, maker, methods, sight, cells, options.trials, options.seed,
+              options.prefill_chunk, options.rows, options.middle or "ram")  # fmt: skip
+    for length in {cell.length for cell in cells if cell.length}:
+        maker.trial(length, 0.5, [options.seed])  # too short, or too long, is told at once
+    settings = {
+        "task": options.kind, "model": str(options.model),
+        "weights_sha256": weights_sha256(options.model),
+        "ids_sha256": hashlib.sha256(text.astype("<i8").tobytes()).hexdigest(),
+        "filler": options.filler, "seed": options.seed, "trials": options.trials,
+        "lengths": axes.lengths(options, config), "depths": options.depths,
+        "methods": {name: method_facts(methods[name]) for name in methods},
+        "digits": maker.digits, "pairs": options.pairs, "chains": options.chains,
+        "hops": options.hops, "full_up_to": options.full_up_to,
+        "context_length": config.context_length, "prefill_chunk": options.prefill_chunk,
+        "device": str(model.embed.weight.device),
+        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }  # fmt: skip
+    return run, settings, left_out
+
+
+def method_facts(method) -> dict:
+    """A method as JSON gives it back."""
+    lm = None if method.lm is None else dict(vars(method.lm))
+    return {"lm_infinite": lm, "reads_last": method.last}
+
+
+def filler(options, tokenizer, longest: int) -> np.ndarray:
+    """The ids (N,) that texts are filled with."""
+    if options.filler == "repeat":
+        space = (
+            "" if tokenizer.encode("a", bos=False) == tokenizer.encode(" a", bos=False) else " "
+        )
+        once = tokenizer.encode(space + REPEATED, bos=False)
+        return np.array(once * (longest // len(once) + 2))
+    if options.text:
+        texts = {str(path): read_text(path) for path in options.text}
+    else:
+        texts = corpus.documents(options.corpus, held_out=True)
+    return np.array([id for text in texts.values() for id in tokenizer.encode(text, bos=False)])
+
+
+def maker_of(options, practice: Practice, tokenizer) -> Maker:
+    if options.kind == "pairs":
+        return Pairs(practice, tokenizer, options.pairs, options.digits)
+    if options.kind == "variables":
+        return Variables(practice, tokenizer, options.chains, options.hops, options.digits)
+    return PassKey(practice, tokenizer, options.digits)
+
+
+def publish(options, out: Path | None, run: Run, settings: dict, left_out):
+    """The result, printed and written."""
+    results = Results(
+        run, settings["lengths"], options.depths, options.methods,
+        settings["context_length"], options.sweep, left_out,
+    )  # fmt: skip
+    title = f"{TITLES[options.kind]}, {Path(options.model).name}"
+    if options.heatmap:
+        panels = {axes.METHODS[m]: {} for m in options.methods}
+        for method in options.methods:
+            for length in results.lengths:
+                for depth in results.depths:
+                    found = results.cell(method, length, depth)
+                    if found is not None:
+                        panels[axes.METHODS[method]][length, depth] = found["accuracy"]
+        words = f"{title}: % of answers that are right"
+        heatmap.write(options.heatmap, words, panels, results.lengths, results.depths)
+    result = {"task": options.kind, "settings": settings, "results": results.as_json()}
+    text = json.dumps(finite(result), indent=1)
+    if out is not None:
+        write_beside(out, (text + "\n").encode())
+        remove_state(out)
+    print(text if options.json else f"{title}, {options.trials} trials a cell\n\n" +
+          results.tables())  # fmt: skip
+
+
+# ---- going on
+
+PATHS = ("model", "corpus", "heatmap")
+NOT_KEPT = {"task", "out", "resume", "given", "check", "run"}
+
+
+def jsonable(options) -> dict:
+    """The flags of a run, so that `given` makes the same of them; what was left to this machine
+    to choose is chosen."""
+    kept = {name: value for name, value in vars(options).items() if name not in NOT_KEPT}
+    for name in PATHS:
+        kept[name] = kept[name] and str(kept[name])
+    texts = options.text and [str(path) for path in options.text]
+    chosen = {"device": str(flags.device(options.device)), "threads": torch.get_num_threads()}
+    return {**kept, **chosen, "text": texts}
+
+
+def given(kept, out: Path) -> argparse.Namespace:
+    """The flags that jsonable made of a run's. Raises ValueError for others."""
+    if not isinstance(kept, dict) or not {"kind", "length_tokens", "sweep", *PATHS} <= set(
+        kept
+    ):
+        raise ValueError(
+            f"{state_path(out)} is of another task or version: delete it and start again"
+        )
+    paths = {name: kept[name] and Path(kept[name]) for name in PATHS}
+    texts = kept["text"] and [Path(path) for path in kept["text"]]
+    return argparse.Namespace(**{**kept, **paths, "text": texts})
+
+
+def restore(run: Run, out: Path, facts: dict):
+    """Put a run where its saved state was. Raises ValueError for a state that is not one."""
+    try:
+        run.restore(facts["at"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{state_path(out)} is not a whole state of this run: delete it and start again"
+        ) from error

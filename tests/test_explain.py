@@ -1,0 +1,133 @@
+"""explain.py: what the last token saw, held to what changes its logits."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import FAMILIES, SETTINGS, fuzz, some_tokens, tiny_model
+
+from minilm_inf.config import LMInfinite
+from minilm_inf.explain import explain
+from minilm_inf.generate import main as generate
+from minilm_inf.session import Session
+
+
+def logits_of(model, lm, x, path="reference"):
+    """The last token's logits for embeddings x (1, T, E) instead of tokens."""
+    tokens = torch.zeros(x.shape[:2], dtype=torch.long)
+    hook = model.embed.register_forward_hook(lambda *_: x)
+    try:
+        return model(tokens, lm, path=path)[0, -1]
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "draw",
+    [
+        *({"n": 23, "lm": lm} for lm in SETTINGS.values()),
+        *(
+            {"n": draw["n"], "lm": LMInfinite(draw["l"], draw["g"], draw["l"], draw["k"])}
+            for draw in fuzz(8, 12, n=[1, 6, 17, 30], l=[1, 4, 7], g=[0, 2, 9], k=[1, 3, 40])
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_explained_is_what_matters(draw, family):
+    """Catches a span that is one token too long or too short, and a middle token that is not
+    named: each token is moved a little, and the logits move where it was seen, only there."""
+    model, lm, n = tiny_model(family, n_layer=1), draw["lm"], draw["n"]
+    # No token occurs twice: where two tie, moving one of them decides which comes back.
+    ids = torch.randperm(31, generator=torch.Generator().manual_seed(n))[:n].tolist()
+    session = Session(model, lm, prefill_chunk=5)
+    session.read(ids)
+    seen = [j for span in explain(session) for j in range(span.first, span.last + 1)]
+    x = model.embed(torch.tensor([ids]))
+    right, moved = logits_of(model, lm, x), []
+    for j in range(n):
+        nudged = x.clone()
+        nudged[0, j] += 1e-4 * torch.randn(x.shape[-1], dtype=x.dtype)
+        if (logits_of(model, lm, nudged) - right).abs().max() > 1e-9:
+            moved.append(j)
+    assert sorted(seen) == moved and len(set(seen)) == len(seen)
+
+
+def test_kinds_and_distances():
+    """Catches a distance beyond the ceiling, and one that forgets it."""
+    model = tiny_model("llama")
+    session = Session(model, LMInfinite(6, 2, 6))
+    session.read([1] * 20)
+    spans = [(s.kind, s.first, s.last, s.nearest, s.farthest) for s in explain(session)]
+    assert spans == [("starting", 0, 1, 6, 6), ("window", 14, 19, 0, 5)]
+    for lm, starting, window in (
+        (SETTINGS["Λ without ceiling"], (18, 19), (0, 5)),
+        (SETTINGS["ceiling below the window"], (3, 3), (0, 3)),
+        (SETTINGS["ceiling beyond the window"], (9, 9), (0, 5)),
+    ):
+        session = Session(model, lm)
+        session.read([1] * 20)
+        spans = explain(session)
+        assert [(s.nearest, s.farthest) for s in spans] == [starting, window]
+
+
+def test_heads_and_layers_of_the_middle():
+    """Catches heads of another layer or row, and a layer below the first that is named."""
+    model = tiny_model("llama", n_layer=3)
+    lm = LMInfinite(5, 2, 5, top_k=2, top_k_distance=3, top_k_from_layer=1)
+    session = Session(model, lm)
+    session.read(some_tokens(30)[0].tolist())
+    spans = [span for span in explain(session) if span.kind == "middle"]
+    assert {span.nearest for span in spans} == {3} == {span.farthest for span in spans}
+    named = {}
+    for span in spans:
+        for layer, heads in span.by:
+            for head in heads:
+                tokens = named.setdefault((layer, head), set())
+                tokens.update(range(span.first, span.last + 1))
+    assert set(named) == {(layer, head) for layer in (1, 2) for head in range(4)}
+    for (layer, head), tokens in named.items():
+        found = session.cache.layers[layer].middle.last
+        assert tokens == set(found.columns[0, head, 0].tolist()) and len(tokens) == 2
+
+
+def test_the_program_explains(capsys):
+    """Catches an explanation of the prompt instead of the last token, in text and in JSON."""
+    arguments = ["--n-local", "20", "--n-global", "3", "--top-k-middle", "1", "-n", "7"]
+    arguments += ["-t", "0", "-q", "--device", "cpu", "--explain", "-p", "once " * 60]
+    assert generate([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    last = found["tokens"] - 2  # the last token that was read: what follows it was not
+    spans = found["explain"]
+    assert spans[0] == {"as": "starting", "first": 0, "last": 2, "nearest": 20, "farthest": 20}
+    assert spans[-1] == {
+        "as": "window", "first": last - 19, "last": last, "nearest": 0, "farthest": 19,
+    }  # fmt: skip
+    assert all(span["nearest"] == 10 and span["by"] for span in spans[1:-1]) and spans[1:-1]
+    assert generate(arguments) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^0 to 2 +starting +at 20 +'once", out, re.M)
+    assert re.search(rf"^{last - 19} to {last} +window +at 0 to 19 ", out, re.M)
+    assert re.search(r"^\d+( to \d+)? +middle +at 10 .*layer \d+ heads? \d", out, re.M)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["-p", "a", "-p", "b"], "one text at a time"),
+        (["--top-k-middle", "2", "--path", "reference"], "--path reference"),
+        (["-i"], "--explain has no meaning with --interactive"),
+    ],
+)
+def test_where_it_cannot_be_told(flags, words, capsys):
+    """Catches an explanation that is made up, or left out in silence."""
+    with pytest.raises(SystemExit) as stopped:
+        generate(["--explain", *flags])
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_nothing_was_read():
+    """Catches an explanation of nothing."""
+    with pytest.raises(ValueError, match="nothing was read"):
+        explain(Session(tiny_model("llama"), None))
