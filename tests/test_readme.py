@@ -39,7 +39,7 @@ def commands(text: str) -> tuple[set[str], list[tuple[str, list[str]]]]:
 
 
 TASKS = {  # program -> rooms in which it declares flags, beside its own and options.py
-    "minilm_inf.evaluate": ("needles/axes.py", "comparing/task.py"),
+    "minilm_inf.evaluate": ("needles/axes.py",),
 }
 
 
