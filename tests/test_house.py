@@ -26,7 +26,10 @@ READING_ORDER = [
     "needles.heatmap", "needles", "retrieval", "comparing",
     "comparing.streaming_llm", "comparing.methods", "comparing.measure",
     "comparing.pass_keys", "comparing.sweep", "comparing.table", "comparing.figure",
-    "comparing.task", "evaluate", "card", "diagnose",
+    "comparing.task", "evaluate", "card",
+    "diagnosis.recorder", "diagnosis.places", "diagnosis.logits", "diagnosis.states",
+    "diagnosis.theorem", "diagnosis.measure", "diagnosis.tables", "diagnosis.verdict",
+    "diagnosis.figures", "diagnosis", "diagnose",
     "tokenizers.byte_pairs", "recipes", "schedule", "train", "inspection.memory",
     "inspection.probe", "inspection.folder_facts", "inspection", "inspect",
     "conversion.shard_writer", "conversion.pickles", "conversion.gguf_file",
@@ -43,6 +46,7 @@ ASKED_FOR = {  # room -> imported where it is needed
     "benchmarking.decoding_race": {"transformers"},
     "needles.heatmap": {"matplotlib"},
     "comparing.figure": {"matplotlib"},
+    "diagnosis.figures": {"matplotlib"},
 }
 
 TOP_LEVEL = {

@@ -1,0 +1,1 @@
+"""What diagnose measures: rows of attention, hidden states, and distances told apart."""
