@@ -133,6 +133,18 @@ def test_the_readme_s_families_are_their_cards():
         assert numbers.split(" | ") == [cell.strip() for cell in card[-1].split("|")[2:5]]
 
 
+def test_the_readme_s_pass_keys_are_the_page_s():
+    """A share that an earlier run found, or of another place in the text."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    runs, _ = write_retrieval_page.load()
+    for name, run in runs.items():
+        places = [row for row in run["results"]["by_place"] if row["where"] == "middle"]
+        shares = [f"{row['accuracy']:.1%}" for row in places]
+        assert [row["method"] for row in places] == ["full", "truncate", "lambda", "topk"]
+        assert f"| {name} | {' | '.join(shares)} |" in readme, shares
+        assert {f"{row['trials']:,}" for row in places} == {"2,350"}
+
+
 def test_the_page_of_retrieval_is_what_was_measured():
     """Tables that were drawn by hand, or of an earlier run; and a middle that does not come
     back in a model that is said to bring it back."""

@@ -68,13 +68,17 @@ def page(runs: dict[str, dict]) -> str:
         factors = [run["factors"][f"factor_{i}"] for i in (1, 2, 3)]
         rows.append(f"| {name} | {' | '.join(factor['verdict'] for factor in factors)} |")
         words = "\n".join(f"- factor {i}, {f['words']}" for i, f in enumerate(factors, 1))
-        parts.append(MODEL.format(name=name, command=command(name, run["settings"]), words=words))
+        parts.append(
+            MODEL.format(name=name, command=command(name, run["settings"]), words=words)
+        )
     return PAGE.format(verdicts="\n".join(rows), models="\n\n".join(parts))
 
 
 def load() -> dict[str, dict]:
     """The published results by model."""
-    return {name: json.loads((RUNS / f"{name}.json").read_text(encoding="utf-8")) for name in MODELS}
+    return {
+        name: json.loads((RUNS / f"{name}.json").read_text(encoding="utf-8")) for name in MODELS
+    }
 
 
 def main() -> int:
