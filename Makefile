@@ -5,7 +5,8 @@ DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
-	nano-llama stream-200m stream-page retrieval retrieval-page cards smollm2 check-smollm2 clean
+	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
+	diagnosis-page cards smollm2 check-smollm2 clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -76,6 +77,18 @@ retrieval: corpus .venv/checks  ## ask the tiny models for pass keys, up to 64 x
 
 retrieval-page:  ## write weights/retrieval.md from what retrieval measured
 	@PYTHONPATH=. $(BIN)/python tests/write_retrieval_page.py
+
+diagnosis: corpus .venv/checks $(SMOLLM2)/model.safetensors  ## look for the paper's three factors in all models (a quarter of an hour)
+	@mkdir -p weights/diagnosis
+	@for name in tiny-llama tiny-mpt tiny-gptj; do \
+		$(BIN)/python -m minilm_inf.diagnose -m weights/$$name --corpus corpus || exit 1; done
+	@$(BIN)/python -m minilm_inf.diagnose -m $(SMOLLM2) --corpus corpus --documents 1
+	@for name in tiny-llama tiny-mpt tiny-gptj smollm2-135m; do \
+		cp runs/diagnose-$$name/diagnosis.json weights/diagnosis/$$name.json; \
+		cp runs/diagnose-$$name/factors.png weights/diagnosis/$$name.png; done
+
+diagnosis-page:  ## write weights/diagnosis.md from what diagnosis measured
+	@$(PYTHON) tests/write_diagnosis_page.py
 
 cards: corpus  ## measure the models of weights/ and write their cards
 	@for name in tiny-llama tiny-mpt tiny-gptj nano-llama; do \

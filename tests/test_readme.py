@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import write_diagnosis_page
 import write_retrieval_page
 import write_stream_page
 from conftest import ROOT
@@ -131,6 +132,22 @@ def test_the_readme_s_families_are_their_cards():
         card = nll_rows((ROOT / "weights" / name / "README.md").read_text(encoding="utf-8"))
         assert card[-1].startswith("| 8,192 to 16,384 |")
         assert numbers.split(" | ") == [cell.strip() for cell in card[-1].split("|")[2:5]]
+
+
+def test_the_page_of_diagnosis_is_what_was_measured():
+    """Sentences that were written by hand, or a prose that the numbers do not bear out."""
+    runs = write_diagnosis_page.load()
+    shown = (ROOT / "weights" / "diagnosis.md").read_text(encoding="utf-8")
+    assert shown == write_diagnosis_page.page(runs)
+    for name, run in runs.items():
+        one, two, three = (run["factors"][f"factor_{i}"]["numbers"] for i in (1, 2, 3))
+        assert run["settings"]["model"] == f"weights/{name}"
+        if name != "tiny-mpt":
+            assert one["vanilla"] < 1.1 * one["vanilla_within"]
+            assert one["vanilla_far"] > 1.25 * one["capped_far"]
+            assert two["beyond"] > two["within"] and two["lambda"] - two["within"] < 0.3
+        assert (run["factors"]["factor_3"]["verdict"] == "shown") == (name == "smollm2-135m")
+        assert three["mass"] > 0.25 or name != "smollm2-135m"
 
 
 def test_the_readme_s_pass_keys_are_the_page_s():

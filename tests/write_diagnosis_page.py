@@ -32,10 +32,10 @@ is asked of the models of this folder, and of SmolLM2-135M-Instruct (`make smoll
 - That |logit| itself explodes beyond the trained length is seen in none of the models with rotary positions:
   within it, logits far below zero are as large already. What explodes are the logits of keys further away than
   any trained distance (the dotted line), and the ceiling undoes just that.
-- Entropy grows as the paper says in all three rotary models, and LM-Infinite keeps it at the trained length's.
-  The bounds of Proposition 1 and Theorem 1 hold, and are far from tight.
-- The starting tokens matter in SmolLM2, and do not in the tiny models, which were trained on windows that
-  begin anywhere, for thousands of steps and not for trillions of tokens.
+- Entropy grows as the paper says in all three rotary models, and LM-Infinite keeps it within 0.3 nat of what
+  it is at the trained length. The bounds of Proposition 1 and Theorem 1 hold, and are far from tight.
+- The starting tokens matter much in SmolLM2, where a quarter of all attention rests on ten of them, and hardly
+  in the tiny models. Why, is not measured here.
 """
 
 MODEL = """\
