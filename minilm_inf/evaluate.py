@@ -69,13 +69,7 @@ def add_perplexity(tasks):
                       help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
     kept = task.add_argument_group("result")
     kept.add_argument("--json", action="store_true", help="print one JSON object")
-    kept.add_argument("--out", type=Path, metavar="RUN.json",
-                      help="write it there, and while it runs a state beside it; without --out "
-                      "nothing is saved, and an interrupted run is lost")  # fmt: skip
-    kept.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
-                      help="how often the state is saved (%(default)s)")  # fmt: skip
-    kept.add_argument("--resume", type=Path, metavar="RUN.json",
-                      help="go on with an interrupted run; takes no other flag")  # fmt: skip
+    flags.add_saving(kept)
     flags.add_plan(kept)
     flags.add_model(task)
     flags.add_sight(task, queries="all")
@@ -137,7 +131,7 @@ def add_compare(tasks):
 def add_methods(task):
     """The flags of what is compared."""
     group = task.add_argument_group("methods")
-    group.add_argument("--methods", type=comparison.names, default=list(LABELS),
+    group.add_argument("--methods", type=flags.some_of(LABELS), default=list(LABELS),
                        metavar="NAME,NAME", help=f"of {', '.join(LABELS)} (all)")  # fmt: skip
     group.add_argument("--sweep", action="store_true",
                        help="LM-Infinite with other n_global and n_local as well, a table "
@@ -195,13 +189,7 @@ def add_retrieval(tasks, name: str, what: str):
     kept.add_argument("--json", action="store_true", help="print one JSON object")
     kept.add_argument("--heatmap", type=Path, metavar="FILE.png",
                       help="draw it, a panel for each method; needs matplotlib")  # fmt: skip
-    kept.add_argument("--out", type=Path, metavar="RUN.json",
-                      help="write it there, and while it runs a state beside it; without --out "
-                      "nothing is saved, and an interrupted run is lost")  # fmt: skip
-    kept.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
-                      help="how often the state is saved (%(default)s)")  # fmt: skip
-    kept.add_argument("--resume", type=Path, metavar="RUN.json",
-                      help="go on with an interrupted run; takes no other flag")  # fmt: skip
+    flags.add_saving(kept)
     task.set_defaults(check=check_retrieval, run=retrieval.evaluate)
     return task
 

@@ -44,7 +44,7 @@ from ..progress import Progress
 from ..resume import check_free
 from . import figure, pass_keys, sweep, table
 from .measure import chunk_for, measure, result_of
-from .methods import LABELS, Budget, Reencoded, Stream, methods
+from .methods import Budget, Reencoded, Stream, methods
 
 TIMES_CONTEXT = 16  # tokens of a document, unless --length says otherwise
 
@@ -202,15 +202,6 @@ def show_plan(options) -> int:
         notes.append("not predicted: the sweep, which takes no more memory than LM-Infinite "
                      "with n_global 100")  # fmt: skip
     return plan.show(net, plans, options.json, notes)
-
-
-def names(text: str) -> list[str]:
-    """An argparse type: names of LABELS, with commas between them."""
-    found = list(dict.fromkeys(text.split(",")))
-    for name in found:
-        if name not in LABELS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(LABELS)}")
-    return found
 
 
 def picture(text: str) -> Path:
