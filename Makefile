@@ -6,7 +6,7 @@ DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
-	diagnosis-page cards smollm2 check-smollm2 clean
+	diagnosis-page methods methods-page cards smollm2 check-smollm2 clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -86,6 +86,13 @@ diagnosis: corpus .venv/checks $(SMOLLM2)/model.safetensors  ## look for the pap
 	@for name in tiny-llama tiny-mpt tiny-gptj smollm2-135m; do \
 		cp runs/diagnose-$$name/diagnosis.json weights/diagnosis/$$name.json; \
 		cp runs/diagnose-$$name/factors.png weights/diagnosis/$$name.png; done
+
+methods: corpus  ## eight methods with the same number of visible keys, side by side (ten minutes)
+	@$(BIN)/python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --threads 1 --sweep \
+		--out weights/methods.json
+
+methods-page:  ## write weights/methods.md from what methods measured
+	@PYTHONPATH=. $(BIN)/python tests/write_methods_page.py
 
 diagnosis-page:  ## write weights/diagnosis.md from what diagnosis measured
 	@$(PYTHON) tests/write_diagnosis_page.py

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import write_diagnosis_page
+import write_methods_page
 import write_retrieval_page
 import write_stream_page
 from conftest import ROOT
@@ -148,6 +149,21 @@ def test_the_page_of_diagnosis_is_what_was_measured():
             assert two["beyond"] > two["within"] and two["lambda"] - two["within"] < 0.3
         assert (run["factors"]["factor_3"]["verdict"] == "shown") == (name == "smollm2-135m")
         assert three["mass"] > 0.25 or name != "smollm2-135m"
+
+
+def test_the_page_of_methods_is_what_was_measured():
+    """A table of an earlier run, here or in the README."""
+    result = write_methods_page.load()
+    shown = (ROOT / "weights" / "methods.md").read_text(encoding="utf-8")
+    assert shown == write_methods_page.page(result)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")][1:9]
+    for row in rows:
+        label, *_, beyond, _, cache, keys = [cell.strip("| ") for cell in row]
+        label = label.replace("truncation", "truncation, re-encoded")
+        beyond = beyond.replace("-", "0") if beyond == "-" else beyond
+        assert f"| {label} | {beyond} | {cache} | {keys.partition(' ')[0]} |" in readme, label
+    assert len(rows) == 8
 
 
 def test_the_readme_s_pass_keys_are_the_page_s():

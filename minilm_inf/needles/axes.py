@@ -81,7 +81,8 @@ def add_methods(task):
     """The flags of who is asked."""
     group = task.add_argument_group("who is asked")
     group.add_argument("--methods", type=flags.some_of(METHODS), default=list(METHODS),
-                       metavar="NAME,NAME", help=f"of {', '.join(METHODS)} (all); topk takes --top-k-middle "
+                       metavar="NAME,NAME",
+                       help=f"of {', '.join(METHODS)} (all); topk takes --top-k-middle "
                        f"{TOP_K} unless told")  # fmt: skip
     group.add_argument("--full-up-to", type=flags.at_least(1), metavar="X",
                        help="the largest multiple of context_length that full attention reads, "
