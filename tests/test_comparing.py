@@ -1,6 +1,7 @@
 """The methods that are compared: what each computes, sees and keeps, and what is said of it."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -535,28 +536,9 @@ def test_a_picture_is_drawn(names, n_documents):
 
 
 @pytest.fixture
-def call(capsys):
+def call(program):
     """A call of the program: arguments -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        try:
-            code = main(["compare", *map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    words = "The ship went on, and the men looked at the sea, for it was late. "
-    for name, text in (("a", words * 40), ("b", "It was cold. " * 200), ("short", "No.")):
-        (folder / name).write_text(text)
-    (folder / "latin").write_bytes(b"caf\xe9")
-    return folder
+    return partial(program, main, "compare")
 
 
 def test_one_run_one_table(call, texts, tmp_path):
