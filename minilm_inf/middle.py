@@ -45,7 +45,9 @@ class Middle:
     """The whole past of one layer, to be searched.
 
     searches: of single queries; pages_read, pages_there: how many pages they read, and how many
-    there were to read. last: what the last search found.
+    there were to read. last: what the last search found. What is noted of pages stays in
+    memory, also where keys and values are in a file: a 32nd of the keys, until bounds are given
+    up.
     """
 
     def __init__(self, blocks: Blocks):
