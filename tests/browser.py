@@ -1,5 +1,6 @@
 """A headless Chromium, driven over its DevTools pipe with nothing but the standard library."""
 
+import contextlib
 import json
 import os
 import queue
@@ -124,7 +125,8 @@ class Page:
 
     def close(self):
         """End the browser."""
-        self.process.stdin.close()  # which it takes for a goodbye
+        with contextlib.suppress(OSError):  # it may have ended by itself
+            self.process.stdin.close()  # which it takes for a goodbye
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

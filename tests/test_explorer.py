@@ -265,6 +265,24 @@ def test_it_is_driven_by_the_keyboard_alone(page):
     assert state(page, "query", "key") == [12, 0]
 
 
+@pytest.mark.parametrize("length", [9, 24, 48])
+def test_a_click_chooses_the_cell_under_it(page, length):
+    """Catches a pointer that is off by the margin, or by the scale, of the drawing."""
+    page.call("(length) => explorer.change({length})", length)
+    centre = """(id, place) => {
+      const cell = document.querySelectorAll(`#${id} rect:is([class^=c-], [data-felt])`)[place];
+      const {x, y, width, height} = cell.getBoundingClientRect();
+      return {x: x + width / 2, y: y + height / 2};
+    }"""
+    for name, (i, j) in itertools.product(("mask", "far"), [(length - 1, 0), (7, 7), (6, 2)]):
+        where = page.call(centre, name, i * (i + 1) // 2 + j)
+        for kind in ("mousePressed", "mouseReleased"):
+            page.send(
+                "Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where
+            )
+        assert state(page, "query", "key") == [i, j]
+
+
 @pytest.mark.parametrize("calm", [False, True])
 def test_play_lets_the_text_grow_to_its_end(page, calm):
     """Catches a play button that stops early or never, or leaves the query behind."""
