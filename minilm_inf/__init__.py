@@ -6,10 +6,10 @@ rows, cache, decoding, transformer, models (llama, mpt, gptj), checkpoint (on sh
 tokenizer (on tokenizers/), chat, sampling, session, explain, batch, compare, plan (on
 planning/: what a run will take), reply, generate; then corpus and practice (what weights/
 learned from), documents, tally, stream, perplexity (on byte_counts, pairs, progress, resume),
-retrieval (on intervals and needles/: what a long text's end finds in it), evaluate and card
-(what is measured), diagnose (on diagnosis/: why a plain model fails), recipes, schedule and
-train (how weights/ came to be), inspect and convert (for folders of others), and benchmark (on
-benchmarking/: what it all costs).
+retrieval (on intervals and needles/: what a long text's end finds in it), comparing/ (methods
+side by side), evaluate and card (what is measured), diagnose (on diagnosis/: why a plain
+model fails), recipes, schedule and train (how weights/ came to be), inspect and convert (for
+folders of others), and benchmark (on benchmarking/: what it all costs).
 """
 
 import warnings

@@ -79,11 +79,16 @@ not the same bits.
 
 ## Reading past the trained length
 
-`python -m minilm_inf.evaluate compare -m {folder} --corpus corpus`, on the held-out
-documents: the first {length:,} tokens of each of them, nats per token. LM-Infinite has n_local
-and distance_ceiling {context_length} and n_global {n_global}. Re-encoding is the vanilla model
-on BOS and the last {last_tokens} tokens, with a stride of {stride}: the text's own easy and
-hard places, without any length beyond the trained one.
+On the held-out documents, the first {length:,} tokens of each of them, nats per token.
+LM-Infinite has n_local and distance_ceiling {context_length} and n_global {n_global}.
+Re-encoding is the vanilla model on BOS and the last {last_tokens} tokens, with a stride of
+{stride}: the text's own easy and hard places, without any length beyond the trained one. The
+same numbers, with intervals:
+
+```
+python -m minilm_inf.evaluate compare -m {folder} --corpus corpus \\
+    --methods full,lambda,truncate --n-local {context_length} --length {length} --trials 0
+```
 
 {table}
 

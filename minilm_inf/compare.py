@@ -1,13 +1,18 @@
-"""How well a model reads on, by position, three ways: vanilla, LM-Infinite, re-encoding.
+"""What a text costs a model, in nats per token, in two ways, and the table of the model cards.
 
-Each document is read once by the vanilla model and once with LM-Infinite, as one stream. A text
-has its own easy and hard places, so a third column scores the same tokens by re-encoding: the
+As one stream: the text passes once, and a cache carries what later tokens see of it. A text has
+its own easy and hard places, so the other way scores the same tokens by re-encoding: the
 vanilla model on BOS and the last context_length - 1 tokens, again and again, a stride of
 context_length / 2 apart. What LM-Infinite loses against it, it loses; what vanilla loses, it
 loses to its context.
+
+The cards show vanilla, LM-Infinite and re-encoding side by side. More methods are in
+comparing/, which scores them with the same functions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,50 +22,67 @@ from .config import LMInfinite
 from .transformer import Transformer
 
 
-@torch.inference_mode()
 def stream_nll(model: Transformer, ids: list[int], lm: LMInfinite | None, chunk=512) -> Tensor:
     """The nll, in nats, of every id but the first, read as one stream: (n - 1,), float64.
 
     Entry i belongs to the query at position i. One chunk's logits exist at a time. Raises
     ValueError for fewer than two ids.
     """
-    if len(ids) < 2:
-        raise ValueError("there is nothing to score: give at least two tokens")
-    tokens = torch.tensor([ids], device=model.embed.weight.device)
     cache = model.new_cache(1, lm)
-    pieces = []
-    for start in range(0, len(ids) - 1, chunk):
-        here = tokens[:, start : min(start + chunk, len(ids) - 1)]
-        following = tokens[:, start + 1 : start + 1 + here.shape[1]]
-        pieces.append(_nll(model(here, lm, cache), following)[0])
-    return torch.cat(pieces)
+    pieces = stream_pieces(model, ids, lambda tokens: model.read(tokens, lm, cache), chunk)
+    return torch.cat(list(pieces))
 
 
 @torch.inference_mode()
+def stream_pieces(
+    model: Transformer, ids: list[int], read: Callable[[Tensor], Tensor], chunk: int
+) -> Iterator[Tensor]:
+    """stream_nll chunk by chunk, for any way to read on: `read` maps the next tokens (1, T) to
+    their hidden states (1, T, E)."""
+    if len(ids) < 2:
+        raise ValueError("there is nothing to score: give at least two tokens")
+    tokens = torch.tensor([ids], device=model.embed.weight.device)
+    for start in range(0, len(ids) - 1, chunk):
+        here = tokens[:, start : min(start + chunk, len(ids) - 1)]
+        following = tokens[:, start + 1 : start + 1 + here.shape[1]]
+        yield _nll(model.head(read(here)), following)[0]
+
+
 def reencoded_nll(model: Transformer, ids: list[int], batch: int | None = None) -> Tensor:
     """The same entries as stream_nll's, each scored within a fresh window of the trained
-    length.
+    length; batch: how many windows are read together (as many as have 4,096 tokens)."""
+    length = model.config.context_length
+    return torch.cat(
+        list(reencoded_pieces(model, ids, length, batch or windows_at_once(length)))
+    )
 
-    The first window is the text's own beginning; a later one is ids[0] (BOS) and the
-    context_length - 1 ids before the last that it scores, and scores the second half of them.
-    batch: how many windows are read together (as many as have 4,096 tokens). The logits of one
+
+@torch.inference_mode()
+def reencoded_pieces(
+    model: Transformer, ids: list[int], length: int, batch: int
+) -> Iterator[Tensor]:
+    """The nll of every id but the first, each within a window of `length` tokens of its own, in
+    pieces of `batch` windows.
+
+    The first window is the text's own beginning; a later one is ids[0] (BOS) and the length - 1
+    ids before the last that it scores, and scores the second half of them. The logits of one
     half of one window exist at a time.
     """
-    length = model.config.context_length
-    stride, batch = length // 2, batch or windows_at_once(length)
+    left, stride = len(ids) - 1, length // 2
     tokens = torch.tensor(ids, device=model.embed.weight.device)
-    hidden = model.read(tokens[None, :length][:, : len(ids) - 1])
+    hidden = model.read(tokens[None, :length][:, :left])
     pieces = _nll_by_piece(model, hidden, tokens[None, 1 : length + 1], max(1, stride))
-    starts = list(range(stride, len(ids) - 1 - stride, stride))
+    yield pieces
+    left -= len(pieces)
+    starts = list(range(stride, len(ids) - 1 - stride, max(1, stride)))
     for first in range(0, len(starts), batch):
         some = starts[first : first + batch]
         rows = [torch.cat((tokens[:1], tokens[s + 1 : s + length + 1])) for s in some]
-        rows = torch.nn.utils.rnn.pad_sequence(
-            rows, batch_first=True
-        )  # (B, context_length + 1)
+        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, length + 1)
         hidden = model.read(rows[:, :-1])[:, length - stride :]
-        pieces += _nll_by_piece(model, hidden, rows[:, length - stride + 1 :], stride)
-    return torch.cat(pieces)[: len(ids) - 1]
+        pieces = _nll_by_piece(model, hidden, rows[:, length - stride + 1 :], stride)[:left]
+        yield pieces
+        left -= len(pieces)
 
 
 def windows_at_once(length: int) -> int:
@@ -68,13 +90,13 @@ def windows_at_once(length: int) -> int:
     return max(1, 4096 // length)
 
 
-def _nll_by_piece(model, hidden: Tensor, following: Tensor, size: int) -> list[Tensor]:
-    """_nll of each row in turn, `size` logits at a time: hidden (B, T, E), following (B, T)."""
+def _nll_by_piece(model, hidden: Tensor, following: Tensor, size: int) -> Tensor:
+    """_nll of each row in turn, `size` logits at a time: (B, T, E), (B, T) -> (B * T,)."""
     pieces = []
     for row, ids in zip(hidden, following):
         for x, some in zip(row.split(size), ids.split(size)):
             pieces.append(_nll(model.head(x)[None], some[None])[0])
-    return pieces
+    return torch.cat(pieces)
 
 
 def _nll(logits: Tensor, following: Tensor) -> Tensor:

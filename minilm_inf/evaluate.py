@@ -11,15 +11,13 @@ Each task says in its own --help what it measures.
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-import math
 import sys
 from pathlib import Path
 
-from . import compare, corpus, perplexity, plan, retrieval
 from . import options as flags
-from .files import read_text
+from . import perplexity, retrieval
+from .comparing import task as comparison
+from .comparing.methods import LABELS
 from .needles import axes
 from .practice import NAMES
 
@@ -71,13 +69,7 @@ def add_perplexity(tasks):
                       help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
     kept = task.add_argument_group("result")
     kept.add_argument("--json", action="store_true", help="print one JSON object")
-    kept.add_argument("--out", type=Path, metavar="RUN.json",
-                      help="write it there, and while it runs a state beside it; without --out "
-                      "nothing is saved, and an interrupted run is lost")  # fmt: skip
-    kept.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
-                      help="how often the state is saved (%(default)s)")  # fmt: skip
-    kept.add_argument("--resume", type=Path, metavar="RUN.json",
-                      help="go on with an interrupted run; takes no other flag")  # fmt: skip
+    flags.add_saving(kept)
     flags.add_plan(kept)
     flags.add_model(task)
     flags.add_sight(task, queries="all")
@@ -101,13 +93,13 @@ def check_resume(options):
         raise ValueError("--resume takes no other flag: the run goes on with its own")
 
 
-# ---- compare: vanilla, LM-Infinite and re-encoding on the same tokens
+# ---- compare: methods on the same documents, with as many visible keys
 
 
 def add_compare(tasks):
     task = tasks.add_parser(
-        "compare", help="nll by position, three ways, over documents",
-        description=compare.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        "compare", help="methods on the same documents, with as many visible keys",
+        description=comparison.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     text = task.add_argument_group("text")
     text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
@@ -115,72 +107,50 @@ def add_compare(tasks):
     text.add_argument(
         "--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files"
     )
+    text.add_argument("--documents", type=flags.at_least(1), metavar="N",
+                      help="the first N of them (all)")  # fmt: skip
     text.add_argument("--length", type=flags.at_least(2), metavar="N",
-                      help="tokens of each document (64 x context_length)")  # fmt: skip
-    text.add_argument("--json", action="store_true", help="print one JSON object")
-    flags.add_plan(text)
+                      help="tokens of each document (16 x context_length)")  # fmt: skip
+    text.add_argument("--prefill-chunk", "--chunk", type=flags.at_least(1), default=512,
+                      dest="chunk", metavar="N",
+                      help="tokens read at a time (%(default)s, or less, so that at least five "
+                      "such chunks can be timed)")  # fmt: skip
+    text.add_argument("--trials", type=flags.at_least(0), default=50, metavar="N",
+                      help="pass keys that each method is asked for (%(default)s)")  # fmt: skip
+    kept = task.add_argument_group("result")
+    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    kept.add_argument("--out", type=Path, metavar="FILE.json", help="write the same there")
+    kept.add_argument("--figure", type=comparison.picture, metavar="FILE.png",
+                      help="draw nll by position (needs matplotlib)")  # fmt: skip
+    flags.add_plan(kept)
     flags.add_model(task)
-    flags.add_attention(task)
-    task.set_defaults(check=check_compare, run=run_compare)
+    add_methods(task)
+    task.set_defaults(check=lambda options: None, run=comparison.evaluate)
 
 
-def check_compare(options):
-    """Raise ValueError for flags that this task cannot follow."""
-    flags.check_attention(options)
-    if options.attention != "lambda" or options.path != "chunked":
-        raise ValueError(
-            "the columns are vanilla, LM-Infinite and re-encoding, all chunked: leave out "
-            "--attention and --path"
-        )
-
-
-def run_compare(options) -> int:
-    if options.plan:
-        return plan_compare(options)
-    model, tokenizer = flags.load(options)
-    length = options.length or 64 * model.config.context_length
-    texts = compared(options)
-    lm = flags.attention(options, model.config)
-    documents = compare.encoded(texts, tokenizer, length)
-    report = functools.partial(print, file=sys.stderr)
-    rows = compare.by_position(model, documents, lm, report, options.prefill_chunk)
-    if options.json:
-        print(json.dumps({"documents": sorted(texts), "length": length, "rows": rows}))
-        return 0
-    print(compare.table(rows))
-    worst = max(row["lm_infinite"] - row["reencoded"] for row in rows)
-    far = [row for row in rows if row["first"] >= 8 * model.config.context_length]
-    print(
-        f"\nnats per token, means over {len(texts)} documents; perplexity is e^nll "
-        f"({math.exp(rows[-1]['lm_infinite']):.1f} with LM-Infinite in the last bin). "
-        f"LM-Infinite is at most {worst:.2f} above re-encoding."
-    )
-    if far:
-        least = min(row["vanilla"] - row["reencoded"] for row in far)
-        print(f"Vanilla is at least {least:.2f} above it from 8 x context_length on.")
-    return 0
-
-
-def compared(options) -> dict[str, str]:
-    """The texts that are compared, by name."""
-    if options.text:
-        return {str(path): read_text(path) for path in options.text}
-    return corpus.documents(options.corpus, held_out=True)
-
-
-def plan_compare(options) -> int:
-    """What the run would take; every text is read to the same length, which is known."""
-    net = plan.network(options)
-    length, n_texts = options.length or 64 * net.config.context_length, len(compared(options))
-    settings = {"vanilla": None, "LM-Infinite": flags.attention(options, net.config)}
-    width = net.dtype.itemsize
-    copies = 2 * 4 + (width if width != 4 else 0)  # cross_entropy's, in float32
-    plans = [
-        plan.scoring(net, what, lm, [length + 1] * n_texts, options.prefill_chunk, copies)
-        for what, lm in settings.items()
-    ]
-    plans.append(plan.rescoring(net, "re-encoding", length + 1, n_texts, copies))
-    return plan.show(net, plans, options.json)
+def add_methods(task):
+    """The flags of what is compared."""
+    group = task.add_argument_group("methods")
+    group.add_argument("--methods", type=flags.some_of(LABELS), default=list(LABELS),
+                       metavar="NAME,NAME", help=f"of {', '.join(LABELS)} (all)")  # fmt: skip
+    group.add_argument("--sweep", action="store_true",
+                       help="LM-Infinite with other n_global and n_local as well, a table "
+                       "each")  # fmt: skip
+    group.add_argument("--n-local", type=flags.at_least(1), metavar="N",
+                       help="keys of the window; with the starting tokens, what each method "
+                       "sees (context_length - n_global)")  # fmt: skip
+    group.add_argument("--n-global", type=flags.at_least(0), default=10, metavar="N",
+                       help="starting tokens that are always seen (%(default)s)")  # fmt: skip
+    group.add_argument("--distance-ceiling", type=flags.at_least(0), metavar="N",
+                       help="of the methods that have one (the window's size)")  # fmt: skip
+    group.add_argument("--top-k-middle", type=flags.at_least(1), default=5, metavar="K",
+                       help="middle tokens of topk, which its window is smaller by "
+                       "(%(default)s)")  # fmt: skip
+    group.add_argument("--top-k-distance", type=flags.at_least(0), metavar="N",
+                       help="how far away they seem (half its window)")  # fmt: skip
+    group.add_argument("--top-k-from-layer", type=flags.at_least(0), metavar="N",
+                       help="the first layer, from 0, in which they come back (an eighth of "
+                       "the layers)")  # fmt: skip
 
 
 # ---- passkey and recall: what a long text's end finds in it
@@ -219,13 +189,7 @@ def add_retrieval(tasks, name: str, what: str):
     kept.add_argument("--json", action="store_true", help="print one JSON object")
     kept.add_argument("--heatmap", type=Path, metavar="FILE.png",
                       help="draw it, a panel for each method; needs matplotlib")  # fmt: skip
-    kept.add_argument("--out", type=Path, metavar="RUN.json",
-                      help="write it there, and while it runs a state beside it; without --out "
-                      "nothing is saved, and an interrupted run is lost")  # fmt: skip
-    kept.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
-                      help="how often the state is saved (%(default)s)")  # fmt: skip
-    kept.add_argument("--resume", type=Path, metavar="RUN.json",
-                      help="go on with an interrupted run; takes no other flag")  # fmt: skip
+    flags.add_saving(kept)
     task.set_defaults(check=check_retrieval, run=retrieval.evaluate)
     return task
 

@@ -10,7 +10,8 @@ bound is below the k-th best score of a few promising pages holds none of the be
 alone: the result is the same, key by key. How much that spares depends on the keys. Where like
 stands by like it is most of them; of the models that were measured, none of them: every page
 holds some large coordinate of everything. So after a few searches that spared little, bounds
-are asked no more.
+are asked no more. Then every key is scored in float32 first, whose error has a bound as well,
+and in float64 only those that may still be among the best.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import TOKENS_PER_BLOCK, Blocks, DiskBlocks, Whole
+from .blocks import Blocks, DiskBlocks, Whole
 from .config import LMInfinite
 from .top_k import largest, middle_bias, middle_mask, middle_queries
 
 TOKENS_PER_PAGE = 64
 TRIALS = 8  # searches by bounds, before it shows whether they pay
 PROMISING = 3  # pages of each head that are read first, beside those that k keys may fill
-PAGES_AT_ONCE = TOKENS_PER_BLOCK // TOKENS_PER_PAGE
 LOGITS_AT_ONCE = 1 << 20
+ROUNDING = 2.0**-21  # twice what a float32 product can be off by, and as much again: see _rough
 
 
 class Found(NamedTuple):
@@ -44,12 +45,15 @@ class Middle:
     """The whole past of one layer, to be searched.
 
     searches: of single queries; pages_read, pages_there: how many pages they read, and how many
-    there were to read. last: what the last search found.
+    there were to read. last: what the last search found. What is noted of pages stays in
+    memory, also where keys and values are in a file: a 32nd of the keys, until bounds are given
+    up.
     """
 
     def __init__(self, blocks: Blocks):
         self.blocks = blocks
         self.low = self.high = None  # of each page: (B, H_kv, pages, D)
+        self.longest: list[Tensor] = []  # of each block, its longest key: (B, H_kv)
         self.searches = self.pages_read = self.pages_there = 0
         self.last: Found | None = None
 
@@ -66,6 +70,7 @@ class Middle:
     def append(self, k: Tensor, v: Tensor):
         """Take in the next tokens, unplaced, (B, H_kv, T, D) each."""
         first = self.blocks.length // TOKENS_PER_PAGE
+        self._measure(k)
         self.blocks.append(k, v)
         if self._bounds_pay():
             self._bound(first)
@@ -76,6 +81,7 @@ class Middle:
     def keep(self, rows: list[int]):
         """Forget all rows but these."""
         self.blocks.keep(rows)
+        self.longest = [x[rows] for x in self.longest]
         if self.low is not None:
             self.low, self.high = self.low[rows], self.high[rows]
 
@@ -99,16 +105,18 @@ class Middle:
         shape, n_pages = asked.shape[:3], -(-stop // TOKENS_PER_PAGE)
         nothing = torch.empty(*shape, 0, dtype=torch.long, device=asked.device)
         found = Found(asked.new_empty(*shape, 0), nothing, nothing.bool())
-        pages = torch.arange(n_pages, device="cpu")
-        if shape[2] == 1:
+        columns, pages_read = torch.arange(stop, device="cpu"), n_pages
+        if shape[2] == 1 and self.longest and stop:
             if self.low is not None and self._bounds_pay():
                 pages = self._worth_reading(asked, k, n_pages, candidates)
+                columns, pages_read = self._columns(pages), len(pages)
+            else:
+                columns = self._rough(asked, k, stop, candidates)
             self.searches += 1
-            self.pages_read += len(pages)
+            self.pages_read += pages_read
             self.pages_there += n_pages
-        at_once = LOGITS_AT_ONCE // (shape.numel() * TOKENS_PER_PAGE)
-        at_once = max(1, min(at_once, PAGES_AT_ONCE))
-        for some in pages.split(at_once) if len(pages) else ():
+        at_once = max(TOKENS_PER_PAGE, LOGITS_AT_ONCE // shape.numel())
+        for some in columns.split(min(at_once, self.blocks.per_block)) if len(columns) else ():
             found = merge(found, *self._score(asked, some, candidates), k)
         self.last = found
         return found
@@ -134,13 +142,15 @@ class Middle:
         """Whether searches by bounds spare a quarter of the pages, as far as was tried."""
         return self.searches < TRIALS or 4 * self.pages_read <= 3 * self.pages_there
 
-    def _score(self, asked: Tensor, pages: Tensor, candidates):
-        """The logits of all keys of some pages (B, H, T, m), their columns (m,), and which of
+    def _columns(self, pages: Tensor) -> Tensor:
+        """The columns of some ascending pages."""
+        within = torch.arange(TOKENS_PER_PAGE, device="cpu")
+        columns = (pages[:, None] * TOKENS_PER_PAGE + within).flatten()
+        return columns[columns < self.blocks.length]
+
+    def _score(self, asked: Tensor, columns: Tensor, candidates):
+        """The logits of the keys in some columns (B, H, T, m), the columns (m,), and which of
         them are candidates (B, H, T, m)."""
-        columns = (
-            pages[:, None] * TOKENS_PER_PAGE + torch.arange(TOKENS_PER_PAGE, device="cpu")
-        ).flatten()
-        columns = columns[columns < self.blocks.length]
         batch, n_head, length, head_dim = asked.shape
         keys = self._keys(columns).to(asked.device).double()
         by_key_head = asked.reshape(batch, keys.shape[1], -1, head_dim)
@@ -174,6 +184,47 @@ class Middle:
             high = torch.cat((self.high[:, :, :first], high.to(self.high.device)), 2)
         self.low, self.high = (x.to(self.blocks.device) for x in (low, high))
 
+    def _measure(self, k: Tensor):
+        """Note how long the longest key of each block is, before k is appended."""
+        length, first = self.blocks.length, 0
+        while first < k.shape[2]:
+            number, slot = divmod(length + first, self.blocks.per_block)
+            last = first + self.blocks.per_block - slot
+            longest = k.detach()[:, :, first:last].float().norm(dim=-1).amax(-1)
+            if number == len(self.longest):
+                self.longest.append(longest)
+            else:
+                self.longest[number] = torch.maximum(self.longest[number], longest)
+            first = last
+
+    def _rough(self, asked: Tensor, k: int, stop: int, candidates) -> Tensor:
+        """The columns that may hold one of the k best keys of any head's single query, by
+        logits in float32.
+
+        Of D products and their sum, and of what float32 makes of the query, no logit is off by
+        more than (D + 2) * 2^-24 times the lengths of query and key (Cauchy and Schwarz). A
+        key that is further below the k-th best than twice that is not among the best.
+        """
+        batch, n_head, _, head_dim = asked.shape
+        u = asked.float().reshape(batch, self.longest[0].shape[1], -1, head_dim)
+        best = u.new_full((batch, n_head, 1, k), -torch.inf)
+        longest = torch.stack(self.longest).amax(0).to(u.device)[..., None, None]
+        off = ROUNDING * (head_dim + 2) * u.norm(dim=-1, keepdim=True) * longest
+        off = off.view(batch, n_head, 1, 1)
+        per_block, found = self.blocks.per_block, []
+        for number in range(-(-stop // per_block)):
+            columns = torch.arange(
+                number * per_block, min(stop, (number + 1) * per_block), device="cpu"
+            )
+            keys = self.blocks.keys(number)[:, :, : len(columns)].to(u.device).float()
+            rough = (u @ keys.mT).view(batch, n_head, 1, -1)
+            mask = candidates(columns).to(u.device).unsqueeze(-3)
+            rough = rough.masked_fill(~mask, -torch.inf)
+            best = torch.cat((best, rough), -1).topk(k).values
+            may = ~(rough < best[..., -1:] - off) & mask  # what is not a number may be anything
+            found.append(columns[may.flatten(0, 2).any(0).cpu()])
+        return torch.cat(found)
+
     def _worth_reading(self, asked: Tensor, k: int, n_pages: int, candidates) -> Tensor:
         """The pages that may hold one of the k best keys of any head's single query."""
         few = PROMISING + -(-k // TOKENS_PER_PAGE)
@@ -185,7 +236,7 @@ class Middle:
         # Sums of D products in float64 are off by less than this, both here and in a logit.
         bounds += 1e-14 * u.shape[-1] * (u.abs() @ torch.maximum(low.abs(), high.abs()).mT)
         promising = bounds.topk(few).indices.unique().cpu()
-        logits, _, mask = self._score(asked, promising, candidates)
+        logits, _, mask = self._score(asked, self._columns(promising), candidates)
         best = logits.float().masked_fill(~mask, -torch.inf)
         least = best.topk(min(k, best.shape[-1])).values[..., -1:]  # (B, H, 1, 1)
         if best.shape[-1] < k:

@@ -94,6 +94,30 @@ def add_attention(parser: argparse.ArgumentParser):
                        help="tokens read at a time (%(default)s)")  # fmt: skip
 
 
+def some_of(known):
+    """An argparse type: names of `known`, with commas between them."""
+
+    def names(text: str) -> list[str]:
+        found = list(dict.fromkeys(text.split(",")))
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return found
+
+    return names
+
+
+def add_saving(group):
+    """The flags of a long run that can be interrupted, and go on."""
+    group.add_argument("--out", type=Path, metavar="RUN.json",
+                       help="write it there, and while it runs a state beside it; without "
+                       "--out nothing is saved, and an interrupted run is lost")  # fmt: skip
+    group.add_argument("--save-every", type=at_least(0), default=60, metavar="SECONDS",
+                       help="how often the state is saved (%(default)s)")  # fmt: skip
+    group.add_argument("--resume", type=Path, metavar="RUN.json",
+                       help="go on with an interrupted run; takes no other flag")  # fmt: skip
+
+
 def add_plan(group):
     """The flag that asks what a run takes."""
     group.add_argument("--plan", action="store_true",

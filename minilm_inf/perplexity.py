@@ -34,14 +34,7 @@ from .checkpoint import load_model
 from .documents import Encoded, Joined, Separate, TokensFile, digest
 from .files import read_text, write_beside
 from .progress import Progress
-from .resume import (
-    check_free,
-    drive,
-    read_facts,
-    read_tensors,
-    remove_state,
-    state_path,
-)
+from .resume import begun, drive, read_tensors, remove_state, state_path
 from .shards import find_tensors
 from .stream import Run
 from .tokenizer import load as load_tokenizer
@@ -51,16 +44,10 @@ def evaluate(options) -> int:
     """The task, from its flags to the result; 130 where a signal ended it."""
     if options.plan:
         return run_plan(options)
-    facts = None
-    out = options.resume or options.out
-    if options.resume:
-        if out.is_file() and not state_path(out).exists():
-            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
-            return 0
-        facts = read_facts(out)
-        options = given(facts.get("flags"), out)
-    elif out is not None:
-        check_free(out)
+    start = begun(options, given)
+    if start is None:
+        return 0
+    facts, options, out = start
     model, reading, byte_counts = opened(options)
     lm = flags.attention(options, model.config)
     settings = settings_of(options, model, lm, reading)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -42,6 +43,25 @@ def check_free(out: Path):
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out.parent} cannot be made: {error.strerror}") from error
+
+
+def begun(options, given):
+    """How a task begins that --out saves and --resume goes on with: (facts of the saved state
+    or None, the run's flags, its --out); None where there is nothing left to do.
+
+    given: a function of the flags that a state holds, and of --out, that makes them options.
+    Raises ValueError as check_free and read_facts do.
+    """
+    out = options.resume or options.out
+    if options.resume is None:
+        if out is not None:
+            check_free(out)
+        return None, options, out
+    if out.is_file() and not state_path(out).exists():
+        print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
+        return None
+    facts = read_facts(out)
+    return facts, given(facts.get("flags"), out), out
 
 
 def save_state(out: Path, tensors: dict[str, torch.Tensor], facts: dict):

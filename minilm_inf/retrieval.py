@@ -36,7 +36,7 @@ from .needles.trials import REPEATED, Maker, PassKey
 from .perplexity import check_same, finite, weights_sha256
 from .practice import Practice
 from .progress import Progress
-from .resume import check_free, drive, read_facts, remove_state, state_path
+from .resume import begun, drive, remove_state, state_path
 
 TITLES = {
     "passkey": "pass key", "pairs": "key-value recall",
@@ -46,15 +46,10 @@ TITLES = {
 
 def evaluate(options) -> int:
     """A task, from its flags to the result; 130 where a signal ended it."""
-    facts, out = None, options.resume or options.out
-    if options.resume:
-        if out.is_file() and not state_path(out).exists():
-            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
-            return 0
-        facts = read_facts(out)
-        options = given(facts.get("flags"), out)
-    elif out is not None:
-        check_free(out)
+    start = begun(options, given)
+    if start is None:
+        return 0
+    facts, options, out = start
     if options.heatmap:
         heatmap.check()
     run, settings, left_out = prepared(options)

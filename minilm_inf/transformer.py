@@ -106,6 +106,8 @@ class Transformer(nn.Module):
 
         Where lm lets the last token of a prompt reach back, that is the last of all.
         """
+        if tokens.shape[1] <= chunk:
+            return self.read(tokens, lm, cache)
         reaching = None if lm is None or lm.top_k_queries == "all" else 0
         chunks = tokens.split(chunk, 1)
         for piece in chunks[:-1]:

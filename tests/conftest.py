@@ -135,6 +135,37 @@ READINGS = {
 }
 
 
+@pytest.fixture
+def program(capsys):
+    """A call of a program in this process: (main, arguments...) -> (exit code, stdout, stderr).
+    However many threads it asks for, they are what they were behind the test."""
+    threads = torch.get_num_threads()
+
+    def call(main, *arguments) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return code, output.out, output.err
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> Path:
+    """A folder of small texts: a, b; short, of a few tokens; latin, not UTF-8; empty."""
+    folder = tmp_path_factory.mktemp("texts")
+    words = "The ship went on, and the men looked at the sea, for it was late. "
+    for name, text in (("a", words * 40), ("b", "It was cold. " * 200), ("short", "No.")):
+        (folder / name).write_text(text)
+    (folder / "latin").write_bytes(b"caf\xe9")
+    (folder / "empty").write_bytes(b"")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shipped():
     """The model and the tokenizer of weights/tiny-llama."""

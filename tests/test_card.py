@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from safetensors import safe_open
 
-from minilm_inf import LMInfinite, card, generate, load, load_model
+from minilm_inf import LMInfinite, card, evaluate, generate, load, load_model
 from minilm_inf.checkpoint import save
 from minilm_inf.compare import by_position, encoded, table
 from minilm_inf.corpus import HELD_OUT
@@ -222,6 +222,23 @@ def test_the_card_s_table_is_the_measure(written):
     assert nll_table(text) == table(rows).split("\n")
     assert "the first 6,144 tokens" in prose(written)
     assert "BOS and the last 95 tokens, with a stride of 48" in prose(written)
+
+
+def test_the_card_s_command_prints_its_numbers(written, capsys):
+    """A command that measures another length, or that has got other methods since."""
+    text = (written / "README.md").read_text()
+    command = re.search(
+        r"^python -m minilm_inf.evaluate (compare .*\\\n.*)$", text, re.MULTILINE
+    )
+    arguments = command[1].replace("\\\n", " ").split()
+    arguments[arguments.index("corpus")] = str(written.parent / "corpus")
+    assert evaluate.main([*arguments, "--json"]) == 0
+    found = {e["label"]: e["nll"] for e in json.loads(capsys.readouterr().out)["methods"]}
+    rows = [line.split("|")[2:5] for line in nll_table(text)[2:]]
+    columns = zip(*[[float(cell) for cell in row] for row in rows])
+    for label, column in zip(("full attention", "LM-Infinite", "truncation"), columns):
+        means = [row["nll"] for row in found[label]]
+        assert means == pytest.approx(list(column), abs=0.0051), label
 
 
 def test_the_card_tells_the_record(written):

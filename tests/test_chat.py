@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -405,18 +406,9 @@ def model_folder(folder):
 
 
 @pytest.fixture
-def run(capsys, model_folder):
+def run(program, model_folder):
     """A call of generate --chat with that model: arguments -> (exit code, stdout, stderr)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        try:
-            code = main(["--chat", "-m", str(model_folder), *map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
+    return partial(program, main, "--chat", "-m", model_folder)
 
 
 @pytest.fixture

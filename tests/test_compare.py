@@ -1,7 +1,4 @@
-"""What is measured: each column against a plain specification of itself."""
-
-import json
-import math
+"""What the cards measure: each column against a plain specification of itself."""
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from minilm_inf.compare import (
     stream_nll,
     table,
 )
-from minilm_inf.evaluate import main
 
 LM = SETTINGS["LM-Infinite"]
 
@@ -51,13 +47,12 @@ def test_the_settings_differ_beyond_the_window_only(model):
     assert (vanilla[same:] - infinite[same:]).abs().min() > 1e-6
 
 
-def reencoded(model, ids: list[int]) -> list[float]:
+def reencoded(model, ids: list[int], length: int) -> list[float]:
     """The specification: each token behind a context of its own, read by the vanilla model.
 
-    The first context_length tokens are their own context. A later window is BOS and the
-    context_length - 1 ids before the last one that it scores, and it scores its second half.
+    The first `length` tokens are their own context. A later window is BOS and the length - 1
+    ids before the last one that it scores, and it scores its second half.
     """
-    length = model.config.context_length
     stride = length // 2
     scores = []
     for i in range(len(ids) - 1):  # what follows ids[i]
@@ -79,7 +74,9 @@ def test_reencoding_is_what_it_says(context_length, batch):
         ids = some_tokens(n, seed=n)[0].tolist()
         found = reencoded_nll(model, ids, batch)
         assert found.shape == (n - 1,)
-        assert found.tolist() == pytest.approx(reencoded(model, ids), abs=1e-5), n
+        assert found.tolist() == pytest.approx(
+            reencoded(model, ids, context_length), abs=1e-5
+        ), n
 
 
 def test_too_little_to_score(model):
@@ -150,112 +147,3 @@ def test_documents_are_cut_to_one_length(tokenizer):
     assert len(encoded({"short": "A ship"}, tokenizer, n - 1)["short"]) == n
     with pytest.raises(ValueError, match=f"short has only {n} tokens: .*--length"):
         encoded({"short": "A ship"}, tokenizer, n)
-
-
-# ---- the program
-
-
-@pytest.fixture
-def call(capsys):
-    """A call of the program: arguments -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        try:
-            code = main(["compare", *map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    words = "The ship went on, and the men looked at the sea, for it was late. "
-    for name, text in (("a", words * 40), ("b", "It was cold. " * 200), ("short", "No.")):
-        (folder / name).write_text(text)
-    (folder / "latin").write_bytes(b"caf\xe9")
-    return folder
-
-
-def test_the_table_of_two_texts(call, texts):
-    """A program that prints another number than it measured."""
-    flags = ["--text", texts / "a", texts / "b", "--length", 400]
-    code, out, err = call(*flags)
-    assert code == 0
-    lines = out.split("\n")
-    assert lines[2].startswith("| 0 to 256 |") and lines[3].startswith("| 256 to 400 |")
-    assert "2 documents" in out and err.count("\n") == 2
-    code, out, err = call(*flags, "--json")
-    result = json.loads(out)
-    assert code == 0 and result["length"] == 400 and len(result["documents"]) == 2
-    assert table(result["rows"]) == "\n".join(lines[:4])
-    first = result["rows"][0]
-    assert first["vanilla"] == pytest.approx(first["lm_infinite"], abs=1e-4)
-    assert first["vanilla"] == pytest.approx(first["reencoded"], abs=1e-4)
-    assert all(0 < row[name] < 20 for row in result["rows"] for name in first if "n" in name)
-
-
-def test_the_settings_reach_the_measure(call, texts):
-    """--n-local that is parsed and then dropped."""
-    flags = ["--text", texts / "a", "--length", 300, "--json"]
-    usual = json.loads(call(*flags)[1])["rows"]
-    small = json.loads(call(*flags, "--n-local", 8, "--n-global", 1)[1])["rows"]
-    window = json.loads(call(*flags, "--n-local", 8, "--n-global", 0)[1])["rows"]
-    seen = {round(rows[0]["lm_infinite"], 6) for rows in (usual, small, window)}
-    assert len(seen) == 3
-    assert usual[0]["vanilla"] == small[0]["vanilla"] == window[0]["vanilla"]
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["--text", "short", "--length", 400], ("short has only", "--length")),
-        (["--text", "a"], ("has only", "--length")),
-        (["--text", "latin", "--length", 2], ("latin", "not UTF-8")),
-        (["--text", "missing", "--length", 2], ("cannot read", "missing")),
-        (["--corpus", "."], ("no held-out documents", "minilm_inf.corpus")),
-        (["--text", "a", "--length", 9, "-m", "nowhere"], ("nowhere",)),
-    ],
-)
-def test_what_cannot_be_measured(call, texts, monkeypatch, arguments, words):
-    """A traceback for a mistyped name."""
-    monkeypatch.chdir(texts)
-    code, out, err = call(*arguments)
-    assert code == 1 and not out
-    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
-    assert all(word in err for word in words)
-
-
-@pytest.mark.parametrize(
-    "arguments, word",
-    [
-        (["--length", 1], "--length"),
-        (["--attention", "full"], "vanilla"),
-        (["--path", "reference"], "chunked"),
-        (["--attention", "window", "--n-global", 3], "--n-global"),
-    ],
-)
-def test_flags_that_make_no_sense(call, arguments, word):
-    """A column that is compared with itself."""
-    code, out, err = call(*arguments)
-    assert code == 2 and not out and word in err.splitlines()[-1]
-
-
-def test_help_names_the_defaults(call):
-    """The flags that generate shares show their defaults here too."""
-    code, out, _ = call("--help")
-    text = " ".join(out.split())
-    assert code == 0
-    assert "(lambda)" in text and "(512)" in text and "(64 x context_length)" in text
-    assert "None" not in text
-
-
-def test_perplexity_is_e_to_the_nll(call, texts):
-    """A perplexity of another bin or base."""
-    flags = ["--text", texts / "b", "--length", 300]
-    rows = json.loads(call(*flags, "--json")[1])["rows"]
-    out = call(*flags)[1]
-    assert f"({math.exp(rows[-1]['lm_infinite']):.1f} with LM-Infinite" in out

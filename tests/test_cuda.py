@@ -128,3 +128,25 @@ def test_a_session_stays_on_the_device():
     right = Session(model, lm, prefill_chunk=16).read(ids)
     found = Session(model.to("cuda"), lm, prefill_chunk=16).read(ids)
     assert found.device.type == "cpu" and (found - right).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("queries", ("last", "all"))
+@pytest.mark.parametrize("kind", ("ram", "disk"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_middle_comes_back(family, kind, queries):
+    """Catches scores, columns or values of the middle that stay on the other device."""
+    lm = LMInfinite(6, 2, 6, top_k=3, top_k_from_layer=1, top_k_queries=queries)
+    model, tokens = tiny_model(family), some_tokens(40, batch=2)
+    right = model(tokens, lm, path="reference")[:, -1]
+    model, tokens = model.to("cuda"), tokens.to("cuda")
+    cache = model.new_cache(2, lm, middle=kind)
+    pieces = (tokens[:, :30], tokens[:, 30:39], tokens[:, 39:])
+    found = [model(piece, lm, cache, n_reaching=None if queries == "all" or last else 0)
+             for piece, last in zip(pieces, (False, False, True))]  # fmt: skip
+    readings = {
+        "reference": model(tokens, lm, path="reference")[:, -1],
+        "chunked": model(tokens, lm)[:, -1],
+        "cached": found[-1][:, -1],
+    }
+    for name, logits in readings.items():
+        assert (logits.cpu() - right).abs().max() <= 1e-10, name

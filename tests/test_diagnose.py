@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -533,29 +534,9 @@ def test_what_a_short_text_cannot_tell():
 
 
 @pytest.fixture
-def call(capsys):
+def call(program):
     """A call of the program: arguments -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        try:
-            code = main([*map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    words = "The ship went on, and the men looked at the sea, for it was late. "
-    for name, text in (("a", words * 40), ("b", "It was cold. " * 200), ("short", "No.")):
-        (folder / name).write_text(text)
-    (folder / "latin").write_bytes(b"caf\xe9")
-    (folder / "empty").write_bytes(b"")
-    return folder
+    return partial(program, main)
 
 
 TABLES = {

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -40,18 +41,9 @@ def loaded_once(shipped, monkeypatch):
 
 
 @pytest.fixture
-def run(capsys):
+def run(program):
     """A call of the program: arguments -> (exit code, stdout, stderr)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
+    return partial(program, main)
 
 
 @pytest.fixture

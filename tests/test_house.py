@@ -23,7 +23,9 @@ READING_ORDER = [
     "reply", "generate", "corpus", "practice", "documents", "byte_counts", "tally", "pairs",
     "progress", "stream", "resume", "perplexity", "intervals", "needles.trials",
     "needles.recall", "needles.reading", "needles.cells", "needles.axes", "needles.report",
-    "needles.heatmap", "needles", "retrieval", "evaluate", "card",
+    "needles.heatmap", "needles", "retrieval", "comparing", "comparing.streaming_llm",
+    "comparing.methods", "comparing.measure", "comparing.pass_keys", "comparing.sweep",
+    "comparing.table", "comparing.figure", "comparing.task", "evaluate", "card",
     "diagnosis.recorder", "diagnosis.places", "diagnosis.logits", "diagnosis.states",
     "diagnosis.theorem", "diagnosis.measure", "diagnosis.tables", "diagnosis.verdict",
     "diagnosis.figures", "diagnosis", "diagnose",
@@ -43,6 +45,7 @@ ASKED_FOR = {  # room -> imported where it is needed
     "benchmarking.decoding_race": {"transformers"},
     "needles.heatmap": {"matplotlib"},
     "diagnosis.figures": {"matplotlib"},
+    "comparing.figure": {"matplotlib"},
 }
 
 TOP_LEVEL = {

@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import write_diagnosis_page
+import write_methods_page
+import write_retrieval_page
 import write_stream_page
 from conftest import ROOT
 
@@ -37,6 +40,11 @@ def commands(text: str) -> tuple[set[str], list[tuple[str, list[str]]]]:
     return targets, modules
 
 
+TASKS = {  # program -> rooms in which it declares flags, beside its own and options.py
+    "minilm_inf.evaluate": ("needles/axes.py",),
+}
+
+
 def faults(text: str, page: Path) -> list[str]:
     """What a page names and the repository has not."""
     targets, modules = commands(text)
@@ -48,7 +56,10 @@ def faults(text: str, page: Path) -> list[str]:
         source = Path(spec.origin).read_text(encoding="utf-8") if spec else ""
         if '__name__ == "__main__"' not in source:
             found.append(f"python -m {module}")
-        known = source + (ROOT / "minilm_inf" / "options.py").read_text(encoding="utf-8")
+        rooms = ("options.py", *TASKS.get(module, ()))
+        known = source + "".join(
+            (ROOT / "minilm_inf" / room).read_text(encoding="utf-8") for room in rooms
+        )
         made = SIZES if module == "minilm_inf.train" else set()
         found += [f"{module} {f}" for f in flags if f not in made and f'"{f}"' not in known]
     for link in re.findall(r"\]\(([^)#\s]+)", text):
@@ -122,6 +133,69 @@ def test_the_readme_s_families_are_their_cards():
         card = nll_rows((ROOT / "weights" / name / "README.md").read_text(encoding="utf-8"))
         assert card[-1].startswith("| 8,192 to 16,384 |")
         assert numbers.split(" | ") == [cell.strip() for cell in card[-1].split("|")[2:5]]
+
+
+def test_the_page_of_diagnosis_is_what_was_measured():
+    """Sentences that were written by hand, or a prose that the numbers do not bear out."""
+    runs = write_diagnosis_page.load()
+    shown = (ROOT / "weights" / "diagnosis.md").read_text(encoding="utf-8")
+    assert shown == write_diagnosis_page.page(runs)
+    for name, run in runs.items():
+        one, two, three = (run["factors"][f"factor_{i}"]["numbers"] for i in (1, 2, 3))
+        assert run["settings"]["model"] == f"weights/{name}"
+        if name != "tiny-mpt":
+            assert one["vanilla"] < 1.1 * one["vanilla_within"]
+            assert one["vanilla_far"] > 1.25 * one["capped_far"]
+            assert two["beyond"] > two["within"] and two["lambda"] - two["within"] < 0.3
+        assert (run["factors"]["factor_3"]["verdict"] == "shown") == (name == "smollm2-135m")
+        assert three["mass"] > 0.25 or name != "smollm2-135m"
+
+
+def test_the_page_of_methods_is_what_was_measured():
+    """A table of an earlier run, here or in the README."""
+    result = write_methods_page.load()
+    shown = (ROOT / "weights" / "methods.md").read_text(encoding="utf-8")
+    assert shown == write_methods_page.page(result)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")][1:9]
+    for row in rows:
+        label, *_, beyond, _, cache, keys = [cell.strip("| ") for cell in row]
+        label = label.replace("truncation", "truncation, re-encoded")
+        beyond = beyond.replace("-", "0") if beyond == "-" else beyond
+        assert f"| {label} | {beyond} | {cache} | {keys.partition(' ')[0]} |" in readme, label
+    assert len(rows) == 8
+
+
+def test_the_readme_s_pass_keys_are_the_page_s():
+    """A share that an earlier run found, or of another place in the text."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    runs, _ = write_retrieval_page.load()
+    for name, run in runs.items():
+        places = [row for row in run["results"]["by_place"] if row["where"] == "middle"]
+        shares = [f"{row['accuracy']:.1%}" for row in places]
+        assert [row["method"] for row in places] == ["full", "truncate", "lambda", "topk"]
+        assert f"| {name} | {' | '.join(shares)} |" in readme, shares
+        assert {f"{row['trials']:,}" for row in places} == {"2,350"}
+
+
+def test_the_page_of_retrieval_is_what_was_measured():
+    """Tables that were drawn by hand, or of an earlier run; and a middle that does not come
+    back in a model that is said to bring it back."""
+    runs, sweeps = write_retrieval_page.load()
+    shown = (ROOT / "weights" / "retrieval.md").read_text(encoding="utf-8")
+    commands, note = write_retrieval_page.COMMANDS, write_retrieval_page.NOTE
+    assert shown == write_retrieval_page.page(runs, sweeps, commands, note)
+    for name, run in runs.items():
+        assert run["settings"]["trials"] >= 50 and run["settings"]["model"] == f"weights/{name}"
+        found = {row["where"]: row["accuracy"] for row in run["results"]["by_place"]
+                 if row["method"] == "lambda"}  # fmt: skip
+        assert found["middle"] == 0 and min(found["starting"], found["window"]) > 0.9, name
+    cells = {(cell["length"], cell["depth"]): cell["accuracy"]
+             for cell in runs["tiny-mpt"]["results"]["cells"]
+             if cell["method"] == "topk"}  # fmt: skip
+    depths = runs["tiny-mpt"]["settings"]["depths"]
+    assert all(cells[8 * 256, depth] >= 0.9 for depth in depths)
+    assert all(cells[64 * 256, depth] >= 0.75 for depth in depths)
 
 
 def test_the_stream_s_page_is_what_was_measured():

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
@@ -226,27 +227,10 @@ def test_shares_are_sums_of_the_right_cells(maker):
 # ---- the program
 
 
-@pytest.fixture(autouse=True)
-def as_it_was():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
-def call(capsys):
+def call(program):
     """A call of the program: arguments -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        try:
-            code = main([*map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-        output = capsys.readouterr()
-        assert "Traceback" not in output.err
-        return code, output.out, output.err
-
-    return run
+    return partial(program, main)
 
 
 SMALL = ("passkey", "--filler", "repeat", "--length-tokens", "200,300", "--depths", "0,0.9",

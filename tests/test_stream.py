@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -139,27 +140,10 @@ def test_memory_does_not_grow_with_the_stream(tmp_path):
 # ---- the program
 
 
-@pytest.fixture(autouse=True)
-def as_it_was():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
-def call(capsys):
+def call(program):
     """A call of the program: arguments -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        try:
-            code = main(["perplexity", *map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-        output = capsys.readouterr()
-        assert "Traceback" not in output.err
-        return code, output.out, output.err
-
-    return run
+    return partial(program, main, "perplexity")
 
 
 @pytest.fixture(scope="module")

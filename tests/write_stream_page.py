@@ -23,7 +23,10 @@ PAGE = """\
 | [tiny-gptj](tiny-gptj/README.md) | 1,480,128 | the same with rotary pairs, on a part of the head |
 | [nano-llama](nano-llama/README.md) | 338,592 | small enough to read 200 million tokens in an hour, below |
 
-All of them were trained here, on public-domain text, by the commands in their cards.
+All of them were trained here, on public-domain text, by the commands in their cards. What was measured of
+them beside the cards: [retrieval.md](retrieval.md), pass keys in texts of up to 64 times the trained length;
+[methods.md](methods.md), eight ways to read on, side by side; [diagnosis.md](diagnosis.md), the paper's three
+factors; and below, a stream of 200 million tokens.
 
 ## One stream of {total:,} tokens
 

@@ -36,15 +36,6 @@ def numbers(convert, low, high, what: str):
     return parse
 
 
-def methods(text: str) -> list[str]:
-    """An argparse type: names of METHODS, with commas between them."""
-    found = list(dict.fromkeys(text.split(",")))
-    for name in found:
-        if name not in METHODS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
-    return found
-
-
 def sweep(text: str) -> tuple[str, list[int]]:
     """An argparse type: k=1,3,5, distance=... or from-layer=..."""
     name, _, values = text.partition("=")
@@ -89,7 +80,8 @@ def add_axes(task):
 def add_methods(task):
     """The flags of who is asked."""
     group = task.add_argument_group("who is asked")
-    group.add_argument("--methods", type=methods, default=list(METHODS), metavar="NAME,NAME",
+    group.add_argument("--methods", type=flags.some_of(METHODS), default=list(METHODS),
+                       metavar="NAME,NAME",
                        help=f"of {', '.join(METHODS)} (all); topk takes --top-k-middle "
                        f"{TOP_K} unless told")  # fmt: skip
     group.add_argument("--full-up-to", type=flags.at_least(1), metavar="X",

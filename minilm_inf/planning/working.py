@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import band, chunked, middle, sight
+from ..blocks import TOKENS_PER_BLOCK
 from ..cache import ring_and_starting
 from ..config import LMInfinite, ModelConfig
 from ..sight import window_is_capped
@@ -115,8 +116,8 @@ def reaching_bytes(r: Reading, before: int, tokens: int) -> int:
     if not (r.lm.top_k and found):
         return 0
     rows = r.batch * queries * r.config.n_head
-    pages = min(middle.LOGITS_AT_ONCE // (rows * middle.TOKENS_PER_PAGE), middle.PAGES_AT_ONCE)
-    keys = min(max(1, pages) * middle.TOKENS_PER_PAGE, found)
+    keys = max(middle.TOKENS_PER_PAGE, middle.LOGITS_AT_ONCE // rows)
+    keys = min(keys, TOKENS_PER_BLOCK, found)
     per_logit = 8 * 5 + 4 * 2 + 3  # float64 and int64, float32, bool
     bounds = 2 * found // middle.TOKENS_PER_PAGE * r.batch * r.keys
     layers = max(0, r.config.n_layer - r.lm.top_k_from_layer)

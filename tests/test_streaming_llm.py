@@ -1,0 +1,126 @@
+"""StreamingLLM against the loop that its paper describes: each token re-places all the keys."""
+
+import pytest
+import torch
+from conftest import FAMILIES, some_tokens, tiny_model
+
+from minilm_inf import LMInfinite
+from minilm_inf.comparing.streaming_llm import StreamingLLM
+
+
+class SlowCache:
+    """The specification (arXiv 2309.17453, section 3.2): a list of unplaced keys and values for
+    each layer. For every token its key is appended; if there are too many, the oldest behind
+    the starting ones is thrown away; then every key is placed at its rank, the query at the
+    last one."""
+
+    def __init__(self, model, n_local: int, n_global: int):
+        self.model, self.n_local, self.n_global = model, n_local, n_global
+        self.layers = [[] for _ in model.blocks]
+
+    def read_one(self, id: int) -> torch.Tensor:
+        """Hidden state (E,) behind one more token."""
+        x = self.model.embed(torch.tensor([[id]]))
+        for kept, block in zip(self.layers, self.model.blocks):
+            x = block(x, lambda q, k, v, kept=kept: self.attend(kept, q, k, v))
+        return self.model.norm(x)[0, 0]
+
+    def attend(self, kept: list, q, k, v):
+        kept.append((k, v))
+        if len(kept) > self.n_global + self.n_local:
+            del kept[self.n_global]
+        scheme, last = self.model.scheme, len(kept) - 1
+        scale = self.model.config.softmax_scale or q.shape[-1] ** -0.5
+        group = q.shape[1] // k.shape[1]
+        placed_q = scheme.place(q, torch.tensor([last]))
+        out = torch.empty_like(q)
+        for head in range(q.shape[1]):
+            logits = []
+            for rank, (key, _) in enumerate(kept):
+                key = scheme.place(key, torch.tensor([rank]))[0, head // group, 0]
+                bias = scheme.bias(torch.tensor([[last - rank]]))
+                bias = float(bias[head, 0, 0] if bias.dim() else bias)
+                logits.append(float(placed_q[0, head, 0] @ key) * scale + bias)
+            weights = torch.tensor(logits, dtype=q.dtype).softmax(0)
+            out[0, head, 0] = sum(
+                w * value[0, head // group, 0] for w, (_, value) in zip(weights, kept)
+            )
+        return out
+
+
+def slowly(model, tokens, n_local: int, n_global: int) -> torch.Tensor:
+    cache = SlowCache(model, n_local, n_global)
+    return torch.stack([cache.read_one(id) for id in tokens[0].tolist()])
+
+
+def in_chunks(model, tokens, n_local: int, n_global: int, sizes) -> torch.Tensor:
+    past, start, found = StreamingLLM(model, n_local, n_global), 0, []
+    while start < tokens.shape[1]:
+        size = sizes[min(len(found), len(sizes) - 1)]
+        found.append(past.read(tokens[:, start : start + size]))
+        start += size
+    return torch.cat(found, 1)[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "n_local, n_global", [(5, 2), (3, 4), (1, 1), (4, 0), (1, 3), (6, 30)], ids=str
+)
+def test_it_is_the_cache_of_the_paper(family, n_local, n_global):
+    """A starting token at the ceiling, or at its distance in the text; a window that is moved
+    by one; a query whose own key is not counted."""
+    model, tokens = tiny_model(family), some_tokens(23)
+    expected = slowly(model, tokens, n_local, n_global)
+    for sizes in ([23], [1], [5, 1, 9, 2], [7]):
+        found = in_chunks(model, tokens, n_local, n_global, sizes)
+        assert (found - expected).abs().max() < 1e-10, sizes
+
+
+def test_grouped_heads():
+    """A query head that reads its neighbour's keys."""
+    model, tokens = tiny_model("llama", n_head=6, n_kv_head=2, n_embd=48), some_tokens(17)
+    found = in_chunks(model, tokens, 4, 2, [6])
+    assert (found - slowly(model, tokens, 4, 2)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_vanilla_model_until_something_is_evicted(family):
+    """Places that differ from positions before they have to; a budget that is one too small."""
+    model, tokens = tiny_model(family), some_tokens(20)
+    found, vanilla = in_chunks(model, tokens, 5, 3, [20]), model.read(tokens)[0]
+    assert (found[:8] - vanilla[:8]).abs().max() < 1e-10
+    assert (found[8:] - vanilla[8:]).abs().amin(0).max() > 1e-6
+
+
+def test_it_differs_from_lm_infinite_by_distances_only():
+    """With one starting token and a ceiling where the cache puts it, the two are one method."""
+    model, tokens = tiny_model("llama"), some_tokens(20)
+    found = in_chunks(model, tokens, 5, 1, [20])
+    same = model.read(tokens, LMInfinite(5, 1, 5))[0]
+    assert (found - same).abs().max() < 1e-10
+    several = in_chunks(model, tokens, 5, 3, [20])
+    for ceiling in (5, 6, 7):
+        other = model.read(tokens, LMInfinite(5, 3, ceiling))[0]
+        assert (several[9:] - other[9:]).abs().max() > 1e-4
+
+
+def test_what_is_kept_does_not_grow():
+    """A cache that holds views of all it ever read, or one key more than it may."""
+    model = tiny_model("llama", dtype=torch.float32)
+    past = StreamingLLM(model, n_local=5, n_global=2)
+    of_a_key = 2 * model.config.n_kv_head * model.config.head_dim * 4 * model.config.n_layer
+    for length, read in ((3, 3), (6, 3), (7, 1), (40, 33), (41, 1)):
+        past.read(some_tokens(read))
+        kept = min(length, 5) + min(length, 2)
+        assert past.length == length and past.nbytes == kept * of_a_key
+        storages = [x.untyped_storage().nbytes() for run in past.window for x in run]
+        assert sum(storages) == min(length, 5) * of_a_key
+
+
+def test_half_precision_sums_in_float32():
+    """A softmax in bfloat16, which loses a whole digit."""
+    model, tokens = tiny_model("llama"), some_tokens(30)
+    exact = in_chunks(model, tokens, 6, 2, [30])
+    found = in_chunks(model.to(torch.bfloat16), tokens, 6, 2, [30])
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - exact).abs().mean() < 0.05

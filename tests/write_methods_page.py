@@ -1,0 +1,68 @@
+# ruff: noqa: E501
+"""Write weights/methods.md from weights/methods.json: `make methods-page`.
+
+The page shows what `make methods` measured, and nothing else: test_readme.py holds it to that.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from minilm_inf.comparing import table
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+
+PAGE = """\
+# Eight ways to read past the trained length
+
+The same documents and, but for two that see all, the same number of visible keys, read by
+[tiny-llama](tiny-llama/README.md):
+
+```
+python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --threads 1 --sweep --out weights/methods.json --figure weights/methods.png
+```
+
+![nats per token by position, for eight methods](methods.png)
+
+{methods}
+
+{notes}
+{verdict}
+
+{sweeps}
+
+## What of the paper is seen, and what is not
+
+- Full attention fails right behind the trained length, and so does the Λ without a ceiling, which then swings
+  between failing and reading well; the ceiling without the Λ rises steadily; LM-Infinite stays flat.
+- A large n_global costs a little, as in the paper. That none at all is a catastrophe there (6.43 against 1.03
+  nats) is not seen here: it costs 0.016 nat. SmolLM2, whose starting tokens matter, is in
+  [diagnosis.md](diagnosis.md).
+- StreamingLLM, which counts positions inside its cache, reads as well as LM-Infinite with as many keys.
+- None of them but top-k finds a pass key in the middle, and top-k, asked for by every token, reads no better
+  for it.
+"""
+
+
+def page(result: dict) -> str:
+    """The whole page, of a result of `evaluate compare --sweep`."""
+    return PAGE.format(
+        methods=table.methods_table(result),
+        notes=table.notes(result),
+        verdict=table.verdict(result),
+        sweeps=table.sweep_tables(result),
+    )
+
+
+def load() -> dict:
+    """The published result."""
+    return json.loads((WEIGHTS / "methods.json").read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    (WEIGHTS / "methods.md").write_text(page(load()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
