@@ -6,7 +6,7 @@
 #
 # A model is trained here in about fifteen seconds, on one core, from scratch: a tokenizer of
 # 512 ids, then a Llama of 100,000 parameters, on the 60,000 characters of `text.txt`. It is a
-# poor model. The models of this repository took an hour each, on 9 million characters (their
+# poor model. The models of this repository took about an hour each, on much more text (their
 # commands stand in their cards, such as [tiny-llama](../weights/tiny-llama/README.md)).
 #
 # **Predict.** It has read 600,000 tokens, 256 at a time, the same ones again and again. Does a
@@ -90,5 +90,5 @@ shutil.rmtree(place)
 #
 # 1. How large is the nll of a model that has learned nothing, and of one that knows only how
 #    frequent each token is? Between which two of these stands the first point of the curve?
-# 2. How many tokens of training are there for each parameter? Compare the models of
-#    `weights/`, of which each read 30.2 million tokens.
+# 2. How many tokens of training are there for each parameter? Compare the tiny
+#    Llama, which read 30.2 million tokens.
