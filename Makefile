@@ -66,12 +66,12 @@ stream-200m: corpus  ## read one stream of 200 million tokens (about an hour on 
 stream-page:  ## write weights/README.md from what stream-200m measured
 	@$(PYTHON) tests/write_stream_page.py
 
-retrieval: corpus .venv/checks  ## ask the tiny models for pass keys, up to 64 x their context (hours on two cores, minutes on a GPU)
+retrieval: corpus .venv/lessons  ## ask the tiny models for pass keys, up to 64 x their context (hours on two cores, minutes on a GPU)
 	@mkdir -p weights/retrieval && rm -f weights/retrieval/*.json
 	@for name in tiny-llama tiny-mpt tiny-gptj; do \
 		$(BIN)/python -m minilm_inf.evaluate passkey -m weights/$$name --corpus corpus \
 		--lengths 1,2,4,8,16,32,64 --trials 50 --n-global 24 --top-k-middle 5 \
-		--out weights/retrieval/$$name.json || exit 1; done
+		--out weights/retrieval/$$name.json --heatmap weights/retrieval/$$name.png || exit 1; done
 	@$(BIN)/python -m minilm_inf.evaluate passkey -m weights/tiny-llama --corpus corpus \
 		--lengths 8 --trials 50 --methods topk --sweep k=1,3,5,10 distance=32,64,128,192,256 \
 		from-layer=0,1,2,3 --out weights/retrieval/sweeps.json
@@ -79,7 +79,7 @@ retrieval: corpus .venv/checks  ## ask the tiny models for pass keys, up to 64 x
 retrieval-page:  ## write weights/retrieval.md from what retrieval measured
 	@PYTHONPATH=. $(BIN)/python tests/write_retrieval_page.py
 
-diagnosis: corpus .venv/checks $(SMOLLM2)/model.safetensors  ## look for the paper's three factors in all models (a quarter of an hour)
+diagnosis: corpus .venv/lessons $(SMOLLM2)/model.safetensors  ## look for the paper's three factors in all models (a quarter of an hour)
 	@mkdir -p weights/diagnosis
 	@for name in tiny-llama tiny-mpt tiny-gptj; do \
 		$(BIN)/python -m minilm_inf.diagnose -m weights/$$name --corpus corpus || exit 1; done
@@ -88,9 +88,9 @@ diagnosis: corpus .venv/checks $(SMOLLM2)/model.safetensors  ## look for the pap
 		cp runs/diagnose-$$name/diagnosis.json weights/diagnosis/$$name.json; \
 		cp runs/diagnose-$$name/factors.png weights/diagnosis/$$name.png; done
 
-methods: corpus  ## eight methods with the same number of visible keys, side by side (ten minutes)
+methods: corpus .venv/lessons  ## eight methods with the same number of visible keys, side by side (ten minutes)
 	@$(BIN)/python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --threads 1 --sweep \
-		--out weights/methods.json
+		--out weights/methods.json --figure weights/methods.png
 
 methods-page:  ## write weights/methods.md from what methods measured
 	@PYTHONPATH=. $(BIN)/python tests/write_methods_page.py

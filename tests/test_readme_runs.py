@@ -1,0 +1,123 @@
+"""README.md: every block of code and every command in it is run, in small."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_chat import folder, model_folder  # noqa: F401  (fixtures)
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+PROGRAMS = [block for language, block in BLOCKS if language == "python"]
+LINES = [
+    line.removeprefix("$ ").partition("  #")[0].strip()
+    for language, block in BLOCKS
+    for line in block.splitlines()
+    if language != "python" and re.match(r"(\$ )?(python|make|\.) ", line)
+]
+COMMANDS = [line for line in LINES if line.startswith("python -m ")]
+SMALLER = {  # flag -> what it is given here
+    "-n": "12", "--length": "600", "--lengths": "1", "--heatmap": "found.png",
+    "--out": "run.json", "--resume": "run.json",
+}  # fmt: skip
+MORE = {  # words of a command -> what is added, so that it takes seconds
+    "passkey": ["--trials", "1", "--depths", "0.5"],
+    "recall": ["--trials", "1", "--depths", "0.5", "--lengths", "1"],
+    "--compile": ["-n", "0"],  # compiling itself is in test_decoding.py
+}
+
+
+def run(arguments: list[str], cwd, stdin: str = ""):
+    """A program in a process of its own, as somebody in `cwd` would call it."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, input=stdin, capture_output=True, text=True,
+        timeout=300, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin",
+                          "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with what the commands name: weights, a checkpoint of one's own, a book."""
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    shutil.copytree(ROOT / "weights" / "tiny-llama", tmp_path / "FOLDER")
+    words = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")
+    (tmp_path / "book.txt").write_text(words[:6000], encoding="utf-8")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(words[-9000:], encoding="utf-8")
+    return tmp_path
+
+
+def in_small(words: list[str]) -> list[str]:
+    """A command's words, with smaller numbers and texts of its own instead of the corpus."""
+    found, skip = [], False
+    for word, following in zip(words, [*words[1:], ""]):
+        if skip:
+            skip = False
+        elif word == "--corpus":
+            skip = True
+        elif word in SMALLER and following:
+            found, skip = [*found, word, SMALLER[word]], True
+        else:
+            found.append(word)
+    if "minilm_inf.evaluate" in words and "--resume" not in words:
+        found += ["--text", "a.txt", "b.txt"]
+    for word, more in MORE.items():
+        found += more if word in words else []
+    return found
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+def test_every_program_runs(program):
+    """Catches an example that a renamed function, or a wrong number, has left behind."""
+    done = run(["-c", program], ROOT)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_runs(line, place, model_folder):  # noqa: F811
+    """Catches a command that ends in an error, or in nothing."""
+    if "FILE.gguf" in line:
+        pytest.importorskip("gguf", reason="gguf is asked for by this command alone")
+        pytest.skip("test_convert.py converts a GGUF of its own")
+    words = in_small(shlex.split(line)[1:])
+    if "--heatmap" in words:
+        pytest.importorskip("matplotlib")
+    if "--chat" in words:
+        words[words.index("-m", 2) + 1] = str(model_folder)
+    if words[1] == "minilm_inf.convert":
+        weights = place / "FOLDER" / "model.safetensors"
+        torch.save(load_file(weights), place / "FOLDER" / "pytorch_model.bin")
+        weights.unlink()
+    if "--resume" in words:
+        words_of_run = in_small(shlex.split(next(x for x in COMMANDS if "--stream" in x))[1:])
+        assert run(words_of_run, place).returncode == 0
+    done = run(words, place, stdin="Hello\n/exit\n")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout or "--resume" in words or "-n 0" in " ".join(words)
+
+
+def test_all_that_can_be_typed_is_run():
+    """Catches a block of which no line is recognised, and a target that does not exist."""
+    assert len(PROGRAMS) >= 2 and len(COMMANDS) >= 15
+    others = {line for line in LINES if not line.startswith("python -m ")}
+    assert others == {"make demo", "make test", ". .venv/bin/activate"}
+    unread = [block for language, block in BLOCKS if language != "python"
+              and not any(line in block for line in LINES)]  # fmt: skip
+    assert len(unread) == 1 and "keys: 0" in unread[0], "the picture of the Λ"
+
+
+def test_what_is_shown_is_what_is_printed():
+    """Catches an output in the README that the command above it no longer prints."""
+    shown = [block for _, block in BLOCKS if block.startswith("$ ")]
+    for block in shown:
+        line, _, output = block.removeprefix("$ ").partition("\n")
+        done = run(shlex.split(line)[1:] + ["--device", "cpu"], ROOT)
+        assert done.stdout.strip() == output.strip()
+    assert shown
