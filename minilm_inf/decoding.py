@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cache import Cache, ring_and_starting
+from .cache import Cache
+from .layer_cache import ring_and_starting
 
 
 def has_fixed_shape(cache: Cache) -> bool:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 
 from . import sampling
-from .cache import Cache, ring_and_starting
+from .cache import Cache
 from .config import LMInfinite
 from .decoding import has_fixed_shape
+from .layer_cache import ring_and_starting
 from .transformer import Transformer
 
 

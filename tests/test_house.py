@@ -13,9 +13,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
     "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band",
-    "triangles", "sight", "keys", "blocks", "middle", "chunked", "rows", "cache",
-    "decoding", "transformer", "models.raw_config", "models.stacked", "models.llama",
-    "models.mpt", "models.gptj", "models", "files", "shards", "checkpoint",
+    "triangles", "sight", "keys", "blocks", "middle", "chunked", "rows", "layer_cache",
+    "cache", "decoding", "transformer", "models.raw_config", "models.stacked",
+    "models.llama", "models.mpt", "models.gptj", "models", "files", "shards", "checkpoint",
     "tokenizers.sentence_pieces", "tokenizers.byte_level", "tokenizers.pre_tokenizers",
     "tokenizers.recipe_files", "tokenizers", "tokenizer", "chat_template", "chat",
     "sampling", "options", "session", "explain", "batch", "compare", "planning",
@@ -28,14 +28,14 @@ READING_ORDER = [
     "comparing.table", "comparing.figure", "comparing.task", "evaluate", "card",
     "diagnosis.recorder", "diagnosis.places", "diagnosis.logits", "diagnosis.states",
     "diagnosis.theorem", "diagnosis.measure", "diagnosis.tables", "diagnosis.verdict",
-    "diagnosis.figures", "diagnosis", "diagnose",
-    "tokenizers.byte_pairs", "recipes", "schedule", "train", "inspection.memory",
-    "inspection.probe", "inspection.folder_facts", "inspection", "inspect",
-    "conversion.shard_writer", "conversion.pickles", "conversion.gguf_file",
-    "conversion.gguf_tokenizer", "conversion", "convert", "benchmarking.sizes",
-    "benchmarking.timing", "benchmarking.attention_calls", "benchmarking.memory",
-    "benchmarking.rows", "benchmarking.attention_race", "benchmarking.prefill_race",
-    "benchmarking.decoding_race", "benchmarking.table", "benchmarking", "benchmark",
+    "diagnosis.figures", "diagnosis", "diagnose", "tokenizers.byte_pairs", "recipes",
+    "schedule", "train", "inspection.memory", "inspection.probe", "inspection.folder_facts",
+    "inspection", "inspect", "conversion.shard_writer", "conversion.pickles",
+    "conversion.gguf_file", "conversion.gguf_tokenizer", "conversion", "convert",
+    "benchmarking.sizes", "benchmarking.timing", "benchmarking.attention_calls",
+    "benchmarking.memory", "benchmarking.rows", "benchmarking.attention_race",
+    "benchmarking.prefill_race", "benchmarking.decoding_race", "benchmarking.table",
+    "benchmarking", "benchmark",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 

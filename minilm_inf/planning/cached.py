@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..blocks import TOKENS_PER_BLOCK
-from ..cache import ring_and_starting
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
+from ..layer_cache import ring_and_starting
 from ..sight import starting_is_placed, window_is_capped
 
 

@@ -28,8 +28,8 @@ import torch
 
 from .. import band, chunked, middle, sight
 from ..blocks import TOKENS_PER_BLOCK
-from ..cache import ring_and_starting
 from ..config import LMInfinite, ModelConfig
+from ..layer_cache import ring_and_starting
 from ..sight import window_is_capped
 
 
