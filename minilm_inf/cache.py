@@ -51,7 +51,7 @@ class Cache:
         self.first_position = first_position
         self.length = 0
         self.padding: Tensor | None = None
-        self.at_ceiling: Tensor | None = None  # starting keys of all layers, once settled
+        self.slots_behind: Tensor | None = None  # those of the starting keys, once settled
         shape = (batch, config.n_kv_head, config.head_dim)
         self.layers = [
             LayerCache(self.lm.for_layer(layer), shape, dtype, device, middle)
@@ -125,8 +125,16 @@ class Cache:
         """
         changed = [layer.settle(whole) for layer in self.layers]
         if any(changed):
-            keys = [layer.starting.buffers.capped for layer in self.layers]
-            self.at_ceiling = None if keys[0] is None else torch.stack(keys)
+            ends = self.lm.n_local, self.lm.n_local + self.lm.n_global
+            self.slots_behind = torch.arange(*ends, device=self.layers[0].settled.device)
+
+    def rings(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Of each settled layer, what a decode step reads and writes: keys and values (B, H_kv,
+        n_local + n_global, D), and the keys (B, H_kv, n_global, D) to place anew, or None."""
+        return [
+            (layer.window.buffers.placed, layer.window.buffers.values, layer.at_ceiling)
+            for layer in self.layers
+        ]
 
     def pad(self, padding: Tensor):
         """Say how many tokens of padding each row begins with, (B,), before anything is read.

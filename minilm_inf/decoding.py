@@ -36,17 +36,18 @@ class OneToken:
             window. Without it, sees_all must hold.
     """
 
-    def __init__(self, cache: Cache, scheme, position: Tensor, masked: bool):
+    def __init__(self, cache: Cache, scheme, position: Tensor, masked: bool, rings=None):
         self.cache, lm = cache, cache.lm
-        like = cache.layers[0].window.buffers.values
+        self.rings = cache.rings() if rings is None else rings
+        like, at_ceiling = self.rings[0][1:]
         exact = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.turn = None
         if not scheme.has_bias:
             self.turn = scheme.matrix(position + cache.first_position, like.shape[-1], exact)
-        self.slot = (position % lm.n_local).view(1)
-        if cache.at_ceiling is not None and not scheme.has_bias:
-            for ring, x in zip(cache.layers, self.place(cache.at_ceiling)):
-                ring.behind.copy_(x)
+        self.slot = self.slots = (position % lm.n_local).view(1)
+        self.anew = at_ceiling is not None and not scheme.has_bias
+        if self.anew:
+            self.slots = torch.cat((self.slot, cache.slots_behind))
         self.mask = self._mask(scheme, position, like) if masked or scheme.has_bias else None
 
     def _mask(self, scheme, position: Tensor, like: Tensor) -> Tensor:
@@ -73,8 +74,10 @@ class OneToken:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale) -> Tensor:
         """Take in a layer's new k, v (B, H_kv, 1, D); what q (B, H, 1, D) gathers."""
-        keys, _, values = self.cache.layers[layer].window.buffers
-        keys.index_copy_(2, self.slot, self.place(k))
+        keys, values, at_ceiling = self.rings[layer]
+        if self.anew:
+            k = torch.cat((k, at_ceiling), 2)
+        keys.index_copy_(2, self.slots, self.place(k))
         values.index_copy_(2, self.slot, v)
         q, n_kv_head, mask = self.place(q), k.shape[1], self.mask
         group = q.shape[1] // n_kv_head

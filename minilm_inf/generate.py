@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_attention(parser)
     parser.add_argument_group("speed").add_argument(
         "--compile", action="store_true",
-        help="compile the decode step: half a minute first, then several times as fast",
+        help="compile the decode step: half a minute first, then two to three times as fast",
     )  # fmt: skip
 
     out = parser.add_argument_group("output")

@@ -38,7 +38,7 @@ class LayerCache:
         self.length = 0
         self.padding: list[int] | None = None
         self.settled: Tensor | None = None  # the buffer behind whose ring they stand
-        self.behind: Tensor | None = None  # the keys that stand there, (B, H_kv, n_global, D)
+        self.at_ceiling: Tensor | None = None  # they, as each query places them anew there
 
     def settle(self, whole: bool) -> bool:
         """Put what the starting keys have for good behind the ring: their values, and without a
@@ -53,7 +53,7 @@ class LayerCache:
         behind.values.copy_(starting.values)
         key = starting.capped if starting.placed is None else starting.placed
         behind.placed.copy_(key)
-        self.behind = behind.placed
+        self.at_ceiling = starting.capped
         self.settled = self.window.buffers.values
         return True
 

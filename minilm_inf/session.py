@@ -5,18 +5,15 @@ With LM-Infinite the memory is constant, so a session never runs out.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
 from . import sampling
-from .cache import Cache
+from .compiled import compiled_step
 from .config import LMInfinite
 from .decoding import has_fixed_shape
-from .layer_cache import ring_and_starting
 from .transformer import Transformer
 
 
@@ -25,7 +22,7 @@ class Session:
 
     path: "chunked" keeps a cache; "reference" keeps the ids and reads them all anew each time.
     middle: where the past is kept that lm.top_k reaches back to, "ram" or "disk".
-    compile: take single tokens through a compiled step, see compiled_decode. Raises ValueError
+    compile: take single tokens through a compiled step, see compiled.py. Raises ValueError
         where that cannot be.
     """
 
@@ -44,7 +41,7 @@ class Session:
         self.device = model.embed.weight.device
         self.middle = middle
         self.cache = model.new_cache(1, lm, middle=middle) if path == "chunked" else None
-        self.decode = compiled_decode(model, self.cache) if compile else None
+        self.decode = compiled_step(model, self.cache) if compile else None
         self.ids: list[int] = []  # all of them, for the reference path only
         self.n_reaching = 0  # how many of them have reached back, likewise
         self.unread: list[int] = []  # written, but not yet asked what follows
@@ -123,28 +120,6 @@ class Session:
         """Make a written token part of the text; the next read begins with it."""
         self.unread.append(id)
         self.length += 1
-
-
-def compiled_decode(model: Transformer, cache: Cache | None):
-    """model.decode through torch.compile: one graph for every step, however long the text.
-
-    The first step takes about half a minute, and steps from the n_global-th token on are
-    compiled. Raises ValueError for a setting whose steps change their shape, and where there is
-    no C++ compiler for the CPU.
-    """
-    if cache is None or not ring_and_starting(cache.lm) or cache.lm.top_k:
-        raise ValueError(
-            "only the chunked path with a window, a ceiling of its size or none, and no top-k "
-            "can be compiled: leave out --compile"
-        )
-    options = None
-    if cache.layers[0].window.buffers.values.device.type == "cpu":
-        if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-            raise ValueError(
-                "torch.compile finds no C++ compiler: install g++, or leave it out"
-            )
-        options = {"cpp_wrapper": True}  # its calls cost less than Python's
-    return torch.compile(model.decode, fullgraph=True, dynamic=False, options=options)
 
 
 class Step(NamedTuple):

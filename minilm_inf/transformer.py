@@ -114,14 +114,15 @@ class Transformer(nn.Module):
             self.read(piece, lm, cache, n_reaching=reaching)
         return self.read(chunks[-1], lm, cache)
 
-    def decode(self, tokens: Tensor, cache: Cache, position: Tensor) -> Tensor:
-        """Logits (B, V) behind one more token of each row (B, 1): what torch.compile takes.
+    def decode(self, tokens: Tensor, cache: Cache, position: Tensor, rings=None) -> Tensor:
+        """Logits (B, V) behind one more token of each row (B, 1): what can be compiled.
 
         position: (), how many tokens the cache has read, on the model's device. The caller
         sees to decoding.has_fixed_shape and cache.settle before, and to cache.count after.
+        rings: cache.rings(), for a caller who hands them over as tensors of their own.
         """
         x = self.embed(tokens)
-        layers = self._step(OneToken(cache, self.scheme, position, masked=True))
+        layers = self._step(OneToken(cache, self.scheme, position, masked=True, rings=rings))
         for block, attention in zip(self.blocks, layers):
             x = block(x, attention)
         return self.head(self.norm(x))[:, -1]

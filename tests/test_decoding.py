@@ -1,14 +1,12 @@
-"""decoding.py: one token at a time in shapes that never change, and through torch.compile."""
+"""decoding.py: one token at a time in shapes that never change, as one graph."""
 
 import pytest
 import torch
 from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minilm_inf import session as session_room
 from minilm_inf.config import LMInfinite
 from minilm_inf.decoding import has_fixed_shape, sees_all
-from minilm_inf.session import Session, generate
 
 N = 30
 FIXED = (
@@ -152,47 +150,3 @@ def test_one_graph_serves_every_step(family):
             logits = step(model, cache, tokens[:, i : i + 1], decode)
             assert (logits - right[:, i]).abs().max() <= 1e-5
     torch._dynamo.reset()
-
-
-@pytest.fixture
-def quick_compile(monkeypatch):
-    """torch.compile without a code generator: what it traces is run as it is."""
-    compile = torch.compile
-    made = []
-
-    def traced(function, fullgraph, dynamic, options):
-        made.append(options)
-        return compile(function, fullgraph=fullgraph, dynamic=dynamic, backend="eager")
-
-    monkeypatch.setattr(torch, "compile", traced)
-    monkeypatch.setattr(session_room.shutil, "which", lambda name: name)
-    yield made
-    torch._dynamo.reset()
-
-
-def test_a_compiled_session_writes_the_same(quick_compile):
-    """Catches a compiled step that leaves the cache's length, or the session's, behind."""
-    model, lm = tiny_model("llama", dtype=torch.float32), SETTINGS["LM-Infinite"]
-    ids = some_tokens(3)[0].tolist()
-    for n in (1, 3):
-        written = [
-            list(generate(model, ids[:n], lm, 40, seed=2, stop_ids=(), compile=compile))
-            for compile in (False, True)
-        ]
-        assert written[0] == written[1] and len(written[0]) == 40
-    assert quick_compile == [{"cpp_wrapper": True}] * 2
-    session = Session(model, lm, compile=True)
-    session.read(ids)
-    again = session.anew()
-    assert again.decode is session.decode and again.length == 0
-
-
-def test_what_cannot_be_compiled_is_refused(monkeypatch):
-    """Catches a traceback of the compiler's in place of a sentence."""
-    model = tiny_model("llama")
-    for lm, path in ((None, "chunked"), (SETTINGS["LM-Infinite"], "reference")):
-        with pytest.raises(ValueError, match="leave out --compile"):
-            Session(model, lm, path, compile=True)
-    monkeypatch.setattr(session_room.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="install g"):
-        Session(model, SETTINGS["LM-Infinite"], compile=True)

@@ -18,7 +18,7 @@ READING_ORDER = [
     "models.llama", "models.mpt", "models.gptj", "models", "files", "shards", "checkpoint",
     "tokenizers.sentence_pieces", "tokenizers.byte_level", "tokenizers.pre_tokenizers",
     "tokenizers.recipe_files", "tokenizers", "tokenizer", "chat_template", "chat",
-    "sampling", "options", "session", "explain", "batch", "compare", "planning",
+    "sampling", "options", "compiled", "session", "explain", "batch", "compare", "planning",
     "planning.cached", "planning.working", "planning.arithmetic", "planning.units", "plan",
     "reply", "generate", "corpus", "practice", "documents", "byte_counts", "tally", "pairs",
     "progress", "stream", "resume", "perplexity", "intervals", "needles.trials",

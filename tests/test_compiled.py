@@ -1,0 +1,96 @@
+"""compiled.py: a decode step as a program, which is given all that it reads."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
+
+from minilm_inf import compiled as compiled_room
+from minilm_inf.session import Session, generate
+
+LM = SETTINGS["LM-Infinite"]
+
+
+@pytest.fixture
+def only_recorded(monkeypatch):
+    """Programs without a code generator: what is recorded runs as it is. How often it was."""
+    made = []
+
+    def record(module, inputs):
+        made.append(len(inputs))
+        program = torch.export.export(module, inputs, strict=False).module()
+        weights, *_, rings = inputs
+
+        def run(flat):
+            rest = iter(flat[len(weights) :])
+            tokens, position = next(rest), next(rest)
+            here = [tuple(x if x is None else next(rest) for x in ring) for ring in rings]
+            assert next(rest, None) is None, "a tensor too many"
+            return [program(tuple(flat[: len(weights)]), tokens, position, here)]
+
+        return run
+
+    monkeypatch.setattr(compiled_room, "compiled", record)
+    monkeypatch.setattr(compiled_room.shutil, "which", lambda name: name)
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("setting", ("LM-Infinite", "sliding window", "Λ without ceiling"))
+def test_a_compiled_session_writes_the_same(only_recorded, family, setting):
+    """Catches a step that is bound to its first cache, or leaves a length behind."""
+    model, lm = tiny_model(family, dtype=torch.float32), SETTINGS[setting]
+    ids = some_tokens(3)[0].tolist()
+    for n in (1, 3):
+        written = [
+            list(generate(model, ids[:n], lm, 40, seed=2, stop_ids=(), compile=compile))
+            for compile in (False, True)
+        ]
+        assert written[0] == written[1] and len(written[0]) == 40
+    assert len(only_recorded) == 2
+
+
+def test_one_program_serves_every_text(only_recorded):
+    """Catches a program that is recorded anew, or works in the rings of another text."""
+    model = tiny_model("llama", dtype=torch.float32)
+    texts = some_tokens(20)[0].tolist(), some_tokens(20, seed=5)[0].tolist()
+    sessions = [Session(model, LM, compile=True)]
+    sessions.append(sessions[0].anew())
+    plain = [Session(model, LM) for _ in texts]
+    for here, right, ids in zip(sessions, plain, texts):
+        here.read(ids), right.read(ids)
+    for id in texts[0]:
+        for here, right in zip(sessions, plain):
+            assert (here.read([id]) - right.read([id])).abs().max() <= 1e-5
+    assert len(only_recorded) == 1 and sessions[1].decode is sessions[0].decode
+    assert sessions[0].anew().length == 0
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_program_itself(family):
+    """Catches weights that the program has copies of, and rings that it copies."""
+    model = tiny_model(family, dtype=torch.float32)
+    here, right = Session(model, LM, compile=True), Session(model, LM)
+    ids = some_tokens(40)[0].tolist()
+    here.read(ids[:10]), right.read(ids[:10])
+    for id in ids[10:30]:
+        assert (here.read([id]) - right.read([id])).abs().max() <= 1e-5
+    for mine, theirs in zip(here.cache.rings(), right.cache.rings()):
+        for x, y in zip(mine[:2], theirs[:2]):
+            assert (x[:, :, : LM.n_local] - y[:, :, : LM.n_local]).abs().max() <= 1e-5
+    with torch.no_grad():
+        model.head.weight.mul_(2)  # of all that was read before, nothing changes
+    assert (here.read(ids[30:31]) - right.read(ids[30:31])).abs().max() <= 2e-5
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch):
+    """Catches a traceback of the compiler's in place of a sentence."""
+    model = tiny_model("llama")
+    for lm, path in ((None, "chunked"), (LM, "reference")):
+        with pytest.raises(ValueError, match="leave out --compile"):
+            Session(model, lm, path, compile=True)
+    monkeypatch.setattr(compiled_room.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="install g"):
+        Session(model, LM, compile=True)
