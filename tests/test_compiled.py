@@ -94,3 +94,27 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
     monkeypatch.setattr(compiled_room.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="install g"):
         Session(model, LM, compile=True)
+
+
+def test_where_a_program_cannot_be_loaded(monkeypatch, capsys):
+    """Catches a crash of PyTorch's that takes the user's text with it."""
+    made = []
+
+    def compile(function, **settings):
+        made.append(settings)
+        return function
+
+    monkeypatch.setattr(compiled_room, "compiled", lambda module, inputs: None)
+    monkeypatch.setattr(compiled_room.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch, "compile", compile)
+    model = tiny_model("llama", dtype=torch.float32)
+    here, right = Session(model, LM, compile=True), Session(model, LM)
+    for id in some_tokens(30)[0].tolist():
+        assert (here.read([id]) - right.read([id])).abs().max() <= 1e-5
+    assert len(made) == 1 and capsys.readouterr().err.count("torch.compile is used") == 1
+
+
+def test_a_package_that_cannot_be_loaded_is_noticed(tmp_path):
+    """Catches a broken package that is tried in this very process."""
+    (tmp_path / "step.pt2").write_bytes(b"no archive")
+    assert not compiled_room.can_be_loaded(str(tmp_path / "step.pt2"))
