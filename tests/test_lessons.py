@@ -194,9 +194,20 @@ def test_the_palette_survives_greyscale():
     """Catches two roles that a printer or a colour-blind reader cannot tell apart."""
     assert abs(lightness("#ffffff") - 100) < 0.1 and lightness("#000000") == 0
     plot = module("plot")
-    assert set(plot.COLOURS) == {"start", "window", "middle", "ceiling", "vanilla"}
-    for a, b in combinations(plot.COLOURS.values(), 2):
-        assert abs(lightness(a) - lightness(b)) > 10, (a, b)
+    five, greys = ("start", "window", "middle", "ceiling", "vanilla"), ("other", "third")
+    assert set(plot.COLOURS) == set(plot.DASHES) == {*five, *greys}
+    for names in (five, greys):
+        for a, b in combinations((plot.COLOURS[name] for name in names), 2):
+            assert abs(lightness(a) - lightness(b)) > 10, (a, b)
+
+
+def test_the_explorer_has_the_lessons_colours():
+    """Catches a page on which red is another thing than in the lessons."""
+    colours, page = module("plot").COLOURS, (TUTORIALS / "explorer.html").read_text("utf-8")
+    names = {"window": "window", "starting": "start", "ceiling": "ceiling", "hidden": "middle"}
+    for variable, role in names.items():
+        first = re.search(rf"--{variable}: (#\w+);", page)  # of light pages; dark ones follow
+        assert first[1] == colours[role], variable
 
 
 def test_prose_that_is_no_comment_is_refused():

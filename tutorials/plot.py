@@ -1,8 +1,9 @@
 """How the lessons draw: one palette, one size, one way to show a figure.
 
-A colour means the same thing in every lesson. The five differ in lightness as well as in hue
-(a test measures it), and a line has its own dashes too, so that greyscale and colour-blind
-readers lose nothing. The same numbers give the same bytes: no time is written into a file.
+A colour means the same thing in every lesson, in explorer.html and in the figures of weights/.
+The five differ in lightness as well as in hue (a test measures it), and a line has its own
+dashes too, so that greyscale and colour-blind readers lose nothing. What is none of the five, an
+ablation or something to compare with, is one of the greys, "other" and "third". The same numbers give the same bytes: no time is written into a file.
 
 Where matplotlib is missing, all that draws does nothing, and a lesson still runs: its numbers
 and its asserts need no picture. Importing this also makes the package beside this folder
@@ -32,10 +33,12 @@ torch.set_num_threads(1)  # tensors this small gain nothing from more, and sums 
 
 COLOURS = {
     "window": "#08306b",  # the last n_local tokens, and LM-Infinite as a whole
-    "start": "#b5402a",  # the first n_global tokens
-    "ceiling": "#1f9e79",  # what stands at the ceiling
-    "vanilla": "#e69f00",  # the plain model
-    "middle": "#d4d4d4",  # what is not seen
+    "start": "#b03a26",  # the first n_global tokens
+    "ceiling": "#25a883",  # what stands at the ceiling
+    "vanilla": "#f0ad1d",  # the plain model
+    "middle": "#d9d9d9",  # what is not seen
+    "other": "#5f5f5f",
+    "third": "#9a9a9a",
 }
 DASHES = {
     "window": "-",
@@ -43,6 +46,8 @@ DASHES = {
     "ceiling": (0, (1, 1)),
     "vanilla": (0, (6, 1.5, 1, 1.5)),
     "middle": "-",
+    "other": (0, (3, 1.5)),
+    "third": (0, (1.5, 1.5)),
 }
 UNSEEN, WINDOW, START, CEILING = range(1, 5)  # the values of `cells`; 0 stays white
 CELLS = ("#ffffff", *(COLOURS[name] for name in ("middle", "window", "start", "ceiling")))
