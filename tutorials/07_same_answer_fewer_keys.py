@@ -5,20 +5,30 @@
 # result. Can the same numbers be had without computing what is hidden?
 #
 # `attend` is the definition, O(n²). `chunked_attend` cuts the queries into blocks: a block sees
-# its window, a band of keys just before it, and the starting tokens. Two softmaxes over parts
-# of the keys are joined by what each part weighs, its log-sum-exp.
+# a band (its own keys and the n_local - 1 before them) and the starting tokens. Two softmaxes
+# over parts of the keys are joined by what each part weighs, its log-sum-exp.
 #
-# **Predict.** With a window of 256, how does the work for 4,096 tokens compare, between the
-# two? And what happens to either when the text doubles?
+# **Predict.** With a window of 256 and 4 starting tokens, how does the work for 4,096 tokens
+# compare, between the two? And what happens to either when the text doubles?
 
 # %%
 import plot
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from minilm_inf import LMInfinite, Rotary, attend, chunked_attend
+from minilm_inf.lambda_mask import lambda_mask
 
+block, columns = torch.arange(24, 32), torch.arange(32)  # 8 queries, and all keys up to theirs
+mask = lambda_mask(block, columns, LMInfinite(n_local=8, n_global=2))
+assert mask.any(0).nonzero().flatten().tolist() == [0, 1, *range(24 - 7, 32)]
+
+# %% [markdown]
+# **Claim.** First of all, it is the same answer, also at the sizes at which others have broken,
+# around the window and its multiples.
+
+# %%
 scheme, H, D = Rotary(32), 2, 32
 
 
@@ -29,17 +39,9 @@ def vectors(n: int, dtype=torch.float32):
     return q, k, v, torch.arange(n), torch.arange(n)
 
 
-# %% [markdown]
-# **Claim.** First of all, it is the same answer. A fast path that is proved later is not
-# proved: so here are the sizes at which others have broken, around the window and its
-# multiples.
-
-# %%
-lm = LMInfinite(n_local=64, n_global=4, distance_ceiling=64)
-worst = 0.0
-for n in (1, 63, 64, 65, 66, 127, 128, 129, 200, 257):
-    call = (*vectors(n, torch.float64), scheme, lm)
-    worst = max(worst, float((attend(*call) - chunked_attend(*call)).abs().max()))
+lm, sizes = LMInfinite(64, 4, 64), (1, 63, 64, 65, 66, 127, 128, 129, 200, 257)
+calls = [(*vectors(n, torch.float64), scheme, lm) for n in sizes]
+worst = max(float((attend(*call) - chunked_attend(*call)).abs().max()) for call in calls)
 print(f"largest difference in float64: {worst:.0e}")
 assert worst < 1e-10
 
@@ -56,7 +58,9 @@ assert torch.allclose(weights @ answers, logits.softmax(0) @ values)
 
 # %% [markdown]
 # Then the cost. Seconds depend on the machine; what the calls multiply and the largest tensor
-# that they make do not:
+# that they make do not. Work is given in keys for each query, two products to a key: one for
+# its logit, one with its value. (PyTorch's counter is told of a fused kernel that it does not
+# know.)
 
 
 # %%
@@ -72,36 +76,59 @@ class Largest(TorchDispatchMode):
         return out
 
 
-lm = LMInfinite(n_local=256, n_global=4, distance_ceiling=256)
-work, memory, sizes = {}, {}, {attend: 2 ** torch.arange(9, 13)}
-sizes[chunked_attend] = 2 ** torch.arange(9, 17)
-for function, lengths in sizes.items():
-    for n in lengths.tolist():
-        with torch.inference_mode(), FlopCounterMode(display=False) as count, Largest() as made:
-            function(*vectors(n), scheme, lm)
-        work[function, n], memory[function, n] = count.get_total_flops(), made.bytes
-for table, unit in ((work, "operations"), (memory, "bytes")):
-    grow = [table[f, 4096] / table[f, 2048] for f in (attend, chunked_attend)]
-    saved = table[attend, 4096] / table[chunked_attend, 4096]
-    print(
-        f"2,048 to 4,096: {unit} x {grow[0]:.1f}, chunked x {grow[1]:.1f}; {saved:.0f} x fewer"
-    )
-    assert grow[0] > 3.9 and grow[1] < 2.3 and saved > 15
+fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+known = {fused: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
 
-# %%
-drawing, panels = plot.figure(2)
-for axes, table, what in zip(panels, (work, memory), ("operations", "largest tensor, bytes")):
-    for function, role in ((attend, "vanilla"), (chunked_attend, "window")):
-        y = [table[function, n] for n in sizes[function].tolist()]
-        plot.line(axes, sizes[function], y, role, function.__name__, marker="o")
-    axes.set(title=what, xlabel="tokens n", xscale="log", yscale="log")
-    axes.set(xticks=[1000, 10_000], xticklabels=["1,000", "10,000"])
-panels[0].legend()
-plot.show(drawing, "On log-log axes the definition grows by n squared, the chunked path by n")
+
+def cost(function, n: int) -> tuple[float, int]:
+    """Keys that are computed for each query, and the bytes of the largest tensor."""
+    call = (*vectors(n), scheme, LMInfinite(256, 4, 256))  # made before the measurement begins
+    with FlopCounterMode(display=False, custom_mapping=known) as count, Largest() as made:
+        function(*call)
+    return count.get_total_flops() / (4 * H * D * n), made.bytes
+
+
+lengths = {attend: [2**e for e in range(9, 13)], chunked_attend: [2**e for e in range(9, 17)]}
+costs = {function: [cost(function, n) for n in lengths[function]] for function in lengths}
+for f, found in costs.items():
+    table = [f"{keys:5,.0f} keys, {size:11,} bytes" for keys, size in found[2:4]]
+    print(f"{f.__name__:14}  2,048 tokens: {table[0]}   4,096: {table[1]}")
+(keys, size), (few, small) = costs[attend][3], costs[chunked_attend][3]
+print(f"at 4,096 tokens {keys / few:.0f} times less work, {size / small:.0f} times less memory")
+assert keys == 1.5 * 4096 and few < 360 and size == 4 * costs[attend][2][1] > 50 * small
+assert costs[chunked_attend][-1][1] == 4 * H * D * 2**16  # the output, in float32
 
 # %% [markdown]
-# The tensor that still grows with n in the chunked path is the input itself. In seconds, beside
-# PyTorch's own kernels: `python -m minilm_inf.benchmark --quick`, a table in the README.
+# More than 4,096 / 260 = 16: the definition computes all logits twice, near and at the ceiling,
+# which with the product by the values makes 1.5 · 4,096 = 6,144 keys for each query; a block
+# computes 348, since it takes its queries' keys together. When the text doubles, work and
+# memory of the definition grow fourfold; the work of the chunked path doubles, for what each
+# query costs stays. Its largest tensor is a fixed one up to 8,192 tokens. What still grows with
+# n is one vector per token, such as the output.
+
+# %%
+drawing, (seen, *panels) = plot.figure(3, width_ratios=(1.2, 1, 1))
+plot.cells(seen, mask * torch.where(columns < 2, plot.START, plot.WINDOW) + (~mask).int())
+seen.set(title="what a block sees", xlabel="key", ylabel="query", aspect="auto")
+seen.set_yticks([0, 7], [24, 31])
+guides = (("n", 1, 1), ("260", 260, 0)), (("~ n²", 4, 2), ("~ n", 256, 1))
+for part, title in enumerate(("keys for each query", "largest tensor, bytes")):
+    for f, role in ((attend, "other"), (chunked_attend, "window")):
+        y = [found[part] for found in costs[f]]
+        plot.line(panels[part], lengths[f], y, role, f.__name__, marker="o")
+    for label, a, e in guides[part]:
+        plot.line(panels[part], (600, 6000), (a * 600**e, a * 6000**e), "third", linewidth=1)
+        panels[part].annotate(label, (6600, a * 6000**e), va="center")
+    panels[part].set(title=title, xlabel="tokens n", xscale="log", yscale="log")
+    panels[part].set_xticks([1000, 10_000], ["1,000", "10,000"])
+panels[0].set_yticks([300, 1000, 3000], ["300", "1,000", "3,000"])
+panels[0].minorticks_off()
+panels[0].legend()
+plot.show(drawing, "What a block sees; keys for each query and the largest tensor, by n")
+
+# %% [markdown]
+# In seconds, beside PyTorch's own kernels: `python -m minilm_inf.benchmark --quick`, a table in
+# the README.
 #
 # **Where this lives.** [chunked.py](../minilm_inf/chunked.py), on
 # [band.py](../minilm_inf/band.py) and [triangles.py](../minilm_inf/triangles.py); the
@@ -110,6 +137,9 @@ plot.show(drawing, "On log-log axes the definition grows by n squared, the chunk
 # ## Exercises
 #
 # 1. Does chunking need the Λ? Compare the two paths under full attention, a sliding window, and
-#    the ceiling without the Λ. Which of them still saves work?
+#    the ceiling without the Λ. Which of them still saves work? (Count the fused kernel too, or
+#    full attention will seem to cost nothing.)
 # 2. Put NaN into all keys and values that no query of the last block sees, and ask for the last
 #    query alone. What do both paths return, and why is that a good test?
+#
+# Answers: [solutions/07_same_answer_fewer_keys.py](solutions/07_same_answer_fewer_keys.py).
