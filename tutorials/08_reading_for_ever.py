@@ -53,8 +53,8 @@ assert sizes["vanilla"][-1] == 4 * token * 2048
 #
 # **Angles.** A cache that lasts meets large positions. RoPE turns by position · frequency, and
 # float32 has 24 bits, too few for position 200 million, which takes 28. So the package
-# multiplies in float64, and rounds after the cosine. Here is a logit at a distance of 100, moved
-# along the text; by lesson 01 it should not change at all:
+# multiplies in float64, and rounds after the cosine. Here is a logit at a distance of 100,
+# moved along the text; by lesson 01 it should not change at all:
 
 # %%
 scheme, generator = Rotary(32), torch.Generator().manual_seed(0)
