@@ -5,11 +5,13 @@
 #
 # LM-Infinite's third, optional part (paper, section 3.3): each head scores *all* middle keys,
 # as if they stood at one fixed distance, and its `top_k` best join the softmax at that
-# distance. Where they come from plays no part, so no distance is ever new.
+# distance. Where they come from plays no part, so no distance is ever new. By default only the
+# last token of the prompt and each generated one reach back, from layer `top_k_from_layer` on,
+# which is the first.
 #
-# **Predict.** A pass key of five digits is hidden in a text and asked for at its end. The model
-# was trained on 256 tokens, the text has up to 2,048. How often is the key found with no middle
-# key, with 1 and with 5 for each head?
+# **Predict.** A number of five digits is hidden in a text and asked for at its end. The model
+# was trained on 256 tokens, the text has up to 2,048. How often is the number found with no
+# middle key, with 1 and with 5 for each head?
 
 # %%
 from dataclasses import replace
@@ -33,7 +35,8 @@ def comes_back(logits: list[float], i: int, n_local: int, n_global: int, k: int)
 
 # %% [markdown]
 # In the loop, a key is in the middle if it is neither a starting token nor in the window; the
-# k largest logits win. The package does this for all heads and queries at once:
+# k largest logits win. The package does this for all heads at once, and here, with
+# `top_k_queries="all"`, for all queries, so that each can be checked:
 
 # %%
 lm = LMInfinite(8, 2, 8, top_k=3, top_k_queries="all")  # top_k_distance: half the window
@@ -46,8 +49,8 @@ for i in range(40):
 
 # %% [markdown]
 # Now the tiny Llama, which has learned to answer such questions within its 256 tokens. A trial
-# is a text of an exact length with the key at an exact depth; greedy decoding must write all
-# five digits.
+# is a text of an exact length with the number at an exact depth; greedy decoding must write all
+# five digits. (The text calls the number a pass key.)
 
 # %%
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
@@ -61,18 +64,18 @@ plain = LMInfinite.for_model(model.config, n_global=10)
 
 
 def found(lm: LMInfinite, length: int, depth: float) -> float:
-    """The share of pass keys that are found."""
+    """The share of numbers that are found."""
     rows = [maker.trial(length, depth, [length, seed]).ids for seed in range(trials)]
-    right = []
+    right = []  # answering fills it, while it tells how far it has read
     for _ in answering(model, torch.tensor(rows), maker.width, lm, 512, right):
         pass
     return sum(n == maker.width for n in right) / trials
 
 
 # %% [markdown]
-# **Claim.** Without the middle, a key is found only where it stands in the window. With it,
-# nearly all are found again, in a text eight times as long as any in the training. For this
-# model a single key for each head is enough.
+# **Claim.** Without the middle, a number is found only where it stands in the window. With it,
+# all are found again, in a text eight times as long as any in the training, 3 trials a cell.
+# For this model a single middle key for each head is enough.
 
 # %%
 share = {
@@ -83,9 +86,9 @@ table = {k: torch.tensor(rows) for k, rows in share.items()}
 hidden = table[0][:, 1:][:3]  # beyond 256 tokens, at depths up to a half: never in the window
 for k in share:
     some = 100 * table[k][:3, 1:].mean()
-    print(f"k = {k}: {100 * table[k].mean():.0f}% of all, {some:.0f}% of the hidden ones")
+    print(f"k = {k}: {100 * table[k].mean():.0f}% of all, {some:.0f}% of the hidden numbers")
 assert hidden.max() == 0 and table[0][:, 0].mean() > 0.9
-assert table[5][:3, 1:].mean() > 0.9 and table[1][:3, 1:].mean() > 0.9
+assert table[1].mean() > 0.95 and table[5].mean() > 0.95
 
 # %%
 drawing, panels = plot.figure(3)
@@ -96,15 +99,20 @@ for (k, rows), axes in zip(share.items(), panels):
             ink = "white" if value > 0.6 else plot.INK
             axes.text(x, y, f"{100 * value:.0f}%", ha="center", va="center", color=ink)
     plot.grid(axes, len(depths), len(lengths))
-    axes.set(title=f"top_k = {k}", xlabel="tokens", xticks=range(4), yticks=range(5))
+    axes.set(
+        title=f"numbers found, top_k = {k}", xlabel="tokens", xticks=range(4), yticks=range(5)
+    )
     axes.set(xticklabels=lengths, yticklabels=depths)
-panels[0].set_ylabel("depth of the key")
-plot.show(drawing, "Pass keys found, by length and depth: no middle key, one and five per head")
+panels[0].set_ylabel("depth of the number")
+plot.show(drawing, "Numbers found, by length and depth: no middle key, one and five per head")
 
 # %% [markdown]
-# What it costs: the whole past must be kept, and scored by every token that reaches back. With
-# `top_k` memory is not constant. The paper finds the same of Llama-2-7B, with k = 5 (a pass key
-# in 16,000 tokens: 79%, against 27% for the last 4,000 tokens alone); there k = 1 finds fewer.
+# The panels for 1 and 5 are the same. A task at which they differ is in exercise 2.
+#
+# What it costs: the whole past must be kept, its keys not turned, and scored by every token
+# that reaches back. With `top_k` memory is not constant. The paper finds a gain too, of
+# Llama-2-7B with k = 5 (a number in 16,000 tokens: 79%, against 27% for the last 4,000 tokens
+# alone); there k = 1 finds fewer.
 #
 # **Where this lives.** [top_k.py](../minilm_inf/top_k.py) is the definition,
 # [middle.py](../minilm_inf/middle.py) does it without all logits at once;
@@ -112,8 +120,11 @@ plot.show(drawing, "Pass keys found, by length and depth: no middle key, one and
 #
 # ## Exercises
 #
-# 1. Which keys do come back? At the last query of a trial of 512 tokens, count in how many
-#    heads and layers one of the five digits is among them (`recording` of lesson 04 shows q and
-#    k).
-# 2. The distance at which middle keys seem is 128, half the window. Try 16, 64, 128 and 255 at
-#    512 tokens. Does it matter much?
+# 1. Which middle keys do come back? At the last query of a trial of 512 tokens, count in how
+#    many heads and layers one of the number's five digits is among them (`recording` of lesson
+#    04 shows q and k).
+# 2. Is more better? Hide six digits (`PassKey(practice, tokenizer, digits=6)`), which the model
+#    has not practised, in 512 tokens, and compare k = 1 with k = 5. Does the distance at which
+#    middle keys seem, 128, matter too? Try 16, 64 and 255 with five digits.
+#
+# Answers: [solutions/09_reaching_back.py](solutions/09_reaching_back.py).
