@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Solutions to lesson 10, what it does not do
 
-# %% 1. What stands between has no influence, nor has its length
+# %% 1. What stands between has no influence, nor has its length: a difference of 4e-14
 import here
 import torch
 
@@ -25,7 +25,7 @@ assert torch.allclose(long, short, atol=1e-9)
 cut = last_logits(first + ids[300:310] + last[60:])  # too short: now the 10 are within reach
 assert not torch.allclose(long, cut, atol=1e-3)
 
-# %% 2. Influence fades long before the reach ends
+# %% 2. Influence fades long before the reach ends: 61 back it is below a thousandth
 row = torch.tensor([ids[:160]])
 with torch.inference_mode():
     whole, influence = model(row, lm)[0, -1], []
