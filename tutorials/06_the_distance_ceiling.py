@@ -4,8 +4,9 @@
 # **Question.** A starting token stays visible for ever. How far away should it seem?
 #
 # As the text grows, so does its distance, into numbers that the model never met. LM-Infinite
-# lets no key seem further away than a ceiling, `distance_ceiling`, the trained length: the
-# logit is w(q, k, min(d, C)) in place of w(q, k, d) (paper, section 3.2).
+# lets no key seem further away than a ceiling, `distance_ceiling`: the logit is
+# w(q, k, min(d, C)) in place of w(q, k, d) (paper, section 3.2). C is the trained length, 256
+# here, and so one more than the longest distance that the model met, 255.
 #
 # **Predict.** Two ingredients, Λ and ceiling, make four combinations: neither, either, both.
 # Order them by how well they will read on past the trained length.
@@ -49,14 +50,17 @@ for wrong in (C - 1, C + 1):  # the check notices a ceiling that is off by one
 
 # %% [markdown]
 # The four combinations are settings. With `n_local=None` nothing leaves the window, with
-# `distance_ceiling=None` distances grow:
+# `distance_ceiling=None` distances grow. They are read on the texts of lesson 05:
 
 # %%
 settings = {
     "neither (vanilla)": ("vanilla", None),
-    "Λ without ceiling": ("start", LMInfinite(n_local=256, n_global=10, distance_ceiling=None)),
+    "Λ without ceiling": ("other", LMInfinite(n_local=256, n_global=10, distance_ceiling=None)),
     "ceiling without Λ": ("ceiling", LMInfinite(None, n_global=0, distance_ceiling=256)),
-    "both": ("window", LMInfinite(n_local=256, n_global=10, distance_ceiling=256)),
+    "both (LM-Infinite)": (
+        "window",
+        LMInfinite(n_local=256, n_global=10, distance_ceiling=256),
+    ),
 }
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
 bos, *ids = tokenizer.encode((plot.HERE / "text.txt").read_text(encoding="utf-8"))
@@ -72,16 +76,21 @@ nll = {
 # alone rises slowly, for there are ever more keys to share the attention among.
 
 # %%
-early = float(nll["both"][128:256].mean())
+early = float(nll["both (LM-Infinite)"][128:256].mean())
 late = {name: float(curve[1024:].mean()) for name, curve in nll.items()}
 print({name: round(value, 2) for name, value in late.items()})
-assert late["both"] < early + 0.1
-assert late["both"] + 0.1 < late["ceiling without Λ"] < late["Λ without ceiling"] - 1
+assert late["both (LM-Infinite)"] < early + 0.1
+assert (
+    late["both (LM-Infinite)"] + 0.1 < late["ceiling without Λ"] < late["Λ without ceiling"] - 1
+)
 assert late["Λ without ceiling"] + 1 < late["neither (vanilla)"]
-rise = nll["ceiling without Λ"] - nll["both"]  # the text's own ups and downs cancel
-assert abs(2 * torch.pi / model.scheme.frequencies[8] - 628) < 1
+rise = (
+    nll["ceiling without Λ"] - nll["both (LM-Infinite)"]
+)  # the text's own ups and downs cancel
 assert rise[512:1024].mean() < rise[1024:1536].mean() < rise[1536:].mean()
-assert torch.allclose(nll["both"][:256], nll["neither (vanilla)"][:256], atol=1e-3)
+assert torch.allclose(
+    nll["both (LM-Infinite)"][:256], nll["neither (vanilla)"][:256], atol=1e-3
+)
 
 # %%
 drawing, (before, after, curves) = plot.figure(3, width_ratios=(1, 1, 1.5))
@@ -99,11 +108,18 @@ curves.legend(loc="upper right", labelspacing=0.3)
 plot.show(drawing, "Distances without and with a ceiling, and the nll of all four combinations")
 
 # %% [markdown]
-# The paper's ablation finds the same order for LLaMA-7B, read to 8,000 tokens. In
-# our model the Λ without a ceiling does not stay bad, it swings, about every 628 tokens. One
-# of the pairs of coordinates that RoPE turns has exactly this wavelength, 2π · 100, so that
-# every 628 tokens it brings the starting tokens back to angles that they had near by. With the
-# ceiling all pairs stay at such angles for good.
+# The paper's ablation finds the same order for LLaMA-7B, read to 8,000 tokens. In our model the
+# Λ without a ceiling does not stay bad, it swings, about every 600 tokens. The wavelength of
+# one of the pairs of coordinates that RoPE turns fits, 2π · 100: every 628 tokens it brings the
+# starting tokens back to angles that they had near by.
+
+# %%
+wavelengths = 2 * torch.pi / model.scheme.frequencies
+print("wavelengths of the slowest pairs:", [round(float(w)) for w in wavelengths[6:]])
+assert abs(wavelengths[8] - 628) < 1
+
+# %% [markdown]
+# With the ceiling all pairs stay at such angles for good.
 #
 # **Where this lives.** [distance_ceiling.py](../minilm_inf/distance_ceiling.py), and
 # [attention.py](../minilm_inf/attention.py), where mask and ceiling meet in one softmax.
@@ -115,3 +131,5 @@ plot.show(drawing, "Distances without and with a ceiling, and the nll of all fou
 #    when there are none. Why not the same?
 # 2. Lower the ceiling of the whole Λ to 128, 32 and 8, with the window at 256. Which keys does
 #    it concern now, and what does it cost?
+#
+# Answers: [solutions/06_the_distance_ceiling.py](solutions/06_the_distance_ceiling.py).

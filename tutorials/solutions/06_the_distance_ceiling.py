@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Solutions to lesson 06, the distance ceiling
 
-# %% 1. The first row that differs: at C key 0 is out of the window, but seen at its distance C
+# %% 1. C + 1 = 65, and 64: at row C key 0 is out of the window, but seen at its distance C
 import here
 import torch
 
@@ -25,7 +25,7 @@ print(f"first row that differs: {first_difference(4)} with starting tokens", end
 print(f"{first_difference(0)} without")
 assert first_difference(4) == C + 1 and first_difference(0) == C
 
-# %% 2. A ceiling below the window concerns the window's own far keys
+# %% 2. The window's own far keys; 128 costs nothing, 32 costs 0.03 nat, 8 costs 0.15
 texts = [[bos, *ids[k * 2048 : (k + 1) * 2048]] for k in range(2)]
 nll = {}
 for ceiling in (256, 128, 32, 8):
