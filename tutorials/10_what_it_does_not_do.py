@@ -97,10 +97,10 @@ plot.show(drawing, "Left, which tokens still count. Right, four methods: within 
 
 # %% [markdown]
 # All four are nearly as fluent as one another, within 0.02 nat, though they do not forget the
-# same: re-encoding reaches at most 255 tokens back, the others 255 or 265 in each layer. The nll
-# of a novel does not show it. LM-Infinite's gain over re-encoding is its cost: it reads each
-# token once. In a real model, SmolLM2-135M, the window alone falls behind, and the other three
-# stay alike (measured beforehand, as in lesson 05):
+# same: re-encoding reaches at most 255 tokens back, the others 255 or 265 in each layer. The
+# nll of a novel does not show it. LM-Infinite's gain over re-encoding is its cost: it reads
+# each token once. In a real model, SmolLM2-135M, the window alone falls behind, and the other
+# three stay alike (measured beforehand, as in lesson 05):
 #
 # ![the nll of four methods with SmolLM2, 260 keys in sight](figures/10_smollm2.png)
 
