@@ -33,7 +33,7 @@ torch.save(load_file(original / "model.safetensors"), mine / "pytorch_model.bin"
 
 # %% [markdown]
 # `convert` writes model.safetensors beside the pickle, of which nothing but tensors is ever
-# run. `inspect` looks into a folder in an instant, without reading weights: what it is, where
+# read. `inspect` looks into a folder in an instant, without reading weights: what it is, where
 # every tensor goes, what memory it takes. Its first lines stand below. Both are commands,
 # `python -m minilm_inf.convert FOLDER` and `python -m minilm_inf.inspect FOLDER`:
 
@@ -78,9 +78,10 @@ drawing, axes = plot.figure()
 for (name, setting), role in zip(settings.items(), ("vanilla", "window")):
     gb = [cache_bytes(llama_2_7b, n, setting, torch.float16) / 1e9 for n in lengths]
     plot.line(axes, lengths, gb, role, name)
-    print(f"{name:12} {gb[4]:.1f} GB at 4,096 tokens, {gb[-1]:.1f} GB at a million")
+    print(f"{name:12} {gb[4]:.2f} GB at 4,096 tokens, {gb[-1]:.2f} GB at a million")
 assert 500 < cache_bytes(llama_2_7b, 2**20, None, torch.float16) / 1e9 < 600
 assert gb[-1] == gb[-2] < 3
+assert round(gb[4] * 1e9) == (4096 + 10 + 10) * 2 * 32 * 32 * 128 * 2
 axes.axhline(13.5, color=plot.INK, linewidth=1)
 axes.annotate("the weights", (256, 14.5), fontsize=9)
 axes.set(xscale="log", yscale="log", xlabel="tokens", title="Llama-2-7B's cache in 16 bits, GB")
@@ -90,17 +91,22 @@ plot.show(drawing, "The cache of Llama-2-7B by tokens, vanilla and with LM-Infin
 shutil.rmtree(place)
 
 # %% [markdown]
+# At 4,096 tokens LM-Infinite takes a little more: 4,096 + 10 tokens, and room for the 10 once
+# more (lesson 08). From there on it grows no more.
+#
 # What a folder may hold: Llama 1 to 3.2, TinyLlama, SmolLM2, Mistral without a sliding window;
 # MPT in both spellings; GPT-J. What is not understood is refused by name, never guessed. If a
 # model loads and babbles, `python -m minilm_inf.inspect FOLDER --probe` asks whether another
-# reading of the same numbers would suit it better.
+# reading of the same numbers, such as the other RoPE layout, fits better.
 #
 # **Where this lives.** [checkpoint.py](../minilm_inf/checkpoint.py),
 # [inspect.py](../minilm_inf/inspect.py) and [convert.py](../minilm_inf/convert.py).
 #
 # ## Exercises
 #
-# 1. Add an unknown key that changes what the model does to a copy of its config.json, such as
+# 1. Change a setting in a copy of its config.json to what cannot be, such as
 #    `"rotary_dim": 23`, or remove a tensor. What does `load` say?
 # 2. Which `n_local` would let Llama-2-7B's cache fit into 1 GB in 16 bits, with 10 starting
 #    tokens?
+#
+# Answers: [solutions/A_your_own_checkpoint.py](solutions/A_your_own_checkpoint.py).
