@@ -1,8 +1,7 @@
 # %% [markdown]
 # # B · Train your own tiny model
 #
-# **Question.** Where does the failure beyond the trained length come from: from large models,
-# from much text, from the way these models were made?
+# **Question.** Does a barely trained model fail beyond the trained length too?
 #
 # A model is trained here in about fifteen seconds, on one core, from scratch: a tokenizer of
 # 512 ids, then a Llama of 100,000 parameters, on the 60,000 characters of `text.txt`. It is a
@@ -45,9 +44,11 @@ print(tokenizer.decode([*ids, *generate(model, ids, None, 40, seed=1)]))
 assert log[-1]["held_out_nll"] < log[0]["held_out_nll"] - 1
 
 # %% [markdown]
-# **Claim.** Hardly yet. The model reads the text that it learned from, in pieces of 1,024
-# tokens: beyond 256 the plain model is a little worse than with LM-Infinite, by a tenth of a
-# nat, where the tiny Llama loses five. So large a failure has to be learned first.
+# **Claim.** This one hardly fails. The model reads the text that it learned from, in pieces of
+# 1,024 tokens: beyond 512 the plain model is a little worse than with LM-Infinite, by about a
+# tenth of a nat, where the tiny Llama lost five (lesson 06). The two differ in size, layers,
+# vocabulary and training at once. Whether size or training makes the difference, one run
+# cannot say.
 
 # %%
 bos, *ids = tokenizer.encode((plot.HERE / "text.txt").read_text(encoding="utf-8"))
@@ -60,19 +61,19 @@ nll = {
 early = float(nll["vanilla"][64:256].mean())
 late = {name: float(curve[512:].mean()) for name, curve in nll.items()}
 print(f"nll {early:.2f} to 256;", {name: round(value, 2) for name, value in late.items()})
-assert 0 < late["vanilla"] - late["LM-Infinite"] < 1 and late["LM-Infinite"] < early + 0.3
+assert 0 < late["vanilla"] - late["LM-Infinite"] < 0.5 and late["LM-Infinite"] < early + 0.3
 
 # %%
 drawing, (learning, reading) = plot.figure(2)
 steps = [entry["tokens"] / 1000 for entry in log]
-plot.line(learning, steps, [e["train_loss"] for e in log], "middle", "training", marker="o")
-plot.line(learning, steps, [e["held_out_nll"] for e in log], "window", "held out", marker="o")
+plot.line(learning, steps, [e["train_loss"] for e in log], "other", "training", marker="o")
+plot.line(learning, steps, [e["held_out_nll"] for e in log], "vanilla", "held out", marker="o")
 learning.set(title="learning: nll", xlabel="thousand tokens", ylim=(2, 6.5))
 learning.legend()
 for (name, curve), role in zip(nll.items(), ("vanilla", "window")):
     plot.line(reading, range(16, 1024, 32), curve.view(-1, 32).mean(1), role, name)
 plot.trained(reading, 256)
-reading.set(title="reading on: nll", xlabel="position", ylim=(2, 6.5))
+reading.set(title="reading on: nll", xlabel="position", ylim=(3, 3.8))
 reading.legend()
 plot.show(drawing, "Left, the nll while it learns. Right, the nll by position once it has")
 shutil.rmtree(place)
@@ -89,6 +90,8 @@ shutil.rmtree(place)
 # ## Exercises
 #
 # 1. How large is the nll of a model that has learned nothing, and of one that knows only how
-#    frequent each token is? Between which two of these stands the first point of the curve?
+#    frequent each of the 512 ids is? Where among these does the first held-out point stand?
 # 2. How many tokens of training are there for each parameter? Compare the tiny
 #    Llama, which read 30.2 million tokens.
+#
+# Answers: [solutions/B_train_your_own.py](solutions/B_train_your_own.py).
