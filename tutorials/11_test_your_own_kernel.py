@@ -9,7 +9,7 @@
 #
 # **Predict.** Three kernels are wrong: one sees one key too many in its window, one has its
 # ceiling at n_local - 1, one rotates its keys twice. At which query position does each first
-# give a wrong answer?
+# give a wrong answer? (A fourth leaves the rows behind its last block of 16 unwritten, as NaN.)
 
 # %%
 from dataclasses import replace
