@@ -13,6 +13,7 @@ importable, wherever a lesson is started from, and keeps PyTorch to one thread.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -149,9 +150,11 @@ def show(drawing, caption: str):
         return
     name = lesson or Path(getattr(sys.modules["__main__"], "__file__", "") or "").stem
     if lesson is None and "IPython" in sys.modules:
-        from IPython.display import display
+        from IPython.display import Image, display
 
-        display(drawing)
+        content = io.BytesIO()
+        drawing.savefig(content, dpi=DPI)
+        display(Image(content.getvalue(), width=9 * 96))
         return
     path = HERE / "figures" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
