@@ -217,7 +217,8 @@ def test_a_notebook_shows_pictures(monkeypatch):
     pytest.importorskip("matplotlib")
     shown = []
     made = types.SimpleNamespace(Image=lambda data, width: data, display=shown.append)
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    shell = types.SimpleNamespace(version_info=(9, 0), get_ipython=lambda: None)
+    monkeypatch.setitem(sys.modules, "IPython", shell)  # matplotlib looks at it too
     monkeypatch.setitem(sys.modules, "IPython.display", made)
     plot = module("plot")
     drawing, axes = plot.figure()
