@@ -22,7 +22,7 @@ d = positions[:, None] - positions
 assert torch.equal(two, (d >= 0) & (d <= 2 * (8 - 1)))
 
 # %% [markdown]
-# **2.** Vanilla, the query at position i sees i + 1 keys, which makes n (n + 1) / 2 in all. With
+# **2.** Vanilla, the query at position i sees i + 1 keys: n (n + 1) / 2 in all. With
 # the Λ it sees M = n_local + n_global = 266 from position M - 1 on, and i + 1 before: in all
 # n M - M (M - 1) / 2 keys for n >= M. That is less than a tenth of the vanilla number where
 # n^2 - (20 M - 1) n + 10 M (M - 1) > 0, above the larger root of this: from n = 5,183 on.
