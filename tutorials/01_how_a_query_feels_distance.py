@@ -59,7 +59,7 @@ for (name, scheme), axes in zip(schemes.items(), panels):
     print(f"{name:24} largest change: {float((here - far).abs().max()):.1e}")
     assert torch.allclose(here, far, atol=1e-8)
     plot.line(axes, distances, here[head], "third", "from 0", linewidth=6, linestyle="-")
-    plot.line(axes, distances, far[head], "other", "from 1,000,000", linewidth=1.5)
+    plot.line(axes, distances, far[head], "other", "from 1,000,000", color=plot.INK)
     axes.set(title=name, xlabel="distance i - j")
 panels[2].set_title("ALiBi (MPT), head 3")
 panels[0].set_ylabel("logit of one query and one key")
