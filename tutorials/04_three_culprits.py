@@ -120,20 +120,19 @@ plot.show(drawing, "Highest logit by distance, entropy by position, and what eac
 # and ten far tokens are enough to do the harm: the Λ without ceiling loses 3.85 nats, the
 # window alone, which lacks just them, 0.02. (2) The entropy grows like ln n as long as all keys
 # are seen, and the ceiling does not change it; that alone costs about half a nat. (3) The
-# starting tokens hardly matter: they are all that the window alone has lost. Eight other
+# starting tokens hardly matter: they are all that the window alone lacks. Eight other
 # documents give the same order ([methods.md](../weights/methods.md)): full attention loses 5.2
 # nats, the Λ without ceiling 2.7, the ceiling without Λ 0.5, the sliding window 0.02.
 #
 # **What is not seen here.** In the paper Llama-2's largest |logit| explodes beyond its trained
-# length. Here it grows by a sixth (above, the last column), since near keys reach such values
-# too. And Proposition 1
-# holds, but says little: where logits are this large, ln n - 2 w_max is mostly negative
-# (exercise 1).
+# length. Here it grows by a sixth ("top" above), since near keys reach such values too. And
+# Proposition 1 holds, but says little: where logits are this large, ln n - 2 w_max is mostly
+# negative (exercise 1).
 #
 # Factor 3 is a matter of the model. SmolLM2-135M, a Llama trained on 8,192 tokens, keeps giving
-# its first 4 tokens about 30% of its attention, and at no query drawn here less than 19%. The
-# tiny Llama never did, not even within its 256 tokens. (Measured beforehand, as lesson 05
-# tells. Whether a model *needs* what it looks at is that lesson's question.)
+# its first 4 tokens about 30% of its attention. The tiny Llama gives them 5.0% within its 256
+# tokens, and 2.3% beyond, where it is broken. (Measured beforehand, as lesson 05 tells. Whether
+# a model *needs* what it looks at is that lesson's question.)
 #
 # ![weight on the first 4 tokens by position, for both models](figures/04_smollm2.png)
 
