@@ -40,8 +40,8 @@ def mean_nll(score, model, texts) -> torch.Tensor:
 # A text has easy and hard places of its own. So each token is also scored by *re-encoding*:
 # every 128 tokens the vanilla model starts anew, on the mark of a beginning and the last 255
 # tokens; only the second half is scored, so that each token has that mark and 128 to 255 tokens
-# before it. That is slow, but always within the trained length. Where *vanilla*, the plain model
-# with full attention, is worse, the length is to blame, not the text.
+# before it. That is slow, but always within the trained length. Where *vanilla*, the plain
+# model with full attention, is worse, the length is to blame, not the text.
 
 # %%
 families = {

@@ -80,8 +80,8 @@ nll = {
 }
 late = {name: float(curve[256:].mean()) for name, curve in nll.items()}
 print("nll beyond 256:", {name: round(value, 3) for name, value in late.items()})
-assert max(late.values()) < 4  # where vanilla attention has over 8: lesson 03
-assert 0 < late["window alone"] - late["LM-Infinite"] < 0.05  # hardly anything, in this model
+# hardly any difference in this model; vanilla attention has over 8 (lesson 03)
+assert 0 < late["window alone"] - late["LM-Infinite"] < 0.05 and max(late.values()) < 4
 
 # %%
 drawing, (left, right) = plot.figure(2, width_ratios=(1, 1.35))
@@ -105,7 +105,7 @@ plot.show(drawing, "Left, the Λ-mask. Right, the nll with and without starting 
 # them. SmolLM2-135M, trained on 8,192 tokens, is within its length here: vanilla attention
 # shows what is to be had of 2,000 tokens. With 260 keys in sight, the window alone loses more
 # than half a nat as soon as the first tokens leave it. LM-Infinite keeps 4 of them, and loses
-# 0.07 to a model that sees up to 2,000.
+# 0.06 to a model that sees up to 2,000.
 #
 # ![SmolLM2's nll by position: vanilla, window alone and LM-Infinite](figures/05_smollm2.png)
 

@@ -145,7 +145,11 @@ def draw(found: dict):
     plot.lesson = "10_smollm2"
     drawing, axes = plot.figure()
     late = {name: sum(curve[4:]) / len(curve[4:]) for name, curve in found["nll"].items()}
-    bars = axes.barh(list(late), list(late.values()), color=plot.COLOURS["window"], height=0.6)
+    names = {"truncation": "re-encoding", "window": "window alone"}
+    labels = [names.get(name, name) for name in late]
+    roles = ["window" if name == "LM-Infinite" else "other" for name in late]
+    colours = [plot.COLOURS[role] for role in roles]
+    bars = axes.barh(labels, list(late.values()), color=colours, height=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=-36, color="white")
     axes.invert_yaxis()
     axes.set(title=f"SmolLM2-135M with {W + G} keys in sight", xlabel="nll, nats per token")
