@@ -111,10 +111,8 @@ plot.show(drawing, "Left, the Λ-mask. Right, the nll with and without starting 
 
 # %%
 real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())
-for name in (
-    "window",
-    "LM-Infinite",
-):  # a number per 125 positions, the first two within the window
+# a number per 125 positions, the first two within the window
+for name in ("window", "LM-Infinite"):
     lost = [a - b for a, b in zip(real["nll"][name], real["vanilla"])]
     print(f"{name:12} loses {sum(lost[2:]) / len(lost[2:]):.2f} nats beyond position 250")
     assert max(lost[:2]) < 0.001
