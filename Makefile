@@ -91,6 +91,8 @@ diagnosis: corpus .venv/lessons $(SMOLLM2)/model.safetensors  ## look for the pa
 methods: corpus .venv/lessons  ## eight methods with the same number of visible keys, side by side (ten minutes)
 	@$(BIN)/python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --threads 1 --sweep \
 		--out weights/methods.json --figure weights/methods.png
+	@$(BIN)/python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --threads 1 --trials 0 \
+		--methods full,lambda --n-local 256 --length 16384 --figure weights/reading.png
 
 methods-page:  ## write weights/methods.md from what methods measured
 	@PYTHONPATH=. $(BIN)/python tests/write_methods_page.py

@@ -3,9 +3,9 @@
     python -m minilm_inf.convert FOLDER        pytorch_model.bin -> model.safetensors, beside it
     python -m minilm_inf.convert MODEL.gguf    a Llama of llama.cpp -> the folder MODEL, float16
 
-Names, dtypes and numbers of a .bin stay as they are, and of a pickle nothing but its tensors is
-ever run. No file is overwritten, and none is there before it is whole: what was interrupted can
-be run again, and goes on with the next file.
+Names, dtypes and numbers of a .bin stay as they are, and of a pickle only the tensors are read.
+No file is overwritten, and none is there before it is whole: what was interrupted can be run
+again, and goes on with the next file.
 """
 
 from __future__ import annotations

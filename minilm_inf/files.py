@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -15,6 +16,14 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path} is not UTF-8 text (byte {error.start}): convert it"
         ) from error
+
+
+def read_standard_input() -> str:
+    """What is written to the program. Raises ValueError where it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 text (byte {error.start})") from error
 
 
 def write_beside(path: Path, content: bytes):

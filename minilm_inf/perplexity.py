@@ -264,7 +264,7 @@ def report_of(result: dict) -> str:
     lines.append(
         f"\nnll {found['nll']:.4f} nats per token ({between(found['interval'])}), perplexity "
         f"{found['perplexity']:.2f}, over {found['scored']:,} tokens of "
-        f"{found['documents']:,} documents"
+        f"{found['documents']:,} document{'s' * (found['documents'] > 1)}"
         + (", joined." if result["settings"]["stream"] else ".")
     )
     bits = found["bits_per_byte"]

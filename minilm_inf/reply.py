@@ -12,6 +12,8 @@ import sys
 import time
 from typing import NamedTuple
 
+import torch
+
 from .batch import Batch, write_all
 from .session import Session, Step, write
 from .tokenizer import StopAt
@@ -149,6 +151,52 @@ Type a text, and the model writes on from all that was said so far.
 /stats  what the last reply took, and how much of the text can be seen
 /reset  forget everything
 /exit   leave (or Ctrl-D); Ctrl-C stops a reply"""
+
+
+def as_json(
+    session: Session | Batch, length: int, options, prompt: str, ids: list[int], result: Reply
+) -> dict:
+    """Everything about a text of `length` tokens and how it was written, in one object."""
+    lm = session.lm
+    return {
+        "prompt": prompt,
+        "text": result.text,
+        "prompt_ids": ids,
+        "ids": [step.id for step in result.steps],
+        "logprobs": [step.logprob for step in result.steps],
+        "timings": {"prefill_s": result.prefill_seconds, "decode_s": result.decode_seconds},
+        "cache_bytes": session.cache_bytes,
+        "tokens": length,
+        "visible": length if lm is None else lm.visible(length),
+        "settings": {
+            "model": str(options.model),
+            "attention": options.attention,
+            "n_local": lm and lm.n_local,
+            "n_global": lm and lm.n_global,
+            "distance_ceiling": lm and lm.distance_ceiling,
+            "top_k_middle": lm.top_k if lm else 0,
+            "top_k_distance": lm.middle_distance if lm and lm.top_k else None,
+            "top_k_from_layer": lm.top_k_from_layer if lm and lm.top_k else None,
+            "top_k_queries": lm.top_k_queries if lm and lm.top_k else None,
+            "path": options.path,
+            "prefill_chunk": options.prefill_chunk,
+            "max_new_tokens": options.max_new_tokens,
+            "stop": options.stop,
+            "chat": options.chat,
+            "system": options.system,
+            "bos": not options.no_bos,
+            "ignore_eos": options.ignore_eos,
+            "device": str(session.device),
+            "dtype": str(session.model.embed.weight.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "min_p": options.min_p,
+            "repetition_penalty": options.repetition_penalty,
+            "seed": options.seed,
+        },
+    }
 
 
 def converse(session: Session, turns, options, generator) -> int:

@@ -7,11 +7,11 @@ text is found when it is asked for at the end.
     python -m minilm_inf.evaluate passkey --resume run.json
 
 Every text is exactly as long as asked for, filler that occurs nowhere twice in it, and each
-method is asked the same questions: full attention, truncation (the vanilla model on BOS and the
-last tokens, answer included no more than context_length), Λ alone, and Λ with the top-k middle
-tokens. An answer is right if greedy decoding writes all of its tokens. In the same run, as
-controls: the model inside its trained length, the question alone, and texts that do not state
-the answer.
+method is asked the same questions: full attention, truncation (the vanilla model on BOS and
+the last tokens, answer included no more than context_length), LM-Infinite, and it with the
+top-k middle tokens. An answer is right if greedy decoding writes all of its tokens. In the
+same run, as controls: the model inside its trained length, the question alone, and texts that
+do not state the answer.
 """
 
 from __future__ import annotations

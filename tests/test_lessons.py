@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from itertools import combinations
 
 import pytest
@@ -207,6 +208,22 @@ def test_the_explorer_has_the_lessons_colours():
     for variable, role in names.items():
         first = re.search(rf"--{variable}: (#\w+);", page)  # of light pages; dark ones follow
         assert first[1] == colours[role], variable
+
+
+def test_a_notebook_shows_pictures(monkeypatch):
+    """Catches a figure that a notebook prints the name of: none of its own formatters knows a
+    figure that was made without pyplot."""
+    pytest.importorskip("matplotlib")
+    shown = []
+    made = types.SimpleNamespace(Image=lambda data, width: data, display=shown.append)
+    shell = types.SimpleNamespace(version_info=(9, 0), get_ipython=lambda: None)
+    monkeypatch.setitem(sys.modules, "IPython", shell)  # matplotlib looks at it too
+    monkeypatch.setitem(sys.modules, "IPython.display", made)
+    plot = module("plot")
+    drawing, axes = plot.figure()
+    plot.line(axes, [1, 2], [3, 4], "window")
+    plot.show(drawing, "a line")
+    assert len(shown) == 1 and shown[0].startswith(b"\x89PNG") and not plot.shown
 
 
 def test_prose_that_is_no_comment_is_refused():

@@ -275,7 +275,7 @@ def test_the_tables(call):
     """A table without its columns, or a run that prints its progress among them."""
     code, out, err = call(*SMALL, "--methods", "full,lambda", "--full-up-to", 1)
     assert code == 0 and "tokens/s" in err and "tokens/s" not in out
-    assert "| length | full attention | Λ |" in out and "| starting tokens |" in out
+    assert "| length | full attention | LM-Infinite |" in out and "| starting tokens |" in out
     assert re.search(r"\| 300 \| - \| \d", out), "left out, and told"
     assert "A dash: --full-up-to left full attention out from 300 on." in out
     assert "No needle lies in the starting tokens" in out and "Wilson's 95%" in out
@@ -301,7 +301,7 @@ def test_a_sweep_has_a_table_for_each_thing(call):
     }  # fmt: skip
     code, out, _ = call(*SMALL[:5], "--depths", "0", "--trials", 1, "--methods", "topk",
                         "--sweep", "k=1,4")  # fmt: skip
-    assert code == 0 and "Λ + top-k by k, all depths:" in out and "\n| 4 | " in out
+    assert code == 0 and "LM-Infinite + top-k by k, all depths:" in out and "\n| 4 | " in out
 
 
 @pytest.mark.parametrize("kind", ["pairs", "variables"])

@@ -31,9 +31,9 @@ random; an answer counts if greedy decoding writes all of them. {trials} trials 
 
 - *full attention*: the vanilla model;
 - *truncation*: the vanilla model on BOS and the last {context} tokens, the answer included;
-- *Λ*: LM-Infinite with n_local = distance_ceiling = {context} and n_global = {n_global}, so many that a pass key
+- *LM-Infinite*: with n_local = distance_ceiling = {context} and n_global = {n_global}, so many that a pass key
   has room among the starting tokens;
-- *Λ + top-k*: the same, and in every head the {top_k} best tokens of the middle, at distance {distance},
+- *LM-Infinite + top-k*: the same, and in every head the {top_k} best tokens of the middle, at distance {distance},
   from layer {first} on, for the prompt's last token and all that are written.
 
 Run on {where}. {hours}
@@ -76,7 +76,7 @@ Over the lengths beyond {context}, by where the needle lies:
 
 {places}
 
-Λ + top-k, % by depth and length:
+LM-Infinite + top-k, % by depth and length:
 
 {cells}"""
 

@@ -6,14 +6,16 @@
 # Four things: it turns text into numbers (*ids*), reads them, gives a score to every id that
 # could follow (*logits*), and one of these ids becomes text again. All that LM-Infinite changes
 # happens inside the second step. This lesson walks through the four, and names the letters in
-# which this course, and every room of the package, writes shapes:
+# which this course, and every room (file) of the package, writes shapes. B, T, E and V are used
+# here, the others from lesson 01 on:
 #
 # | letter | meaning | in the model used here |
 # |---|---|---|
 # | B | batch: texts read side by side | 1 |
 # | T | queries: the tokens that are read now | 5 |
 # | S | keys: the tokens that can be looked at | 5 |
-# | H | heads | 6 (and 2 for keys and values, H_kv) |
+# | H | heads, each with queries of its own | 6 |
+# | H_kv | heads of keys and values; three heads of queries share each | 2 |
 # | D | head dimension | 32 |
 # | E | model width | 192 |
 # | V | vocabulary | 2,048 |
@@ -54,30 +56,33 @@ B, T, V = 1, len(ids), model.config.vocab_size
 assert logits.shape == (B, T, V)
 with torch.inference_mode():
     changed = tokens.clone()
-    changed[0, -1] = 7
+    changed[0, -1] = tokenizer.encode("was")[-1]
     other = model(changed)
-assert torch.allclose(other[:, :-1], logits[:, :-1], atol=1e-5)  # the past cannot see the end
-assert not torch.allclose(other[:, -1], logits[:, -1], atol=0.1)
+difference = (other - logits).abs().amax(-1)[0]  # of each row
+print("largest change when 'had' becomes 'was':", [f"{x:.1f}" for x in difference.tolist()])
+assert difference[:-1].max() < 1e-5 and difference[-1] > 0.1  # the past cannot see the end
 
 # %% [markdown]
-# The last row is the one that writes. Its softmax is a probability for each of the V ids:
+# The last row is the one that writes. Its softmax is a probability for each of the V ids. In
+# the figure ▁ marks the beginning of a word, which need not be a whole one: ▁g may go on to
+# become "gone".
 
 # %%
 chances = logits[0, -1].softmax(-1)
 assert abs(float(chances.sum()) - 1) < 1e-5
 best = chances.topk(10)
-names = [repr(tokenizer.decode([id])) for id in best.indices.tolist()]
+names = [tokenizer.processor.id_to_piece(id) for id in best.indices.tolist()]
 
 drawing, axes = plot.figure()
-axes.barh(names[::-1], best.values.tolist()[::-1], color=plot.COLOURS["window"])
-axes.set(xlabel="probability", xticks=[0, 0.05, 0.1, 0.15, 0.2])
-axes.set(title='What may follow "The captain had"')
+bars = axes.barh(names[::-1], best.values.tolist()[::-1], color=plot.COLOURS["other"])
+axes.bar_label(bars, fmt=" %.3f")
+axes.set(title='What may follow "The captain had"', xlabel="probability", xlim=(0, 0.21))
 plot.show(drawing, "The ten likeliest tokens after 'The captain had', as bars of probability")
 
 # %% [markdown]
 # **Claim.** Writing is nothing but this, again and again: read all, take an id from the last
-# row, append it. Five lines that re-read everything at every step give the ids that the
-# package's `generate` gives, which keeps what it has read:
+# row, append it. `generate` keeps the keys and values it has read, and gives the same ids as
+# five lines that read everything anew at every step:
 
 # %%
 grown = list(ids)
@@ -101,6 +106,8 @@ print(tokenizer.decode(grown))
 #
 # 1. How surprised was the model by each token of "The captain had"? Compute the nll (the
 #    negative logarithm of the probability) of each id under the row before it, and compare its
-#    mean with that of the same ids in reverse order.
+#    mean with that of the same ids in reverse order. (The mark of the beginning stays first.)
 # 2. Divide the logits by a temperature of 0.5 and of 2 before the softmax. Which gives the
 #    likeliest token more than it had? Show that neither changes which token is likeliest.
+#
+# Answers: [solutions/00_one_token.py](solutions/00_one_token.py).

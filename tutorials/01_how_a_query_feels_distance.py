@@ -7,18 +7,19 @@
 # Three ways are common, and the three families of this package use one each:
 #
 # - **RoPE in halves** (Llama): coordinates m and m + D/2 form a pair, and each pair is turned
-#   by an angle that grows with the position, position · base^(-2m/D);
-# - **RoPE in pairs** (GPT-J): the same, but coordinates 2m and 2m + 1 form a pair, and only the
-#   first coordinates turn;
-# - **ALiBi** (MPT): vectors stay as they are; each head subtracts a slope times the distance.
+#   by an angle that grows with the position, position · base^(-2m/D), where base is 10,000;
+# - **RoPE in pairs** (GPT-J): the same, but coordinates 2m and 2m + 1 form a pair; in a GPT-J
+#   only the first coordinates turn (exercise 2), here all do;
+# - **ALiBi** (MPT): vectors stay as they are; each head subtracts a slope times the distance,
+#   and head h of H has the slope 2^(-8h/H).
 #
 # One interface covers them: a scheme *places* a vector at a position, and adds a *bias* for a
 # distance. The logit of a query at i and a key at j is
 #
 #     place(q, i) · place(k, j) · scale + bias(i - j)
 #
-# **Predict.** Move query and key together, from positions 0 to 255 up to a million further on.
-# Which of the three logits change?
+# **Predict.** Query and key first stand at positions 0 to 255, then a million further on. Which
+# logits change?
 
 # %%
 import plot
@@ -34,17 +35,47 @@ schemes = {
 }
 generator = torch.Generator().manual_seed(2)
 q, noise = torch.randn(2, 1, H, 1, D, generator=generator, dtype=torch.float64)
-k = q + 0.5 * noise  # a key that the query likes, (B, H, T, D)
+k = q + 0.5 * noise  # a key that the query likes, (B, H, S, D); S = 1
 
 
 def logits(scheme, shift: int, distances: torch.Tensor) -> torch.Tensor:
-    """The logits of one query and the same key at many distances, (H, T)."""
+    """The logits of T copies of a query, each further from the one key: (H, T)."""
     j, i = torch.full((1,), shift), shift + distances  # the query moves away from the key
     placed_q = scheme.place(q.expand(1, H, len(i), D), i)
     placed_k = scheme.place(k, j)
-    products = torch.einsum("bhtd,bhsd->hst", placed_q, placed_k) / D**0.5  # S = 1
-    return (products + scheme.bias(distances[None]))[:, 0]
+    products = torch.einsum("bhtd,bhsd->hts", placed_q, placed_k) / D**0.5
+    return (products + scheme.bias(distances[:, None]))[..., 0]
 
+
+# %% [markdown]
+# **Claim.** Only differences matter. None of the logits changes: a million tokens further on
+# they are the same, at every distance.
+
+# %%
+distances, head = torch.arange(256), 2
+drawing, panels = plot.figure(3, sharey=True)
+for (name, scheme), axes in zip(schemes.items(), panels):
+    here, far = logits(scheme, 0, distances), logits(scheme, 1_000_000, distances)
+    print(f"{name:24} largest change: {float((here - far).abs().max()):.1e}")
+    assert torch.allclose(here, far, atol=1e-8)
+    plot.line(axes, distances, here[head], "third", "from 0", linewidth=6, linestyle="-")
+    plot.line(axes, distances, far[head], "other", "from 1,000,000", color=plot.INK)
+    axes.set(title=name, xlabel="distance i - j")
+panels[2].set_title("ALiBi (MPT), head 3")
+panels[0].set_ylabel("logit of one query and one key")
+panels[2].legend(loc="upper right")
+plot.show(drawing, "The logit against the distance for three schemes, the same at any position")
+
+# %% [markdown]
+# RoPE's logit is a sum of waves, one for each pair. ALiBi's falls in a straight line, by its
+# head's slope per token (h = 3 is drawn: 2^(-8 · 3/4) = 1/64):
+
+# %%
+alibi = schemes["ALiBi (MPT)"]
+falls = logits(alibi, 0, distances).diff(dim=-1)  # from one distance to the next
+assert torch.allclose(falls, -alibi.slopes[:, None].expand_as(falls))
+assert alibi.slopes.tolist() == [2 ** (-8 * h / H) for h in range(1, H + 1)]
+print("slopes per head:", alibi.slopes.tolist())
 
 # %% [markdown]
 # What "turn" means, as a loop over pairs. A complex number says it in one line: a pair (x, y)
@@ -78,38 +109,12 @@ order = torch.arange(D).view(2, -1).T.flatten()  # 0, D/2, 1, D/2 + 1, ...
 assert torch.allclose(halves.place(q, at)[..., order], pairs.place(q[..., order], at))
 
 # %% [markdown]
-# **Claim.** Only differences matter. All three logits are the same a million tokens further
-# on, at every distance:
-
-# %%
-distances, head = torch.arange(256), 2
-drawing, panels = plot.figure(3, sharey=True)
-for (name, scheme), axes in zip(schemes.items(), panels):
-    here, far = logits(scheme, 0, distances), logits(scheme, 1_000_000, distances)
-    print(f"{name:24} largest change: {float((here - far).abs().max()):.1e}")
-    assert torch.allclose(here, far, atol=1e-8)
-    plot.line(axes, distances, here[head], "vanilla", "from 0", linewidth=5, linestyle="-")
-    plot.line(axes, distances, far[head], "window", "from 1,000,000")
-    axes.set(title=name, xlabel="distance i - j")
-panels[0].set_ylabel("logit of one query and one key")
-panels[2].legend(loc="upper right")
-plot.show(drawing, "The logit against the distance for three schemes, the same at any position")
-
-# %% [markdown]
-# RoPE's logit waves: fast pairs tell near keys apart, slow pairs far ones. ALiBi's falls in a
-# straight line, by its head's slope per token (the third head is drawn):
-
-# %%
-alibi = schemes["ALiBi (MPT)"]
-falls = logits(alibi, 0, distances).diff(dim=-1)  # from one distance to the next
-assert torch.allclose(falls, -alibi.slopes[:, None].expand_as(falls))
-print("slopes per head:", alibi.slopes.tolist())
-
-# %% [markdown]
-# So a model never asks *where* a token stands, only *how far back*. It learns what logits to
-# make of the distances that its training texts had, and nothing at all about others. And since
-# the logit needs i and j only through i - j, a key can be made to *seem* at any distance d:
-# place the query at d and the key at 0. Lesson 06 does.
+# So no logit asks *where* a token stands, only *how far back*. (Moving all positions changes
+# nothing in a logit, though the mask of lesson 05 counts from the first token.) A model is
+# trained on the logits of the distances that its texts had; whether those of other distances
+# are of use is left to its scheme, and lesson 03 looks. And since the logit needs i and j only
+# through i - j, a key can be made to *seem* at any distance d: place the query at d and the key
+# at 0. Lesson 06 does.
 #
 # **Where this lives.** [positions.py](../minilm_inf/positions.py).
 #
@@ -119,3 +124,6 @@ print("slopes per head:", alibi.slopes.tolist())
 #    slowest with a training length of 256: how much of its circle has such a model ever seen?
 # 2. Let a GPT-J head turn 8 of its 32 coordinates: `Rotary(8, layout="pairs")`. Show that what
 #    the other 24 contribute to a logit is the same at every distance.
+#
+# Answers:
+# [solutions/01_how_a_query_feels_distance.py](solutions/01_how_a_query_feels_distance.py).

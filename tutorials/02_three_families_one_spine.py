@@ -38,6 +38,7 @@ def spine(model, tokens, look_back):
     positions = torch.arange(tokens.shape[1])
 
     def attention(q, k, v):  # (B, H, T, D), and (B, H_kv, S, D) twice
+        # positions of queries, of keys; None: no LM-Infinite yet
         return look_back(q, k, v, positions, positions, model.scheme, None)
 
     x = model.embed(tokens)
@@ -69,29 +70,57 @@ with torch.inference_mode():
 
 # %% [markdown]
 # So whatever changes how a model looks back goes into one function of q, k, v and positions,
-# and serves all families. That function can also be watched. This is where the last layer
-# looks, on the average of its heads, a row per query:
+# and serves all families:
 
 # %%
-drawing, panels = plot.figure(3)
-for (name, (q, k, positions, scheme)), axes in zip(seen.items(), panels):
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-    scale = q.shape[-1] ** -0.5
-    logits = capped_logits(q, k, positions, positions, scheme, None, scale)
-    future = positions[:, None] < positions
-    weights = logits.masked_fill(future, -torch.inf).softmax(-1)[0].mean(0)
-    assert torch.allclose(weights.sum(-1), torch.ones(48), atol=1e-5)
-    assert weights[24:, 0].mean() > 2 / 36  # the first key gets more than twice an even share
-    axes.imshow(weights.sqrt().tolist(), vmin=0, vmax=1)
-    axes.set(title=name, xlabel="key j", xticks=[0, 20, 40], yticks=[0, 20, 40])
-panels[0].set_ylabel("query i")
-plot.show(drawing, "Attention in each family's last layer: the darker, the more is looked at")
+drawing, axes = plot.figure()
+axes.set(xlim=(0, 12), ylim=(0, 6))
+axes.axis("off")
+
+
+def box(x: float, y: float, text: str, face: str = "white", ink: str = plot.INK):
+    style = {"boxstyle": "round,pad=0.55", "facecolor": face, "edgecolor": plot.INK}
+    axes.text(x, y, text, ha="center", va="center", color=ink, bbox=style, linespacing=1.4)
+
+
+def arrow(x: float, y: float, to_x: float, to_y: float):
+    axes.annotate("", (to_x, to_y), (x, y), arrowprops={"arrowstyle": "->", "color": plot.INK})
+
+
+box(1.9, 5.1, "Llama\nRMSNorm\nattention, then gated MLP\nRoPE in halves")
+box(6, 5.1, "MPT\nLayerNorm\nattention, then MLP\nALiBi")
+box(10.1, 5.1, "GPT-J\nLayerNorm\nattention and MLP side by side\nRoPE in pairs")
+spine_boxes = {0.6: "ids", 2.7: "embed", 6: "blocks", 9.3: "norm, head", 11.3: "logits"}
+for x, text in spine_boxes.items():
+    box(x, 2.75, text, plot.COLOURS["other"], "white")
+box(6, 0.5, "look_back: LM-Infinite goes here", plot.COLOURS["window"], "white")
+for x, to_x in ((1, 2.2), (3.2, 5.4), (6.6, 8.55), (10.05, 10.8)):
+    arrow(x, 2.75, to_x, 2.75)
+for x, to_x in ((1.9, 5.4), (6, 6), (10.1, 6.6)):
+    arrow(x, 4.25, to_x, 3.1)
+arrow(5.8, 2.4, 5.8, 0.85), arrow(6.2, 0.85, 6.2, 2.4)
+axes.text(5.65, 1.6, "q, k, v, positions, scheme", ha="right", va="center")
+axes.text(6.35, 1.6, "what each query gathers", va="center")
+plot.show(drawing, "The spine, three kinds of blocks, and the one function that they call")
 
 # %% [markdown]
-# The colour is the square root of the weight, so that small weights show. Each row adds up to
-# 1, and above the diagonal lies the future, which nobody sees. In all three the first token
-# is looked at more than twice as often as its share, however far behind it lies: keep that in
-# mind for lesson 05.
+# That function can also be watched. This is the weight that the last layer gives to the first
+# token of the text, a mean over its heads and over the queries 24 to 47:
+
+# %%
+for name, (q, k, positions, scheme) in seen.items():
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    # the logits q . k at their distances; None: no ceiling on these, which lesson 06 brings
+    logits = capped_logits(q, k, positions, positions, scheme, None, q.shape[-1] ** -0.5)
+    future = positions[:, None] < positions
+    weights = logits.masked_fill(future, -torch.inf).softmax(-1)[0].mean(0)
+    first, even = weights[24:, 0].mean(), (1 / (positions[24:] + 1)).mean()
+    print(f"{name:6} {100 * first:.1f}% on the first token, an even share is {100 * even:.1f}%")
+    assert first > 2 * even
+
+# %% [markdown]
+# On average, then, each of the three gives its first token more than twice an even share.
+# Whether a model *needs* it is another question: lesson 05.
 #
 # **Where this lives.** [transformer.py](../minilm_inf/transformer.py) is the spine;
 # [llama.py](../minilm_inf/models/llama.py), [mpt.py](../minilm_inf/models/mpt.py) and
@@ -103,4 +132,6 @@ plot.show(drawing, "Attention in each family's last layer: the darker, the more 
 # 1. The tiny Llama has 6 heads for queries and 2 for keys and values. Which heads share a key?
 #    Show that repeating each key head 3 times changes nothing in what `attend` returns.
 # 2. Give the spine a `look_back` that sees only the token itself. How much worse does the tiny
-#    Llama read `text.txt` then?
+#    Llama read the first 256 tokens of `text.txt` then?
+#
+# Answers: [solutions/02_three_families_one_spine.py](solutions/02_three_families_one_spine.py).

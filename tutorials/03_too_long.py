@@ -37,10 +37,11 @@ def mean_nll(score, model, texts) -> torch.Tensor:
 
 
 # %% [markdown]
-# A text has easy and hard places of its own. So each token is also scored by *re-encoding*: the
-# model gets the last 256 tokens alone, as if the text began there, anew every 128 tokens. That
-# is slow, and it is what can be had from this model; where the plain reading is worse, its
-# length is to blame, not the text.
+# A text has easy and hard places of its own. So each token is also scored by *re-encoding*:
+# every 128 tokens the vanilla model starts anew, on the mark of a beginning and the last 255
+# tokens; only the second half is scored, so that each token has that mark and 128 to 255 tokens
+# before it. That is slow, but always within the trained length. Where *vanilla*, the plain
+# model with full attention, is worse, the length is to blame, not the text.
 
 # %%
 families = {
@@ -75,8 +76,9 @@ drawing, panels = plot.figure(3, sharey=True)
 x = torch.arange(0, N, 32) + 16
 for name, axes in zip(families, panels):
     axes.axhline(math.log(2048), color=plot.INK, linewidth=0.8)
-    plot.line(axes, x, anew[name].view(-1, 32).mean(1), "window", "re-encoding", linewidth=1.5)
-    plot.line(axes, x, vanilla[name].view(-1, 32).mean(1), "vanilla", "plain model")
+    below = anew[name].view(-1, 32).mean(1)
+    plot.line(axes, x, below, "third", "re-encoding", linewidth=4, linestyle="-")
+    plot.line(axes, x, vanilla[name].view(-1, 32).mean(1), "vanilla", "vanilla")
     plot.trained(axes, L)
     axes.set(title=name, xlabel="position", xticks=[0, 1000, 2000], ylim=(2.5, 10))
 panels[0].set_ylabel("nll, nats per token")
@@ -87,8 +89,8 @@ plot.show(drawing, "The nll by position: both RoPE models fail beyond 256, ALiBi
 # %% [markdown]
 # RoPE does not merely stop profiting from more context; it breaks. ALiBi was made to extend
 # (Press et al., 2021), and at this size it does. The paper's MPT-7B fails nevertheless: its
-# perplexity on ArXiv papers is 5.5 at 2,000 tokens and 250 at 4,000. What a small model
-# survives is no promise for a large one.
+# perplexity on ArXiv papers is 5.5 at 2,000 tokens and 250 at 4,000, which is 1.7 and 5.5 nats
+# (perplexity is e^nll). What a small model survives is no promise for a large one.
 #
 # **Where this lives.** [compare.py](../minilm_inf/compare.py): `stream_nll` and
 # `reencoded_nll`; `python -m minilm_inf.evaluate compare` makes the table of the README.
@@ -100,3 +102,5 @@ plot.show(drawing, "The nll by position: both RoPE models fail beyond 256, ALiBi
 #    with position 0. What does lesson 01 say?
 # 2. The tiny Llama begins to fail right behind position 256. How far does it get before its
 #    mean nll over 32 tokens first exceeds the re-encoded one by a whole nat?
+#
+# Answers: [solutions/03_too_long.py](solutions/03_too_long.py).

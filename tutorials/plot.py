@@ -2,8 +2,9 @@
 
 A colour means the same thing in every lesson, in explorer.html and in the figures of weights/.
 The five differ in lightness as well as in hue (a test measures it), and a line has its own
-dashes too, so that greyscale and colour-blind readers lose nothing. What is none of the five, an
-ablation or something to compare with, is one of the greys, "other" and "third". The same numbers give the same bytes: no time is written into a file.
+dashes too, so that greyscale and colour-blind readers lose nothing. What is none of the five,
+an ablation or something to compare with, is one of the greys, "other" and "third". The same
+numbers give the same bytes: no time is written into a file.
 
 Where matplotlib is missing, all that draws does nothing, and a lesson still runs: its numbers
 and its asserts need no picture. Importing this also makes the package beside this folder
@@ -12,6 +13,7 @@ importable, wherever a lesson is started from, and keeps PyTorch to one thread.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -148,9 +150,11 @@ def show(drawing, caption: str):
         return
     name = lesson or Path(getattr(sys.modules["__main__"], "__file__", "") or "").stem
     if lesson is None and "IPython" in sys.modules:
-        from IPython.display import display
+        from IPython.display import Image, display
 
-        display(drawing)
+        content = io.BytesIO()
+        drawing.savefig(content, dpi=DPI)
+        display(Image(content.getvalue(), width=9 * 96))
         return
     path = HERE / "figures" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)

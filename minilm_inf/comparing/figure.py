@@ -1,7 +1,8 @@
 """The methods as a picture: nll by position, and beside it what the good ones differ by.
 
-Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart; dashes and
-markers tell the lines apart in a greyscale print, and each line has its name at its end.
+The vanilla model and LM-Infinite have the colours that they have in the lessons, the others are
+of Okabe and Ito's palette, which colour-blind readers can tell apart; dashes and markers tell
+the lines apart in a greyscale print, and each line has its name at its end.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import math
 from .table import all_seeing
 
 STYLES = {  # method -> colour, dashes, marker
-    "full": ("#d55e00", (0, ()), "o"),
-    "no-lambda": ("#e69f00", (0, (6, 2)), "s"),
-    "no-ceiling": ("#cc79a7", (0, (4, 1.5, 1, 1.5)), "^"),
+    "full": ("#f0ad1d", (0, (6, 1.5, 1, 1.5)), "o"),
+    "no-lambda": ("#25a883", (0, (1, 1)), "s"),
+    "no-ceiling": ("#5f5f5f", (0, (3, 1.5)), "^"),
     "window": ("#56b4e9", (0, (1.5, 1.2)), "D"),
-    "truncate": ("#777777", (0, (5, 1.5)), "v"),
-    "streaming": ("#009e73", (0, (3, 1, 1, 1, 1, 1)), "P"),
-    "lambda": ("#000000", (0, ()), None),
-    "topk": ("#0072b2", (0, (2.5, 1)), "X"),
+    "truncate": ("#8a8a8a", (0, (5, 1.5)), "v"),
+    "streaming": ("#cc79a7", (0, (3, 1, 1, 1, 1, 1)), "P"),
+    "lambda": ("#08306b", (0, ()), None),
+    "topk": ("#7a1f5c", (0, (2.5, 1)), "X"),
 }
 NEAR = 0.25  # nats: what is drawn beside
 DPI = 160
@@ -35,7 +36,8 @@ def png(result: dict) -> bytes:
     widths = {"width_ratios": [1, 1]} if near else {}
     axes = figure.subplots(1, 2 if near else 1, squeeze=False, gridspec_kw=widths)[0]
     figure.subplots_adjust(0.05, 0.125, 0.865 if near else 0.8, 0.83, wspace=0.6)
-    draw(axes[0], result["methods"], "curve", result)
+    far = [x for x in result["methods"] if x["name"] == "lambda" or x not in near]
+    draw(axes[0], far, "curve", result, alike=len(near) - 1)
     axes[0].set_ylabel("nats per token")
     axes[0].set_title("Next-token loss by position", loc="left", fontsize=12, pad=10)
     if near:
@@ -45,7 +47,8 @@ def png(result: dict) -> bytes:
                           fontsize=12, pad=10)  # fmt: skip
     name = result["model"].rpartition("/")[2]
     figure.suptitle(
-        f"{name}, trained on {result['context_length']:,} tokens: what a token costs beyond",
+        f"{name}, trained on {result['context_length']:,} tokens: what a token costs "
+        "further on",
         x=0.05, y=0.965, ha="left", fontsize=14, fontweight="bold",
     )  # fmt: skip
     n = len(result["documents"])
@@ -70,8 +73,9 @@ def close_by(methods: list[dict]) -> list[dict]:
     return found if len(found) > 1 else []
 
 
-def draw(axis, methods: list[dict], curve: str, result: dict):
-    """One line per method, its band, and its name at its end."""
+def draw(axis, methods: list[dict], curve: str, result: dict, alike: int = 0):
+    """One line per method, its band, and its name at its end; LM-Infinite's stands for so many
+    others as well."""
     ends = {}
     for entry in methods:
         colour, dashes, marker = STYLES[entry["name"]]
@@ -86,7 +90,8 @@ def draw(axis, methods: list[dict], curve: str, result: dict):
         if all(row["interval"] and None not in row["interval"] for row in rows):
             bounds = zip(*(row["interval"] for row in rows))
             axis.fill_between(x, *bounds, color=colour, alpha=0.13, linewidth=0, zorder=1)
-        ends[entry["name"]] = (x[-1], y[-1], entry["label"])
+        label = entry["label"] + (f", and {alike} more" if is_ours and alike > 0 else "")
+        ends[entry["name"]] = (x[-1], y[-1], label)
     axis.set_xscale("log", base=2)
     context, n = result["context_length"], result["length"]
     ticks = [context * 2**k for k in range(40) if context * 2**k <= n]

@@ -14,8 +14,8 @@ from .reading import Method
 METHODS = {
     "full": "full attention",
     "truncate": "truncation",
-    "lambda": "Λ",
-    "topk": "Λ + top-k",
+    "lambda": "LM-Infinite",
+    "topk": "LM-Infinite + top-k",
 }
 TOP_K = 5  # the paper's
 SWEEPS = {"k": "top_k", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}

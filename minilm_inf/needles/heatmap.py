@@ -1,4 +1,4 @@
-"""Accuracy as a picture: a panel for each method, lengths across, depths down."""
+"""Accuracy as a picture: a panel for each method, two in a row, lengths across, depths down."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):
     from matplotlib.figure import Figure
 
     blues = matplotlib.colormaps["Blues"].with_extremes(bad="0.93")
-    width = max(2.3, 0.62 * len(lengths)) * len(panels) + 1.4
-    height = max(1.6, 0.36 * len(depths)) + 1.5
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    width = max(2.3, 0.55 * len(lengths)) * columns + 1.4
+    height = (max(1.6, 0.3 * len(depths)) + 0.7) * rows + 0.8
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    grids = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    axes = grids.flatten()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     for axis, (name, found) in zip(axes, panels.items()):
         grid = [[found.get((n, d), float("nan")) for n in lengths] for d in depths]
         image = axis.imshow(grid, cmap=blues, vmin=0, vmax=1, aspect="auto")
@@ -48,7 +53,7 @@ def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):
         axis.grid(which="minor", color="0.85", linewidth=0.8)
         axis.tick_params(which="both", length=0, labelsize=8)
         axis.spines[:].set_visible(False)
-    axes[0].set_ylabel("depth: share of the filler before it", fontsize=9)
+    figure.supylabel("depth: share of the filler before it", fontsize=9)
     figure.supxlabel("length in tokens", fontsize=9)
     bar = figure.colorbar(image, ax=list(axes), ticks=[0, 0.5, 1], pad=0.01, aspect=30)
     bar.set_ticklabels(["0%", "50%", "100%"], fontsize=8)

@@ -122,7 +122,7 @@ class Results:
             ["depth", *titles],
             [[f"{d:g}", *(percent(self.by_depth(m, d)) for m in self.methods)]
              for d in self.depths]))  # fmt: skip
-        parts.append(f"By where the needle lies for Λ, lengths {over}:\n\n" + table(
+        parts.append(f"By where the needle lies for LM-Infinite, lengths {over}:\n\n" + table(
             ["lies in", *titles],
             [[PLACES[w], *(percent(self.by_place(m, w)) for m in self.methods)]
              for w in WHERE]))  # fmt: skip
@@ -132,7 +132,7 @@ class Results:
                 [[f"{d:g}", *(brief(self.cell(method, n, d)) for n in self.lengths)]
                  for d in self.depths]))  # fmt: skip
         for name, values in self.sweeps:
-            parts.append(f"Λ + top-k by {name}, all depths:\n\n" + table(
+            parts.append(f"LM-Infinite + top-k by {name}, all depths:\n\n" + table(
                 [name, *(f"{n:,}" for n in self.lengths)],
                 [[f"{value}",
                   *(percent(self.by_length(f"{name}={value}", n)) for n in self.lengths)]

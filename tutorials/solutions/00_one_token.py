@@ -1,5 +1,8 @@
 # %% [markdown]
 # # Solutions to lesson 00, one token
+#
+# **1.** 4.41 nats on average, and 9.46 in reverse order: the model knows an order, not only a
+# set of words. The middle of a word, "ain" behind "capt", costs 0.08.
 
 # %% 1. How surprised the model is, forwards and backwards
 import here
@@ -25,6 +28,10 @@ for id, surprise in zip(ids[1:], forwards.tolist()):
     print(f"{tokenizer.decode([id])!r:10} {surprise:.2f} nats")
 print(f"mean {forwards.mean():.2f}, in reverse order {backwards.mean():.2f}")
 assert forwards.mean() < backwards.mean()
+
+# %% [markdown]
+# **2.** The likeliest token has 0.192; at 0.5 it has 0.823, at 2 only 0.023. Dividing by a
+# positive number keeps the order of the logits, so it stays the likeliest.
 
 # %% 2. Temperature
 last = model(torch.tensor([ids]))[0, -1].detach()
