@@ -108,7 +108,8 @@ assert costs[chunked_attend][-1][1] == 4 * H * D * 2**16  # the output, in float
 
 # %%
 drawing, (seen, *panels) = plot.figure(3, width_ratios=(1.2, 1, 1))
-plot.cells(seen, mask * torch.where(columns < 2, plot.START, plot.WINDOW) + (~mask).int())
+past = columns <= block[:, None]  # what is to come stays white
+plot.cells(seen, mask * torch.where(columns < 2, plot.START, plot.WINDOW) + (past & ~mask))
 seen.set(title="what a block sees", xlabel="key", ylabel="query", aspect="auto")
 seen.set_yticks([0, 7], [24, 31])
 guides = (("n", 1, 1), ("260", 260, 0)), (("~ n²", 4, 2), ("~ n", 256, 1))
@@ -122,8 +123,7 @@ for part, title in enumerate(("keys for each query", "largest tensor, bytes")):
     panels[part].set(title=title, xlabel="tokens n", xscale="log", yscale="log")
     panels[part].set_xticks([1000, 10_000], ["1,000", "10,000"])
 panels[0].set_yticks([300, 1000, 3000], ["300", "1,000", "3,000"])
-panels[0].minorticks_off()
-panels[0].legend()
+panels[0].minorticks_off(), panels[0].legend()
 plot.show(drawing, "What a block sees; keys for each query and the largest tensor, by n")
 
 # %% [markdown]
