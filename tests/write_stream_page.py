@@ -11,7 +11,6 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 RESULT = WEIGHTS / "stream-200m.json"
-STOPS = (30, 117)  # bins in which the published run was stopped and resumed
 
 PAGE = """\
 # The weights
@@ -26,7 +25,7 @@ PAGE = """\
 All of them were trained here, on public-domain text, by the commands in their cards. What was measured of
 them beside the cards: [retrieval.md](retrieval.md), pass keys in texts of up to 64 times the trained length;
 [methods.md](methods.md), eight ways to read on, side by side; [diagnosis.md](diagnosis.md), the paper's three
-factors; and below, a stream of 200 million tokens.
+factors; [speed.md](speed.md), where the time goes; and below, a stream of 200 million tokens.
 
 ## One stream of {total:,} tokens
 
@@ -50,10 +49,8 @@ differs by {difference:+.4f} nat ({low:+.4f} to {high:+.4f}). Over all {scored:,
 ({nll_low:.4f} to {nll_high:.4f}), {bits:.4f} bits per byte. {hours} on one
 thread (PyTorch {torch}), on a machine that did other work meanwhile, so that the speed varies.
 
-The run was stopped twice, behind {stops} million tokens, and resumed. Resident memory depends on the
-process: it grew by {growth} MB between the fourth bin and the last but one of each sitting. It does so
-in a few steps of 4 to 9 MB and is constant in between, once for 43 million tokens: what grows is not the
-model's cache, whose size is fixed, but what the process keeps around it.
+It was one sitting. Between the fourth bin and the last, resident memory grew by {growth:.1f} MB, and was
+{lowest:.1f} to {highest:.1f} MB: the cache is fixed, what grows is what the process keeps around it.
 
 The curve: mean nll of each of 200 bins of {bin:,} tokens, from left to right and from top to
 bottom.
@@ -74,9 +71,7 @@ def page(found: dict) -> str:
     means = [f"{entry['nll']:.3f}" for entry in linear]
     lines = [" ".join(means[i : i + 10]) for i in range(0, len(means), 10)]
     memory = [entry["resident_bytes"] / 1e6 for entry in timing["linear"]]
-    edges = [0, *STOPS, len(memory)]
-    sittings = [memory[a + 3 : b - 1] for a, b in zip(edges, edges[1:])]  # each in one process
-    growth = [f"{sitting[-1] - sitting[0]:.1f}" for sitting in sittings]
+    settled = memory[3:]  # by then all buffers have their size
     minutes = round(timing["seconds"] / 60)
     return PAGE.format(
         total=settings["length"], total_plain=settings["length"], documents=results["documents"],
@@ -86,7 +81,7 @@ def page(found: dict) -> str:
         speed_start=timing["tokens_per_second_at_start"],
         speed_end=timing["tokens_per_second_at_end"],
         memory_start=memory[0], memory_end=memory[-1],
-        stops=" and ".join(str(stop) for stop in STOPS), growth=", ".join(growth),
+        growth=settled[-1] - settled[0], lowest=min(settled), highest=max(settled),
         pairs=pairs["pairs"], difference=pairs["difference"], low=pairs["interval"][0],
         high=pairs["interval"][1], scored=results["scored"], nll=results["nll"],
         nll_low=results["interval"][0], nll_high=results["interval"][1],
