@@ -51,8 +51,8 @@ def reply(session: Session, turns, ids: list[int], options, generator, show, eno
     """Read ids, write on, and hand each piece of text to `show` as it becomes certain.
 
     turns: the Plain or chat.Chat that made the ids. `enough()` is asked behind every token, and
-    ends the reply where it is true. Text that is streamed is not kept, so that a reply of any
-    length takes constant memory.
+    ends the reply where it is true. What is streamed is not kept, so that a reply of any length
+    takes constant memory; but for its ids, where --explain will show them.
     """
     kept = options.json or options.no_stream
     began = time.perf_counter()
@@ -73,7 +73,7 @@ def reply(session: Session, turns, ids: list[int], options, generator, show, eno
         () if options.ignore_eos else eos, tokenizer.vocab_size,
     ):  # fmt: skip
         new_tokens += 1
-        if kept:
+        if kept or options.explain:
             steps.append(step)
         emit(stop.push(stream.push(step.id)))
         if stop.stopped or enough():

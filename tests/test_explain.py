@@ -110,6 +110,8 @@ def test_the_program_explains(capsys):
     assert re.search(r"^0 to 2 +starting +at 20 +'once", out, re.M)
     assert re.search(rf"^{last - 19} to {last} +window +at 0 to 19 ", out, re.M)
     assert re.search(r"^\d+( to \d+)? +middle +at 10 .*layer \d+ heads? \d", out, re.M)
+    assert generate([*arguments, "--no-stream"]) == 0
+    assert capsys.readouterr().out == out, "what was written is shown, streamed or not"
 
 
 @pytest.mark.parametrize(

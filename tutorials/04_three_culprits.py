@@ -100,7 +100,7 @@ drawing, (logits, spread, cost) = plot.figure(3, width_ratios=(1, 1, 1.15))
 for rows, role, name in ((vanilla, "vanilla", "vanilla"), (capped, "ceiling", "felt at 256")):
     plot.line(logits, BINS[1:], rows.highest.mean((0, 1)), role, name)
 plot.line(spread, queries, queries.log(), "third", "ln n", linewidth=1, linestyle="-")
-roles = ("vanilla", "other", "other", "other", "window")  # one for each setting
+roles = ("vanilla", "other", "ceiling", "other", "window")  # one for each setting
 for name, role in zip(list(lost)[::2], roles[::2]):  # the other two see few keys as well
     entropy = seen[name][0].entropy.mean((0, 1)).view(-1, 4).mean(1)
     plot.line(spread, queries[1::4], entropy, role, name)
@@ -119,7 +119,7 @@ plot.show(drawing, "Highest logit by distance, entropy by position, and what eac
 # So the answer for this model. (1) The logits of distances that were never met are too high,
 # and ten far tokens are enough to do the harm: the Λ without ceiling loses 3.85 nats, the
 # window alone, which lacks just them, 0.02. (2) The entropy grows like ln n as long as all keys
-# are seen, and the ceiling does not change it; that alone costs about half a nat. (3) The
+# are seen, and the ceiling does not stop it; that alone costs about half a nat. (3) The
 # starting tokens hardly matter: they are all that the window alone lacks. Eight other
 # documents give the same order ([methods.md](../weights/methods.md)): full attention loses 5.2
 # nats, the Λ without ceiling 2.7, the ceiling without Λ 0.5, the sliding window 0.02.

@@ -103,8 +103,8 @@ assert costs[chunked_attend][-1][1] == 4 * H * D * 2**16  # the output, in float
 # which with the product by the values makes 1.5 · 4,096 = 6,144 keys for each query; a block
 # computes 348, since it takes its queries' keys together. When the text doubles, work and
 # memory of the definition grow fourfold; the work of the chunked path doubles, for what each
-# query costs stays. Its largest tensor is a fixed one up to 8,192 tokens. What still grows with
-# n is one vector per token, such as the output.
+# query costs stays. Its largest tensor grows up to 4,096 tokens, and is the same at 8,192. What
+# still grows with n is one vector per token, such as the output.
 
 # %%
 drawing, (seen, *panels) = plot.figure(3, width_ratios=(1.2, 1, 1))

@@ -5,8 +5,9 @@
 #
 # A model is trained here in about fifteen seconds, on one core, from scratch: a tokenizer of
 # 512 ids, then a Llama of 100,000 parameters, on the 60,000 characters of `text.txt`. It is a
-# poor model. The models of this repository took about an hour each, on much more text (their
-# commands stand in their cards, such as [tiny-llama](../weights/tiny-llama/README.md)).
+# poor model. The three tiny models of this repository took about an hour each, on much more
+# text (their commands stand in their cards, such as
+# [tiny-llama](../weights/tiny-llama/README.md)).
 #
 # **Predict.** It has read 600,000 tokens, 256 at a time, the same ones again and again. Does a
 # model this young already fail beyond 256, and does LM-Infinite already help?
@@ -67,7 +68,7 @@ assert 0 < late["vanilla"] - late["LM-Infinite"] < 0.5 and late["LM-Infinite"] <
 drawing, (learning, reading) = plot.figure(2)
 steps = [entry["tokens"] / 1000 for entry in log]
 plot.line(learning, steps, [e["train_loss"] for e in log], "other", "training", marker="o")
-plot.line(learning, steps, [e["held_out_nll"] for e in log], "vanilla", "held out", marker="o")
+plot.line(learning, steps, [e["held_out_nll"] for e in log], "third", "held out", marker="o")
 learning.set(title="learning: nll", xlabel="thousand tokens", ylim=(2, 6.5))
 learning.legend()
 for (name, curve), role in zip(nll.items(), ("vanilla", "window")):

@@ -3,8 +3,9 @@
 A colour means the same thing in every lesson, in explorer.html and in the figures of weights/.
 The five differ in lightness as well as in hue (a test measures it), and a line has its own
 dashes too, so that greyscale and colour-blind readers lose nothing. What is none of the five,
-an ablation or something to compare with, is one of the greys, "other" and "third". The same
-numbers give the same bytes: no time is written into a file.
+another ablation or something to compare with, is one of the greys, "other" and "third"; only
+the eight curves of weights/methods.png have further colours. The same numbers give the same
+bytes: no time is written into a file.
 
 Where matplotlib is missing, all that draws does nothing, and a lesson still runs: its numbers
 and its asserts need no picture. Importing this also makes the package beside this folder
@@ -36,7 +37,7 @@ torch.set_num_threads(1)  # tensors this small gain nothing from more, and sums 
 COLOURS = {
     "window": "#08306b",  # the last n_local tokens, and LM-Infinite as a whole
     "start": "#b03a26",  # the first n_global tokens
-    "ceiling": "#25a883",  # what stands at the ceiling
+    "ceiling": "#25a883",  # what stands at the ceiling, and a ceiling without the Λ
     "vanilla": "#f0ad1d",  # the plain model
     "middle": "#d9d9d9",  # what is not seen
     "other": "#5f5f5f",
