@@ -1,8 +1,8 @@
 """The methods as a picture: nll by position, and beside it what the good ones differ by.
 
-The vanilla model and LM-Infinite have the colours that they have in the lessons, the others are
-of Okabe and Ito's palette, which colour-blind readers can tell apart; dashes and markers tell
-the lines apart in a greyscale print, and each line has its name at its end.
+What the lessons draw too, the vanilla model, LM-Infinite and its two ablations, has their
+colours; the others have their own. Dashes and markers tell the lines apart in a greyscale print
+and for colour-blind readers, and each line has its name at its end.
 """
 
 from __future__ import annotations
