@@ -9,10 +9,16 @@ learned from), documents, tally, stream, perplexity (on byte_counts, pairs, prog
 retrieval (on intervals and needles/: what a long text's end finds in it), comparing/ (methods
 side by side), evaluate and card (what is measured), diagnose (on diagnosis/: why a plain model
 fails), recipes, schedule and train (how weights/ came to be), inspect and convert (for folders
-of others), and benchmark (on benchmarking/: what it all costs).
+of others), and benchmark (on benchmarking/: what it all costs). startup is what a program does
+before any of this is imported.
 """
 
 import warnings
+
+from . import startup
+
+if startup.is_program():
+    startup.begin()
 
 # `python -m minilm_inf.generate` runs a module that is imported already, which is meant.
 warnings.filterwarnings("ignore", message="'minilm_inf.generate' found in sys.modules")

@@ -13,8 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import read_text
-from .shards import read_json
+from .files import read_json, read_text
 
 # A line a statement: % does something, = writes something. SYSTEM and DATE are any text.
 CHATML = r"""

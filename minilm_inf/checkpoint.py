@@ -11,18 +11,17 @@ than the model and one tensor is ever in memory. Every failure is a ValueError o
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from .config import ModelConfig
+from .files import beside, read_json, write_beside
 from .models import gptj, llama, mpt
-from .shards import FLOATS, WEIGHTS, Stored, find_tensors, read_json
+from .shards import FLOATS, WEIGHTS, Stored, find_tensors
 from .transformer import Transformer
 
 FAMILIES = {
@@ -193,8 +192,8 @@ def _checked_device(device) -> torch.device:
 def save(model: Transformer, folder):
     """Write config.json and model.safetensors, from which load_model makes the same model.
 
-    A tied head is not stored. Each file is written under another name and renamed when it is
-    whole. Raises ValueError where the folder cannot be written.
+    A tied head is not stored. Each file appears when it is whole. Raises ValueError where the
+    folder cannot be written.
     """
     folder = Path(folder)
     family = FAMILIES[model.config.family]
@@ -208,21 +207,8 @@ def save(model: Transformer, folder):
     raw = {**family.config_to_hf(model.config), "torch_dtype": dtype}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS, lambda part: save_file(tensors, part, {"format": "pt"}))
-        text = json.dumps(raw, indent=2) + "\n"
-        _write(folder / "config.json", lambda part: part.write_text(text, encoding="utf-8"))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder} cannot be written: {error}") from error
-
-
-def _write(path: Path, write):
-    """Let write fill a file beside `path`, then put it there: never a half-written one."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode
-        write(part)
-        part.chmod(mode)  # safetensors makes files that only their owner may read
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
+    with beside(folder / WEIGHTS) as part:
+        save_file(tensors, part, {"format": "pt"})
+    write_beside(folder / "config.json", (json.dumps(raw, indent=2) + "\n").encode())

@@ -20,7 +20,8 @@ from .checkpoint import FAMILIES, read_config
 from .conversion.gguf_file import GGUF
 from .conversion.gguf_tokenizer import tokenizer_files
 from .conversion.pickles import find_pickles, read_pickle, same_memory
-from .conversion.shard_writer import Pending, beside, write_safetensors
+from .conversion.shard_writer import Pending, write_safetensors
+from .files import beside
 from .models import llama
 from .options import guarded
 
@@ -119,8 +120,8 @@ def write_index(folder: Path, files: dict[Path, dict]):
         "metadata": {"total_size": sum(stored.end - stored.begin for _, stored in tensors)},
         "weight_map": {name: stored.path.name for name, stored in sorted(tensors)},
     }
-    with beside(folder / shards.INDEX) as file:
-        file.write((json.dumps(index, indent=2) + "\n").encode())
+    with beside(folder / shards.INDEX, replace=False) as part:
+        part.write_bytes((json.dumps(index, indent=2) + "\n").encode())
 
 
 def convert_gguf(source: Path, out: Path | None) -> int:
@@ -142,8 +143,8 @@ def convert_gguf(source: Path, out: Path | None) -> int:
         path = folder / name
         if path.exists() and path.read_bytes() == content:
             continue  # of an earlier run
-        with beside(path) as file:
-            file.write(content)
+        with beside(path, replace=False) as part:
+            part.write_bytes(content)
     progress = Progress(f"{source.name} -> {folder / shards.WEIGHTS}")
     write_safetensors(folder / shards.WEIGHTS, pending, progress)
     return tell(folder)

@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         flags.check_attention(options)
     except ValueError as error:
         line.error(str(error))
-    return flags.guarded(lambda: run(options))
+    return flags.guarded(lambda: run(options), smaller="--prefill-chunk or --n-local")
 
 
 def check_output(options):

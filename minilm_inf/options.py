@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -195,26 +198,65 @@ def load(options):
     return load(options.model, device(options.device), DTYPES[options.dtype])
 
 
-def guarded(run) -> int:
-    """run()'s exit code; 1 and one sentence for what goes wrong, 130 for Ctrl-C."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a program as Ctrl-C does, with an exit code of its own."""
+
+
+def guarded(run, smaller: str = "model") -> int:
+    """run()'s exit code; 1 and one sentence for what goes wrong, 130 for Ctrl-C, 143 for
+    SIGTERM.
+
+    smaller: what takes less memory where it is smaller, for the sentence that says so.
+    """
+    with interruptible():
+        try:
+            code = run()
+            sys.stdout.flush()  # here, where a reader that left can be noticed
+            return code
+        except BrokenPipeError:  # the reader of our output left: not an error of ours
+            drop_output()
+            return 0
+        except KeyboardInterrupt as stop:
+            say("\nstopped")
+            return 143 if isinstance(stop, Terminated) else 130
+        except (ValueError, OSError) as error:
+            say(f"error: {' '.join(str(error).split())}")
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+                raise
+            say(f"error: out of memory: take a smaller {smaller}")
+        return 1
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Within it, Ctrl-C and SIGTERM raise KeyboardInterrupt wherever the program is."""
+
+    def terminate(*_):
+        raise Terminated
+
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}  # only the main thread may set them
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        code = run()
-        sys.stdout.flush()  # here, where a reader that left can be noticed
-        return code
-    except BrokenPipeError:  # the reader of our output left: not an error of ours
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say(text: str):
+    """A line on stderr, if anybody reads it; and what stdout still holds goes before it."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        drop_output()
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
+
+
+def drop_output():
+    """What is still to be written to stdout goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
-            raise
-        print(
-            "error: out of memory: take a smaller --prefill-chunk (or --chunk) or --n-local",
-            file=sys.stderr,
-        )
-        return 1

@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 
+def require_numbers(logits: Tensor):
+    """Raise ValueError where a model's logits, of any shape, are not all finite numbers."""
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the model's logits are not numbers: its weights or dtype overflow")
+
+
 def penalise(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
     """Make the ids of a text less likely to return (Keskar et al., arXiv 1909.05858, section
     4.1).
@@ -62,11 +68,10 @@ def choose(
 ) -> int:
     """One id from logits (V,); temperature 0 takes the largest.
 
-    Raises ValueError where the largest is not a finite number.
+    Raises ValueError for logits that are not finite numbers.
     """
     logits = logits.float()
-    if not logits.max().isfinite():  # the maximum of what holds a NaN is NaN
-        raise ValueError("the model's logits are not numbers: its weights or dtype overflow")
+    require_numbers(logits)
     if temperature == 0.0:
         return int(logits.argmax())
     logits = logits / max(temperature, 1e-30)  # no logit of a model overflows by that

@@ -10,16 +10,16 @@ truncated one is refused before a number is read. Every failure is a ValueError 
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path, PureWindowsPath
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .files import parse_object, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -66,36 +66,6 @@ class Stored:
 def damaged(path: Path, what: str) -> str:
     """The sentence for a file that is not what its name says."""
     return f"{path} is not a readable safetensors file ({what}): fetch it again"
-
-
-def read_json(path: Path) -> dict:
-    """The object that a JSON file holds. Raises ValueError where it holds none."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: {path.parent} is not a whole checkpoint")
-    try:
-        return parse_object(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} holds no JSON object ({error}): fetch it again") from error
-
-
-def parse_object(raw: bytes) -> dict:
-    """A JSON object from bytes. Raises ValueError for anything else, and for a key twice."""
-
-    def unique(pairs):
-        for (name, _), (following, _) in pairwise(sorted(pairs, key=lambda pair: pair[0])):
-            if name == following:
-                raise ValueError(f"the key {name} occurs twice")
-        return dict(pairs)
-
-    try:
-        value = json.loads(raw, object_pairs_hook=unique)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if type(value) is not dict:
-        raise ValueError(f"its value is a {type(value).__name__}, not an object")
-    return value
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:

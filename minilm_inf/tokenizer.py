@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .shards import read_json
+from .files import read_json
 from .tokenizers.byte_level import ByteLevelTokenizer
 from .tokenizers.recipe_files import (
     from_rank_file,

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
+    "startup",
     "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band",
     "triangles", "sight", "keys", "blocks", "middle", "chunked", "rows", "layer_cache",
     "cache", "decoding", "transformer", "models.raw_config", "models.stacked",

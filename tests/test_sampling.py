@@ -68,7 +68,7 @@ def test_equal_seeds_draw_equal_ids():
     assert draws[0] == draws[1]
 
 
-@pytest.mark.parametrize("wrong", ["nan", "inf"])
+@pytest.mark.parametrize("wrong", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_numbers_are_an_error(wrong, temperature):
     """float16 weights that overflow would end in PyTorch's traceback, or in silent nonsense."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..shards import read_json
+from ..files import read_json
 from .shard_writer import DTYPES
 
 WEIGHTS = "pytorch_model.bin"

@@ -6,10 +6,8 @@ one tensor after the other. What is in memory is one block, however large the fi
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable
@@ -19,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import beside
 from ..shards import FLOATS
 
 DTYPES = {dtype: name for name, dtype in FLOATS.items()} | {
@@ -69,7 +68,7 @@ def write_safetensors(path: Path, tensors: Iterable[Pending], progress=lambda do
             f"{path} takes {end / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left: make "
             "room first"
         )
-    with beside(path) as file:
+    with beside(path, replace=False) as part, open(part, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         done = 0
         for tensor in ordered:
@@ -84,22 +83,3 @@ def write_safetensors(path: Path, tensors: Iterable[Pending], progress=lambda do
 def as_bytes(block: Tensor) -> memoryview:
     """A tensor's numbers as they lie in a file; copied only where they lie otherwise now."""
     return memoryview(block.detach().reshape(-1).contiguous().view(torch.uint8).numpy())
-
-
-@contextlib.contextmanager
-def beside(path: Path):
-    """A file to write to, which becomes `path` when all went well, and else is gone.
-
-    Raises ValueError where `path` is there already.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-        if path.exists():
-            raise ValueError(
-                f"{path} is there already, and is not overwritten: remove it first"
-            )
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -20,8 +20,7 @@ import binascii
 import re
 from pathlib import Path
 
-from ..files import read_text
-from ..shards import read_json
+from ..files import read_json, read_text
 from .byte_level import Added, Recipe, byte_letters, joined
 from .pre_tokenizers import GPT2, cut_by, words_from_json
 
