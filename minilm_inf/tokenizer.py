@@ -67,6 +67,12 @@ def sentence_pieces(path: Path, added: list[dict]) -> SentencePieceTokenizer:
     return tokenizer
 
 
+def opening(tokenizer) -> list[int]:
+    """What encode puts before a text: BOS, or nothing."""
+    bos = tokenizer.bos_id
+    return [bos] if bos is not None and tokenizer.encode("a")[:1] == [bos] else []
+
+
 class StopAt:
     """Text that passes until one of `stops` is complete in it, however it was cut into pieces.
 
