@@ -95,14 +95,14 @@ def as_text(content: bytes, name: str) -> str:
         ) from error
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, largest: int = LARGEST_JSON) -> dict:
     """The object that a JSON file holds. Raises ValueError where it holds none."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(
             f"{named(path)} does not exist: {named(path.parent)} is not a whole checkpoint"
         )
-    content = read_bytes(path, LARGEST_JSON)
+    content = read_bytes(path, largest)
     try:
         return parse_object(content)
     except ValueError as error:
@@ -303,8 +303,10 @@ def umask() -> int:
 
 
 def named(path) -> str:
-    """A path as a message names it: whole where it is not too long."""
+    """A path, or another name, as a message shows it: cut at 200 characters, and with what
+    cannot be printed escaped."""
     text = str(path)
+    text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 200 else text[:200] + "..."
 
 
