@@ -46,10 +46,4 @@ def load(folder, device="cpu", dtype=None):
     whatever is missing or does not fit.
     """
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, device, dtype)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only "
-            f"{model.config.vocab_size}: they do not belong together"
-        )
-    return model, tokenizer
+    return load_model(folder, device, dtype), tokenizer
