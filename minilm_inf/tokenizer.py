@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .checkpoint import check_folder
 from .files import read_bytes
 from .tokenizers.around import Around, Tokenizer
 from .tokenizers.byte_level import ByteLevelTokenizer
@@ -34,6 +35,7 @@ def load(folder) -> Tokenizer:
     tokenizer, one that cannot be used exactly, or one of another model.
     """
     folder = Path(folder)
+    check_folder(folder)
     size = part_of(folder / "config.json")["vocab_size"]
     limit = None if size.is_null else size.id()
     tokenizer = _load(folder, limit)
@@ -85,6 +87,12 @@ def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePi
     return SentencePieceTokenizer(
         content, path, Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields)
     )
+
+
+def opening(tokenizer) -> list[int]:
+    """What encode puts before a text: BOS, or nothing."""
+    bos = tokenizer.bos_id
+    return [bos] if bos is not None and tokenizer.encode("a")[:1] == [bos] else []
 
 
 class StopAt:

@@ -15,7 +15,7 @@ from minilm_inf.tokenizers import recipe_files
 from minilm_inf.tokenizers.byte_level import ByteLevelTokenizer, byte_letters
 from minilm_inf.tokenizers.byte_pairs import learn_merges, merged, tokenizer_json
 from minilm_inf.tokenizers.normalizers import nfc
-from minilm_inf.tokenizers.pre_tokenizers import cut_by, is_plain
+from minilm_inf.tokenizers.pre_tokenizers import cut_by
 
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 KINDS = small_kinds()

@@ -12,13 +12,16 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
-    "startup",
+    "startup", "files",
     "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band",
     "triangles", "sight", "keys", "blocks", "middle", "chunked", "rows", "layer_cache",
     "cache", "decoding", "transformer", "models.raw_config", "models.stacked",
-    "models.llama", "models.mpt", "models.gptj", "models", "files", "shards", "checkpoint",
-    "tokenizers.sentence_pieces", "tokenizers.byte_level", "tokenizers.pre_tokenizers",
-    "tokenizers.recipe_files", "tokenizers", "tokenizer", "chat_template", "chat",
+    "models.llama", "models.mpt", "models.gptj", "models", "shards", "checkpoint",
+    "tokenizers.json_parts", "tokenizers.around", "tokenizers.merging",
+    "tokenizers.sentence_pieces", "tokenizers.byte_level", "tokenizers.normalizers",
+    "tokenizers.pre_tokenizers", "tokenizers.decoders", "tokenizers.byte_fallback",
+    "tokenizers.named_tokens", "tokenizers.recipe_files", "tokenizers.tokenizer_json",
+    "tokenizers", "tokenizer", "chat_template", "chat",
     "sampling", "options", "compiled", "session", "explain", "batch", "compare", "planning",
     "planning.cached", "planning.working", "planning.arithmetic", "planning.units", "plan",
     "reply", "generate", "corpus", "practice", "documents", "byte_counts", "tally", "pairs",

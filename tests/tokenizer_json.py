@@ -135,7 +135,7 @@ def steps(name: str, *parts: dict) -> dict:
 
 
 def piece_merges(vocab: dict[str, int]) -> list[list[str]]:
-    """The merges of a sentencepiece model's pieces: every two that make a third, in its order."""
+    """The merges of a sentencepiece model: every two pieces that make a third, in its order."""
     pairs = []
     for token in vocab:
         halves = ((token[:at], token[at:]) for at in range(1, len(token)))
@@ -176,11 +176,15 @@ def byte_fallback_kinds(vocab: dict[str, int]) -> dict[str, dict]:
             llama, normalizer=legacy, post_processor=template("<s>", 1),
             merges=[" ".join(pair) for pair in merges],
         ),
-        "Llama, first": made(llama, flagged, pre=metaspace("first", False), post_processor=both),
+        "Llama, first": made(
+            llama, flagged, pre=metaspace("first", False), post_processor=both
+        ),
         "Prepend, added": made(llama, flagged, normalizer=legacy),
         "Metaspace": made(metaspace("always", True), flagged, pre=metaspace("always", True)),
         "Metaspace, never": made(metaspace("never", True), pre=metaspace("never", True)),
-        "Gemma's steps": made(steps("decoders", SPACE, BYTES, FUSE), blanks, normalizer=UNDERLINE),
+        "Gemma's steps": made(
+            steps("decoders", SPACE, BYTES, FUSE), blanks, normalizer=UNDERLINE
+        ),
         "no decoder": made(None, normalizer=legacy, model=fuse | {"ignore_merges": True}),
         "some bytes": made(
             llama, vocab=few, merges=piece_merges(few), normalizer=legacy,
