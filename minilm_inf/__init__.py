@@ -30,6 +30,7 @@ from .chunked import chunked_attend  # noqa: E402
 from .config import LMInfinite, ModelConfig  # noqa: E402
 from .positions import Alibi, Rotary  # noqa: E402
 from .session import generate  # noqa: E402
+from .tokenizer import check_fits  # noqa: E402
 from .tokenizer import load as load_tokenizer  # noqa: E402
 
 __all__ = [
@@ -46,4 +47,6 @@ def load(folder, device="cpu", dtype=None):
     whatever is missing or does not fit.
     """
     tokenizer = load_tokenizer(folder)
-    return load_model(folder, device, dtype), tokenizer
+    model = load_model(folder, device, dtype)
+    check_fits(tokenizer, model.config.vocab_size, folder)
+    return model, tokenizer

@@ -32,18 +32,13 @@ def load(folder) -> Tokenizer:
 
     An added token beyond the embedding of the folder's model (its config.json tells) is no
     token: it is found in no text. Raises ValueError, in one sentence, where the folder holds no
-    tokenizer, one that cannot be used exactly, or one of another model.
+    tokenizer, or one that cannot be used exactly.
     """
     folder = Path(folder)
     check_folder(folder)
     size = part_of(folder / "config.json")["vocab_size"]
     limit = None if size.is_null else size.id()
     tokenizer = _load(folder, limit)
-    if limit is not None and tokenizer.vocab_size > limit:
-        raise ValueError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only {limit}:"
-            " they do not belong together"
-        )
     for id in (*tokenizer.around.before, *tokenizer.around.after):
         if id >= tokenizer.vocab_size:
             raise ValueError(
@@ -51,6 +46,15 @@ def load(folder) -> Tokenizer:
                 f"the {tokenizer.vocab_size} ids that the model and it have"
             )
     return tokenizer
+
+
+def check_fits(tokenizer: Tokenizer, vocab_size: int, folder: Path):
+    """Raise ValueError for a tokenizer that has more ids than the model."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only "
+            f"{vocab_size}: they do not belong together"
+        )
 
 
 def _load(folder: Path, limit: int | None) -> Tokenizer:
