@@ -26,6 +26,13 @@ from .files import named
 from .template_unrolled import BOS, DATE, EOS, STRIP, STRIPPED
 
 
+def mark_id(tokenizer, mark):
+    if hasattr(tokenizer, "mark_id"):
+        return tokenizer.mark_id(mark)
+    found = tokenizer.encode(mark, bos=False)
+    return found[0] if len(found) == 1 else None
+
+
 class Chat:
     """The turns of a conversation as ids, in the form that a checkpoint's folder asks for.
 
@@ -94,10 +101,10 @@ class Chat:
         tokenizer, ids = self.tokenizer, {}
         shapes = self.first + self.template.following
         for mark in self.form.marks:
-            found = tokenizer.encode(mark, bos=False)
-            if len(found) == 1:
-                ids[mark] = found[0]
-        ids |= {BOS: tokenizer.bos_id, EOS: tokenizer.eos_id}
+            found = mark_id(tokenizer, mark)
+            if found is not None:
+                ids[mark] = found
+        ids |= {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
         wanted = {BOS: "BOS", EOS: "EOS"} | {m: m for m in self.form.marks if self.form.whole}
         for mark, name in wanted.items():
             if mark in shapes and ids.get(mark) is None:
@@ -110,7 +117,9 @@ class Chat:
     def _letters(self, text: str, before: str | None = "") -> list[int]:
         """The ids of a text in which marks are only letters; before: the text that it goes on
         from, None for a mark."""
-        ids = self.tokenizer.encode((before or "") + text, bos=False, special=False)
+        ids = self.tokenizer.encode(
+            (before or "") + text, bos=False, special=False, begun=before is None
+        )
         return ids[len(self._letters(before)) :] if before else ids
 
     def _check(self, text: str):

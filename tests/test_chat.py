@@ -345,7 +345,8 @@ def encoded(text: str, tokenizer) -> list[int]:
     ids = []
     for part in re.split("(<s>|</s>)", text):
         own = {"<s>": tokenizer.bos_id, "</s>": tokenizer.eos_id}.get(part)
-        ids += tokenizer.encode(part, bos=False) if own is None else [own]
+        begun = bool(ids)
+        ids += tokenizer.encode(part, bos=False, begun=begun) if own is None else [own]
     return ids
 
 
