@@ -23,6 +23,12 @@ from .practice import NAMES
 
 
 def main(arguments: list[str] | None = None) -> int:
+    options = parsed(sys.argv[1:] if arguments is None else arguments)
+    return flags.guarded(lambda: options.run(options))
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The flags of a command line; it ends the program where they make no sense."""
     line = argparse.ArgumentParser(prog="python -m minilm_inf.evaluate", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     tasks = line.add_subparsers(dest="task", required=True)
@@ -30,14 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     add_compare(tasks)
     add_passkey(tasks)
     add_recall(tasks)
-    arguments = sys.argv[1:] if arguments is None else arguments
     options = line.parse_args(arguments)
-    options.given = arguments[1:]
+    options.given, options.parse = arguments[1:], parsed
     try:
         options.check(options)
     except ValueError as error:
         tasks.choices[options.task].error(str(error))
-    return flags.guarded(lambda: options.run(options))
+    return options
 
 
 # ---- perplexity: any number of tokens, in constant memory

@@ -121,6 +121,13 @@ def add_saving(group):
                        help="go on with an interrupted run; takes no other flag")  # fmt: skip
 
 
+def inputs(options) -> list[Path]:
+    """The files and folders that a run's flags have it read, which it must not write to."""
+    tokens = getattr(options, "tokens", None)
+    texts = options.text or [tokens or options.corpus]
+    return [options.model, *texts]
+
+
 def add_plan(group):
     """The flag that asks what a run takes."""
     group.add_argument("--plan", action="store_true",

@@ -26,7 +26,7 @@ class Pairs:
         self.early, self.late = self.window, n - self.window
         # Both are filled here, so that their memory is taken before anything is measured.
         self.keys = np.full(self.window, -1, np.int64)  # place * 2**BITS + when it was read
-        self.nll = np.full(self.window, np.nan, np.float32)
+        self.nll = np.full(self.window, 0, np.float32)
         self.sums = np.zeros(2)  # of all nll in either window
         edges = blocks(self.late, n) if self.window else np.array([0, 1])
         self.differences, self.counts = Sums(edges), Sums(edges)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..files import read_json
-from .shard_writer import DTYPES
+from ..tensor_file import DTYPES
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
