@@ -14,6 +14,8 @@ each row's own.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,30 @@ from .middle import Reach
 from .sight import as_tensor
 
 
-class Cache:
+class Guard:
+    """What is changed in several steps: once an exception has interrupted them, its parts no
+    longer agree, and every further use is refused."""
+
+    interrupted = False
+
+    @contextlib.contextmanager
+    def changing(self):
+        """Inside are the steps of one change. Raises ValueError after an interrupted one."""
+        self.check_whole()
+        self.interrupted = True
+        yield
+        self.interrupted = False
+
+    def check_whole(self):
+        """Raise ValueError after an interrupted change."""
+        if self.interrupted:
+            raise ValueError(
+                f"this {type(self).__name__.lower()} was interrupted while it read, and is no "
+                "longer whole: make a new one and read the text again"
+            )
+
+
+class Cache(Guard):
     """The past of `batch` texts that a model reads under one LMInfinite setting.
 
     length: tokens read so far, padding included.
@@ -90,6 +115,7 @@ class Cache:
 
     def state(self) -> dict[str, Tensor]:
         """All that a fresh cache needs to go on from here, by name; the buffers themselves."""
+        self.check_whole()
         tensors = {"length": torch.tensor(self.length, device="cpu")}
         if self.padding is not None:
             tensors["padding"] = self.padding
@@ -148,10 +174,11 @@ class Cache:
 
     def keep(self, rows: list[int]):
         """Forget all rows but these: a text that has ended costs nothing more."""
-        self.batch = len(rows)
-        self.padding = None if self.padding is None else self.padding[rows]
-        for layer in self.layers:
-            layer.keep(rows)
+        with self.changing():
+            self.batch = len(rows)
+            self.padding = None if self.padding is None else self.padding[rows]
+            for layer in self.layers:
+                layer.keep(rows)
 
     def places(self, n_new: int) -> range:
         """Where the scheme puts the next n_new tokens, in every row."""

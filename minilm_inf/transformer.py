@@ -7,6 +7,8 @@ token are the same lines; a decode step is a chunk of one.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -65,9 +67,12 @@ class Transformer(nn.Module):
                  what lm.top_k_queries says: the last one, or all.
 
         Raises ValueError for tokens of a wrong shape or out of range, for lengths that do not
-        fit, for a cache of another lm or batch, and for an unknown path.
+        fit, for a cache of another lm or batch, or in which an earlier call was interrupted,
+        and for an unknown path.
         """
-        return self.head(self.read(tokens, lm, cache, path, lengths, n_reaching))
+        hidden = self.read(tokens, lm, cache, path, lengths, n_reaching)
+        with nullcontext() if cache is None else cache.changing():
+            return self.head(hidden)
 
     def read(
         self, tokens, lm=None, cache=None, path="chunked", lengths=None, n_reaching=None
@@ -75,9 +80,6 @@ class Transformer(nn.Module):
         """forward without the head: hidden states (B, T, E), for who needs few logits."""
         self._check(tokens, lm, cache, path)
         padding = padding_of(tokens, lengths)
-        if padding is not None and cache is not None:
-            cache.pad(padding)
-            padding = None
         try:
             x = self.embed(tokens)  # (B, T, E)
         except IndexError as error:  # on the CPU; a GPU does not tell
@@ -86,9 +88,18 @@ class Transformer(nn.Module):
                 f"token {low if low < 0 else high} is out of range: the vocabulary has the "
                 f"ids 0 to {self.config.vocab_size - 1}"
             ) from error
+        if padding is not None and cache is not None:
+            cache.pad(padding)
+            padding = None
         if n_reaching is None:
             n_reaching = (lm or FULL_ATTENTION).reaching(x.shape[1])
-        one = cache is not None and x.shape[1] == 1 and not cache.lm.top_k
+        with nullcontext() if cache is None else cache.changing():
+            return self._through_blocks(x, lm, cache, path, padding, n_reaching)
+
+    def _through_blocks(self, x, lm, cache, path, padding, n_reaching) -> Tensor:
+        """From embeddings (B, T, E) to normed hidden states (B, T, E)."""
+        n_new = x.shape[1]
+        one = cache is not None and n_new == 1 and not cache.lm.top_k
         if one and has_fixed_shape(cache) and sees_all(cache):
             cache.settle()
             position = torch.full((), cache.length, device=x.device)
@@ -98,13 +109,16 @@ class Transformer(nn.Module):
         for block, attention in zip(self.blocks, layers):
             x = block(x, attention)
         if cache is not None:
-            cache.count(tokens.shape[1])
+            cache.count(n_new)
         return self.norm(x)
 
-    def prefill(self, tokens: Tensor, lm, cache: Cache, chunk: int) -> Tensor:
+    def prefill(
+        self, tokens: Tensor, lm, cache: Cache, chunk: int, enough=lambda: False
+    ) -> Tensor | None:
         """read in chunks of at most `chunk` tokens; the hidden states of the last of them.
 
-        Where lm lets the last token of a prompt reach back, that is the last of all.
+        Where lm lets the last token of a prompt reach back, that is the last of all. `enough()`
+        is asked between chunks: where it is true the rest is left unread, and None returned.
         """
         if tokens.shape[1] <= chunk:
             return self.read(tokens, lm, cache)
@@ -112,6 +126,8 @@ class Transformer(nn.Module):
         chunks = tokens.split(chunk, 1)
         for piece in chunks[:-1]:
             self.read(piece, lm, cache, n_reaching=reaching)
+            if enough():
+                return None
         return self.read(chunks[-1], lm, cache)
 
     def decode(self, tokens: Tensor, cache: Cache, position: Tensor, rings=None) -> Tensor:
