@@ -68,9 +68,9 @@ def add_perplexity(tasks):
                       "(all)")  # fmt: skip
     text.add_argument("--chunk", type=flags.at_least(1), default=2048, metavar="N",
                       help="tokens read at a time (%(default)s)")  # fmt: skip
-    text.add_argument("--bins", type=flags.at_least(1), default=200, metavar="N",
+    text.add_argument("--bins", type=flags.at_least(1, 10**6), default=200, metavar="N",
                       help="equal bins of positions (%(default)s)")  # fmt: skip
-    text.add_argument("--seed", type=flags.at_least(0), default=0, metavar="N",
+    text.add_argument("--seed", type=flags.seed, default=0, metavar="N",
                       help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
     kept = task.add_argument_group("result")
     kept.add_argument("--json", action="store_true", help="print one JSON object")
@@ -163,7 +163,7 @@ def add_methods(task):
 
 def add_passkey(tasks):
     task = add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
-    task.add_argument("--digits", type=flags.at_least(1), default=5, metavar="N",
+    task.add_argument("--digits", type=flags.at_least(1, 100), default=5, metavar="N",
                       help="of the pass key (%(default)s)")  # fmt: skip
     task.set_defaults(kind="passkey", pairs=None, chains=None, hops=None)
 
@@ -179,7 +179,7 @@ def add_recall(tasks):
                       help="values of variables (%(default)s)")  # fmt: skip
     task.add_argument("--hops", type=flags.at_least(0), default=1, metavar="N",
                       help="how often a value is handed on (%(default)s)")  # fmt: skip
-    task.add_argument("--digits", type=flags.at_least(1), default=4, metavar="N",
+    task.add_argument("--digits", type=flags.at_least(1, 100), default=4, metavar="N",
                       help="of a number (%(default)s)")  # fmt: skip
 
 

@@ -101,15 +101,21 @@ def as_begun(facts: dict, options, path: Path):
 # ---- a state
 
 
-def save_state(path: Path, tensors: dict[str, torch.Tensor], facts: dict):
+def save_state(out: Path, tensors: dict[str, torch.Tensor], facts: dict):
+    """Write the state of the run that writes `out`, or nothing. Raises ValueError where it
+    cannot be written."""
+    write_state(state_path(out), tensors, facts)
+
+
+def write_state(path: Path, tensors: dict[str, torch.Tensor], facts: dict):
     """Write a state, or nothing. Raises ValueError where it cannot be written."""
-    text = json.dumps(facts)
-    write_tensors(path, tensors, {"run": text, "sha256": checksum(text, tensors.items())})
+    whole = {**facts, "sha256": checksum(facts, tensors.items())}
+    write_tensors(path, tensors, {"run": json.dumps(whole)})
 
 
-def checksum(text: str, tensors) -> str:
+def checksum(facts: dict, tensors) -> str:
     """The SHA-256 of a state's facts and of its tensors, (name, tensor) each."""
-    found = hashlib.sha256(text.encode())
+    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, x in sorted(tensors, key=lambda pair: pair[0]):
         found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
         found.update(as_bytes(x))
@@ -119,20 +125,19 @@ def checksum(text: str, tensors) -> str:
 def read_facts(path: Path) -> dict:
     """The facts of a state. Raises ValueError where it is none, or not as it was written."""
     with opened(path) as state:
-        about = state.metadata() or {}
-        if "run" not in about or "sha256" not in about:
+        try:
+            facts = parse_object((state.metadata() or {})["run"].encode())
+            told = facts.pop("sha256")
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"{path} is no state of this version of the program: delete it and start again"
-            )
+            ) from error
         tensors = ((name, state.get_tensor(name)) for name in sorted(state.keys()))
-        if checksum(about["run"], tensors) != about["sha256"]:
+        if checksum(facts, tensors) != told:
             raise ValueError(
                 f"{path} was edited or damaged, as its SHA-256 tells: delete it and start again"
             )
-    try:
-        return parse_object(about["run"].encode())
-    except ValueError as error:
-        raise not_whole(path) from error
+    return facts
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -190,7 +195,7 @@ def drive(run, out: Path | None, facts: dict, save_every: float, report) -> int:
     def save():
         if out is not None:
             tensors, own = run.state()
-            save_state(state_path(out), tensors, {**facts, "at": own})
+            save_state(out, tensors, {**facts, "at": own})
 
     with signals_noted() as came:
         save()

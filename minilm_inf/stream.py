@@ -148,6 +148,8 @@ class Run:
             if not new.isfinite().all():
                 raise ValueError(f"{name} holds what is no number")
             place.copy_(new)
+        if self.pairs is not None:
+            self.pairs.check()
         self._restore_facts(facts)
         cache = taken(tensors, "cache")
         if tensors or bool(cache) != (self.start > 0):

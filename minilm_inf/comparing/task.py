@@ -38,10 +38,9 @@ from .. import corpus, plan
 from .. import options as flags
 from ..compare import encoded
 from ..config import ModelConfig
-from ..files import read_text, write_beside
+from ..files import check_output, read_text, write_beside
 from ..perplexity import finite
 from ..progress import Progress
-from ..resume import check_free
 from . import figure, pass_keys, sweep, table
 from .measure import chunk_for, measure, result_of
 from .methods import Budget, Reencoded, Stream, methods
@@ -55,7 +54,8 @@ def evaluate(options) -> int:
         return show_plan(options)
     for path in (options.out, options.figure):
         if path is not None:
-            check_free(path)
+            check_output(path, flags.inputs(options))
+            path.parent.mkdir(parents=True, exist_ok=True)
     if options.figure and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
     texts = compared(options)
