@@ -23,10 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import options as flags
-from .files import check_output, claimed, parse_object, shown
+from .files import PICTURE, RESULT, outputs, parse_object, shown
 from .tensor_file import as_bytes, write_tensors
-
-BEGINS = b'{\n "task": "'  # a result, by which one is told from what somebody else wrote
 
 
 def state_path(out: Path) -> Path:
@@ -38,34 +36,36 @@ def state_path(out: Path) -> Path:
 def begun(options) -> Iterator[tuple | None]:
     """How a task begins that --out saves and --resume goes on with: (facts of the saved state
     or None, the run's flags, its --out); None where there is nothing left to do. No other run
-    can have the same --out meanwhile.
+    has the names of its files meanwhile.
 
-    Raises ValueError where the name is taken, or the state is none.
+    Raises ValueError where such a name is taken, or the state is none.
     """
-    out = options.resume or options.out
-    if out is None:
-        yield None, options, None
-        return
-    inputs = () if options.resume else flags.inputs(options)
-    check_output(out, inputs, BEGINS, "--resume" if options.resume else "--out")
-    with claimed(out):
-        if options.resume is None:
-            if state_path(out).exists():
+    if options.resume is None:
+        with outputs(flags.inputs(options), out=(options.out, RESULT), **drawn(options)):
+            if options.out and state_path(options.out).exists():
                 raise ValueError(
-                    f"{state_path(out)} holds a run that was stopped: --resume {out}, or "
-                    "delete it"
+                    f"{state_path(options.out)} holds a run that was stopped: --resume "
+                    f"{options.out}, or delete it"
                 )
-            yield None, options, out
-        elif out.is_file() and not state_path(out).exists():
+            yield None, options, options.out
+        return
+    out, path = options.resume, state_path(options.resume)
+    with outputs((), resume=(out, RESULT)):
+        if out.is_file() and not path.exists():
             print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
             yield None
-        else:
-            if not state_path(out).exists():
-                raise ValueError(
-                    f"there is no {state_path(out)} to resume: start a run with --out {out}"
-                )
-            facts = read_facts(state_path(out))
-            yield facts, as_begun(facts, options, state_path(out)), out
+            return
+        if not path.is_file():
+            raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
+        facts = read_facts(path)
+        options = as_begun(facts, options, path)
+        with outputs(flags.inputs(options), **drawn(options)):
+            yield facts, options, out
+
+
+def drawn(options) -> dict:
+    """What a task draws besides its --out, as files.outputs takes it."""
+    return {"heatmap": (getattr(options, "heatmap", None), PICTURE)}
 
 
 def kept_flags(options) -> dict:
