@@ -30,6 +30,7 @@ from .chunked import chunked_attend  # noqa: E402
 from .config import LMInfinite, ModelConfig  # noqa: E402
 from .positions import Alibi, Rotary  # noqa: E402
 from .session import generate  # noqa: E402
+from .tokenizer import check_fits  # noqa: E402
 from .tokenizer import load as load_tokenizer  # noqa: E402
 
 __all__ = [
@@ -47,9 +48,5 @@ def load(folder, device="cpu", dtype=None):
     """
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, device, dtype)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only "
-            f"{model.config.vocab_size}: they do not belong together"
-        )
+    check_fits(tokenizer, model.config.vocab_size, folder)
     return model, tokenizer
