@@ -19,14 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD:minilm_inf/tensor_file.py
-from .files import beside
-from .shards import FLOATS
-=======
-from ..files import beside, claimed
-from ..planning.units import scaled
-from ..shards import FLOATS, LARGEST_HEADER
->>>>>>> main:minilm_inf/conversion/shard_writer.py
+from .files import beside, claimed
+from .shards import FLOATS, LARGEST_HEADER
 
 DTYPES = {dtype: name for name, dtype in FLOATS.items()} | {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -71,11 +65,8 @@ def write_safetensors(
     """Write a file, which appears when it is whole.
 
     progress(done, all) is told the bytes of data written so far, after each block. Raises
-<<<<<<< HEAD:minilm_inf/tensor_file.py
-    ValueError where the disk has no room for it and, without `replace`, where it exists.
-=======
-    ValueError where the file exists, another run writes it, or the disk has no room for it.
->>>>>>> main:minilm_inf/conversion/shard_writer.py
+    ValueError where the disk has no room for it and, without `replace`, where it exists or
+    another run writes it.
     """
     # Larger numbers first, so that each tensor lies at a multiple of its own size.
     ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
@@ -96,11 +87,7 @@ def write_safetensors(
         raise ValueError(
             f"{path} takes {end:,} bytes, and the disk has {free:,} left: make room first"
         )
-<<<<<<< HEAD:minilm_inf/tensor_file.py
-    with beside(path, replace) as part, open(part, "wb") as file:
-=======
-    with new_file(path) as file:
->>>>>>> main:minilm_inf/conversion/shard_writer.py
+    with new_file(path, replace) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         done = 0
         for tensor in ordered:
