@@ -420,7 +420,7 @@ def test_a_disk_that_is_too_small_is_noticed_first(run, tmp_path, monkeypatch):
     """Catches hours of writing before the last gigabyte does not fit."""
     torch.save({"a": torch.ones(10**5)}, tmp_path / "pytorch_model.bin")
     monkeypatch.setattr(tensor_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    refusal(run, tmp_path, "400.00 kB", "1.00 kB", "make room")
+    refusal(run, tmp_path, "takes 400,000 bytes", "has 1,000 left", "make room")
 
 
 def test_arguments_that_make_no_sense(run, tmp_path):
