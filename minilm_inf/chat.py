@@ -97,20 +97,23 @@ class Chat:
         return ids + self._letters(written.pop(), before)
 
     def _ids(self, folder: Path) -> dict[str, int]:
-        """The marks that are ids of their own, and BOS and EOS."""
-        tokenizer, ids = self.tokenizer, {}
-        shapes = self.first + self.template.following
-        for mark in self.form.marks:
-            found = mark_id(tokenizer, mark)
-            if found is not None:
-                ids[mark] = found
-        ids |= {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
-        wanted = {BOS: "BOS", EOS: "EOS"} | {m: m for m in self.form.marks if self.form.whole}
-        for mark, name in wanted.items():
-            if mark in shapes and ids.get(mark) is None:
+        """The marks that are ids of their own, BOS and EOS among them."""
+        tokenizer, shapes = self.tokenizer, self.first + self.template.following
+        names = {BOS: "BOS", EOS: "EOS"} | {mark: mark for mark in self.form.marks}
+        ids = {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
+        ids |= {mark: mark_id(tokenizer, mark) for mark in self.form.marks}
+        greedy = {token.id for token in tokenizer.around.added if token.lstrip or token.rstrip}
+        for mark in filter(shapes.__contains__, ids):
+            name, place = names[mark], f"the tokenizer in {named(folder)}"
+            if ids[mark] is None and (self.form.whole or mark in (BOS, EOS)):
                 raise ValueError(
-                    f"the tokenizer in {named(folder)} has no {name} of its own, of which its "
-                    "chat template is made: the two do not belong together"
+                    f"{place} has no {name} of its own, of which its chat template is made: "
+                    "the two do not belong together"
+                )
+            if ids[mark] in greedy:
+                raise ValueError(
+                    f"{place} lets {name} take the spaces around it, which --chat does not do: "
+                    "its prompts would not be exact"
                 )
         return {mark: id for mark, id in ids.items() if id is not None}
 

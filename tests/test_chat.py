@@ -430,6 +430,17 @@ def test_a_tokenizer_without_the_marks(folder):
         Chat(place, load_tokenizer(place))
 
 
+def test_a_mark_that_takes_spaces_is_refused(folder):
+    """Catches a prompt with a line end that the model's own tokenizer would have taken."""
+    place = folder("ChatML")
+    file = place / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    next(t for t in raw["added_tokens"] if t["content"] == "<|im_end|>")["rstrip"] = True
+    file.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=r"<\|im_end\|> take the spaces"):
+        Chat(place, load_tokenizer(place))
+
+
 # ---- templates
 
 
