@@ -19,8 +19,9 @@ from . import options as flags
 from .batch import Batch
 from .chat import Chat
 from .chat_template import KNOWN
+from .conversation import converse
 from .files import read_standard_input, read_text
-from .reply import Plain, as_json, converse, forgive, replies, reply, show_now, statistics
+from .reply import Plain, as_json, forgive, replies, reply, show_now, statistics
 from .session import Session
 from .tokenizer import load as load_tokenizer
 
@@ -300,6 +301,7 @@ def read_prompt(options, given: str | None = None) -> str:
     if options.file is None and given != "-":
         return given
     text = read_standard_input() if options.file is None else read_text(options.file)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # the line ends of every system
     if not text:
         where = "standard input" if options.file is None else options.file
         raise ValueError(f"{where} is empty: there is no prompt in it")

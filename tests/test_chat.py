@@ -683,9 +683,9 @@ def test_a_conversation(run, model_folder, writes, monkeypatch):
     """Catches a second turn without the end of the first, or with another system message."""
     given, read = [], Session.read
 
-    def spy(session, ids):
+    def spy(session, ids, *more):
         given.extend([list(ids)] * bool(ids))
-        return read(session, ids)
+        return read(session, ids, *more)
 
     monkeypatch.setattr(Session, "read", spy)
     lines = "Hi\nAgain\n\udc80\n/reset\nAnew\n".encode("utf-8", "surrogateescape")
