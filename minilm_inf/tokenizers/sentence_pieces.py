@@ -94,7 +94,9 @@ def processor_of(content: bytes, path: Path | str) -> sentencepiece.SentencePiec
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)
-    except RuntimeError as error:
+        for id in range(processor.GetPieceSize()):
+            processor.IdToPiece(id)
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not a readable sentencepiece model: fetch it again, or train one"
         ) from error
