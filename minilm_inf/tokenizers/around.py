@@ -92,7 +92,7 @@ class Tokenizer:
         self.special_ids = {
             a.id for a in around.added if a.special and around.content(a) == a.content
         }
-        self.marks = {a.content: a.id for a in around.added if a.id in self.special_ids}
+        self.marks = {a.content: a.id for a in around.added}
         self.finders = {special: self._finders(special) for special in (True, False)}
         self.bos_id = around.before[-1] if around.before else None
         self.bos_token_id, self.eos_id = around.bos_token_id, around.eos_id
@@ -133,7 +133,7 @@ class Tokenizer:
         return [*self.around.before, *ids, *self.around.after] if bos else ids
 
     def mark_id(self, content: str) -> int | None:
-        """The id of the special token that is written so, None where there is none."""
+        """The id of the added token that is written so, None where there is none."""
         return self.marks.get(content)
 
     def checked(self, id: int) -> int:

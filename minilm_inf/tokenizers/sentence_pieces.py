@@ -48,10 +48,11 @@ class SentencePieceTokenizer(Tokenizer):
         return (self.inside if inside else self.processor).EncodeAsIds(text)
 
     def mark_id(self, content: str) -> int | None:
-        """The id of the special token or the control piece that is written so, if any."""
-        id = self.marks.get(content, self.processor.PieceToId(content))
-        known = id >= self.n_pieces or self.processor.IdToPiece(id) == content
-        return id if known and self.leaves_no_trace(id) else None
+        """The id of the added token or the control piece that is written so, if any."""
+        if content in self.marks:
+            return self.marks[content]
+        id = self.processor.PieceToId(content)
+        return id if self.processor.IsControl(id) else None
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; BOS, EOS, special tokens and other control ids leave no trace.
