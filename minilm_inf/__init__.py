@@ -1,7 +1,7 @@
 """LM-Infinite (NAACL 2024, arXiv 2308.16137) from scratch: to read, to test against, to run.
 
-In reading order: config, positions, lambda_mask, distance_ceiling, top_k, attention (the
-definition), band, triangles, sight, keys, blocks, middle and chunked (the same in O(n)), rows,
+In reading order: config, positions, lambda_mask, distance_ceiling, top_k, checks, attention
+(the definition), band, triangles, sight, keys, blocks, middle and chunked (the same in O(n)), rows,
 layer_cache, cache, decoding, transformer, models (llama, mpt, gptj), checkpoint (on shards),
 tokenizer (on tokenizers/), chat, sampling, compiled, session, explain, batch, compare, plan
 (on planning/: what a run will take), reply, generate; then corpus and practice (what weights/

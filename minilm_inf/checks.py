@@ -12,7 +12,7 @@ from .config import LMInfinite, require_integer, require_number
 from .files import shown
 from .positions import Alibi, Rotary
 
-LAST_POSITION = 2**53  # beyond it float64 skips numbers, and a bias would be of another distance
+LAST_POSITION = 2**53  # float64 holds no larger numbers one by one, and a bias needs them
 FLOATS = torch.float64, torch.float32, torch.float16, torch.bfloat16
 INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 
@@ -58,7 +58,7 @@ def check_positions(name: str, positions, x: Tensor):
     """Raise ValueError where positions are not one integer for each row, or each row's own."""
     batch, length = x.shape[0], x.shape[2]
     if not isinstance(positions, Tensor) or positions.dtype not in INTEGERS:
-        raise ValueError(f"{name} must be a tensor of integers, one for each token")
+        raise ValueError(f"{name} must be integers, one for each token, in a tensor")
     if tuple(positions.shape) not in ((length,), (batch, length)):
         raise ValueError(
             f"{name} must be ({length},) or ({batch}, {length}), not {tuple(positions.shape)}"
@@ -99,3 +99,12 @@ def check_reaching(n_reaching, length: int):
         require_integer("n_reaching", n_reaching, at_least=0)
         if n_reaching > length:
             raise ValueError(f"n_reaching is {n_reaching}, but there are {length} queries")
+
+
+def are_integers(values, count: int, least: int, most: int) -> bool:
+    """Whether a list or tuple holds so many whole numbers from least to most."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(type(n) is int and least <= n <= most for n in values)
+    )
