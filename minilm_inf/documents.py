@@ -61,9 +61,9 @@ class TokensFile:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, EOFError, TypeError) as error:
+        except Exception as error:  # a header is Python's own notation, and fails in its ways
             raise ValueError(
-                f"{path} is not a whole .npy file of ids ({error}): write it with numpy.save"
+                f"{path} is not a whole .npy file of ids: write it with numpy.save"
             ) from error
         if not isinstance(array, np.memmap) or array.dtype.kind not in "iu":
             kind = getattr(array, "dtype", "an archive")

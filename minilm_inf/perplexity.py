@@ -37,6 +37,7 @@ from .progress import Progress
 from .resume import begun, drive, read_tensors, remove_state, state_path
 from .shards import find_tensors
 from .stream import Run
+from .tokenizer import check_fits
 from .tokenizer import load as load_tokenizer
 
 
@@ -96,7 +97,9 @@ def opened(options):
     else:
         model, tokenizer = load_model(options.model, *where), None
         try:
-            tokenizer = load_tokenizer(options.model)
+            found = load_tokenizer(options.model)
+            check_fits(found, model.config.vocab_size, options.model)
+            tokenizer = found
         except ValueError as error:
             print(f"no bits per byte: {' '.join(str(error).split())}", file=sys.stderr)
     reading = reading_of(options, tokenizer, model.config.vocab_size)

@@ -32,7 +32,7 @@ from .needles import axes, heatmap
 from .needles.cells import Run
 from .needles.recall import Pairs, Variables
 from .needles.report import Results
-from .needles.trials import REPEATED, Maker, PassKey
+from .needles.trials import REPEATED, Maker, PassKey, check_filler
 from .perplexity import check_same, finite, weights_sha256
 from .practice import Practice, begins_with_space
 from .progress import Progress
@@ -87,15 +87,16 @@ def prepared(options):
     model, tokenizer = flags.load(options)
     config = model.config
     cells, left_out = axes.cells(options, config)
-    text = filler(options, tokenizer, max(cell.length for cell in cells))
+    longest = max(cell.length for cell in cells)
+    text = filler(options, tokenizer, longest)
+    check_filler(text, longest)  # however little of it is the question
     practice = Practice(tokenizer, text)
     maker = maker_of(options, practice, tokenizer)
     methods = axes.settings(options, config, len(practice.bos))
     sight = axes.sight(options, config)
     run = Run(model, maker, methods, sight, cells, options.trials, options.seed,
               options.prefill_chunk, options.rows, options.middle or "ram")  # fmt: skip
-    for length in {cell.length for cell in cells if cell.length}:
-        maker.trial(length, 0.5, [options.seed])  # too short, or too long, is told at once
+    run.check()
     settings = {
         "task": options.kind, "model": str(options.model),
         "weights_sha256": weights_sha256(options.model),

@@ -338,6 +338,7 @@ def test_a_resumed_run_is_the_unbroken_run(unbroken, call, tmp_path, monkeypatch
     known = sum(map(len, resume.read_facts(out)["at"]["right"]))
     assert (known > 0) == (step > 1) and known < 27 * 3
     monkeypatch.undo()
+    monkeypatch.setattr(Run, "check", lambda run: None)  # which asks for trials, too
     asked, trial = [], Run.trial
     monkeypatch.setattr(Run, "trial", lambda *which: asked.append(which) or trial(*which))
     code, printed, err = call("passkey", "--resume", out)
@@ -461,7 +462,7 @@ def test_what_cannot_be_measured(call, tmp_path, monkeypatch, arguments, words):
         (["passkey", "--attention", "full"], "full is a method of its own"),
         (["passkey", "--attention", "window", "--n-global", "3"], "--n-global"),
         (["passkey", "--methods", "full", "--top-k-distance", "3"], "--top-k-middle"),
-        (["passkey", "--sweep", "n=3"], "'n=3' names none of k, distance"),
+        (["passkey", "--sweep", "n=3"], '"n=3" names none of k, distance'),
         (["passkey", "--sweep", "k=0,3"], "--sweep"),
         (["passkey", "--sweep", "k"], "--sweep"),
         (["passkey", "--sweep", "k=1", "k=2"], "names one thing twice"),

@@ -6,6 +6,7 @@ one tensor after the other. What is in memory is one block, however large the fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -17,8 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import beside
-from ..shards import FLOATS
+from ..files import beside, claimed
+from ..planning.units import scaled
+from ..shards import FLOATS, LARGEST_HEADER
 
 DTYPES = {dtype: name for name, dtype in FLOATS.items()} | {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -48,7 +50,7 @@ def write_safetensors(path: Path, tensors: Iterable[Pending], progress=lambda do
     """Write a file that is not there yet; it appears when it is whole.
 
     progress(done, all) is told the bytes of data written so far, after each block. Raises
-    ValueError where the file exists or the disk has no room for it.
+    ValueError where the file exists, another run writes it, or the disk has no room for it.
     """
     # Larger numbers first, so that each tensor lies at a multiple of its own size.
     ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
@@ -62,13 +64,14 @@ def write_safetensors(path: Path, tensors: Iterable[Pending], progress=lambda do
         }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > LARGEST_HEADER:
+        raise ValueError(f"{path} would hold {len(ordered)} tensors, more than can be read")
     free = shutil.disk_usage(path.parent).free
     if end + len(text) > free:
         raise ValueError(
-            f"{path} takes {end / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left: make "
-            "room first"
+            f"{path} takes {scaled(end)}, and the disk has {scaled(free)} left: make room first"
         )
-    with beside(path, replace=False) as part, open(part, "wb") as file:
+    with new_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         done = 0
         for tensor in ordered:
@@ -78,6 +81,16 @@ def write_safetensors(path: Path, tensors: Iterable[Pending], progress=lambda do
                 done += file.write(as_bytes(block))
                 progress(done, end)
             assert done - before == tensor.nbytes, tensor.name
+
+
+@contextlib.contextmanager
+def new_file(path: Path):
+    """A binary file to write to, which becomes `path` when all went well, and else is gone.
+
+    Raises ValueError where `path` exists, another run writes it, or it cannot be written.
+    """
+    with claimed(path), beside(path, replace=False) as part, open(part, "wb") as file:
+        yield file
 
 
 def as_bytes(block: Tensor) -> memoryview:

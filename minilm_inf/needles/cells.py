@@ -15,6 +15,7 @@ from .reading import Method, answering, rows_at_once, where_it_lies
 from .trials import Maker, Trial
 
 ABSENT, ALONE = "absent", "alone"
+MOST_TRIED = 1000
 
 
 class Cell(NamedTuple):
@@ -70,6 +71,18 @@ class Run:
             return self.maker.absent(cell.length, [self.seed, cell.length, number, 1])
         place = [self.seed, cell.length, number, 0, round(1e6 * cell.depth)]
         return self.maker.trial(cell.length, cell.depth, place)
+
+    def check(self):
+        """Raise ValueError, before anything is read, where a trial would have no room.
+
+        How much its facts and question take differs from trial to trial: of the short ones all
+        are tried, up to MOST_TRIED, and of the others one for each depth.
+        """
+        lengths = [cell.length for cell in self.cells if cell.length]
+        for cell in {cell[1:]: cell for cell in self.cells if cell.length}.values():
+            count = min(self.trials, MOST_TRIED) if cell.length < 2 * min(lengths) else 1
+            for number in range(count):
+                self.trial(cell, number)
 
     @property
     def cell(self) -> Cell | None:
