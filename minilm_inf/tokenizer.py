@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .checkpoint import check_folder
+from .checkpoint import existing_folder
 from .files import read_bytes
 from .tokenizers.around import Around, Tokenizer
 from .tokenizers.byte_level import ByteLevelTokenizer
@@ -34,8 +34,7 @@ def load(folder) -> Tokenizer:
     token: it is found in no text. Raises ValueError, in one sentence, where the folder holds no
     tokenizer, or one that cannot be used exactly.
     """
-    folder = Path(folder)
-    check_folder(folder)
+    folder = existing_folder(folder)
     size = part_of(folder / "config.json")["vocab_size"]
     limit = None if size.is_null else size.id()
     tokenizer = _load(folder, limit)

@@ -25,9 +25,9 @@ from fuzzed_texts import fuzzed_texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from minilm_inf import convert
+from minilm_inf import convert, tensor_file
 from minilm_inf.checkpoint import load_model, named_pieces, save
-from minilm_inf.conversion import gguf_file, shard_writer
+from minilm_inf.conversion import gguf_file
 from minilm_inf.shards import read_header
 from minilm_inf.tokenizer import load as load_tokenizer
 
@@ -149,7 +149,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(stop, run, tmp_path, monkeypa
     save(tiny_llama(dtype=torch.float32), tmp_path)
     tensors = as_bin(tmp_path, parts=3)
     before = files_of(tmp_path)
-    calls, as_bytes = [], shard_writer.as_bytes
+    calls, as_bytes = [], tensor_file.as_bytes
 
     def stopped(block):
         calls.append(block)
@@ -157,13 +157,13 @@ def test_an_interrupted_run_goes_on_where_it_ended(stop, run, tmp_path, monkeypa
             raise stop
         return as_bytes(block)
 
-    monkeypatch.setattr(shard_writer, "as_bytes", stopped)
+    monkeypatch.setattr(tensor_file, "as_bytes", stopped)
     code, _, err = run(tmp_path)
     assert code == (130 if stop is KeyboardInterrupt else 1) and "Traceback" not in err
     first = "model-00001-of-00003.safetensors"
     assert files_of(tmp_path) == sorted([*before, first])
     time = times_of(tmp_path)[first]
-    monkeypatch.setattr(shard_writer, "as_bytes", as_bytes)
+    monkeypatch.setattr(tensor_file, "as_bytes", as_bytes)
     code, _, err = run(tmp_path)
     assert code == 0 and f"{first} is there already" in err
     assert times_of(tmp_path)[first] == time
@@ -325,7 +325,7 @@ def test_an_archive_that_unpacks_to_more_than_it_is(run, tmp_path):
 def test_a_second_run_at_the_same_time_is_refused(run, tmp_path, monkeypatch):
     """Catches two runs that write one file, of which a model with zeros in it is the result."""
     save(tiny_llama(dtype=torch.float32), tmp_path)
-    tensors, as_bytes, refused = as_bin(tmp_path), shard_writer.as_bytes, []
+    tensors, as_bytes, refused = as_bin(tmp_path), tensor_file.as_bytes, []
 
     def meanwhile(block):
         if not refused:
@@ -335,7 +335,7 @@ def test_a_second_run_at_the_same_time_is_refused(run, tmp_path, monkeypatch):
             refused[0] = (done.returncode, done.stderr)
         return as_bytes(block)
 
-    monkeypatch.setattr(shard_writer, "as_bytes", meanwhile)
+    monkeypatch.setattr(tensor_file, "as_bytes", meanwhile)
     assert run(tmp_path)[0] == 0
     code, err = refused[0]
     assert code == 1 and "another run writes" in err and err.count("\n") == 1
@@ -362,7 +362,7 @@ def test_a_disk_that_fills_leaves_nothing(run, tmp_path, monkeypatch):
     def full(block):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard_writer, "as_bytes", full)
+    monkeypatch.setattr(tensor_file, "as_bytes", full)
     refusal(run, path, "model.safetensors", "No space left on device")
     assert files_of(tmp_path) == ["a.gguf"]
     (tmp_path / "a").mkdir()
@@ -410,8 +410,8 @@ def test_what_stands_there_is_not_overwritten(run, tmp_path):
     save(tiny_llama(dtype=torch.float32), tmp_path)
     as_bin(tmp_path, parts=2)
     foreign = tmp_path / "model-00001-of-00002.safetensors"
-    shard_writer.write_safetensors(
-        foreign, [shard_writer.Pending("x", torch.float32, (1,), lambda: [torch.ones(1)])]
+    tensor_file.write_safetensors(
+        foreign, [tensor_file.Pending("x", torch.float32, (1,), lambda: [torch.ones(1)])]
     )
     assert "other tensors" in refusal(run, tmp_path, foreign.name)
 
@@ -419,8 +419,8 @@ def test_what_stands_there_is_not_overwritten(run, tmp_path):
 def test_a_disk_that_is_too_small_is_noticed_first(run, tmp_path, monkeypatch):
     """Catches hours of writing before the last gigabyte does not fit."""
     torch.save({"a": torch.ones(10**5)}, tmp_path / "pytorch_model.bin")
-    monkeypatch.setattr(shard_writer.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    refusal(run, tmp_path, "400.00 kB", "1.00 kB", "make room")
+    monkeypatch.setattr(tensor_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    refusal(run, tmp_path, "takes 400,000 bytes", "has 1,000 left", "make room")
 
 
 def test_arguments_that_make_no_sense(run, tmp_path):
@@ -680,13 +680,13 @@ def test_a_gguf_is_read_block_by_block(run, tmp_path, monkeypatch):
     """Catches a whole tensor, or a model, in float32 at once; and rows lost between blocks."""
     monkeypatch.setattr(gguf_file, "BLOCK", 100)
     model = rounded_llama()
-    file, as_bytes, read_before = as_gguf(model), shard_writer.as_bytes, []
+    file, as_bytes, read_before = as_gguf(model), tensor_file.as_bytes, []
 
     def written(block):
         read_before.append(len(file.asked))
         return as_bytes(block)
 
-    monkeypatch.setattr(shard_writer, "as_bytes", written)
+    monkeypatch.setattr(tensor_file, "as_bytes", written)
     path = file.install(monkeypatch, tmp_path / "a.gguf")
     assert run(path)[0] == 0
     assert max(file.asked) <= 100 and len(read_before) > 100

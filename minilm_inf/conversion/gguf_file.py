@@ -28,8 +28,8 @@ from ..files import named, shown
 from ..models import llama
 from ..models.raw_config import RawConfig
 from ..positions import SCALINGS, Rotary
+from ..tensor_file import Pending
 from .gguf_header import Place, read_header
-from .shard_writer import Pending
 
 BLOCK = 2**22  # numbers that are dequantised at a time
 NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer
