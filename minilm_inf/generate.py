@@ -12,8 +12,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from . import explain, plan, sampling
 from . import options as flags
 from .batch import Batch
@@ -189,7 +187,7 @@ def run(options) -> int:
         return run_batch(model, turns, lm, options)
     middle = options.middle or "ram"
     session = Session(model, lm, options.path, options.prefill_chunk, options.compile, middle)
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = sampling.seeded(options.seed)
     if options.interactive:
         return converse(session, turns, options, generator)
 

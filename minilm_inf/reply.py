@@ -25,6 +25,7 @@ class Reply(NamedTuple):
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    ended: Step | None = None  # the token that ended it, if one did
 
 
 class Plain:
@@ -80,7 +81,9 @@ def reply(session: Session, turns, ids: list[int], options, generator, show, eno
         emit(stop.push(stream.flush()))
         emit(stop.flush())
     done = time.perf_counter()
-    return Reply("".join(text), steps, new_tokens, len(ids), read - began, done - read)
+    return Reply(
+        "".join(text), steps, new_tokens, len(ids), read - began, done - read, session.ended
+    )
 
 
 def ends(model, turns) -> tuple[int, ...]:
@@ -118,7 +121,15 @@ def replies(batch: Batch, turns, options, report) -> list[Reply]:
         if not stop.stopped:
             texts[number] += stop.push(streams[number].flush()) + stop.flush()
     return [
-        Reply(texts[n], steps[n], len(steps[n]), prompts[n], read - began, decode)
+        Reply(
+            texts[n],
+            steps[n],
+            len(steps[n]),
+            prompts[n],
+            read - began,
+            decode,
+            batch.ended.get(n),
+        )  # fmt: skip
         for n in range(len(prompts))
     ]
 
@@ -147,14 +158,17 @@ def statistics(session: Session, result: Reply) -> list[str]:
 def as_json(
     session: Session | Batch, length: int, options, prompt: str, ids: list[int], result: Reply
 ) -> dict:
-    """Everything about a text of `length` tokens and how it was written, in one object."""
-    lm = session.lm
+    """Everything about a text of `length` tokens and how it was written, in one object.
+
+    Its ids are all that were drawn, the one that ended the text included.
+    """
+    lm, drawn = session.lm, [*result.steps, *filter(None, [result.ended])]
     return {
         "prompt": prompt,
         "text": result.text,
         "prompt_ids": ids,
-        "ids": [step.id for step in result.steps],
-        "logprobs": [step.logprob for step in result.steps],
+        "ids": [step.id for step in drawn],
+        "logprobs": [step.logprob for step in drawn],
         "timings": {"prefill_s": result.prefill_seconds, "decode_s": result.decode_seconds},
         "cache_bytes": session.cache_bytes,
         "tokens": length,

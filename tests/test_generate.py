@@ -481,7 +481,9 @@ def test_eos_ends_the_text_unless_it_is_ignored(run, shipped):
     model, tokenizer = shipped
     with likeliest(model, tokenizer.eos_id, after=5):
         result = as_json(run, "-n", 20)
-        assert len(result["ids"]) == 5 and tokenizer.eos_id not in result["ids"]
+        assert len(result["ids"]) == 6 and result["ids"].index(tokenizer.eos_id) == 5
+        assert result["tokens"] == len(result["prompt_ids"]) + 5
+        assert len(result["logprobs"]) == 6 and "</s>" not in result["text"]
     with likeliest(model, tokenizer.eos_id, after=5):
         result = as_json(run, "-n", 20, "--ignore-eos")
     assert result["ids"][5:] == [tokenizer.eos_id] * 15
