@@ -241,7 +241,7 @@ def build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) 
     try:
         with torch.device("meta"):
             return FAMILIES[config.family].build(config)
-    except RuntimeError as error:  # sizes whose product no memory could address
+    except (RuntimeError, ValueError) as error:  # or whose product no memory could address
         path = folder / "config.json"
         raise ValueError(f"the sizes in {path} make no model: they are too large") from error
 

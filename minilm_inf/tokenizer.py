@@ -7,7 +7,7 @@
     vocab.json, merges.txt     byte-level BPE in GPT-2's files
 
 The first of these that is there is used. Every tokenizer has encode, decode, stream, bytes_of,
-bos_id, eos_id, special_ids and vocab_size.
+mark_id, bos_id, bos_token_id, eos_id, special_ids and vocab_size.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePi
     if not template.is_null:  # then it alone tells what stands around a text
         fields = dict(zip(("before", "after"), around(template)))
     return SentencePieceTokenizer(
-        content, path, Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields)
+        content,
+        path,
+        Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields),
+        spaced=part_of(folder / "tokenizer_config.json")["legacy"].flag(),
     )
 
 

@@ -13,7 +13,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
     "startup", "files",
-    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band",
+    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "checks",
+    "attention", "band",
     "triangles", "sight", "keys", "blocks", "middle", "chunked", "rows", "layer_cache",
     "cache", "decoding", "transformer", "models.raw_config", "models.stacked",
     "models.llama", "models.mpt", "models.gptj", "models", "shards", "tensor_file",
