@@ -29,10 +29,10 @@ def penalise(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
     if penalty == 1.0 or not seen:
         return logits
     ids = torch.tensor(sorted(seen), device=logits.device)
-    chosen = logits[ids]
+    chosen = logits[ids].double()  # or 0 times a large penalty would be no number
     penalised = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
     largest = torch.finfo(logits.dtype).max
-    return logits.index_put((ids,), penalised.clamp(-largest, largest))
+    return logits.index_put((ids,), penalised.clamp(-largest, largest).to(logits.dtype))
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -103,7 +103,7 @@ def check(temperature: float, top_k: int, top_p: float, min_p: float, penalty: f
         ("temperature", temperature, lambda x: x >= 0, "0 (greedy) or more"),
         ("top_p", top_p, lambda x: 0 < x <= 1, "above 0 and at most 1"),
         ("min_p", min_p, lambda x: 0 <= x < 1, "0 (off) or more, and below 1"),
-        ("repetition_penalty", penalty, lambda x: 0.001 <= x <= 1000, "from 0.001 to 1000"),
+        ("repetition_penalty", penalty, lambda x: x > 0, "above 0, and finite"),
     )
     for name, value, holds, wanted in ranges:
         require_number(name, value)
