@@ -31,7 +31,7 @@ def penalise(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
     ids = torch.tensor(sorted(seen), device=logits.device)
     chosen = logits[ids].double()  # or 0 times a large penalty would be no number
     penalised = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
-    largest = torch.finfo(logits.dtype).max
+    largest = min(torch.finfo(dtype).max for dtype in (logits.dtype, torch.float32))
     return logits.index_put((ids,), penalised.clamp(-largest, largest).to(logits.dtype))
 
 
