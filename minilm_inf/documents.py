@@ -78,7 +78,7 @@ class TokensFile:
         n_documents, width = array.shape if self.by_row else (1, len(array))
         if n_documents > MOST_DOCUMENTS:
             raise ValueError(
-                f"{path} holds {n_documents:,} rows, and no more than {MOST_DOCUMENTS:,} are read"
+                f"{path} holds {n_documents:,} rows: no more than {MOST_DOCUMENTS:,} are read"
             )
         self.lengths = np.full(n_documents, width)
 
@@ -116,7 +116,7 @@ def opened(path: Path) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, TypeError, RecursionError, MemoryError) as error:
+    except Exception as error:  # whatever becomes of a stranger's header in numpy
         raise ValueError(
             f"{path} is not a whole .npy file of ids: write it with numpy.save"
         ) from error

@@ -44,9 +44,8 @@ from .resume import (
 )  # fmt: skip
 from .shards import find_tensors
 from .stream import Run
-from .tokenizer import check_fits
+from .tokenizer import check_fits, opening
 from .tokenizer import load as load_tokenizer
-from .tokenizer import opening
 
 
 def evaluate(options) -> int:

@@ -157,6 +157,18 @@ def test_dtype_and_device_must_exist(folder):
     refusal(folder, "torch.int8", dtype=torch.int8)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"folder": 5}, {"folder": None}, {"folder": []}, {"device": 5}, {"device": "x" * 999},
+        {"dtype": "float32"}, {"dtype": torch.int8}, {"dtype": "x" * 999},
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind(arguments, folder):
+    """Catches a TypeError of a library below for what its caller mistook."""
+    assert len(refusal(**{"folder": folder} | arguments)) < 400
+
+
 def test_shards_load_like_one_file(folder):
     """Catches a shard that is skipped, and a tensor that is read from the wrong one."""
     whole = load_model(folder)

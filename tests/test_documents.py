@@ -158,7 +158,7 @@ def npy(header: str) -> bytes:
             npy(HEADER.format("10000001, 1")) + bytes(10**7 + 1),
             ("10,000,001 rows",),
         ),
-        ("long.npy", npy("")[:6] + b"\2\0\0\0\0\xff" + bytes(99), ("not a whole .npy file",)),
+        ("long.npy", npy("")[:6] + b"\2\0\0\0\0\xff" + bytes(99), ("not a whole .npy",)),
         ("archive.npy", b"PK\3\4" + bytes(100), ("not a whole .npy file",)),
         (".", None, ("is no file",)),
         ("pickle.npy", np.array([{}], object), ("not a whole .npy file",)),

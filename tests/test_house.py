@@ -13,7 +13,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
     "startup", "files",
-    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band",
+    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "checks",
+    "attention", "band",
     "triangles", "sight", "keys", "blocks", "middle", "chunked", "rows", "layer_cache",
     "cache", "decoding", "transformer", "models.raw_config", "models.stacked",
     "models.llama", "models.mpt", "models.gptj", "models", "shards", "tensor_file",
@@ -21,7 +22,8 @@ READING_ORDER = [
     "tokenizers.sentence_pieces", "tokenizers.byte_level", "tokenizers.normalizers",
     "tokenizers.pre_tokenizers", "tokenizers.decoders", "tokenizers.byte_fallback",
     "tokenizers.named_tokens", "tokenizers.recipe_files", "tokenizers.tokenizer_json",
-    "tokenizers", "tokenizer", "chat_template", "chat",
+    "tokenizers", "tokenizer", "template_syntax", "template_unrolled",
+    "chat_template", "chat",
     "sampling", "options", "compiled", "session", "explain", "batch", "compare", "planning",
     "planning.cached", "planning.working", "planning.arithmetic", "planning.units", "plan",
     "reply", "generate", "corpus", "practice", "documents", "byte_counts", "tally", "pairs",

@@ -27,7 +27,7 @@ from ..checkpoint import named_pieces
 from ..files import named, shown
 from ..models import llama
 from ..models.raw_config import RawConfig
-from ..positions import Rotary
+from ..positions import SCALINGS, Rotary
 from ..tensor_file import Pending
 from .gguf_header import Place, read_header
 
@@ -146,9 +146,7 @@ class GGUF:
         theirs = torch.tensor(self.factors, dtype=torch.float64)
         if plain.shape != theirs.shape or not torch.allclose(plain / scaled, theirs, rtol=1e-5):
             raise ValueError(f"the factors of {ROPE_FACTORS} are not those of Llama 3.1")
-        return tuple(
-            (name, scaling[name]) for name in ("rope_type", *llama.ROPE_FACTS["llama3"])
-        )
+        return tuple((name, scaling[name]) for name in ("rope_type", *SCALINGS["llama3"]))
 
     def pending(self, config: llama.LlamaConfig) -> list[Pending]:
         """The tensors in float16, in the checkpoint's names, shapes and order of rows.
