@@ -28,7 +28,7 @@ PROMPT = "My dear friend, I have much to tell you of our voyage, and"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="python -m minilm_inf.generate",
         description="Write on from a prompt, past the length that the model was trained on.",
     )
