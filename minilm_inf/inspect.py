@@ -156,7 +156,7 @@ def probe_table(facts: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    line = argparse.ArgumentParser(prog="python -m minilm_inf.inspect", description=__doc__)
+    line = flags.Parser(prog="python -m minilm_inf.inspect", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     line.add_argument("model", type=Path, metavar="FOLDER", help="a checkpoint")
     line.add_argument("--all", action="store_true", help="every tensor on a line of its own")
