@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
-from .keys import Keys
+from .keys import fitting, taken
 from .layer_cache import LayerCache
 from .middle import Reach
 from .sight import as_tensor
@@ -120,29 +120,25 @@ class Cache(Guard):
         if self.padding is not None:
             tensors["padding"] = self.padding
         for number, layer in enumerate(self.layers):
-            for name, rows in (("window", layer.window), ("starting", layer.starting)):
-                for kind, buffer in zip(Keys._fields, rows.buffers):
-                    if buffer is not None:
-                        tensors[f"{number}.{name}.{kind}"] = buffer
-            if layer.middle:
-                for name, x in layer.middle.state().items():
-                    tensors[f"{number}.middle.{name}"] = x
+            tensors |= {f"{number}.{name}": x for name, x in layer.state().items()}
         return tensors
 
     def restore(self, state: dict[str, Tensor]):
-        """Be, as a fresh cache of the same model, batch and lm, what `state` was taken of."""
-        self.length = int(state["length"])
+        """Be, as a fresh cache of the same model, batch and lm, what `state` was taken of.
+        Raises ValueError for a state of any other."""
+        state = dict(state)
+        length = int(fitting(state.pop("length", None), (), torch.int64))
+        if length < 0:
+            raise ValueError(f"a cache cannot hold {length} tokens")
         if "padding" in state:
-            self.pad(state["padding"])
+            self.pad(fitting(state.pop("padding"), (self.batch,), torch.int64))
+        self.length = length
         for number, layer in enumerate(self.layers):
-            layer.length = self.length
-            for name, rows in (("window", layer.window), ("starting", layer.starting)):
-                for kind, old in zip(Keys._fields, rows.buffers):
-                    if old is not None:
-                        new = state[f"{number}.{name}.{kind}"].to(old.device)
-                        rows.buffers = rows.buffers._replace(**{kind: new})
-            if layer.middle and self.length:
-                layer.middle.append(*(state[f"{number}.middle.{name}"] for name in "kv"))
+            own = taken(state, str(number))
+            layer.restore(own, length)
+            state |= own
+        if state:
+            raise ValueError(f"this cache has no {next(iter(state))}")
 
     def settle(self, whole: bool = False):
         """Make the starting keys stand behind the ring, as decoding.OneToken finds them.

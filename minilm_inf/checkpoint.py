@@ -18,14 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from .config import ModelConfig
-from .files import beside, named, read_json, shown, write_beside
+from .files import named, read_json, shown, write_beside
 from .models import gptj, llama, mpt
 from .models.raw_config import RawConfig
 from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
+from .tensor_file import write_tensors
 from .transformer import Transformer
 
 FAMILIES = {
@@ -271,18 +271,11 @@ def save(model: Transformer, folder):
     """
     folder = Path(folder)
     family = FAMILIES[model.config.family]
-    # Each tensor in memory of its own: safetensors refuses what shares some.
-    pieces = named_pieces(model).items()
-    tensors = {
-        name: piece.detach().clone(memory_format=torch.contiguous_format)
-        for name, piece in pieces
-    }
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     raw = {**family.config_to_hf(model.config), "torch_dtype": dtype}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
-    with beside(folder / WEIGHTS) as part:
-        save_file(tensors, part, {"format": "pt"})
+    write_tensors(folder / WEIGHTS, named_pieces(model), {"format": "pt"})
     write_beside(folder / "config.json", (json.dumps(raw, indent=2) + "\n").encode())

@@ -20,10 +20,10 @@ from .checkpoint import FAMILIES, read_config
 from .conversion.gguf_file import GGUF
 from .conversion.gguf_tokenizer import tokenizer_files
 from .conversion.pickles import find_pickles, read_pickle, same_memory
-from .conversion.shard_writer import Pending, write_safetensors
 from .files import beside
 from .models import llama
 from .options import guarded
+from .tensor_file import Pending, write_safetensors
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     )
     draw.add_argument(
         "--seed",
-        type=flags.at_least(0),
+        type=flags.seed,
         default=1234,
         metavar="N",
         help="the same seed and settings give the same text (%(default)s)",

@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument("--probe", action="store_true",
                        help="load the model, and score a text as read and misread")  # fmt: skip
     group.add_argument("--device", help="cpu, cuda, ... (CUDA where there is one)")
-    group.add_argument("--threads", type=flags.at_least(1), metavar="N",
+    group.add_argument("--threads", type=flags.threads, metavar="N",
                        help="CPU threads (PyTorch's own choice)")  # fmt: skip
     options = line.parse_args(arguments)
     if not options.probe and (options.device or options.threads):

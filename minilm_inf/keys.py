@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .config import LMInfinite
@@ -27,6 +28,20 @@ class Keys(NamedTuple):
     placed: Tensor | None
     capped: Tensor | None
     values: Tensor
+
+
+def fitting(x: Tensor | None, shape, dtype: torch.dtype) -> Tensor:
+    """A tensor of a saved state. Raises ValueError where it is not of this shape and dtype, or
+    not there: nothing is converted, and nothing spread."""
+    if x is None or tuple(x.shape) != tuple(shape) or x.dtype != dtype:
+        raise ValueError(f"there is no tensor of {tuple(shape)}, {dtype}")
+    return x
+
+
+def taken(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """What a saved state holds of a part, "part.name", by name, and no longer holds then."""
+    names = [name for name in state if name.startswith(part + ".")]
+    return {name.removeprefix(part + "."): state.pop(name) for name in names}
 
 
 def cap_for(scheme, lm: LMInfinite, like: Tensor):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .config import LMInfinite
-from .keys import Keys
+from .keys import Keys, taken
 from .middle import Middle
 from .rows import Rows
 from .sight import starting_is_placed, window_is_capped
@@ -56,6 +56,33 @@ class LayerCache:
         self.at_ceiling = starting.capped
         self.settled = self.window.buffers.values
         return True
+
+    def state(self) -> dict[str, Tensor]:
+        """All that restore needs, by name; the buffers themselves."""
+        return {
+            f"{part}.{name}": x
+            for part, owner in self._parts().items()
+            for name, x in owner.state().items()
+        }
+
+    def restore(self, state: dict[str, Tensor], length: int):
+        """Be, as a fresh one, what `state` was taken of after `length` tokens; what is not ours
+        stays in it. Raises ValueError for a state of any other."""
+        self.length = length
+        limit = self.lm.n_local
+        counts = {
+            "window": length if limit is None else min(length, limit),
+            "starting": self.n_starting(length),
+            "middle": length,
+        }
+        for part, owner in self._parts().items():
+            own = taken(state, part)
+            owner.restore(own, counts[part])
+            state |= own
+
+    def _parts(self) -> dict:
+        parts = {"window": self.window, "starting": self.starting, "middle": self.middle}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def n_starting(self, length: int) -> int:
         """How many starting keys the longest row keeps once `length` tokens were read."""

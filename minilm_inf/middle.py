@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .blocks import Blocks, DiskBlocks, Whole
 from .config import LMInfinite
+from .keys import fitting
 from .top_k import largest, middle_bias, middle_mask, middle_queries
 
 TOKENS_PER_PAGE = 64
@@ -86,13 +87,27 @@ class Middle:
             self.low, self.high = self.low[rows], self.high[rows]
 
     def state(self) -> dict[str, Tensor]:
-        """All keys and values, by name."""
-        if not self.blocks.length:
-            return {}
-        numbers = range(len(self.blocks.made))
-        k = torch.cat([self.blocks.keys(number) for number in numbers], 2)
-        v = torch.cat([self.blocks.values(number) for number in numbers], 2)
-        return {name: x[:, :, : self.blocks.length] for name, x in (("k", k), ("v", v))}
+        """All that restore needs, by name: keys and values, block by block, as they lie; and
+        how searches fared, on which it depends how the next ones are made."""
+        counts = self.searches, self.pages_read, self.pages_there
+        found = {"counts": torch.tensor(counts, device="cpu")}
+        for number in range(len(self.blocks.made)):
+            here = slice(0, self.blocks.length - number * self.blocks.per_block)
+            found[f"k.{number}"] = self.blocks.keys(number)[:, :, here]
+            found[f"v.{number}"] = self.blocks.values(number)[:, :, here]
+        return found
+
+    def restore(self, state: dict[str, Tensor], length: int):
+        """Take in what another middle of the same kind gave as its state, after as many tokens,
+        out of `state`. Raises ValueError where it holds no such thing."""
+        counts = fitting(state.pop("counts", None), (3,), torch.int64)
+        self.searches, self.pages_read, self.pages_there = counts.tolist()
+        batch, n_kv_head, head_dim = self.blocks.shape
+        for number in range(-(-length // self.blocks.per_block)):
+            count = min(self.blocks.per_block, length - number * self.blocks.per_block)
+            shape = batch, n_kv_head, count, head_dim
+            new = (state.pop(f"{kind}.{number}", None) for kind in "kv")
+            self.append(*(fitting(x, shape, self.blocks.dtype) for x in new))
 
     def search(self, asked: Tensor, k: int, stop: int, candidates) -> Found:
         """The k keys with the largest logits of each query.

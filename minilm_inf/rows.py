@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .keys import Keys
+from .keys import Keys, fitting
 
 
 class Rows:
@@ -54,6 +54,26 @@ class Rows:
         for buffer, x in zip(self.buffers, new):
             if buffer is not None:
                 buffer[row, :, slot:end] = x.detach()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The buffers by their names in Keys."""
+        return {name: x for name, x in self.buffers._asdict().items() if x is not None}
+
+    def restore(self, state: dict[str, torch.Tensor], count: int):
+        """Go on with the buffers of other rows of the same kind that hold `count` keys, out of
+        `state`. Raises ValueError where it holds no such buffers."""
+        sizes = {x.shape[2] for x in state.values() if x.dim() == 4}
+        most = max(sizes, default=0) if self.limit is None else self.limit + self.n_behind
+        if len(sizes) != 1 or not count <= min(sizes) <= most:
+            raise ValueError(f"buffers for {count} keys are needed, and others are there")
+        found = {}
+        for name, old in self.state().items():
+            shape = *old.shape[:2], *sizes, old.shape[3]
+            found[name] = fitting(state.pop(name, None), shape, old.dtype)
+            # In memory of its own, as the run had it: a kernel's last bits may depend on how
+            # its numbers lie there, and those of a file lie anywhere.
+            found[name] = found[name].to(old.device, copy=True)
+        self.buffers = self.buffers._replace(**found)
 
     def keep(self, rows: list[int]):
         """Forget all rows but these."""

@@ -18,7 +18,7 @@ from conftest import FAMILIES, some_tokens, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minilm_inf import checkpoint, convert
+from minilm_inf import checkpoint, convert, tensor_file
 from minilm_inf.checkpoint import load_model, read_config, save
 from minilm_inf.models import llama
 
@@ -713,12 +713,11 @@ def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
     """Catches a checkpoint that is half written over the only good one."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def disk_full(tensors, path, metadata):
-        Path(path).write_bytes(b"half")
-        raise OSError("No space left on device")
+    def disk_full(block):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", disk_full)
-    with pytest.raises(ValueError, match="cannot be written"):
+    monkeypatch.setattr(tensor_file, "as_bytes", disk_full)
+    with pytest.raises(ValueError, match="cannot write .*No space left"):
         save(make_model(n_layer=1), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -22,9 +22,9 @@ from fuzzed_texts import fuzzed_texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from minilm_inf import convert
+from minilm_inf import convert, tensor_file
 from minilm_inf.checkpoint import load_model, named_pieces, save
-from minilm_inf.conversion import gguf_file, shard_writer
+from minilm_inf.conversion import gguf_file
 from minilm_inf.shards import read_header
 from minilm_inf.tokenizer import load as load_tokenizer
 
@@ -146,7 +146,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(stop, run, tmp_path, monkeypa
     save(tiny_llama(dtype=torch.float32), tmp_path)
     tensors = as_bin(tmp_path, parts=3)
     before = files_of(tmp_path)
-    calls, as_bytes = [], shard_writer.as_bytes
+    calls, as_bytes = [], tensor_file.as_bytes
 
     def stopped(block):
         calls.append(block)
@@ -154,13 +154,13 @@ def test_an_interrupted_run_goes_on_where_it_ended(stop, run, tmp_path, monkeypa
             raise stop
         return as_bytes(block)
 
-    monkeypatch.setattr(shard_writer, "as_bytes", stopped)
+    monkeypatch.setattr(tensor_file, "as_bytes", stopped)
     code, _, err = run(tmp_path)
     assert code == (130 if stop is KeyboardInterrupt else 1) and "Traceback" not in err
     first = "model-00001-of-00003.safetensors"
     assert files_of(tmp_path) == sorted([*before, first])
     time = times_of(tmp_path)[first]
-    monkeypatch.setattr(shard_writer, "as_bytes", as_bytes)
+    monkeypatch.setattr(tensor_file, "as_bytes", as_bytes)
     code, _, err = run(tmp_path)
     assert code == 0 and f"{first} is there already" in err
     assert times_of(tmp_path)[first] == time
@@ -318,8 +318,8 @@ def test_what_stands_there_is_not_overwritten(run, tmp_path):
     save(tiny_llama(dtype=torch.float32), tmp_path)
     as_bin(tmp_path, parts=2)
     foreign = tmp_path / "model-00001-of-00002.safetensors"
-    shard_writer.write_safetensors(
-        foreign, [shard_writer.Pending("x", torch.float32, (1,), lambda: [torch.ones(1)])]
+    tensor_file.write_safetensors(
+        foreign, [tensor_file.Pending("x", torch.float32, (1,), lambda: [torch.ones(1)])]
     )
     assert "other tensors" in refusal(run, tmp_path, foreign.name)
 
@@ -570,13 +570,13 @@ def test_a_gguf_is_read_block_by_block(run, tmp_path, monkeypatch):
     """Catches a whole tensor, or a model, in float32 at once; and rows lost between blocks."""
     monkeypatch.setattr(gguf_file, "BLOCK", 100)
     model = rounded_llama()
-    file, as_bytes, read_before = as_gguf(model), shard_writer.as_bytes, []
+    file, as_bytes, read_before = as_gguf(model), tensor_file.as_bytes, []
 
     def written(block):
         read_before.append(len(file.asked))
         return as_bytes(block)
 
-    monkeypatch.setattr(shard_writer, "as_bytes", written)
+    monkeypatch.setattr(tensor_file, "as_bytes", written)
     path = file.install(monkeypatch, tmp_path / "a.gguf")
     assert run(path)[0] == 0
     assert max(file.asked) <= 100 and len(read_before) > 100

@@ -25,7 +25,7 @@ from ..checkpoint import named_pieces
 from ..models import llama
 from ..models.raw_config import RawConfig
 from ..positions import Rotary
-from .shard_writer import Pending
+from ..tensor_file import Pending
 
 BLOCK = 2**22  # numbers that are dequantised at a time
 NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..files import named
 from ..shards import nothing_to_load, read_weight_map
-from .shard_writer import DTYPES
+from ..tensor_file import DTYPES
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"

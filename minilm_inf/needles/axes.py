@@ -67,7 +67,7 @@ def add_axes(task):
                        "(0,0.1,...,1)")  # fmt: skip
     group.add_argument("--trials", type=flags.at_least(1), default=20, metavar="N",
                        help="per length, depth and method (%(default)s)")  # fmt: skip
-    group.add_argument("--seed", type=flags.at_least(0), default=0, metavar="N",
+    group.add_argument("--seed", type=flags.seed, default=0, metavar="N",
                        help="of all texts, which are the same for every method "
                        "(%(default)s)")  # fmt: skip
     group.add_argument("--filler", choices=("text", "repeat"), default="text",
