@@ -120,7 +120,8 @@ def add_compare(tasks):
                       dest="chunk", metavar="N",
                       help="tokens read at a time (%(default)s, or less, so that at least five "
                       "such chunks can be timed)")  # fmt: skip
-    text.add_argument("--trials", type=flags.at_least(0), default=50, metavar="N",
+    text.add_argument("--trials", type=flags.at_least(0, axes.MOST_TRIALS), default=50,
+                      metavar="N",
                       help="pass keys that each method is asked for (%(default)s)")  # fmt: skip
     kept = task.add_argument_group("result")
     kept.add_argument("--json", action="store_true", help="print one JSON object")
