@@ -32,6 +32,14 @@ FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", N
 FUSED = FUSED and FUSED.default
 
 
+def upright(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Queries and a scale above 0 with the same logits: PyTorch's fused kernels multiply what
+    they hide by the scale, which makes NaN of it where that is 0 or less."""
+    if scale > 0:
+        return q, scale
+    return (-q, -scale) if scale else (0 * q, 1.0)
+
+
 class Band:
     """What consecutive queries gather from their last n_local keys and from the starting ones.
 

@@ -13,6 +13,7 @@ than the model and one tensor is ever in memory. Every failure is a ValueError o
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +44,7 @@ WRAPPERS = re.compile(r"((module|_orig_mod|base_model|model|transformer)\.)*")
 
 def read_config(folder) -> ModelConfig:
     """The config of a checkpoint's folder. Raises ValueError with the key that does not fit."""
-    folder = Path(folder)
-    check_folder(folder)
+    folder = existing_folder(folder)
     path = folder / "config.json"
     raw = read_json(path, LARGEST_HEADER)
     model_type = raw.get("model_type")
@@ -66,10 +66,13 @@ def _of(path: Path, function, *arguments):
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_folder(folder: Path):
-    """Raise ValueError where there is no folder, with where models are found."""
+def existing_folder(folder) -> Path:
+    """The path of a model's folder. Raises ValueError where there is none, with what to do."""
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(f"a model's folder must be a path, not {shown(folder)}")
+    folder = Path(folder)
     if folder.is_dir():
-        return
+        return folder
     advice = "give the folder that holds config.json"
     if folder.suffix == ".gguf":
         advice = f"convert it first, with python -m minilm_inf.convert {named(folder)}"
@@ -100,7 +103,7 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
     device = _checked_device(device)
     if dtype not in (None, *FLOATS.values()):
         listed = ", ".join(str(x) for x in FLOATS.values())
-        raise ValueError(f"dtype must be None or one of {listed}, not {dtype!r}")
+        raise ValueError(f"dtype must be None or one of {listed}, not {named(dtype)}")
     model, stored = from_headers(folder)
     check_tied_head(model.config, stored)
     fill(model, stored, device, dtype or own_dtype(model.config, stored, device))
@@ -112,7 +115,7 @@ def from_headers(folder) -> tuple[Transformer, dict[str, Stored]]:
 
     Raises load_model's ValueError for whatever config.json and the files' headers show.
     """
-    folder = Path(folder)
+    folder = existing_folder(folder)
     config, stored = settled(read_config(folder), find_tensors(folder))
     model = build_on_meta(config, stored, folder)
     check(model, stored, folder)
@@ -238,7 +241,7 @@ def build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) 
     try:
         with torch.device("meta"):
             return FAMILIES[config.family].build(config)
-    except RuntimeError as error:  # sizes whose product no memory could address
+    except (RuntimeError, ValueError) as error:  # or whose product no memory could address
         path = folder / "config.json"
         raise ValueError(f"the sizes in {path} make no model: they are too large") from error
 
@@ -259,7 +262,9 @@ def _checked_device(device) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f'the device {device!r} is not available here: try "cpu"') from error
+        raise ValueError(
+            f'the device {named(device)} is not available here: try "cpu"'
+        ) from error
     return device
 
 

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import check_shapes
-from .band import FUSED, Band
+from .band import FUSED, Band, upright
+from .checks import check_attention
 from .config import FULL_ATTENTION, LMInfinite
 from .keys import Keys, Placed, starting_keys, window_keys
 from .middle import Middle, Reach
@@ -62,7 +62,7 @@ def chunked_attend(
     (gaps are fine), or ValueError. With n_local=None the time is O(n^2), and n x n is still
     never built.
     """
-    check_shapes(q, k, v, q_positions, k_positions)
+    check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reaching)
     lm = lm or FULL_ATTENTION
     q_positions, k_positions = (as_range(x.cpu().long()) for x in (q_positions, k_positions))
     for name, positions in (("q_positions", q_positions), ("k_positions", k_positions)):
@@ -167,7 +167,7 @@ class ChunkedAttention:
     ) -> Tensor:
         """What each query (B, H, T, D), not yet placed, gathers from both runs, and from the
         middle, if there is a reach; in `out`, if there is one."""
-        scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        q, scale = upright(q, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
         length = q.shape[2]
         if self.early == length and out is None:
             return self._attend_early(q, window, starting, scale, reach)
@@ -210,8 +210,6 @@ class ChunkedAttention:
                 k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
                 grouped = False
             q = self.place(q, slice(0, self.early))
-            if scale == 0:  # which PyTorch's causal kernels answer with NaN
-                q, scale = 0 * q, 1.0
             return F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
             )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .band import upright
 from .cache import Cache
 from .layer_cache import ring_and_starting
 
@@ -79,6 +80,8 @@ class OneToken:
             k = torch.cat((k, at_ceiling), 2)
         keys.index_copy_(2, self.slots, self.place(k))
         values.index_copy_(2, self.slot, v)
+        if scale is not None:
+            q, scale = upright(q, scale)
         q, n_kv_head, mask = self.place(q), k.shape[1], self.mask
         group = q.shape[1] // n_kv_head
         if mask is not None:  # (.., H_kv, H / H_kv, S): the queries of a key head, in its rows

@@ -18,6 +18,7 @@ from . import explain, plan, sampling
 from . import options as flags
 from .batch import Batch
 from .chat import Chat
+from .chat_template import KNOWN
 from .files import read_standard_input, read_text
 from .reply import Plain, as_json, converse, forgive, replies, reply, show_now, statistics
 from .session import Session
@@ -60,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--chat",
         action="store_true",
-        help="the prompt is a turn of a conversation, and the text the model's reply",
+        help="the prompt is a turn of a conversation, and the text the model's reply, in the "
+        f"form of its chat template: {KNOWN}",
     )
     text.add_argument(
         "--system", metavar="TEXT", help="--chat's system message (the chat template's own)"

@@ -7,6 +7,7 @@ library's own save_file writes under a random name that a killed program would l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -18,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import beside
-from .shards import FLOATS
+from .files import beside, claimed
+from .shards import FLOATS, LARGEST_HEADER
 
 DTYPES = {dtype: name for name, dtype in FLOATS.items()} | {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -64,7 +65,8 @@ def write_safetensors(
     """Write a file, which appears when it is whole.
 
     progress(done, all) is told the bytes of data written so far, after each block. Raises
-    ValueError where the disk has no room for it and, without `replace`, where it exists.
+    ValueError where the disk has no room for it and, without `replace`, where it exists or
+    another run writes it.
     """
     # Larger numbers first, so that each tensor lies at a multiple of its own size.
     ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
@@ -78,13 +80,14 @@ def write_safetensors(
         }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > LARGEST_HEADER:
+        raise ValueError(f"{path} would hold {len(ordered)} tensors, more than can be read")
     free = shutil.disk_usage(path.parent).free
     if end + len(text) > free:
         raise ValueError(
-            f"{path} takes {end / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left: make "
-            "room first"
+            f"{path} takes {end:,} bytes, and the disk has {free:,} left: make room first"
         )
-    with beside(path, replace) as part, open(part, "wb") as file:
+    with new_file(path, replace) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         done = 0
         for tensor in ordered:
@@ -94,6 +97,18 @@ def write_safetensors(
                 done += file.write(as_bytes(block))
                 progress(done, end)
             assert done - before == tensor.nbytes, tensor.name
+
+
+@contextlib.contextmanager
+def new_file(path: Path, replace: bool = False):
+    """A binary file to write to, which becomes `path` when all went well, and else is gone.
+
+    Raises ValueError where it cannot be written and, without `replace`, where `path` exists or
+    another run writes it.
+    """
+    held = contextlib.nullcontext() if replace else claimed(path)
+    with held, beside(path, replace) as part, open(part, "wb") as file:
+        yield file
 
 
 def as_bytes(block: Tensor) -> memoryview:

@@ -7,14 +7,14 @@
     vocab.json, merges.txt     byte-level BPE in GPT-2's files
 
 The first of these that is there is used. Every tokenizer has encode, decode, stream, bytes_of,
-bos_id, eos_id, special_ids and vocab_size.
+mark_id, bos_id, bos_token_id, eos_id, special_ids and vocab_size.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .checkpoint import check_folder
+from .checkpoint import existing_folder
 from .files import read_bytes
 from .tokenizers.around import Around, Tokenizer
 from .tokenizers.byte_level import ByteLevelTokenizer
@@ -34,8 +34,7 @@ def load(folder) -> Tokenizer:
     token: it is found in no text. Raises ValueError, in one sentence, where the folder holds no
     tokenizer, or one that cannot be used exactly.
     """
-    folder = Path(folder)
-    check_folder(folder)
+    folder = existing_folder(folder)
     size = part_of(folder / "config.json")["vocab_size"]
     limit = None if size.is_null else size.id()
     tokenizer = _load(folder, limit)
@@ -89,7 +88,10 @@ def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePi
     if not template.is_null:  # then it alone tells what stands around a text
         fields = dict(zip(("before", "after"), around(template)))
     return SentencePieceTokenizer(
-        content, path, Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields)
+        content,
+        path,
+        Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields),
+        spaced=part_of(folder / "tokenizer_config.json")["legacy"].flag(),
     )
 
 

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attend
+from .blocks import KINDS
 from .cache import Cache
+from .checks import LAST_POSITION, are_integers, check_lm, check_reaching
 from .chunked import ChunkedAttention
-from .config import FULL_ATTENTION, LMInfinite, ModelConfig
+from .config import FULL_ATTENTION, LMInfinite, ModelConfig, require_integer
 from .decoding import OneToken, has_fixed_shape, sees_all
+from .files import shown
 from .keys import cap_for, starting_keys, window_keys
 from .middle import Middle, Reach
 from .sight import as_tensor, cut, starting_run
@@ -78,7 +81,7 @@ class Transformer(nn.Module):
         self, tokens, lm=None, cache=None, path="chunked", lengths=None, n_reaching=None
     ) -> Tensor:
         """forward without the head: hidden states (B, T, E), for who needs few logits."""
-        self._check(tokens, lm, cache, path)
+        self._check(tokens, lm, cache, path, n_reaching)
         padding = padding_of(tokens, lengths)
         try:
             x = self.embed(tokens)  # (B, T, E)
@@ -162,7 +165,17 @@ class Transformer(nn.Module):
         padding: how many tokens of padding each row begins with, where the rows are then read
         in chunks; a call that reads them whole says it by its lengths.
         middle: where the whole past is kept, if lm has a top_k: "ram", or "disk".
+        Raises ValueError for anything else, and for a first_position beyond 2^53.
         """
+        check_lm(lm)
+        require_integer("batch", batch, at_least=1)
+        require_integer("first_position", first_position, at_least=0, bits=53)
+        if middle not in KINDS:
+            raise ValueError(f'middle must be "ram" or "disk", not {shown(middle)}')
+        if padding is not None and not are_integers(padding, batch, 0, LAST_POSITION):
+            raise ValueError(
+                f"padding must be {batch} whole numbers from 0 on, not {shown(padding)}"
+            )
         weight = self.embed.weight
         self.scheme.settle(weight.device, self.config.head_dim)
         cache = Cache(
@@ -249,20 +262,37 @@ class Transformer(nn.Module):
 
             yield attention
 
-    def _check(self, tokens, lm, cache, path):
+    def _check(self, tokens, lm, cache, path, n_reaching):
+        check_lm(lm)
         if path not in ("chunked", "reference"):
-            raise ValueError(f'path must be "chunked" or "reference", not {path!r}')
-        whole = tokens.dtype in (torch.int32, torch.int64)
-        if tokens.dim() != 2 or 0 in tokens.shape or not whole:
+            raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
+        whole = isinstance(tokens, Tensor) and tokens.dtype in (torch.int32, torch.int64)
+        if not whole or tokens.dim() != 2 or 0 in tokens.shape:
+            found = type(tokens).__name__
+            if isinstance(tokens, Tensor):
+                found = f"{tokens.dtype} of shape {tuple(tokens.shape)}"
             raise ValueError(
                 "tokens must be int64 (or int32) of shape (B, T) with at least one token, not "
-                f"{tokens.dtype} of shape {tuple(tokens.shape)}"
+                f"{found}"
             )
+        if tokens.device != self.embed.weight.device:
+            raise ValueError(
+                f"the tokens are on {tokens.device}, but the model is on "
+                f"{self.embed.weight.device}: move them there"
+            )
+        check_reaching(n_reaching, tokens.shape[1])
         if cache is None:
             return
         if path == "reference":
             raise ValueError(
                 "the reference path keeps no cache: give it the whole text each time"
+            )
+        if not isinstance(cache, Cache):
+            raise ValueError(f"cache must come from new_cache, not be {shown(cache)}")
+        if cache.first_position + cache.length + tokens.shape[1] > LAST_POSITION:
+            raise ValueError(
+                "the text would reach positions beyond 2^53: make a cache whose first_position "
+                "is smaller"
             )
         if cache.lm != (lm or FULL_ATTENTION):
             raise ValueError(
@@ -282,10 +312,9 @@ def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
     if lengths is None:
         return None
     batch, longest = tokens.shape
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in lengths)
-    if len(lengths) != batch or not whole or not all(1 <= n <= longest for n in lengths):
+    if not are_integers(lengths, batch, 1, longest):
         raise ValueError(
             f"lengths must be {batch} whole numbers from 1 to {longest}, one for each row, not "
-            f"{lengths}"
+            f"{shown(lengths)}"
         )
     return longest - torch.tensor(lengths, device="cpu")

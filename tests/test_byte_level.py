@@ -15,10 +15,17 @@ from minilm_inf.tokenizers import recipe_files
 from minilm_inf.tokenizers.byte_level import ByteLevelTokenizer, byte_letters
 from minilm_inf.tokenizers.byte_pairs import learn_merges, merged, tokenizer_json
 from minilm_inf.tokenizers.normalizers import nfc
-from minilm_inf.tokenizers.pre_tokenizers import cut_by
+from minilm_inf.tokenizers.pre_tokenizers import (
+    GPT2,
+    LLAMA3_PATTERN,
+    QWEN2,
+    cut_by,
+    is_plain,
+)
 
-EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 KINDS = small_kinds()
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+EXPECTED = {kind: EXPECTED[kind] for kind in ("two files", *KINDS)}
 
 
 def folder_of(path, raw, **others):
@@ -280,6 +287,26 @@ def test_python_cuts_where_oniguruma_does():
     assert cut_by(r"\s")("a\x1cb\x85c") == ["a\x1cb", "\x85", "c"]
     assert cut_by(r"\P{N}+")("ab½c") == ["ab", "½", "c"]
     assert cut_by(r"^b")("a\nb") == ["a\n", "b"]  # ^ is the beginning of every line
+
+
+PLAIN = (r"\s?\p{L}+|[0-9]{1,3}", "[\r\n]", "[一-龥]+", "x{2}y+z?w*", r"\?|\*", r"\p{N}{1,3}")
+NOT_PLAIN = ("(a+)+$", "(a|aa)+$", "a*+", "a+?", "a*", "a|", "", "a+b", "a?a?b", "a{1,99}",
+             "(?:a)", "a{0,1}", r"\p{N}{1,3}(?=(?:\p{N}{3})*\b)", "a" * 40)  # fmt: skip
+
+
+def test_plain_expressions_are_told_from_others():
+    """One that goes back hangs on forty letters; one that matches nothing is a panic."""
+    assert [pattern for pattern in PLAIN if not is_plain(pattern)] == []
+    assert [pattern for pattern in NOT_PLAIN if is_plain(pattern)] == []
+
+
+@pytest.mark.parametrize("pattern", [LLAMA3_PATTERN, QWEN2, GPT2, r"\s+$", *PLAIN])
+def test_a_split_takes_no_square_of_a_text(tmp_path, pattern):
+    """An expression that is let through, and then reads a run of letters from each of them."""
+    step = sequence(split(pattern), LEVEL | {"use_regex": False})
+    ours = load(folder_of(tmp_path, tiny(pre_tokenizer=step)))
+    for text in ("a" * 50_000 + "!", " " * 50_000 + "1", "1" * 50_000, "\r" * 50_000 + "x"):
+        assert ours.decode(ours.encode(text)) == text
 
 
 def rank_file(folder, tokens, monkeypatch):

@@ -92,6 +92,7 @@ class Tokenizer:
         self.special_ids = {
             a.id for a in around.added if a.special and around.content(a) == a.content
         }
+        self.marks = {a.content: a.id for a in around.added}
         self.finders = {special: self._finders(special) for special in (True, False)}
         self.bos_id = around.before[-1] if around.before else None
         self.bos_token_id, self.eos_id = around.bos_token_id, around.eos_id
@@ -130,6 +131,10 @@ class Tokenizer:
                 ids += self._encode_text(part, begun) if part_id is None else (part_id,)
                 begun = True
         return [*self.around.before, *ids, *self.around.after] if bos else ids
+
+    def mark_id(self, content: str) -> int | None:
+        """The id of the added token that is written so, None where there is none."""
+        return self.marks.get(content)
 
     def checked(self, id: int) -> int:
         """An id as it is. Raises ValueError for one outside 0 .. vocab_size - 1."""

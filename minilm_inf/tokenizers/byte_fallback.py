@@ -124,8 +124,14 @@ class ByteFallbackTokenizer(Tokenizer):
 
         Raises ValueError for an id outside 0 .. vocab_size - 1.
         """
-        stream = self.stream()
-        return "".join(map(stream.push, ids)) + stream.flush()
+        decoder = self.pieces.decoder(False)
+        return decoder.push(self.shown(ids)) + decoder.flush()
+
+    def shown(self, ids: list[int]) -> list[str]:
+        """The tokens of ids without special ones, and ids that no token has."""
+        hidden = self.special_ids
+        tokens = [self.tokens.get(id) for id in map(self.checked, ids) if id not in hidden]
+        return [token for token in tokens if token is not None]
 
     def stream(self, begun: bool = False) -> PieceStream:
         """A decoder for ids that arrive one by one; `begun` if they continue a text."""
@@ -150,9 +156,7 @@ class PieceStream:
 
     def push(self, id: int) -> str:
         """The text that this id completes, perhaps none."""
-        hidden = self.tokenizer.checked(id) in self.tokenizer.special_ids
-        token = self.tokenizer.tokens.get(int(id))
-        return "" if hidden or token is None else self.decoder.push(token)
+        return self.decoder.push(self.tokenizer.shown([id]))
 
     def flush(self) -> str:
         """The text of whatever still waits."""

@@ -96,9 +96,9 @@ class Decoder:
     def __init__(self, steps: list):
         self.steps = steps
 
-    def push(self, token: str) -> str:
-        """The text that a token makes certain, perhaps none."""
-        return self._through([token], self.steps)
+    def push(self, tokens: list[str]) -> str:
+        """The text that some tokens make certain, perhaps none."""
+        return self._through(tokens, self.steps)
 
     def flush(self) -> str:
         """The text of whatever still waits."""

@@ -21,12 +21,13 @@ class SentencePieceTokenizer(Tokenizer):
 
     around: tokens that a checkpoint has added after the model's pieces; those of the model's
         own that are listed again are left out, so that a control piece (BOS) that is written
-        out in a text is text. Text after an added token gets no space before it.
+        out in a text is text.
+    spaced: whether text after an added token gets a space before it, as at the beginning.
     Raises ValueError for bytes that sentencepiece cannot read.
     """
 
-    def __init__(self, content: bytes, path: Path, around: Around):
-        self.content = content
+    def __init__(self, content: bytes, path: Path, around: Around, spaced: bool = False):
+        self.content, self.spaced = content, spaced
         self.processor = processor_of(content, path)
         self.n_pieces = self.processor.GetPieceSize()
         added = tuple(token for token in around.added if token.id >= self.n_pieces)
@@ -43,7 +44,15 @@ class SentencePieceTokenizer(Tokenizer):
         return processor_of(self.content + WITHOUT_SPACE, "tokenizer.model")
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
-        return (self.inside if begun else self.processor).EncodeAsIds(text)
+        inside = begun and not self.spaced
+        return (self.inside if inside else self.processor).EncodeAsIds(text)
+
+    def mark_id(self, content: str) -> int | None:
+        """The id of the added token or the control piece that is written so, if any."""
+        if content in self.marks:
+            return self.marks[content]
+        id = self.processor.PieceToId(content)
+        return id if self.processor.IsControl(id) else None
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; BOS, EOS, special tokens and other control ids leave no trace.
@@ -94,7 +103,9 @@ def processor_of(content: bytes, path: Path | str) -> sentencepiece.SentencePiec
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)
-    except RuntimeError as error:
+        for id in range(processor.GetPieceSize()):
+            processor.IdToPiece(id)
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not a readable sentencepiece model: fetch it again, or train one"
         ) from error
