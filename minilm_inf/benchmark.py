@@ -104,7 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
         sizes = sizes_of(options)
     except ValueError as error:
         line.error(str(error))
-    return flags.guarded(lambda: run(options, sizes))
+    smaller = "--lengths, --tokens or --contexts"
+    return flags.guarded(lambda: run(options, sizes), smaller)
 
 
 def run(options, sizes: Sizes) -> int:

@@ -58,7 +58,8 @@ class TokensFile:
     def __init__(self, path: Path, vocab_size: int):
         self.path, self.vocab_size = path, vocab_size
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with np.errstate(over="ignore"):
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:  # a header is Python's own notation, and fails in its ways
