@@ -95,7 +95,7 @@ def sizes_of(options) -> Sizes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    line = argparse.ArgumentParser(prog="python -m minilm_inf.benchmark", description=__doc__)
+    line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     arguments_of(line)
     options = line.parse_args(arguments)

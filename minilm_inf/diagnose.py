@@ -44,7 +44,7 @@ FEWEST = 16  # tokens of a text of which any of this can be said
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.diagnose", description=__doc__)
+    parser = flags.Parser(prog="python -m minilm_inf.diagnose", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     text = parser.add_argument_group("text")
     text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The flags of a command line; it ends the program where they make no sense."""
-    line = argparse.ArgumentParser(prog="python -m minilm_inf.evaluate", description=__doc__)
+    line = flags.Parser(prog="python -m minilm_inf.evaluate", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     tasks = line.add_subparsers(dest="task", required=True)
     add_perplexity(tasks)

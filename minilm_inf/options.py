@@ -16,7 +16,7 @@ import torch
 
 from .blocks import KINDS
 from .config import LMInfinite, ModelConfig
-from .files import shown
+from .files import named, shown
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
 DTYPES = {
@@ -26,6 +26,20 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors echo no more than 200 characters."""
+
+    def error(self, message: str):
+        super().error(message if len(message) <= 250 else message[:200] + "...")
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            # argparse drops such a value, and hands on an empty list.
+            if word.startswith("-") and word.endswith("=--"):
+                self.error(f"argument {word[:-3]}: expected one argument")
+        return super().parse_known_args(args, namespace)
 
 
 MOST = 2**40  # tokens, keys, trials: more than any machine can count or hold
@@ -269,7 +283,7 @@ def guarded(run, smaller: str = "model") -> int:
             say("\nstopped")
             return 143 if isinstance(stop, Terminated) else 130
         except (ValueError, OSError) as error:
-            say(f"error: {' '.join(str(error).split())}")
+            say(f"error: {sentence(error)}")
         except (MemoryError, RuntimeError) as error:
             # PyTorch's own for the CPU is a RuntimeError like others.
             short = isinstance(error, MemoryError | torch.OutOfMemoryError)
@@ -277,6 +291,15 @@ def guarded(run, smaller: str = "model") -> int:
                 raise
             say(f"error: out of memory: take a smaller {smaller}")
         return 1
+
+
+def sentence(error: ValueError | OSError) -> str:
+    """What is said of an error, in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{named(error.filename)}: "
+        text = where + error.strerror
+    return " ".join(text.split())
 
 
 @contextlib.contextmanager

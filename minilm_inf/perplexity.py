@@ -44,7 +44,7 @@ from .resume import (
 )  # fmt: skip
 from .shards import find_tensors
 from .stream import Run
-from .tokenizer import check_fits
+from .tokenizer import check_fits, opening
 from .tokenizer import load as load_tokenizer
 
 
@@ -124,7 +124,8 @@ def reading_of(options, tokenizer, vocab_size: int):
             texts = {str(path): read_text(path) for path in options.text}
         else:
             texts = corpus.documents(options.corpus, held_out=True)
-        source, bos_id = Encoded(texts, tokenizer, options.stream), tokenizer.bos_id
+        source = Encoded(texts, tokenizer, options.stream)
+        bos_id = next(iter(opening(tokenizer)), None)
     if options.stream:
         return Joined(source, bos_id, options.length, options.seed)
     return Separate(source, bos_id, options.length)

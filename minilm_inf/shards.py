@@ -24,7 +24,7 @@ from .files import LFS_POINTER, named, parse_object, read_json, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LARGEST_HEADER = 2**24  # bytes of a header, an index or a config.json; real ones take 1% of it
+LARGEST_HEADER = 2**22  # bytes of a header, an index or a config.json; real ones take 5% of it
 FLOATS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip

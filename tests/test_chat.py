@@ -668,7 +668,7 @@ def test_one_reply(run, model_folder, writes, tmp_path):
     code, out, _ = run("--json", "-p", "Hi\n")
     result = json.loads(out)
     assert code == 0 and result["prompt_ids"] == conversation.prompt("Hi\n", first=True)
-    assert result["text"] == "Yo" and result["prompt"] == "Hi\n" and len(result["ids"]) == 2
+    assert result["text"] == "Yo" and result["prompt"] == "Hi\n" and result["ids"][2:] == [2]
     assert result["settings"]["chat"] is True and result["settings"]["system"] is None
     (tmp_path / "prompt.txt").write_text("Hi\n")
     assert run("-q", "-f", tmp_path / "prompt.txt") == (0, "Yo\n", "")
@@ -683,9 +683,9 @@ def test_a_conversation(run, model_folder, writes, monkeypatch):
     """Catches a second turn without the end of the first, or with another system message."""
     given, read = [], Session.read
 
-    def spy(session, ids):
+    def spy(session, ids, *more):
         given.extend([list(ids)] * bool(ids))
-        return read(session, ids)
+        return read(session, ids, *more)
 
     monkeypatch.setattr(Session, "read", spy)
     lines = "Hi\nAgain\n\udc80\n/reset\nAnew\n".encode("utf-8", "surrogateescape")

@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 from ..files import LFS_POINTER, named, reason
 
-LARGEST_HEADER = 2**25  # bytes; a vocabulary of 256,000 tokens takes a quarter
+LARGEST_HEADER = 2**24  # bytes; that of Llama 3 takes half
+MOST_NAMES = 2**16  # tensors, or fields; the largest Llama has some 1,100
+LONGEST_ARRAY = 2**20  # the vocabularies and merges of today have up to 500,000
 NUMBERS = {  # kind of a field -> struct's letter
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
@@ -64,7 +66,9 @@ def _parse(header: _Bytes) -> tuple[dict, list[Place]]:
         raise ValueError(f"it is {words}, and only 2 and 3 in little-endian are implemented")
     n_tensors, n_fields = header.number("Q"), header.number("Q")
     fields: dict = {}
-    for _ in range(n_fields):  # each takes some bytes, so a count without end finds the end
+    if max(n_tensors, n_fields) > MOST_NAMES:
+        raise ValueError(f"it claims {n_tensors} tensors and {n_fields} fields")
+    for _ in range(n_fields):
         name = header.text()
         if name in fields:
             raise ValueError(f"the field {named(name)} occurs twice")
@@ -112,6 +116,8 @@ class _Bytes:
         if kind == STRING:
             return self.text()
         inner, count = (self.number("I"), self.number("Q")) if kind == ARRAY else (kind, 0)
+        if count > LONGEST_ARRAY:
+            raise ValueError(f"it claims an array of {count}")
         if inner in NUMBERS:
             return self.numbers(NUMBERS[inner], count)
         if inner == STRING:
