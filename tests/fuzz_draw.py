@@ -14,6 +14,7 @@ from pathlib import Path
 
 from conftest import ROOT, tiny_model
 from fuzzed_texts import fuzzed_texts
+from make_tokenizer_fixtures import piece_kinds
 from tokenizer_json import kinds
 
 from minilm_inf import generate  # noqa: F401  (its module is in sys.modules now)
@@ -152,13 +153,16 @@ def tokenizer(kind: str) -> dict[str, bytes]:
     if kind == "two files":
         return files | {"tokenizer_config.json": b'{"add_bos_token": false}'}
     lines = files["merges.txt"].decode().split("\n")[1:]
-    made = kinds(json.loads(files["vocab.json"]), [line for line in lines if line])
+    made = piece_kinds() | kinds(
+        json.loads(files["vocab.json"]), [line for line in lines if line]
+    )
     about = b'{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}'
     text = json.dumps(made[kind], ensure_ascii=False)
     return {"tokenizer.json": text.encode(), "tokenizer_config.json": about}
 
 
 TOKENIZERS = "pieces", "two files", "GPT-2, json", "SmolLM2", "five splits", "NeoX, NFC"
+TOKENIZERS += "Llama 2", "Llama, first", "Metaspace", "some bytes"
 
 
 def write(files: dict[str, bytes], folder: str = "m") -> str:
