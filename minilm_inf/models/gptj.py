@@ -24,7 +24,7 @@ from ..config import ModelConfig
 from ..positions import Rotary
 from ..transformer import Transformer
 from .raw_config import RawConfig
-from .stacked import Stacked
+from .layers import Stacked
 
 
 @dataclass(frozen=True)
