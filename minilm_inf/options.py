@@ -17,6 +17,7 @@ import torch
 from .blocks import KINDS
 from .config import LMInfinite, ModelConfig
 from .files import named, shown
+from .startup import is_program
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
 DTYPES = {
@@ -280,6 +281,11 @@ def guarded(run, smaller: str = "model") -> int:
             drop_output()
             return 0
         except KeyboardInterrupt as stop:
+            for number in (
+                signal.SIGINT,
+                signal.SIGTERM,
+            ):  # one more changes nothing
+                signal.signal(number, signal.SIG_IGN)
             say("\nstopped")
             return 143 if isinstance(stop, Terminated) else 130
         except (ValueError, OSError) as error:
@@ -304,7 +310,8 @@ def sentence(error: ValueError | OSError) -> str:
 
 @contextlib.contextmanager
 def interruptible():
-    """Within it, Ctrl-C and SIGTERM raise KeyboardInterrupt wherever the program is."""
+    """Within it, Ctrl-C and SIGTERM raise KeyboardInterrupt wherever the program is. After it,
+    a program has come to its end, and only tidies up: nothing can stop it any more."""
 
     def terminate(*_):
         raise Terminated
@@ -317,7 +324,7 @@ def interruptible():
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_program() else handler)
 
 
 def say(text: str):
