@@ -26,13 +26,6 @@ from .files import named
 from .template_unrolled import BOS, DATE, EOS, STRIP, STRIPPED
 
 
-def mark_id(tokenizer, mark):
-    if hasattr(tokenizer, "mark_id"):
-        return tokenizer.mark_id(mark)
-    found = tokenizer.encode(mark, bos=False)
-    return found[0] if len(found) == 1 else None
-
-
 class Chat:
     """The turns of a conversation as ids, in the form that a checkpoint's folder asks for.
 
@@ -101,7 +94,7 @@ class Chat:
         tokenizer, shapes = self.tokenizer, self.first + self.template.following
         names = {BOS: "BOS", EOS: "EOS"} | {mark: mark for mark in self.form.marks}
         ids = {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
-        ids |= {mark: mark_id(tokenizer, mark) for mark in self.form.marks}
+        ids |= {mark: tokenizer.mark_id(mark) for mark in self.form.marks}
         greedy = {token.id for token in tokenizer.around.added if token.lstrip or token.rstrip}
         for mark in filter(shapes.__contains__, ids):
             name, place = names[mark], f"the tokenizer in {named(folder)}"

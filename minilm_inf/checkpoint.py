@@ -71,12 +71,12 @@ def existing_folder(folder) -> Path:
     if not isinstance(folder, str | os.PathLike):
         raise ValueError(f"a model's folder must be a path, not {shown(folder)}")
     folder = Path(folder)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
     advice = "give the folder that holds config.json"
     if folder.suffix == ".gguf":
         advice = f"convert it first, with python -m minilm_inf.convert {named(folder)}"
-    elif not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+    elif not os.path.exists(folder) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
         advice = "models are read from disk, not from a hub: " + advice
     raise ValueError(f"{named(folder)} is not a folder: {advice}")
 
@@ -238,12 +238,8 @@ def build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) 
             f"config.json asks for {config.n_layer} layers, but {folder} holds only "
             f"{len(stored)} tensors: the two do not belong together"
         )
-    try:
-        with torch.device("meta"):
-            return FAMILIES[config.family].build(config)
-    except (RuntimeError, ValueError) as error:  # or whose product no memory could address
-        path = folder / "config.json"
-        raise ValueError(f"the sizes in {path} make no model: they are too large") from error
+    with torch.device("meta"):
+        return _of(folder / "config.json", FAMILIES[config.family].build, config)
 
 
 def check_tied_head(config: ModelConfig, stored: dict[str, Stored]):

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         check(options)
     except ValueError as error:
         parser.error(str(error))
-    return flags.guarded(lambda: run(options))
+    return flags.guarded(lambda: run(options), smaller="--length")
 
 
 def check(options):

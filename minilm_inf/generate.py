@@ -12,15 +12,14 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from . import explain, plan, sampling
 from . import options as flags
 from .batch import Batch
 from .chat import Chat
 from .chat_template import KNOWN
+from .conversation import converse
 from .files import read_standard_input, read_text
-from .reply import Plain, as_json, converse, forgive, replies, reply, show_now, statistics
+from .reply import Plain, as_json, forgive, replies, reply, show_now, statistics
 from .session import Session
 from .tokenizer import load as load_tokenizer
 
@@ -118,7 +117,9 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--echo", action="store_true", help="print the prompt before the text")
     out.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else"
+        "--json",
+        action="store_true",
+        help="print one JSON object and nothing else; its ids hold the one that ended the text",
     )
     out.add_argument("--explain", action="store_true",
                      help="then say what the last token saw of the text")  # fmt: skip
@@ -145,7 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
         flags.check_attention(options)
     except ValueError as error:
         line.error(str(error))
-    return flags.guarded(lambda: run(options), smaller="--prefill-chunk or --n-local")
+    return flags.guarded(
+        lambda: run(options), smaller="--prefill-chunk, --n-local or --n-global"
+    )
 
 
 def check_output(options):
@@ -188,7 +191,7 @@ def run(options) -> int:
         return run_batch(model, turns, lm, options)
     middle = options.middle or "ram"
     session = Session(model, lm, options.path, options.prefill_chunk, options.compile, middle)
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = sampling.seeded(options.seed)
     if options.interactive:
         return converse(session, turns, options, generator)
 
@@ -300,6 +303,7 @@ def read_prompt(options, given: str | None = None) -> str:
     if options.file is None and given != "-":
         return given
     text = read_standard_input() if options.file is None else read_text(options.file)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # the line ends of every system
     if not text:
         where = "standard input" if options.file is None else options.file
         raise ValueError(f"{where} is empty: there is no prompt in it")

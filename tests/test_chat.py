@@ -270,29 +270,35 @@ KNOWN = {  # name -> form, template, and the marks of a byte-level tokenizer: BO
 NO_SYSTEM = ("Mistral 0.1", "Mistral 0.2")
 
 
+def byte_level_folder(folder: Path, name: str, about: dict, special=True):
+    """A tokenizer of bytes and a known template's marks, and a tokenizer_config.json."""
+    form, _, marks = KNOWN[name]
+    fields = {
+        "model": "gpt2", "tokens": [*marks, *byte_letters()], "merges": [],
+        "token_type": [3 if special else 4] * len(marks) + [1] * 256,
+        "pre": "smollm" if form == "ChatML" else "llama-bpe", "bos_token_id": 0,
+        "eos_token_id": 1 if form == "Mistral" else 0,
+        "add_bos_token": form != "ChatML" or name == "renamed",
+    }  # fmt: skip
+    fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    for file, content in tokenizer_files(fields, 64).items():
+        (folder / file).write_bytes(content)
+    about |= json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A function that makes a folder with a tokenizer for a template: bytes, and its marks."""
 
     def make(name: str, template=None, special=True) -> Path:
-        form, known, marks = KNOWN[name]
+        _, known, marks = KNOWN[name]
         about = {"chat_template": known if template is None else template}
         if marks is None:
             shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", tmp_path)
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
         else:
-            letters = byte_letters()
-            fields = {
-                "model": "gpt2", "tokens": [*marks, *letters], "merges": [],
-                "token_type": [3 if special else 4] * len(marks) + [1] * 256,
-                "pre": "smollm" if form == "ChatML" else "llama-bpe", "bos_token_id": 0,
-                "eos_token_id": 1 if form == "Mistral" else 0,
-                "add_bos_token": form != "ChatML" or name == "renamed",
-            }  # fmt: skip
-            fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
-            for file, content in tokenizer_files(fields, 64).items():
-                (tmp_path / file).write_bytes(content)
-            about |= json.loads((tmp_path / "tokenizer_config.json").read_text())
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+            byte_level_folder(tmp_path, name, about, special)
         return tmp_path
 
     return make
@@ -668,7 +674,7 @@ def test_one_reply(run, model_folder, writes, tmp_path):
     code, out, _ = run("--json", "-p", "Hi\n")
     result = json.loads(out)
     assert code == 0 and result["prompt_ids"] == conversation.prompt("Hi\n", first=True)
-    assert result["text"] == "Yo" and result["prompt"] == "Hi\n" and len(result["ids"]) == 2
+    assert result["text"] == "Yo" and result["prompt"] == "Hi\n" and result["ids"][2:] == [2]
     assert result["settings"]["chat"] is True and result["settings"]["system"] is None
     (tmp_path / "prompt.txt").write_text("Hi\n")
     assert run("-q", "-f", tmp_path / "prompt.txt") == (0, "Yo\n", "")
@@ -683,9 +689,9 @@ def test_a_conversation(run, model_folder, writes, monkeypatch):
     """Catches a second turn without the end of the first, or with another system message."""
     given, read = [], Session.read
 
-    def spy(session, ids):
+    def spy(session, ids, *more):
         given.extend([list(ids)] * bool(ids))
-        return read(session, ids)
+        return read(session, ids, *more)
 
     monkeypatch.setattr(Session, "read", spy)
     lines = "Hi\nAgain\n\udc80\n/reset\nAnew\n".encode("utf-8", "surrogateescape")

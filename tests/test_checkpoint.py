@@ -160,7 +160,8 @@ def test_dtype_and_device_must_exist(folder):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"folder": 5}, {"folder": None}, {"folder": []}, {"device": 5}, {"device": "x" * 999},
+        {"folder": 5}, {"folder": None}, {"folder": []}, {"folder": "x" * 10**5},
+        {"device": 5}, {"device": "x" * 999},
         {"dtype": "float32"}, {"dtype": torch.int8}, {"dtype": "x" * 999},
     ],
 )  # fmt: skip
@@ -465,6 +466,8 @@ def test_an_index_stays_in_its_folder(file, folder):
     weight_map["model.norm.weight"] = file
     write_index(folder, weight_map)
     refusal(folder, INDEX, repr(file), "plain file name")
+    write_index(folder, weight_map | {"model.norm.weight": "x" * 999})
+    refusal(folder, INDEX, "xxx...", "plain file name")
 
 
 def test_an_index_and_its_shards_must_agree(folder):
@@ -562,7 +565,9 @@ def test_sizes_that_make_no_model(folder):
     refusal(folder, "n_kv_head (3)")
     huge = dict.fromkeys(["hidden_size", "vocab_size", "head_dim", "intermediate_size"], 2**20)
     change_config(folder, num_key_value_heads=2**20, num_attention_heads=2**20, **huge)
-    refusal(folder, "config.json", "too large")
+    refusal(folder, "config.json", "rotary_dim")
+    change_config(folder, head_dim=2**15)
+    refusal(folder, "config.json", "1048576")
 
 
 SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size"

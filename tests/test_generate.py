@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -481,7 +482,9 @@ def test_eos_ends_the_text_unless_it_is_ignored(run, shipped):
     model, tokenizer = shipped
     with likeliest(model, tokenizer.eos_id, after=5):
         result = as_json(run, "-n", 20)
-        assert len(result["ids"]) == 5 and tokenizer.eos_id not in result["ids"]
+        assert len(result["ids"]) == 6 and result["ids"].index(tokenizer.eos_id) == 5
+        assert result["tokens"] == len(result["prompt_ids"]) + 5
+        assert len(result["logprobs"]) == 6 and "</s>" not in result["text"]
     with likeliest(model, tokenizer.eos_id, after=5):
         result = as_json(run, "-n", 20, "--ignore-eos")
     assert result["ids"][5:] == [tokenizer.eos_id] * 15
@@ -506,9 +509,9 @@ def prompts(monkeypatch):
     """The ids of every prompt that a session is given, in a list that grows."""
     given, read = [], Session.read
 
-    def spy(session, ids):
+    def spy(session, ids, *more):
         given.extend([list(ids)] * bool(ids))  # writing reads no new ids
-        return read(session, ids)
+        return read(session, ids, *more)
 
     monkeypatch.setattr(Session, "read", spy)
     return given
@@ -562,6 +565,101 @@ def test_a_conversation_outlives_its_mistakes(run, typed):
     assert "no command /hlep" in err and "not UTF-8" in err
     assert all(f"{command} " in err for command in ("/stats", "/reset", "/exit"))
     assert re.search(r"sees (\d+) of \1 tokens", err) and "Traceback" not in err
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", " \t \n"])
+def test_line_ends_of_every_system(run, typed, end):
+    """Catches /exit with a carriage return, which is no command, or a prompt with one."""
+    lines = ("\ufeffThe sea", "", "/stats", "and the ship", "/exit", "not read", "")
+    typed(end.join(lines).encode())
+    code, out, err = run("-i", "-n", 6, "-t", 0, "--ignore-eos")
+    end = end if end == " \t \n" else "\n"
+    typed(f"The sea{end}and the ship{end}".encode())
+    assert (code, out) == run("-i", "-q", "-n", 6, "-t", 0, "--ignore-eos")[:2]
+    assert "prompt " in err and "no command" not in err and "not read" not in out
+
+
+def test_a_prompt_of_another_system(run, typed, tmp_path):
+    """Catches carriage returns, and a byte order mark, that become part of a text."""
+    content = "\ufeffIt was late,\r\nand\rcold".encode()
+    (tmp_path / "prompt.txt").write_bytes(content)
+    typed(content)
+    for way in (["-p", "-"], ["-f", tmp_path / "prompt.txt"]):
+        assert as_json(run, *way, "-n", 1)["prompt"] == "It was late,\nand\ncold"
+
+
+def test_a_line_without_an_end(run, typed, monkeypatch):
+    """Catches memory that grows with whatever is piped in."""
+    monkeypatch.setattr("minilm_inf.conversation.LONGEST_LINE", 1000)
+    typed(b"a" * 1000 + b"\n/stats\n" + b"a" * 1001)
+    code, out, err = run("-i", "-n", 1)
+    assert code == 1 and "prompt " in err
+    assert err.endswith("error: a line of standard input has more than 1,000 characters\n")
+
+
+def press_ctrl_c(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("lm", [None, LMInfinite(12, 10, 12)], ids=["vanilla", "LM-Infinite"])
+def test_ctrl_c_in_a_reply_leaves_all_that_was_said(run, typed, shipped, monkeypatch, lm):
+    """Catches a token that is lost, or read twice, when a reply is stopped."""
+    model, tokenizer = shipped
+    shown = []
+
+    def show(piece):
+        shown.append(piece)
+        if len(shown) == 4:
+            press_ctrl_c()
+
+    monkeypatch.setattr("minilm_inf.conversation.show_now", show)
+    typed(b"The sea\nand the ship\n/exit\n")
+    flags = ["--attention", "full"] if lm is None else ["--n-local", 12]
+    code, _, err = run("-i", "-n", 9, "-t", 0, "--ignore-eos", *flags)
+    settings = {"temperature": 0.0, "stop_ids": ()}
+    text = tokenizer.encode("The sea")
+    text += generate(model, text, lm, 4, **settings)
+    text += tokenizer.encode("\nand the ship", bos=False)
+    right = list(generate(model, text, lm, 9, **settings))
+    assert code == 0 and "stopped: what was written so far stays" in err
+    assert "".join(shown[4:]) == tokenizer.decode(text + right)[len(tokenizer.decode(text)) :]
+
+
+def test_ctrl_c_in_a_prompt_leaves_the_rest_to_be_read(run, typed, shipped):
+    """Catches a forward pass that is cut in two, and a prompt that is lost or read twice."""
+    model, tokenizer = shipped
+    prompt = long_prompt(tokenizer, 60)
+    typed(f"{prompt}\nand the ship\n".encode())
+
+    def press(*_):
+        hook.remove()
+        press_ctrl_c()
+
+    hook = model.blocks[1].register_forward_pre_hook(press)
+    code, out, err = run("-i", "-n", 9, "-t", 0, "--ignore-eos", "--prefill-chunk", 16)
+    text = tokenizer.encode(prompt) + tokenizer.encode("\nand the ship", bos=False)
+    lm = LMInfinite(256, 10, 256)
+    right = list(generate(model, text, lm, 9, temperature=0.0, stop_ids=()))
+    left = len(tokenizer.encode(prompt)) - 16
+    assert code == 0 and f"stopped: {left} tokens of the prompt are left" in err
+    assert out.strip("\n") == tokenizer.decode(text + right)[len(tokenizer.decode(text)) :]
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 0), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_at_the_prompt(run, monkeypatch, number, code):
+    """Catches a conversation that is lost for one key, and one that nobody can end."""
+    lines = iter([number, "/stats", "/exit"])
+
+    def read(_):
+        line = next(lines)
+        return line if isinstance(line, str) else os.kill(os.getpid(), line) or ""
+
+    monkeypatch.setattr("minilm_inf.conversation.read_line", read)
+    found, _, err = run("-i")
+    assert found == code and ("/exit leaves" in err) == (code == 0)
+    assert ("stopped" in err) == (code == 143)
 
 
 def test_a_quiet_conversation(run, typed):
@@ -670,6 +768,28 @@ def test_several_prompts_are_each_as_if_alone(run):
     assert len({len(found["ids"]) for found in together}) > 1  # some met the stop text
 
 
+def test_each_of_several_texts_ends_with_its_own_id(run, shipped, monkeypatch):
+    """Catches ids that the folder calls an end, and that end only a text that is alone."""
+    model, _ = shipped
+    prompts = [flag for prompt in PROMPTS for flag in ("-p", prompt)]
+    usual = [
+        json.loads(line) for line in run(*prompts, "-n", 9, "-t", 0, "--json")[1].splitlines()
+    ]
+    ends = (usual[0]["ids"][2], usual[1]["ids"][5])
+    monkeypatch.setattr(model, "config", replace(model.config, eos_ids=ends))
+    for flags in (prompts, *([*prompts[at : at + 2]] for at in (0, 2, 4))):
+        _, out, _ = run(*flags, "-n", 9, "-t", 0, "--json")
+        for found in map(json.loads, out.splitlines()):
+            whole = usual[PROMPTS.index(found["prompt"])]["ids"]
+            last = next((at for at, id in enumerate(whole) if id in ends), 8)
+            assert found["ids"] == whole[: last + 1]
+    _, out, _ = run(*prompts, "-n", 9, "-t", 0, "--json", "--ignore-eos")
+    assert [json.loads(line)["ids"] for line in out.splitlines()] == [u["ids"] for u in usual]
+    for flags, count in (([], usual[0]["ids"].index(ends[0])), (["--ignore-eos"], 9)):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPTS[0]}\n/stats\n"))
+        assert f"new {count} tokens" in run("-i", "-n", 9, "-t", 0, *flags)[2]
+
+
 def test_several_texts_are_numbered(run):
     """Texts in a row that nobody can tell apart."""
     flags = [flag for prompt in PROMPTS for flag in ("-p", prompt)]
@@ -697,3 +817,25 @@ def test_one_empty_prompt_of_several_is_named(run):
     code, out, err = run("-p", "Oh", "-p", "", "--no-bos", "-n", 2)
     assert code == 1 and not out
     one_sentence(err, "the prompt is empty")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["-t", 0], ["-t", 1], ["-n", 0], ["--json"], ["--explain"], ["--no-stream"],
+        ["--path", "reference"], ["--attention", "full"], ["-p", "a", "-p", "bc"], ["-i"],
+        ["--n-local", 4, "--top-k-middle", 2, "--middle", "disk"],
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers(run, typed, shipped, monkeypatch, flags, number):
+    """Catches a text made of nothing, and NaN in JSON, in whichever way the model is asked."""
+    head = shipped[0].head
+    monkeypatch.setattr(
+        head, "forward", lambda x: head.weight.new_full((*x.shape[:2], 2048), number)
+    )
+    typed(b"The sea\n")
+    code, out, err = run(*flags)
+    assert code == 1 and not out.strip()
+    one_sentence(err.removeprefix("/help lists the commands\n"), "logits are not numbers")

@@ -161,7 +161,7 @@ class GGUF:
         try:
             with torch.device("meta"):
                 pieces = named_pieces(llama.build(config))
-        except RuntimeError as error:  # sizes whose product no memory could address
+        except ValueError as error:
             raise ValueError(f"{self.path} tells of sizes that make no model") from error
         for name in [*pieces, *self.tensors]:
             if name not in self.tensors:

@@ -41,7 +41,7 @@ def find_pickles(folder: Path) -> dict[Path, set[str] | None]:
     shards: dict[str, set[str]] = {}
     for name, shard in read_weight_map(index).items():
         # A plain name, on every system: an index must not make us open files elsewhere.
-        if not re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII):
+        if not re.fullmatch(r"\w[\w.-]{,200}\.bin", shard, re.ASCII):
             raise ValueError(
                 f"{index} names the file {named(repr(shard))}, which is no plain name of a .bin"
             )
