@@ -10,7 +10,7 @@ import kills
 import pytest
 from conftest import ROOT
 
-from minilm_inf import options
+from minilm_inf import ending
 from minilm_inf.files import RESULT, claimed
 
 
@@ -40,9 +40,9 @@ def test_a_signal_while_the_program_is_imported(name):
 def test_a_signal_to_a_program_that_has_ended(monkeypatch, name):
     """An exit code that says the work was not done, when it was."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(options, "is_program", lambda: True)
+    monkeypatch.setattr(ending, "is_program", lambda: True)
     try:
-        assert options.guarded(lambda: 0) == 0
+        assert ending.guarded(lambda: 0) == 0
         signal.raise_signal(name)
     finally:
         for number, handler in before.items():
@@ -58,13 +58,13 @@ def test_two_signals_are_one(name, capsys):
         try:
             signal.raise_signal(name)
         finally:
-            options.say = lambda text: (signal.raise_signal(name), say(text))
+            ending.say = lambda text: (signal.raise_signal(name), say(text))
 
-    say = options.say
+    say = ending.say
     try:
-        assert options.guarded(impatient) == 128 + name
+        assert ending.guarded(impatient) == 128 + name
     finally:
-        options.say = say
+        ending.say = say
         for number, handler in before.items():
             signal.signal(number, handler)
     assert capsys.readouterr().err == "\nstopped\n"
