@@ -71,7 +71,7 @@ class Cache(Guard):
         first_position: int = 0,
         middle: str = "ram",
     ):
-        self.lm = lm or FULL_ATTENTION
+        self.config, self.lm = config, lm or FULL_ATTENTION
         self.batch = batch
         self.first_position = first_position
         self.length = 0

@@ -289,6 +289,8 @@ class Transformer(nn.Module):
             )
         if not isinstance(cache, Cache):
             raise ValueError(f"cache must come from new_cache, not be {shown(cache)}")
+        if cache.config != self.config:
+            raise ValueError("this cache was made for another model")
         if cache.first_position + cache.length + tokens.shape[1] > LAST_POSITION:
             raise ValueError(
                 "the text would reach positions beyond 2^53: make a cache whose first_position "

@@ -101,6 +101,9 @@ MODEL_CALLS = {
     "a path": lambda model: model(some_tokens(3), path=None),
     "a setting": lambda model: model(some_tokens(3), 8),
     "a cache": lambda model: model(some_tokens(3), LM, cache={}),
+    "another's cache": lambda model: model(
+        some_tokens(3), cache=tiny_model("gptj").new_cache()
+    ),
     "lengths": lambda model: model(some_tokens(3), lengths=3),
     "a length": lambda model: model(some_tokens(3), lengths=["3"]),
     "reaching": lambda model: model(some_tokens(3), LM, n_reaching=-1),
