@@ -31,6 +31,7 @@ lint: .venv/checks  ## ruff, check and format
 parity: .venv/checks  ## logits against transformers, ids against the libraries of each format, live
 	@$(BIN)/python tests/parity.py
 	@$(BIN)/python tests/tokenizer_parity.py
+	@$(BIN)/python tests/chat_parity.py
 
 measure: .venv/checks  ## speed and memory: attention, reading, decoding, each beside its rivals (10 minutes)
 	@$(BIN)/python -m minilm_inf.benchmark

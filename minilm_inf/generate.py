@@ -117,7 +117,9 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--echo", action="store_true", help="print the prompt before the text")
     out.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else"
+        "--json",
+        action="store_true",
+        help="print one JSON object and nothing else; its ids hold the one that ended the text",
     )
     out.add_argument("--explain", action="store_true",
                      help="then say what the last token saw of the text")  # fmt: skip
@@ -144,7 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
         flags.check_attention(options)
     except ValueError as error:
         line.error(str(error))
-    return flags.guarded(lambda: run(options), smaller="--prefill-chunk or --n-local")
+    return flags.guarded(
+        lambda: run(options), smaller="--prefill-chunk, --n-local or --n-global"
+    )
 
 
 def check_output(options):
