@@ -63,7 +63,7 @@ class Block(nn.Module):
         normed = self.norm(x)
         qkv = self.qkv(normed).unflatten(-1, (-1, self.head_dim))
         q, k, v = qkv.transpose(1, 2).chunk(3, 1)  # (B, H, T, D) three times
-        gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, E)
+        gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)
         return x + self.o(gathered) + self.mlp(normed)
 
 

@@ -66,7 +66,8 @@ class Block(nn.Module):
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
         # (B, H, T, D), (B, H_kv, T, D) twice
         q, k, v = qkv.transpose(1, 2).split(self.heads, 1)
-        x = x + self.o(attention(q, k, v).transpose(1, 2).flatten(2))
+        gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)
+        x = x + self.o(gathered)
         return x + self.mlp(self.mlp_norm(x))
 
 

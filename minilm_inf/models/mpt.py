@@ -70,7 +70,8 @@ class Block(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         # (B, H, T, D) three times
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q, k, v))
-        x = x + self.o(attention(q, k, v).transpose(1, 2).flatten(2))
+        gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)
+        x = x + self.o(gathered)
         return x + self.mlp(self.mlp_norm(x))
 
 
