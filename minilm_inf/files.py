@@ -38,7 +38,7 @@ def shown(value) -> str:
     >>> shown(None), shown({"a": [True, 1.5]})
     ('null', '{"a": [true, 1.5]}')
     """
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
     return text if len(text) <= 200 else text[:200] + "..."
 
 
