@@ -33,6 +33,7 @@ from .benchmarking.rows import Row, as_dicts
 from .benchmarking.sizes import FULL, QUICK, Sizes
 from .benchmarking.table import table
 from .checkpoint import load_model
+from .ending import guarded
 from .inspection.memory import available_memory
 from .planning.units import scaled
 from .sampling import require_numbers
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         line.error(str(error))
     smaller = "--lengths, --tokens or --contexts"
-    return flags.guarded(lambda: run(options, sizes), smaller)
+    return guarded(lambda: run(options, sizes), smaller)
 
 
 def run(options, sizes: Sizes) -> int:

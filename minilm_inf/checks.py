@@ -1,6 +1,6 @@
-"""What the attention functions can be asked: one list of checks for all of them.
+"""What attention and model can be asked for: the checks of their arguments, in one place.
 
-They look at shapes, kinds and ends alone, never at a vector.
+They look at kinds, shapes and ends alone, never at a vector.
 """
 
 from __future__ import annotations
@@ -108,3 +108,34 @@ def are_integers(values, count: int, least: int, most: int) -> bool:
         and len(values) == count
         and all(type(n) is int and least <= n <= most for n in values)
     )
+
+
+def check_tokens(tokens, device):
+    """Raise ValueError for what is no (B, T) of ids on the model's device."""
+    whole = isinstance(tokens, Tensor) and tokens.dtype in (torch.int32, torch.int64)
+    if not whole or tokens.dim() != 2 or 0 in tokens.shape:
+        kind = isinstance(tokens, Tensor) and f"{tokens.dtype} of shape {tuple(tokens.shape)}"
+        raise ValueError(
+            "tokens must be int64 (or int32) of shape (B, T) with at least one token, not "
+            f"{kind or shown(tokens)}"
+        )
+    if tokens.device != device:
+        raise ValueError(
+            f"the tokens are on {tokens.device}, but the model is on {device}: move them there"
+        )
+
+
+def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
+    """How many tokens of padding each row of tokens (B, T) begins with: (B,), None for none.
+
+    Raises ValueError for lengths that are not B whole numbers from 1 to T.
+    """
+    if lengths is None:
+        return None
+    batch, longest = tokens.shape
+    if not are_integers(lengths, batch, 1, longest):
+        raise ValueError(
+            f"lengths must be {batch} whole numbers from 1 to {longest}, one for each row, not "
+            f"{shown(lengths)}"
+        )
+    return longest - torch.tensor(lengths, device="cpu")

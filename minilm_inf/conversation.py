@@ -11,7 +11,7 @@ import contextlib
 import signal
 import sys
 
-from .options import Terminated
+from .ending import Terminated
 from .reply import Reply, forgive, reply, show_now, statistics
 from .session import Session
 

@@ -18,13 +18,14 @@ from . import options as flags
 from . import perplexity, retrieval
 from .comparing import task as comparison
 from .comparing.methods import LABELS
+from .ending import guarded
 from .needles import axes
 from .practice import NAMES
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(sys.argv[1:] if arguments is None else arguments)
-    return flags.guarded(lambda: options.run(options), options.smaller)
+    return guarded(lambda: options.run(options), options.smaller)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:

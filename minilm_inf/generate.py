@@ -18,6 +18,7 @@ from .batch import Batch
 from .chat import Chat
 from .chat_template import KNOWN
 from .conversation import converse
+from .ending import guarded
 from .files import read_standard_input, read_text
 from .reply import Plain, as_json, forgive, replies, reply, show_now, statistics
 from .session import Session
@@ -146,9 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         flags.check_attention(options)
     except ValueError as error:
         line.error(str(error))
-    return flags.guarded(
-        lambda: run(options), smaller="--prefill-chunk, --n-local or --n-global"
-    )
+    return guarded(lambda: run(options), smaller="--prefill-chunk, --n-local or --n-global")
 
 
 def check_output(options):

@@ -145,10 +145,14 @@ def publish(options, out: Path | None, run: Run, settings: dict, left_out):
     title = f"{TITLES[options.kind]}, {Path(options.model).name}"
     result = {"task": options.kind, "settings": settings, "results": results.as_json()}
     text = json.dumps(finite(result), indent=1)
-    if out is not None:
-        write_beside(out, (text + "\n").encode())
-    print(text if options.json else f"{title}, {options.trials} trials a cell\n\n" +
-          results.tables(), flush=True)  # fmt: skip
+    shown = text if options.json else (
+        f"{title}, {options.trials} trials a cell\n\n{results.tables()}"
+    )  # fmt: skip
+    try:
+        if out is not None:
+            write_beside(out, (text + "\n").encode())
+    finally:
+        print(shown, flush=True)
     if options.heatmap:
         words = f"{title}: % of answers that are right"
         panels = {axes.METHODS[m]: accuracies(results, m) for m in options.methods}

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from .attention import attend
 from .blocks import KINDS
 from .cache import Cache
-from .checks import LAST_POSITION, are_integers, check_lm, check_reaching
+from .checks import (
+    LAST_POSITION,
+    are_integers,
+    check_lm,
+    check_reaching,
+    check_tokens,
+    padding_of,
+)
 from .chunked import ChunkedAttention
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig, require_integer
 from .decoding import OneToken, has_fixed_shape, sees_all
@@ -266,20 +273,7 @@ class Transformer(nn.Module):
         check_lm(lm)
         if path not in ("chunked", "reference"):
             raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
-        whole = isinstance(tokens, Tensor) and tokens.dtype in (torch.int32, torch.int64)
-        if not whole or tokens.dim() != 2 or 0 in tokens.shape:
-            found = type(tokens).__name__
-            if isinstance(tokens, Tensor):
-                found = f"{tokens.dtype} of shape {tuple(tokens.shape)}"
-            raise ValueError(
-                "tokens must be int64 (or int32) of shape (B, T) with at least one token, not "
-                f"{found}"
-            )
-        if tokens.device != self.embed.weight.device:
-            raise ValueError(
-                f"the tokens are on {tokens.device}, but the model is on "
-                f"{self.embed.weight.device}: move them there"
-            )
+        check_tokens(tokens, self.embed.weight.device)
         check_reaching(n_reaching, tokens.shape[1])
         if cache is None:
             return
@@ -304,19 +298,3 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"this cache was made for {cache.batch} texts, not for {tokens.shape[0]}"
             )
-
-
-def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
-    """How many tokens of padding each row of tokens (B, T) begins with: (B,), None for none.
-
-    Raises ValueError for lengths that are not B whole numbers from 1 to T.
-    """
-    if lengths is None:
-        return None
-    batch, longest = tokens.shape
-    if not are_integers(lengths, batch, 1, longest):
-        raise ValueError(
-            f"lengths must be {batch} whole numbers from 1 to {longest}, one for each row, not "
-            f"{shown(lengths)}"
-        )
-    return longest - torch.tensor(lengths, device="cpu")
