@@ -47,7 +47,7 @@ def attend(
     check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reaching)
     lm = lm or FULL_ATTENTION
     q_positions, k_positions = (x.to(q.device).long() for x in (q_positions, k_positions))
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     unplaced, heads_per_key = (q, k), q.shape[1] // k.shape[1]
     k, v = (x.to(exact).repeat_interleave(heads_per_key, 1) for x in (k, v))  # (B, H, S, D)

@@ -167,7 +167,8 @@ class ChunkedAttention:
     ) -> Tensor:
         """What each query (B, H, T, D), not yet placed, gathers from both runs, and from the
         middle, if there is a reach; in `out`, if there is one."""
-        q, scale = upright(q, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+        q, scale = upright(q, scale)
         length = q.shape[2]
         if self.early == length and out is None:
             return self._attend_early(q, window, starting, scale, reach)

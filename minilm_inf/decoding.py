@@ -81,7 +81,7 @@ class OneToken:
         keys.index_copy_(2, self.slots, self.place(k))
         values.index_copy_(2, self.slot, v)
         if scale is not None:
-            q, scale = upright(q, scale)
+            q, scale = upright(q, float(scale))
         q, n_kv_head, mask = self.place(q), k.shape[1], self.mask
         group = q.shape[1] // n_kv_head
         if mask is not None:  # (.., H_kv, H / H_kv, S): the queries of a key head, in its rows

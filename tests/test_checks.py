@@ -162,6 +162,8 @@ def test_a_models_scale_may_be_negative(reading):
 def test_whole_numbers_of_any_size():
     """Catches an overflow where a whole number is taken for one of 64 bits."""
     assert not Alibi(4, bias_max=2**64).slopes.any()
+    for function in (attend, chunked_attend):
+        assert function(**arguments(scale=2**64)).isfinite().all()
     assert Rotary(8, scaling={"rope_type": "linear", "factor": 2**64}).frequencies.all()
     with pytest.raises(ValueError, match="not available"):
         load_model(ROOT / "weights" / "nano-llama", device=2**64)
