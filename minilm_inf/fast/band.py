@@ -1,145 +1,184 @@
-"""The middle of a long text: consecutive queries, each with its whole window behind it.
+"""Consecutive queries: each block of them looks back alike, as the Λ is a band.
 
-There the Λ is a band, and each block of queries looks back alike. With n_local=8, blocks of 4:
+With n_local=8, blocks of 4 queries, and one position per column:
 
-    keys:        a - 8                     a
-    query a        x # # # # # # # # . . .
-                   x . # # # # # # # # . .        x: a key that no query of the block sees
-                   x . . # # # # # # # # .
-    query a + 3    x . . . # # # # # # # #
+                   starting     a - 7                 a
+    query a          # #          # # # # # # # # . . .
+                     # #          . # # # # # # # # . .
+                     # #          . . # # # # # # # # .
+    query a + 3      # #          . . . # # # # # # # #
 
-Many blocks are one batched product, in which their keys overlap as a view. Only both ends of a
-row need a mask. The starting keys are summed apart, and what they give then enters the softmax
-*as one more key*, in the column that no query sees: its logit is the log of their sum of
-exponentials, its value what was gathered from them. That is exact:
-
-    softmax over a, b, c, d  =  softmax over a, b, log(e^c + e^d), where the last one's value
-                                is what a softmax over c and d gathers
+Only both ends of a row need a mask, which depends on distances alone and is made once. The
+window is a view of keys that overlaps the next block's, so many blocks are one batched product.
+The starting keys have columns of their own in the same logits: one softmax, as in the
+definition. Near the beginning of a text the same block is cut off on its left.
 """
 
 from __future__ import annotations
 
 import functools
+from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-QUERIES_PER_BLOCK = 96  # of n_local + 96 keys, 96 are computed in vain
-LOGITS_AT_ONCE = 13 << 18  # 16 blocks of one key head, at n_local 2048: they share its keys
+from ..config import LMInfinite
+from ..lambda_mask import distances, is_local, is_past
+from .chunk import LOGITS_AT_ONCE, Keys
 
-# PyTorch's fused attention that also returns the log-sum-exp. It passes no gradient back.
-FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-FUSED = FUSED and FUSED.default
+ROWS = 96  # queries of a block: of n_local + 95 keys, 95 are computed in vain
+BLOCK_LOGITS = 13 << 18  # 16 blocks of one key head, at n_local 2048: they share its keys
+ALIGNED = 16  # floats: a product is slower where rows begin at odd addresses
 
 
-class Band:
-    """What consecutive queries gather from their last n_local keys and from the starting ones.
+def ceiling_parts(scheme, lm: LMInfinite) -> bool:
+    """Whether every window key stands below the ceiling and every starting key at it, or the
+    scheme does not care: then two products are enough."""
+    return scheme.has_bias or lm.distance_ceiling in (None, lm.n_local)
 
-    place: place(q, rows) places queries (B, H, T, D) that are those rows of all
-    starting: keys and values (B, H_kv, n_global, D), or None: keys for queries that are placed,
-            or for queries that are not, where `capped`
+
+def spare_columns(lm: LMInfinite, n_starting: int) -> int:
+    """How many columns of a block's logits stand before its window: the starting keys', and
+    some that nobody sees, so that rows are aligned."""
+    return n_starting + -(n_starting + lm.n_local - 1 + ROWS) % ALIGNED
+
+
+def attend_band(
+    q: Tensor, place, keys: Tensor, values: Tensor, starting: Keys, first: int, scheme,
+    lm: LMInfinite, scale: float, out: Tensor, key_heads: range | None = None,
+):  # fmt: skip
+    """Write to out what consecutive queries gather.
+
+    q, out:  (B, H, T, D), q not placed; place(q, rows) places those rows of it
+    keys:    (B, H_kv, spare_columns + S, D), placed; the last T are the queries' own
+    values:  (B, H_kv, S, D)
+    first:   how many tokens of the text stand before the first query
+    key_heads: which of H_kv are in `keys`, and answered for; None: all
     """
-
-    def __init__(self, place, starting, capped: bool, n_local: int, scale: float):
-        self.place, self.starting, self.capped = place, starting, capped
-        self.n_local, self.scale = n_local, scale
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, first: int, n_near: int, out: Tensor):
-        """Write what queries gather to out.
-
-        q, out: (B, H, T, D), q not placed
-        k, v:   (B, H_kv, n_local + T, D), k placed; the last T are the queries' own
-        first:  which row of all the first query is
-        n_near: how many starting keys are still in the first query's window; the next query
-                sees one more of them
-        """
-        n_kv_head, rows = k.shape[1], QUERIES_PER_BLOCK
-        group = q.shape[1] // n_kv_head
-        of_block = group * rows * (self.n_local + rows)
-        blocks = min(max(1, LOGITS_AT_ONCE // of_block), -(-q.shape[2] // rows))
-        scratch = q.new_empty(blocks * of_block)
-        for start, count, rows in runs_of_blocks(q.shape[2], blocks):
-            here = slice(start, start + count * rows)
-            keys = slice(start, here.stop + self.n_local)
-            all_rows = slice(first + start, first + here.stop)
-            for row in range(len(q)):
-                for head in range(n_kv_head):
-                    heads = slice(head * group, (head + 1) * group)
-                    mine = q[row : row + 1, heads, here]  # (1, H / H_kv, N * rows, D)
-                    placed = self.place(mine, all_rows)
-                    asked = mine if self.capped else placed
-                    summed = self._sum_starting(asked, row, head, n_near - start)
-                    by_block = [
-                        x[0].unflatten(1, (count, rows)).transpose(0, 1)
-                        for x in (placed, out[row : row + 1, heads, here], *summed)
-                    ]
-                    near = k[row, head, keys], v[row, head, keys]
-                    self._attend_blocks(*by_block[:2], *near, by_block[2:], scratch)
-
-    def _sum_starting(self, q: Tensor, row: int, head: int, n_near: int) -> tuple:
-        """What one key head's queries gather from the starting keys: weighted values
-        (1, H / H_kv, T, D), and the log of the softmax's sum (1, H / H_kv, T)."""
-        if self.starting is None:
-            return ()
-        k, v = (x[row : row + 1, head : head + 1] for x in self.starting)
-        group, length = q.shape[1:3]
-        mask = None
-        if n_near > 0:
-            hidden = torch.ones(length, k.shape[2], dtype=torch.bool, device=q.device)
-            hidden = hidden.triu(k.shape[2] - n_near)
-            mask = torch.zeros_like(hidden, dtype=q.dtype)
-            mask.masked_fill_(hidden, torch.finfo(q.dtype).min)
-            mask = mask.repeat(group, 1)[None, None]
-        q = q.reshape(1, 1, group * length, -1)
-        if FUSED and q.device.type == "cpu":
-            gathered, log_sum = FUSED(q, k, v, attn_mask=mask, scale=self.scale)
-        else:
-            q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (q, k, v))
-            logits = (q * self.scale) @ k.mT
-            logits = logits if mask is None else logits + mask
-            gathered, log_sum = logits.softmax(-1) @ v, logits.logsumexp(-1)
-        return gathered.view(1, group, length, -1), log_sum.view(1, group, length)
-
-    def _attend_blocks(self, q, out, k, v, starting, scratch: Tensor):
-        """Blocks of queries that share one key head: q, out (N, H / H_kv, rows, D); k, v
-        (n_local + N * rows, D); starting, if any: (N, H / H_kv, rows, D), (N, H / H_kv, rows).
-        """
-        count, group, rows, _ = q.shape
-        width = self.n_local + rows
-        logits = scratch[: count * group * rows * width].view(count, group * rows, width)
-        keys = k.unfold(0, width, rows)  # (N, D, n_local + rows)
-        torch.baddbmm(logits, q.flatten(1, 2), keys, beta=0, alpha=self.scale, out=logits)
-        by_head = logits.unflatten(1, (group, rows))
-        masks = edges(rows, q.dtype, q.device)
-        by_head[..., :rows].add_(masks[0])
-        by_head[..., -rows:].add_(masks[1])
-        by_head[..., 0] = starting[1] if starting else torch.finfo(logits.dtype).min
-        weights = torch.softmax(logits, -1, out=logits)
-        values = v[1:].unfold(0, width - 1, rows).mT  # (N, n_local + rows - 1, D)
-        # A block of one head is gathered where it belongs.
-        into = out.flatten(1, 2) if group == 1 and out.dtype == q.dtype else None
-        gathered = torch.bmm(weights[..., 1:], values, out=into).unflatten(1, (group, rows))
-        if starting:
-            gathered.addcmul_(by_head[..., :1], starting[0])
-        if into is None:
-            out.copy_(gathered)
+    key_heads = key_heads or range(values.shape[1])
+    n_kv_head, n_starting, exact = values.shape[1], starting.k.shape[2], keys.dtype
+    group, before = q.shape[1] // n_kv_head, values.shape[2] - q.shape[2]
+    spare = keys.shape[2] - values.shape[2]
+    mask = window_mask(scheme, lm, exact, q.device)  # (1 or H, ROWS, n_local - 1 + ROWS)
+    block = group * ROWS * (spare + mask.shape[-1])
+    at_once = max(1, BLOCK_LOGITS // block)
+    scratch = q.new_empty(min(at_once, -(-q.shape[2] // ROWS)) * block, dtype=exact)
+    for start, count, rows in runs_of_blocks(q.shape[2], before, lm.n_local, at_once):
+        here = slice(start, start + count * rows)
+        begin = max(0, before + start - (lm.n_local - 1))
+        left = lm.n_local - 1 - (before + start - begin)  # columns that a text's start cuts off
+        marks = mask[:, :rows, left : lm.n_local - 1 + rows]
+        far = starting_mask(scheme, lm, first + here.start, first + here.stop, n_starting, exact)
+        far = far if far is None else far.to(q.device)
+        width = marks.shape[-1]
+        some = slice(begin, begin + spare + width + (count - 1) * rows)
+        shape = (count, group, rows, spare + width)
+        logits = scratch[: count * group * rows * (spare + width)].view(shape)
+        for row, head in product(range(len(q)), key_heads):
+            heads = slice(head * group, (head + 1) * group)
+            mine = q[row, heads, here].to(exact)  # (H / H_kv, N * rows, D)
+            placed = place(mine, here)
+            into = logits.flatten(1, 2)
+            k = keys[row, head - key_heads.start, some].unfold(0, spare + width, rows)  # (N, D, columns)
+            x = by_block(placed, count).flatten(1, 2)
+            torch.baddbmm(into, x, k, beta=0, alpha=scale, out=into)
+            add_marks(logits[..., spare:], marks[heads] if scheme.has_bias else marks, scheme)
+            logits[..., :spare] = torch.finfo(exact).min
+            if n_starting:
+                asked = placed if starting.home is None else mine
+                at_home = asked @ starting.k[row, head].mT * scale
+                if far is not None:
+                    at_home = at_home + (far[heads] if scheme.has_bias else far)
+                logits[..., :n_starting] = by_block(at_home, count)
+            weights = torch.softmax(logits, -1, out=logits).flatten(1, 2)
+            v = values[row, head, begin : some.stop - spare].unfold(0, width, rows).mT
+            gathered = torch.bmm(weights[..., spare:], v)
+            if n_starting:
+                v = starting.v[row, head].expand(count, -1, -1)
+                gathered.baddbmm_(weights[..., :n_starting], v)
+            by_block(out[row, heads, here], count).copy_(
+                gathered.unflatten(1, (group, rows))
+            )
 
 
-def runs_of_blocks(length: int, most: int):
-    """(start, number of blocks, queries of each) of whole blocks, `most` at a time, and of what
-    remains."""
-    whole, left = divmod(length, QUERIES_PER_BLOCK)
-    for first in range(0, whole, most):
-        yield first * QUERIES_PER_BLOCK, min(most, whole - first), QUERIES_PER_BLOCK
-    if left:
-        yield whole * QUERIES_PER_BLOCK, 1, left
+def runs_of_blocks(length: int, before: int, n_local: int, at_once: int):
+    """(first query, number of blocks, queries of each): blocks with a whole window together,
+    others one by one."""
+    start = 0
+    while start < length:
+        rows = min(ROWS, length - start)
+        whole = before + start >= n_local - 1
+        count = min(at_once, (length - start) // rows) if whole else 1
+        yield start, count, rows
+        start += count * rows
+
+
+def by_block(x: Tensor, count: int) -> Tensor:
+    """(heads, N * rows, D) -> (N, heads, rows, D), a view."""
+    return x.unflatten(1, (count, -1)).transpose(0, 1)
 
 
 @functools.lru_cache(maxsize=8)
-def edges(rows: int, dtype: torch.dtype, device) -> tuple[Tensor, Tensor]:
-    """Masks (rows, rows) for the first and for the last keys of a block: query r does not see
-    the first r + 1 of them, nor any behind its own."""
-    upper = torch.ones(rows, rows, dtype=torch.bool, device=device).triu(1)
-    zero = torch.zeros(rows, rows, dtype=dtype, device=device)
-    lowest = torch.finfo(dtype).min
-    return zero.masked_fill(~upper, lowest), zero.masked_fill(upper, lowest)
+def window_mask(scheme, lm: LMInfinite, dtype, device) -> Tensor:
+    """What is added to a block's logits: the bias of each distance, the lowest number for what
+    is not in the window; (1 or H, ROWS, n_local - 1 + ROWS)."""
+    with torch.inference_mode(False):
+        d = distances(torch.arange(ROWS), torch.arange(1 - lm.n_local, ROWS))
+        hidden = ~(is_past(d) & is_local(d, lm.n_local))
+        if lm.distance_ceiling is not None:
+            d = d.clamp(max=lm.distance_ceiling)
+        bias = scheme.bias(d).to(dtype) if scheme.has_bias else torch.zeros(1, 1, 1, dtype=dtype)
+        return bias.masked_fill(hidden, torch.finfo(dtype).min).to(device)
+
+
+def starting_mask(scheme, lm: LMInfinite, first: int, last: int, n_starting: int, dtype):
+    """The same for the starting keys of the queries first to last - 1, (1 or H, T, G); None
+    where it would be 0 throughout."""
+    in_window = first - (n_starting - 1) < lm.n_local
+    if not n_starting or not (in_window or scheme.has_bias):
+        return None
+    d = distances(torch.arange(first, last), torch.arange(n_starting))
+    hidden = is_local(d, lm.n_local)
+    if lm.distance_ceiling is not None:
+        d = d.clamp(max=lm.distance_ceiling)
+    bias = scheme.bias(d).to(dtype) if scheme.has_bias else torch.zeros(1, 1, 1, dtype=dtype)
+    return bias.masked_fill(hidden, torch.finfo(dtype).min)
+
+
+def add_marks(logits: Tensor, marks: Tensor, scheme):
+    """Add a window's mask (1 or H / H_kv, rows, width) to logits (N, H / H_kv, rows, width);
+    where there is no bias, it is 0 but for both ends of the rows."""
+    width, rows = marks.shape[-1], logits.shape[2]
+    whole = scheme.has_bias or width <= 2 * ROWS
+    for ends in (slice(None),) if whole else (slice(0, ROWS), slice(width - rows, width)):
+        logits[..., ends] += marks[..., ends]
+
+
+def attend_all(q, k, v, scheme, lm: LMInfinite, scale: float) -> Tensor:
+    """Without a window: what placed queries (B, H, T, D) gather from all of the past, in
+    PyTorch's fused attention. k, v: (B, H_kv, S, D), the last T the queries' own."""
+    before = k.shape[2] - q.shape[2]
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.device.type != "cpu":  # there not every fused kernel knows groups
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        grouped = False
+    attention = functools.partial(
+        F.scaled_dot_product_attention, scale=scale, enable_gqa=grouped
+    )
+    if q.shape[2] == 1 and not scheme.has_bias:
+        return attention(q, k, v)
+    if before == 0 and not scheme.has_bias and scale > 0:  # its causal mask is -inf * scale
+        return attention(q, k, v, is_causal=True)
+    heads = q.shape[1] if scheme.has_bias else 1
+    rows, out = max(1, min(256, LOGITS_AT_ONCE // (heads * k.shape[2]))), []
+    for start in range(0, q.shape[2], rows):
+        some = q[:, :, start : start + rows]
+        last = before + start + some.shape[2]
+        d = distances(torch.arange(before + start, last), torch.arange(last)).to(q.device)
+        hidden = ~is_past(d)
+        d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
+        bias = scheme.bias(d) if scheme.has_bias else torch.zeros(1, device=q.device)
+        mask = bias.to(q.dtype).masked_fill(hidden, torch.finfo(q.dtype).min)
+        out.append(attention(some, k[:, :, :last], v[:, :, :last], attn_mask=mask))
+    return torch.cat(out, 2)

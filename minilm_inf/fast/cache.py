@@ -1,11 +1,15 @@
 """What is kept between chunks: the keys and values that a later query can still see.
 
-Per layer that is the last n_local keys, placed at their positions, in a ring that overwrites
-the oldest; and the first n_global keys, as they are seen at the ceiling, since from there on
-their own position no longer matters. Memory stops growing after n_global + n_local tokens.
-Where a setting asks a key for both kinds of distance, that key is kept in both forms. Only with
-top_k, all that was read is kept as well (see middle.py), and memory grows with it. Behind
-the ring there is room for the starting keys once more, which decoding.py places for each query.
+Of each layer that is the last n_local keys, placed at their positions, in a ring whose newest
+takes the slot of the oldest; and the first n_global keys, kept at home (see chunk.Keys), since
+from the window on their own position no longer matters. What the definition lets no later
+query see is overwritten, so nothing is lost, and memory stops growing after n_global + n_local
+tokens:
+
+    the ring, n_local = 6, after 8 tokens        behind it
+    | 6 | 7 | 2 | 3 | 4 | 5 |                    | 0 | 1 |     starting keys, for one_token.py
+
+Only with top_k all that was read is kept as well (see middle.py), and memory grows with it.
 
 Rows of different lengths are padded on the left, so that they all end together. Then the window
 is the same columns for every row, and only what is seen of it differs; the starting keys are
@@ -14,17 +18,152 @@ each row's own.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
-from .config import FULL_ATTENTION, LMInfinite, ModelConfig
-from .keys import Keys
-from .layer_cache import LayerCache
-from .middle import Reach
-from .sight import as_tensor
+from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
+from .chunk import at_ceiling
+from .middle import Middle
 
 
-class Cache:
+class LayerCache:
+    """One layer's ring and starting keys. shape: (B, H_kv, D)."""
+
+    TENSORS = ("keys", "values", "starting_keys", "starting_values")
+
+    def __init__(self, lm: LMInfinite, shape, dtype, device, middle: str):
+        self.lm = lm
+        self.middle = Middle.empty(middle, shape, dtype, device) if lm.top_k else None
+        empty = torch.empty(shape[0], shape[1], 0, shape[2], dtype=dtype, device=device)
+        self.keys = self.values = self.starting_keys = self.starting_values = empty
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.TENSORS}
+
+    def set(self, tensors: dict[str, Tensor]):
+        for name, x in tensors.items():
+            setattr(self, name, x)
+
+    def extend(
+        self, placed: Tensor, k: Tensor, v: Tensor, length: int, padding: list[int], scheme,
+        spare: int = 0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Take in the next tokens, placed and not, and their values, (B, H_kv, T, D) each.
+
+        Returns the keys and values that these tokens have in their windows, oldest first, with
+        `spare` free columns before the keys.
+        """
+        limit, end = self.lm.n_local, length + v.shape[2]
+        if self.middle:
+            self.middle.append(k, v)
+        if limit is not None:
+            self._extend_starting(placed, k, v, length, padding, scheme)
+        if limit is None or end <= limit:
+            self._write(length, placed, v)
+            keys, values = [self.keys[:, :, :end]], [self.values[:, :, :end]]
+        else:
+            old = self._runs(max(0, length - limit + 1), length)
+            keys = [*(self.keys[:, :, run] for run in old), placed]
+            values = [*(self.values[:, :, run] for run in old), v]
+        if spare:
+            keys.insert(0, placed.new_empty(*placed.shape[:2], spare, placed.shape[3]))
+        window = tuple(x[0] if len(x) == 1 else torch.cat(x, 2) for x in (keys, values))
+        if limit is not None and end > limit:
+            kept = min(v.shape[2], limit)
+            self._write(end - kept, placed[:, :, -kept:], v[:, :, -kept:])
+        return window
+
+    def _runs(self, first: int, last: int) -> list[slice]:
+        """The slots of the tokens first to last - 1, in their order: one slice, or two."""
+        limit = self.lm.n_local
+        if first == last:
+            return []
+        if limit is None:
+            return [slice(first, last)]
+        start, count = first % limit, last - first
+        runs = slice(start, min(start + count, limit)), slice(0, start + count - limit)
+        return [run for run in runs if run.stop > run.start]
+
+    def _write(self, first: int, placed: Tensor, v: Tensor):
+        """Put tokens from `first` on into their slots."""
+        last, done = first + v.shape[2], 0
+        self.reserve(last)
+        for run in self._runs(first, last):
+            count = run.stop - run.start
+            self.keys[:, :, run] = placed[:, :, done : done + count].detach()
+            self.values[:, :, run] = v[:, :, done : done + count].detach()
+            done += count
+
+    def reserve(self, count: int):
+        """Have room for `count` tokens of a text, or for as many as the ring holds."""
+        limit, room = self.lm.n_local, self.values.shape[2]
+        needed = count if limit is None else min(count, limit)
+        if needed > room:
+            larger = max(needed, 2 * room)
+            self._grow(larger if limit is None else min(larger, limit))
+
+    def _grow(self, room: int):
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(*old.shape[:2], room, old.shape[3])
+            new[:, :, : old.shape[2]] = old
+            setattr(self, name, new)
+
+    def _extend_starting(self, placed, k, v, length: int, padding: list[int], scheme):
+        """Take in each row's own first n_global tokens, which follow its padding."""
+        first_of_all, n_global = length - max(padding), self.lm.n_global
+        if first_of_all >= n_global:
+            return
+        end, old = length + v.shape[2], (self.starting_keys, self.starting_values)
+        count = min(n_global, max(0, end - min(padding)))
+        new = [x.new_zeros(*x.shape[:2], count, x.shape[3]) for x in old]
+        for x, before in zip(new, old):
+            x[:, :, : before.shape[2]] = before
+        home = placed if self.lm.distance_ceiling is None else at_ceiling(k, scheme, self.lm)
+        for row, pad in enumerate(padding):
+            first, last = max(length, pad), min(end, pad + n_global)
+            if first < last:
+                here = slice(first - length, last - length)
+                for x, own in zip(new, (home, v)):
+                    x[row, :, first - pad : last - pad] = own[row, :, here].detach()
+        self.starting_keys, self.starting_values = new
+
+    def settle(self):
+        """Make the starting keys stand behind the ring, once they are all there."""
+        limit, n_global = self.lm.n_local, self.lm.n_global
+        if self.values.shape[2] == limit + n_global:
+            return
+        self._grow(limit + n_global)
+        self.keys[:, :, limit:] = self.starting_keys
+        self.values[:, :, limit:] = self.starting_values
+
+
+class Guard:
+    """What is changed in several steps: once an exception has interrupted them, its parts no
+    longer agree, and every further use is refused."""
+
+    interrupted = False
+
+    @contextlib.contextmanager
+    def changing(self):
+        """Inside are the steps of one change. Raises ValueError after an interrupted one."""
+        self.check_whole()
+        self.interrupted = True
+        yield
+        self.interrupted = False
+
+    def check_whole(self):
+        """Raise ValueError after an interrupted change."""
+        if self.interrupted:
+            raise ValueError(
+                f"this {type(self).__name__.lower()} was interrupted while it read, and is no "
+                "longer whole: make a new one and read the text again"
+            )
+
+
+class Cache(Guard):
     """The past of `batch` texts that a model reads under one LMInfinite setting.
 
     length: tokens read so far, padding included.
@@ -37,21 +176,12 @@ class Cache:
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        batch: int,
-        lm: LMInfinite | None,
-        dtype: torch.dtype,
-        device,
-        first_position: int = 0,
-        middle: str = "ram",
-    ):
+        self, config: ModelConfig, batch: int, lm: LMInfinite | None, dtype: torch.dtype,
+        device, first_position: int = 0, middle: str = "ram",
+    ):  # fmt: skip
         self.lm = lm or FULL_ATTENTION
-        self.batch = batch
-        self.first_position = first_position
-        self.length = 0
+        self.batch, self.length, self.first_position = batch, 0, first_position
         self.padding: Tensor | None = None
-        self.slots_behind: Tensor | None = None  # those of the starting keys, once settled
         shape = (batch, config.n_kv_head, config.head_dim)
         self.layers = [
             LayerCache(self.lm.for_layer(layer), shape, dtype, device, middle)
@@ -60,81 +190,55 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        rings = sum(layer.window.nbytes + layer.starting.nbytes for layer in self.layers)
-        return rings + self.middle_bytes
+        tensors = (x for layer in self.layers for x in layer.tensors().values())
+        return sum(x.nbytes for x in tensors) + self.middle_bytes
 
     @property
     def middle_bytes(self) -> int:
         return sum(layer.middle.blocks.nbytes for layer in self.layers if layer.middle)
 
     @property
-    def pages_read(self) -> int:
-        """How many pages of the middle single queries read, in all layers; see middle.py."""
-        return sum(layer.middle.pages_read for layer in self.layers if layer.middle)
-
-    @property
-    def pages_there(self) -> int:
-        """How many pages there were for them to read."""
-        return sum(layer.middle.pages_there for layer in self.layers if layer.middle)
-
-    def count(self, n_new: int):
-        """Note that all layers have taken in n_new tokens."""
-        self.length += n_new
-        for layer in self.layers:
-            layer.length = self.length
+    def paddings(self) -> list[int]:
+        """Each row's padding."""
+        return [0] * self.batch if self.padding is None else self.padding.tolist()
 
     @property
     def shortest(self) -> int:
         """How many tokens of text the row with most padding has."""
-        return self.length - (0 if self.padding is None else int(self.padding.max()))
+        return self.length - max(self.paddings)
+
+    def count(self, n_new: int):
+        """Note that all layers have taken in n_new tokens."""
+        self.length += n_new
+
+    def settle(self):
+        """Give the starting keys their room behind the ring, as one_token.py finds them."""
+        for layer in self.layers:
+            layer.settle()
 
     def state(self) -> dict[str, Tensor]:
         """All that a fresh cache needs to go on from here, by name; the buffers themselves."""
+        self.check_whole()
         tensors = {"length": torch.tensor(self.length, device="cpu")}
         if self.padding is not None:
             tensors["padding"] = self.padding
         for number, layer in enumerate(self.layers):
-            for name, rows in (("window", layer.window), ("starting", layer.starting)):
-                for kind, buffer in zip(Keys._fields, rows.buffers):
-                    if buffer is not None:
-                        tensors[f"{number}.{name}.{kind}"] = buffer
+            tensors |= {f"{number}.{name}": x for name, x in layer.tensors().items()}
             if layer.middle:
-                for name, x in layer.middle.state().items():
-                    tensors[f"{number}.middle.{name}"] = x
+                middle = layer.middle.state().items()
+                tensors |= {f"{number}.middle.{name}": x for name, x in middle}
         return tensors
 
     def restore(self, state: dict[str, Tensor]):
         """Be, as a fresh cache of the same model, batch and lm, what `state` was taken of."""
-        self.length = int(state["length"])
         if "padding" in state:
             self.pad(state["padding"])
         for number, layer in enumerate(self.layers):
-            layer.length = self.length
-            for name, rows in (("window", layer.window), ("starting", layer.starting)):
-                for kind, old in zip(Keys._fields, rows.buffers):
-                    if old is not None:
-                        new = state[f"{number}.{name}.{kind}"].to(old.device)
-                        rows.buffers = rows.buffers._replace(**{kind: new})
-            if layer.middle and self.length:
+            device = layer.keys.device
+            layer.set({name: state[f"{number}.{name}"].to(device) for name in layer.TENSORS})
+            if layer.middle and f"{number}.middle.k" in state:
                 layer.middle.append(*(state[f"{number}.middle.{name}"] for name in "kv"))
-
-    def settle(self, whole: bool = False):
-        """Make the starting keys stand behind the ring, as decoding.OneToken finds them.
-
-        whole: make buffers of their final size, though the text may be short.
-        """
-        changed = [layer.settle(whole) for layer in self.layers]
-        if any(changed):
-            ends = self.lm.n_local, self.lm.n_local + self.lm.n_global
-            self.slots_behind = torch.arange(*ends, device=self.layers[0].settled.device)
-
-    def rings(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Of each settled layer, what a decode step reads and writes: keys and values (B, H_kv,
-        n_local + n_global, D), and the keys (B, H_kv, n_global, D) to place anew, or None."""
-        return [
-            (layer.window.buffers.placed, layer.window.buffers.values, layer.at_ceiling)
-            for layer in self.layers
-        ]
+        self.length = int(state["length"])
 
     def pad(self, padding: Tensor):
         """Say how many tokens of padding each row begins with, (B,), before anything is read.
@@ -147,66 +251,13 @@ class Cache:
                 "many whole numbers from 0 on"
             )
         self.padding = padding if bool(padding.any()) else None
-        for layer in self.layers:
-            layer.padding = None if self.padding is None else padding.tolist()
 
     def keep(self, rows: list[int]):
         """Forget all rows but these: a text that has ended costs nothing more."""
-        self.batch = len(rows)
-        self.padding = None if self.padding is None else self.padding[rows]
-        for layer in self.layers:
-            layer.keep(rows)
-
-    def places(self, n_new: int) -> range:
-        """Where the scheme puts the next n_new tokens, in every row."""
-        start = self.first_position + self.length
-        return range(start, start + n_new)
-
-    def positions(self, n_new: int, by_slot: bool):
-        """Positions of the next n_new tokens, of the window's keys as these find it, and of the
-        starting keys, all as LayerCache.extend returns them: ranges, or a tensor of each row's
-        own (B, .), while padding can still be told from text.
-
-        by_slot: whether the order of a ring that has turned matters. It does for a bias, and
-        for a ceiling inside the window; other keys carry their positions, and which they are is
-        enough. A tensor of rows always has the window oldest first.
-        """
-        by_slot = by_slot or self.layers[0].window.keeps_both
-        end, limit = self.length + n_new, self.lm.n_local
-        oldest = 0
-        if limit is not None and end > limit:
-            oldest = self.length - limit + (n_new == 1)
-        window = range(max(0, oldest), end)
-        n_starting = self.layers[0].n_starting(end)
-        if self.padding is not None and not self._rows_are_alike(by_slot):
-            own = self.padding[:, None]
-            window = range(max(0, self.length - (limit or end)), end)
-            # What a shorter row has not read yet lies in its own future, and is not seen.
-            starting = torch.arange(n_starting, device="cpu").expand(self.batch, -1)
-            return as_tensor(range(self.length, end)) - own, as_tensor(window) - own, starting
-        if by_slot and n_new == 1 and oldest > 0:
-            slots = torch.arange(limit, device="cpu")
-            window = self.length - (self.length - slots) % limit
-        return range(self.length, end), window, range(n_starting)
-
-    def reach(self, layer: int, scheme, n_new: int, n_reaching: int) -> Reach | None:
-        """How the last n_reaching of n_new tokens, which the cache has taken in already but not
-        counted, reach back in a layer; None where it keeps no middle."""
-        kept = self.layers[layer]
-        if kept.middle is None or not n_reaching:
-            return None
-        end = self.length + n_new
-        padding = 0 if self.padding is None else self.padding[:, None]
-        return Reach(
-            kept.middle, kept.lm, scheme, as_tensor(range(end - n_reaching, end)) - padding,
-            lambda columns: columns - padding, max(0, end - kept.lm.n_local),
-        )  # fmt: skip
-
-    def _rows_are_alike(self, by_slot: bool) -> bool:
-        """Whether every row's starting keys all stand beyond the window, so that no padding is
-        left in it, and at the ceiling; without a ceiling, a bias tells rows apart for ever."""
-        lm = self.lm
-        if lm.n_local is None or (by_slot and lm.distance_ceiling is None):
-            return False
-        nearest = self.length - int(self.padding.max()) - max(0, lm.n_global - 1)
-        return nearest >= max(lm.n_local, lm.distance_ceiling or 0)
+        with self.changing():
+            self.batch = len(rows)
+            self.padding = None if self.padding is None else self.padding[rows]
+            for layer in self.layers:
+                layer.set({name: x[rows] for name, x in layer.tensors().items()})
+                if layer.middle:
+                    layer.middle.keep(rows)
