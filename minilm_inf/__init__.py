@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message="'minilm_inf.generate' found in sys.mo
 from . import generate as _program  # noqa: E402, F401  (before the function of the same name)
 from .attention import attend  # noqa: E402
 from .checkpoint import load_model  # noqa: E402
-from .chunked import chunked_attend  # noqa: E402
+from .fast.chunked import chunked_attend  # noqa: E402
 from .config import LMInfinite, ModelConfig  # noqa: E402
 from .positions import Alibi, Rotary  # noqa: E402
 from .session import generate  # noqa: E402

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import torch
 
 from . import sampling
+from .fast.cache import Guard
 from .config import LMInfinite
 from .session import Step
 from .transformer import Transformer
 
 
-class Batch:
+class Batch(Guard):
     """Texts that are read together, one to a row.
 
     prompts: the ids that each begins with. path, prefill_chunk and middle: as in
@@ -45,6 +46,7 @@ class Batch:
         self.model, self.lm, self.path, self.prefill_chunk = model, lm, path, prefill_chunk
         self.device = model.embed.weight.device
         self.texts = [list(ids) for ids in prompts]
+        self.n_read = [0 for _ in prompts]  # tokens of each text that the cache holds
         self.growing = list(range(len(prompts)))  # the rows of the cache, as numbers of texts
         self.cache, self.middle = None, middle
         self.n_reaching = 0  # tokens of each text that grows, for the reference path
@@ -55,7 +57,23 @@ class Batch:
 
     @torch.inference_mode()
     def read(self) -> torch.Tensor:
-        """Read what is new of every text; the logits (B, V) of what follows each that grows."""
+        """Read what is new of every text; the logits (B, V) of what follows each that grows.
+
+        Raises ValueError where a text that grows has not got one new token, for logits that are
+        not numbers, and where an earlier call was interrupted by an exception.
+        """
+        self.check_whole()
+        for number in self.growing:
+            if self.cache is not None and len(self.texts[number]) != self.n_read[number] + 1:
+                raise ValueError(f"text {number + 1} needs one new token before the next read")
+        with self.changing():
+            logits = self._logits()
+            self.n_read = [len(text) for text in self.texts]
+        sampling.require_numbers(logits)
+        return logits
+
+    def _logits(self) -> torch.Tensor:
+        """read, without its checks."""
         texts = [self.texts[number] for number in self.growing]
         self.n_reaching += 1
         if self.path == "chunked" and self.cache is not None:
@@ -82,9 +100,10 @@ class Batch:
     def end(self, number: int):
         """Let a text grow no more."""
         row = self.growing.index(number)
-        del self.growing[row]
-        if self.cache is not None:
-            self.cache.keep([r for r in range(len(self.growing) + 1) if r != row])
+        with self.changing():
+            del self.growing[row]
+            if self.cache is not None:
+                self.cache.keep([r for r in range(len(self.growing) + 1) if r != row])
 
 
 def write_all(
@@ -113,7 +132,7 @@ def write_all(
     for _ in range(max_new_tokens):
         if not batch.growing:
             return
-        logits = batch.read()
+        logits, steps = batch.read(), []
         for row, number in enumerate(list(batch.growing)):
             likely = sampling.penalise(logits[row], seen[number], repetition_penalty)[:n_ids]
             id = sampling.choose(likely, temperature, top_k, top_p, min_p, generators[number])
@@ -122,4 +141,6 @@ def write_all(
                 continue
             batch.texts[number].append(id)
             seen[number].add(id)
-            yield number, Step(id, float(logits[row].float().log_softmax(-1)[id]))
+            logprob = float(logits[row].float().log_softmax(-1)[id])
+            steps.append((number, Step(id, logprob)))
+        yield from steps

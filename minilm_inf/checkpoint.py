@@ -1,10 +1,12 @@
 """A folder of safetensors to a model, and back.
 
-    config.json          what the network is, in Hugging Face's keys
-    model.safetensors    its weights, in Hugging Face's names; or shards, and an index of them
+    config.json              what the network is, in Hugging Face's keys
+    generation_config.json   which ids end a text, where it is there
+    model.safetensors        the weights, in Hugging Face's names; or shards, and their index
 
 Loading is strict in both directions: a tensor without a place and a place without a tensor are
-refused by name, before any number is read. Weights are then read one by one, so that no more
+refused by name, before any number is read. Only what a network computes itself, such as angles
+and masks, is passed over. Weights are then read one by one, so that no more
 than the model and one tensor is ever in memory. Every failure is a ValueError of one sentence.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,9 +22,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .config import ModelConfig
-from .files import beside, read_json, write_beside
+from .files import beside, named, read_json, shown, write_beside
 from .models import gptj, llama, mpt
-from .shards import FLOATS, WEIGHTS, Stored, find_tensors
+from .models.raw_config import RawConfig
+from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
 from .transformer import Transformer
 
 FAMILIES = {
@@ -30,23 +34,61 @@ FAMILIES = {
     "mpt": mpt,
     "gptj": gptj,
 }  # model_type -> the file that knows it
+COMPUTED = (  # how the names of buffers end, which are no weights: angles, masks, biases
+    ".inv_freq", ".original_inv_freq", ".cos_cached", ".sin_cached", "attn.bias",
+    ".masked_bias", ".attn_bias", ".causal_mask", ".position_ids", ".alibi",
+)  # fmt: skip
+WRAPPERS = re.compile(r"((module|_orig_mod|base_model|model|transformer)\.)*")
 
 
 def read_config(folder) -> ModelConfig:
     """The config of a checkpoint's folder. Raises ValueError with the key that does not fit."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give the folder that holds config.json")
+    check_folder(folder)
     path = folder / "config.json"
-    raw = read_json(path)
+    raw = read_json(path, LARGEST_HEADER)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ValueError(f"{path}: model_type must be one of {known}, not {model_type!r}")
+        raise ValueError(f"{path}: model_type must be one of {known}, not {shown(model_type)}")
+    config = _of(path, FAMILIES[model_type].config_from_hf, raw)
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return config
+    return _of(path, with_ends, config, RawConfig(read_json(path, LARGEST_HEADER)))
+
+
+def _of(path: Path, function, *arguments):
+    """The function's result; its ValueError begins with the file that it is about."""
     try:
-        return FAMILIES[model_type].config_from_hf(raw)
+        return function(*arguments)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_folder(folder: Path):
+    """Raise ValueError where there is no folder, with where models are found."""
+    if folder.is_dir():
+        return
+    advice = "give the folder that holds config.json"
+    if folder.suffix == ".gguf":
+        advice = f"convert it first, with python -m minilm_inf.convert {named(folder)}"
+    elif not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        advice = "models are read from disk, so download it, and " + advice
+    raise ValueError(f"{named(folder)} is not a folder: {advice}")
+
+
+def with_ends(config: ModelConfig, keys: RawConfig) -> ModelConfig:
+    """The config with the special ids of a generation_config.json, read as transformers does.
+
+    The ids that end a text stand in place of config.json's; BOS only where that has none.
+    Raises ValueError with the key's name for what is no id.
+    """
+    eos, bos = keys.ids("eos_token_id", None), keys.ids("bos_token_id", None)
+    if len(bos) > 1:
+        raise keys.wrong("bos_token_id", "one token id or null", list(bos))
+    bos_id = next(iter(bos), None) if config.bos_id is None else config.bos_id
+    return replace(config, bos_id=bos_id, eos_ids=eos or config.eos_ids)
 
 
 def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
@@ -71,11 +113,44 @@ def from_headers(folder) -> tuple[Transformer, dict[str, Stored]]:
     Raises load_model's ValueError for whatever config.json and the files' headers show.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    stored = find_tensors(folder)
+    config, stored = settled(read_config(folder), find_tensors(folder))
     model = build_on_meta(config, stored, folder)
     check(model, stored, folder)
     return model, stored
+
+
+def settled(
+    config: ModelConfig, stored: dict[str, Stored]
+) -> tuple[ModelConfig, dict[str, Stored]]:
+    """A config and its tensors in one spelling, whichever program wrote them.
+
+    Names lose what wrappers put before them and get the family's own beginning; a tied pair
+    that is stored as the head is the embedding; an MPT's MLP is as wide as it is stored. Raises
+    ValueError for two names of one tensor.
+    """
+    family, found = FAMILIES[config.family], {}
+    embedding, head = (family.KEYS[name] for name in ("embed.weight", "head.weight"))
+    for name, place in stored.items():
+        bare = name[WRAPPERS.match(name).end() :]
+        beginning = "" if bare.startswith("lm_head.") else embedding.partition(".")[0] + "."
+        ours = name if is_computed(name) else beginning + bare
+        if ours in found:
+            raise ValueError(
+                f"{named(name)} in {place.path} and {named(found[ours].name)} are two names of "
+                "one tensor: remove one"
+            )
+        found[ours] = place
+    if config.tied and embedding not in found and head in found:
+        found[embedding] = found.pop(head)
+    if family is mpt:
+        shapes = {name: place.shape for name, place in found.items()}
+        config = mpt.as_wide_as_stored(config, shapes)
+    return config, found
+
+
+def is_computed(name: str) -> bool:
+    """Whether a tensor's name is that of a buffer, wherever it stands."""
+    return f".{name}".endswith(COMPUTED)
 
 
 def own_dtype(config: ModelConfig, stored: dict[str, Stored], device: torch.device):
@@ -117,26 +192,25 @@ def check(model: Transformer, stored: dict[str, Stored], folder: Path):
                 f"the tensor {name} is missing from {folder}: fetch the whole checkpoint, "
                 "with the config.json that belongs to it"
             )
-    layers = range(model.config.n_layer)
-    allowed = {pattern.format(layer) for pattern in family.IGNORED for layer in layers}
-    allowed |= {*pieces, family.KEYS.get("head.weight") if model.config.tied else None}
-    surplus = next((name for name in stored if name not in allowed), None)
-    if surplus is not None:
+    allowed = {*pieces, family.KEYS["head.weight"] if model.config.tied else None}
+    for name, place in stored.items():
+        if name in allowed or is_computed(name):
+            continue
         raise ValueError(
-            f"the tensor {surplus} in {stored[surplus].path} has no place in the model that "
+            f"the tensor {named(place.name)} in {place.path} has no place in the model that "
             "config.json describes: the two do not belong together, or it is not implemented"
         )
     for name, piece in pieces.items():
         place = stored[name]
         if place.shape != tuple(piece.shape):
             raise ValueError(
-                f"the tensor {name} in {place.path} has the shape {place.shape}, but "
+                f"the tensor {name} in {place.path} has the shape {named(place.shape)}, but "
                 f"config.json asks for {tuple(piece.shape)}: the two do not belong together"
             )
         if place.dtype not in FLOATS:
             raise ValueError(
-                f"the tensor {name} in {place.path} is stored as {place.dtype}, which is "
-                f"not implemented: use a checkpoint in one of {', '.join(FLOATS)}"
+                f"the tensor {name} in {place.path} is stored as {named(place.dtype)}, which "
+                f"is not implemented: use a checkpoint in one of {', '.join(FLOATS)}"
             )
 
 
@@ -166,7 +240,7 @@ def build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) 
             return FAMILIES[config.family].build(config)
     except RuntimeError as error:  # sizes whose product no memory could address
         path = folder / "config.json"
-        raise ValueError(f"the sizes in {path} make no model: {error}") from error
+        raise ValueError(f"the sizes in {path} make no model: they are too large") from error
 
 
 def check_tied_head(config: ModelConfig, stored: dict[str, Stored]):

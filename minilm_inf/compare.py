@@ -2,9 +2,9 @@
 
 As one stream: the text passes once, and a cache carries what later tokens see of it. A text has
 its own easy and hard places, so the other way scores the same tokens by re-encoding: the
-vanilla model on BOS and the last context_length - 1 tokens, again and again, a stride of
-context_length / 2 apart. What LM-Infinite loses against it, it loses; what vanilla loses, it
-loses to its context.
+vanilla model on BOS (if the tokenizer has one) and the last tokens, context_length in all,
+again and again, a stride of context_length / 2 apart. What LM-Infinite loses against it, it
+loses; what vanilla loses, it loses to its context.
 
 The cards show vanilla, LM-Infinite and re-encoding side by side. More methods are in
 comparing/, which scores them with the same functions.
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import LMInfinite
+from .sampling import require_numbers
+from .tokenizer import opening
 from .transformer import Transformer
 
 
@@ -48,25 +50,27 @@ def stream_pieces(
         yield _nll(model.head(read(here)), following)[0]
 
 
-def reencoded_nll(model: Transformer, ids: list[int], batch: int | None = None) -> Tensor:
+def reencoded_nll(
+    model: Transformer, ids: list[int], batch: int | None = None, n_bos: int = 1
+) -> Tensor:
     """The same entries as stream_nll's, each scored within a fresh window of the trained
-    length; batch: how many windows are read together (as many as have 4,096 tokens)."""
+    length; batch: how many windows are read together (as many as have 4,096 tokens); n_bos: as
+    in reencoded_pieces."""
     length = model.config.context_length
-    return torch.cat(
-        list(reencoded_pieces(model, ids, length, batch or windows_at_once(length)))
-    )
+    batch = batch or windows_at_once(length)
+    return torch.cat(list(reencoded_pieces(model, ids, length, batch, n_bos)))
 
 
 @torch.inference_mode()
 def reencoded_pieces(
-    model: Transformer, ids: list[int], length: int, batch: int
+    model: Transformer, ids: list[int], length: int, batch: int, n_bos: int = 1
 ) -> Iterator[Tensor]:
     """The nll of every id but the first, each within a window of `length` tokens of its own, in
     pieces of `batch` windows.
 
-    The first window is the text's own beginning; a later one is ids[0] (BOS) and the length - 1
-    ids before the last that it scores, and scores the second half of them. The logits of one
-    half of one window exist at a time.
+    The first window is the text's own beginning; a later one is the first n_bos ids (BOS, or
+    none) and the ids before the last that it scores, and scores the second half of them. The
+    logits of one half of one window exist at a time.
     """
     left, stride = len(ids) - 1, length // 2
     tokens = torch.tensor(ids, device=model.embed.weight.device)
@@ -77,7 +81,7 @@ def reencoded_pieces(
     starts = list(range(stride, len(ids) - 1 - stride, max(1, stride)))
     for first in range(0, len(starts), batch):
         some = starts[first : first + batch]
-        rows = [torch.cat((tokens[:1], tokens[s + 1 : s + length + 1])) for s in some]
+        rows = [torch.cat((tokens[:n_bos], tokens[s + n_bos : s + length + 1])) for s in some]
         rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, length + 1)
         hidden = model.read(rows[:, :-1])[:, length - stride :]
         pieces = _nll_by_piece(model, hidden, rows[:, length - stride + 1 :], stride)[:left]
@@ -118,11 +122,17 @@ def bins(context_length: int, n: int) -> list[tuple[int, int]]:
 
 
 def by_position(
-    model, documents: dict[str, list[int]], lm: LMInfinite, report=print, chunk: int = 512
+    model,
+    documents: dict[str, list[int]],
+    lm: LMInfinite,
+    report=print,
+    chunk: int = 512,
+    n_bos: int = 1,
 ) -> list[dict]:
-    """Mean nll per bin and method over documents of ids, each beginning with BOS.
+    """Mean nll per bin and method over documents of ids, each beginning with n_bos of BOS.
 
-    The documents must have the same length. Returns a row per bin: first, last (exclusive),
+    The documents must have the same length. Raises ValueError for logits that are not numbers.
+    Returns a row per bin: first, last (exclusive),
     vanilla, lm_infinite, reencoded, in nats per token.
     """
     n = len(next(iter(documents.values()))) - 1
@@ -131,7 +141,8 @@ def by_position(
     for done, (name, ids) in enumerate(documents.items(), 1):
         sums["vanilla"] += stream_nll(model, ids, None, chunk)
         sums["lm_infinite"] += stream_nll(model, ids, lm, chunk)
-        sums["reencoded"] += reencoded_nll(model, ids)
+        sums["reencoded"] += reencoded_nll(model, ids, n_bos=n_bos)
+        require_numbers(torch.stack(list(sums.values())))
         report(f"{done}/{len(documents)} {name}")
     means = {name: total / len(documents) for name, total in sums.items()}
     return [
@@ -159,12 +170,14 @@ def table(rows: list[dict]) -> str:
 
 
 def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int]]:
-    """BOS and the first `length` ids of each text. Raises ValueError for a shorter text."""
-    documents = {}
+    """The first length + 1 ids of each text, BOS among them where the tokenizer puts one
+    before a text. Raises ValueError for a shorter text."""
+    documents, bos = {}, opening(tokenizer)
     for name, text in texts.items():
-        ids = tokenizer.encode(text[: 8 * length])  # a token is rarely longer than 8 characters
+        # A token is rarely longer than 8 characters.
+        ids = bos + tokenizer.encode(text[: 8 * length], bos=False)
         if len(ids) < length + 1:
-            ids = tokenizer.encode(text)
+            ids = bos + tokenizer.encode(text, bos=False)
         if len(ids) < length + 1:
             raise ValueError(
                 f"{name} has only {len(ids)} tokens: choose a smaller --length, or another text"

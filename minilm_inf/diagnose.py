@@ -35,10 +35,11 @@ from .diagnosis import figures
 from .diagnosis.measure import Diagnosis
 from .diagnosis.tables import tables_of
 from .diagnosis.verdict import verdicts
-from .files import read_text, write_beside
+from .files import begins_with, check_output, claimed, read_text, write_beside
 
 TIMES_TRAINED = 16  # the text's length, in trained lengths
 CHEAP = 4096  # tokens up to which that many are read unasked; beyond, twice the trained length
+MAIN, BEGINS = "diagnosis.json", b'{\n "settings": '
 FEWEST = 16  # tokens of a text of which any of this can be said
 
 
@@ -86,7 +87,15 @@ def check(options):
 
 def run(options) -> int:
     out = options.out or Path("runs") / f"diagnose-{options.model.resolve().name}"
-    check_writable(out)
+    check_folder(out, options)
+    with claimed(out):
+        return measure(options, out)
+
+
+def measure(options, out: Path) -> int:
+    """The diagnosis: its numbers are written and told before they are drawn."""
+    if not flags.can_draw():
+        print("no figures: matplotlib is not installed", file=sys.stderr)
     texts = chosen(options)
     model, tokenizer = flags.load(options)
     lm = flags.attention(options, model.config)
@@ -106,12 +115,15 @@ def run(options) -> int:
     }  # fmt: skip
     factors = verdicts(tables, facts)
     content = as_json(facts, factors, tables)
-    write(out, content, tables, facts, factors)
-    if options.json:
-        print(content)
-    else:
-        for number, factor in enumerate(factors.values(), 1):
-            print(f"factor {number}, {factor['words']}.")
+    words = [f"factor {i}, {factor['words']}." for i, factor in enumerate(factors.values(), 1)]
+    try:
+        write(out, content, tables)
+    finally:
+        print(content if options.json else "\n".join(words), flush=True)
+    if flags.can_draw():
+        for name, png in figures.draw(tables, facts, factors).items():
+            write_beside(out / name, png)
+    print(f"written to {out}", file=sys.stderr)
     return 0
 
 
@@ -136,14 +148,25 @@ def chosen(options) -> dict[str, str]:
 # ---- files
 
 
-def check_writable(out: Path):
-    """Raise ValueError, before anything is measured, where the files could not be written."""
+def check_folder(out: Path, options):
+    """Raise ValueError, before anything is measured, where a folder is no place for the files:
+    one that holds others, unless they are of an earlier diagnosis."""
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(
             f"cannot write to {out}: {nearest} is no folder that can be written to; name "
             "another one with --out"
         )
+    there = [path for path in out.iterdir() if path.name[:1] != "."] if out.is_dir() else []
+    if not there:
+        return
+    if not (out / MAIN).is_file() or not begins_with(out / MAIN, BEGINS):
+        raise ValueError(
+            f"--out {out} holds other files and no diagnosis: give a new folder, or that of an "
+            "earlier diagnosis"
+        )
+    for path in there:
+        check_output(path, tuple(options.text or ()))
 
 
 def as_json(facts: dict, factors: dict, tables: dict) -> str:
@@ -152,20 +175,12 @@ def as_json(facts: dict, factors: dict, tables: dict) -> str:
     return json.dumps({"settings": facts, "factors": factors, "tables": kept}, indent=1)
 
 
-def write(out: Path, content: str, tables: dict, facts: dict, factors: dict):
-    """All files of a diagnosis, each whole or not at all."""
+def write(out: Path, content: str, tables: dict):
+    """The numbers of a diagnosis, each file whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    write_beside(out / "diagnosis.json", (content + "\n").encode())
+    write_beside(out / MAIN, (content + "\n").encode())
     for name, rows in tables.items():
         write_beside(out / f"{name}.csv", as_csv(rows).encode())
-    try:
-        drawn = figures.draw(tables, facts, factors)
-    except ImportError:
-        print("no figures: matplotlib is not installed", file=sys.stderr)
-        drawn = {}
-    for name, png in drawn.items():
-        write_beside(out / name, png)
-    print(f"written to {out}", file=sys.stderr)
 
 
 def as_csv(rows: list[dict]) -> str:

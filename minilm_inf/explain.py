@@ -45,9 +45,10 @@ class Span:
 def explain(session: Session) -> list[Span]:
     """The spans that the last token of a session saw which was read, in the order of the text.
 
-    Raises ValueError where nothing was read, and for top-k by the reference path, which keeps
-    no note of what came back.
+    Raises ValueError where nothing was read, or a read was interrupted, and for top-k by the
+    reference path, which keeps no note of what came back.
     """
+    session.check_whole()
     i = session.length - len(session.unread) - 1
     lm = session.lm or FULL_ATTENTION
     if i < 0:

@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 try:
@@ -27,6 +27,7 @@ except ImportError:  # Windows has no such locks: there, two runs with one outpu
 LARGEST = 2**30  # bytes of a regular file
 LARGEST_STREAM = 2**28  # bytes of a pipe or a device, whose size is not known before
 LARGEST_JSON = 2**27
+RESULT, PICTURE = b'{\n "task": ', b"\x89PNG"  # what our results and pictures begin with
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 KINDS = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
 
@@ -94,14 +95,14 @@ def as_text(content: bytes, name: str) -> str:
         ) from error
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, largest: int = LARGEST_JSON) -> dict:
     """The object that a JSON file holds. Raises ValueError where it holds none."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(
             f"{named(path)} does not exist: {named(path.parent)} is not a whole checkpoint"
         )
-    content = read_bytes(path, LARGEST_JSON)
+    content = read_bytes(path, largest)
     try:
         return parse_object(content)
     except ValueError as error:
@@ -177,9 +178,11 @@ def claimed(path: Path) -> Iterator[None]:
     """Hold the name of an output, a file or a folder, for as long as a run writes it.
 
     Raises ValueError where another run holds it. What killed runs left of files that were to
-    become `path`, or to lie in it, is removed.
+    become `path`, or to lie in it, is removed; so are folders that were made for it, and in
+    which nothing was written.
     """
     path = Path(path).resolve()
+    missing = [folder for folder in path.parents if not folder.exists()]
     lock = path.parent / f".{path.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +201,9 @@ def claimed(path: Path) -> Iterator[None]:
         if same_file(handle, lock) and locked(handle):
             lock.unlink(missing_ok=True)
         os.close(handle)
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for folder in missing:
+                folder.rmdir()
 
 
 def locked(handle: int) -> bool:
@@ -256,6 +262,26 @@ def check_output(
         raise ValueError(f"{named(path)} cannot be written: {reason(error)}") from error
 
 
+@contextlib.contextmanager
+def outputs(inputs, **files: tuple[Path | None, bytes]) -> Iterator[None]:
+    """Check the files that a run is going to write, and hold them.
+
+    files: by their flags' names, each with what an earlier one of ours would begin with; None
+    where the flag was not given. Raises ValueError as check_output and claimed do, and where
+    two of them are one file.
+    """
+    given = {f"--{name}": pair for name, pair in files.items() if pair[0] is not None}
+    for flag, (path, begins) in given.items():
+        check_output(path, inputs, begins, flag)
+    for (flag, (path, _)), (other, (same, _)) in combinations(given.items(), 2):
+        if path.resolve() == same.resolve() or same_place(path, same):
+            raise ValueError(f"{flag} and {other} are one file: give two names")
+    with contextlib.ExitStack() as stack:
+        for path, _ in given.values():
+            stack.enter_context(claimed(path))
+        yield
+
+
 def same_place(path: Path, source: Path) -> bool:
     """Whether a path is that file, under any name, or lies in that folder."""
     if source.is_dir():
@@ -277,8 +303,10 @@ def umask() -> int:
 
 
 def named(path) -> str:
-    """A path as a message names it: whole where it is not too long."""
+    """A path, or another name, as a message shows it: cut at 200 characters, and with what
+    cannot be printed escaped."""
     text = str(path)
+    text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 200 else text[:200] + "..."
 
 

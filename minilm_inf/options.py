@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .blocks import KINDS
+from .fast.blocks import KINDS
 from .config import LMInfinite, ModelConfig
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
@@ -189,6 +190,20 @@ def device(name: str) -> torch.device:
     return found
 
 
+def can_draw() -> bool:
+    """Whether there is something to draw with."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def check_drawing(options, *names: str):
+    """Raise ValueError where one of these flags asks for a picture, and nothing can draw it."""
+    for name in names:
+        if getattr(options, name) and not can_draw():
+            raise ValueError(
+                f"--{name} draws with matplotlib: install it, or leave out --{name}"
+            )
+
+
 def load(options):
     """The model and tokenizer that the flags name."""
     from . import load
@@ -221,8 +236,10 @@ def guarded(run, smaller: str = "model") -> int:
             return 143 if isinstance(stop, Terminated) else 130
         except (ValueError, OSError) as error:
             say(f"error: {' '.join(str(error).split())}")
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:
+            # PyTorch's own for the CPU is a RuntimeError like others.
+            short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if not short and "can't allocate memory" not in str(error):
                 raise
             say(f"error: out of memory: take a smaller {smaller}")
         return 1

@@ -3,14 +3,19 @@
 Text alone teaches a small model no copying within the budget of a laptop. Two exercises do, in
 this order: spans of random tokens that occur again and again, and then facts (a pass key, a
 person's number) that are stated once in ordinary text and asked for at the window's end. A
-window is a row of `length` ids that begins with BOS; every random choice comes from the
-generator that is handed in.
+window is a row of `length` ids that begins with BOS, where the tokenizer puts one before a
+text; every random choice comes from the generator that is handed in.
 """
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
+
+from .sampling import require_numbers
+from .tokenizer import opening
 
 NAMES = """Alice Arthur Bertha Charles Clara Daniel Edith Edward Emily Frank George Grace Hannah
 Harriet Henry Isabel Jacob James Jane John Julia Laura Lewis Lucy Margaret Martha Mary Nathan
@@ -35,25 +40,35 @@ ASK_NUMBER = "What is the number of {}? The number of {} is {}"
 class Practice:
     """Windows made from a tokenizer's pieces and ordinary text.
 
-    tokenizer: anything with encode(text, bos), bos_id and vocab_size.
+    tokenizer: as tokenizer.load gives it.
     text: ids (N,) of ordinary text.
+    bos: what every window begins with, an id or none. last: the ids that end a sentence.
     """
 
     def __init__(self, tokenizer, text: np.ndarray):
         space = "" if begins_with_space(tokenizer) else " "
         self.encode = lambda words: tokenizer.encode(space + words, bos=False)
-        self.bos_id = tokenizer.bos_id
+        self.bos = opening(tokenizer)
         self.text = text
-        # All but the special ids, which stand at the front.
-        self.ids = np.arange(1 + max(tokenizer.bos_id, tokenizer.eos_id), tokenizer.vocab_size)
-        pieces = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]
-        self.ends_sentence = np.array(
-            [p.rstrip('"').endswith((".", "!", "?", "\n")) for p in pieces]
-        )
+        self.tokenizer = tokenizer
+        pieces = {id: tokenizer.decode([id]) for id in np.unique(text).tolist()}
+        marks = (".", "!", "?", "\n")
+        last = [id for id in pieces if pieces[id].rstrip('"').endswith(marks)]
+        self.last = np.array(last, dtype=np.int64)
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """All ids but the special ones."""
+        every = range(self.tokenizer.vocab_size)
+        return np.array([id for id in every if self.tokenizer.bytes_of(id)])
+
+    def sentence_ends(self, ids) -> np.ndarray:
+        """How many ids of some text stand before each end of a sentence."""
+        return np.flatnonzero(np.isin(ids, self.last)) + 1
 
     def ordinary(self, rng: np.random.Generator, length: int) -> list[int]:
         """BOS, then text from a random place on."""
-        return [self.bos_id, *self.excerpt(rng, length)[:-1]]
+        return [*self.bos, *self.excerpt(rng, length)][:length]
 
     def excerpt(self, rng: np.random.Generator, length: int) -> list[int]:
         """Text from a random place on. Raises ValueError where there is not as much."""
@@ -71,8 +86,8 @@ class Practice:
         ids = self.ids
         if rng.random() < 0.5:
             ids = rng.choice(ids, 64, replace=False)
-        row = np.tile(rng.choice(ids, span), length // span + 1)[: length - 1]
-        return [self.bos_id, *row.tolist()]
+        row = np.tile(rng.choice(ids, span), length // span + 1)
+        return [*self.bos, *row.tolist()][:length]
 
     def retrieval(
         self, rng: np.random.Generator, length: int, followed: float = 0.0
@@ -101,7 +116,7 @@ class Practice:
         rng.shuffle(questions)
         behind = []
         if followed and rng.random() < followed:
-            behind = self.ordinary(rng, int(rng.integers(2, length // 4)))[1:]
+            behind = self.ordinary(rng, int(rng.integers(2, length // 4)))[len(self.bos) :]
         while True:
             try:
                 ending = " ".join(questions)
@@ -126,12 +141,12 @@ class Practice:
         """BOS, text with the facts behind random sentences, then the ending: `length` ids."""
         pieces = [self.encode(fact) for fact in facts]
         end = self.encode(ending)
-        room = length - 1 - len(end) - sum(len(piece) for piece in pieces)
+        room = length - len(self.bos) - len(end) - sum(len(piece) for piece in pieces)
         if room < 0:
             raise ValueError(f"{length} tokens have no room for: {' '.join(facts)} {ending}")
         filler = self.excerpt(rng, room)
-        places = np.array([0, *(np.flatnonzero(self.ends_sentence[filler]) + 1)])
-        row = [self.bos_id]
+        places = np.array([0, *self.sentence_ends(filler)])
+        row = list(self.bos)
         cuts = [0, *sorted(int(cut) for cut in rng.choice(places, len(pieces))), room]
         for piece, here, there in zip([*pieces, end], cuts, cuts[1:]):
             row += filler[here:there] + piece
@@ -154,6 +169,7 @@ def pass_key_accuracy(model, practice: Practice, window: int, count: int = 100, 
     for _ in range(count):
         row, first = practice.pass_key(rng, window)
         row = torch.tensor([row], device=model.embed.weight.device)
-        guesses = model(row[:, :-1])[0].argmax(-1)  # (T - 1,), the guesses for ids 1 .. T - 1
-        found += bool((guesses[first - 1 :] == row[0, first:]).all())
+        logits = model(row[:, :-1])[0, first - 1 :]  # (5, V), what follows each id from there
+        require_numbers(logits)
+        found += bool((logits.argmax(-1) == row[0, first:]).all())
     return found / count

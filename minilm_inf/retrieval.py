@@ -7,11 +7,11 @@ text is found when it is asked for at the end.
     python -m minilm_inf.evaluate passkey --resume run.json
 
 Every text is exactly as long as asked for, filler that occurs nowhere twice in it, and each
-method is asked the same questions: full attention, truncation (the vanilla model on BOS and
-the last tokens, answer included no more than context_length), LM-Infinite, and it with the
-top-k middle tokens. An answer is right if greedy decoding writes all of its tokens. In the
-same run, as controls: the model inside its trained length, the question alone, and texts that
-do not state the answer.
+method is asked the same questions: full attention, truncation (the vanilla model on BOS, if the
+tokenizer has one, and the last tokens, answer included no more than context_length),
+LM-Infinite, and it with the top-k middle tokens. An answer is right if greedy decoding writes
+all of its tokens. In the same run, as controls: the model inside its trained length, the
+question alone, and texts that do not state the answer.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import torch
 
 from . import corpus
 from . import options as flags
-from .files import read_text, write_beside
+from .files import PICTURE, RESULT, outputs, read_text, write_beside
 from .needles import axes, heatmap
 from .needles.cells import Run
 from .needles.recall import Pairs, Variables
 from .needles.report import Results
 from .needles.trials import REPEATED, Maker, PassKey
 from .perplexity import check_same, finite, weights_sha256
-from .practice import Practice
+from .practice import Practice, begins_with_space
 from .progress import Progress
 from .resume import begun, drive, remove_state, state_path
 
@@ -50,8 +50,14 @@ def evaluate(options) -> int:
     if start is None:
         return 0
     facts, options, out = start
-    if options.heatmap:
-        heatmap.check()
+    flags.check_drawing(options, "heatmap")
+    inputs = (options.model, *(options.text or [options.corpus]))
+    with outputs(inputs, out=(out, RESULT), heatmap=(options.heatmap, PICTURE)):
+        return measure(facts, options, out)
+
+
+def measure(facts: dict | None, options, out: Path | None) -> int:
+    """The run, from the saved state if there are facts of one, to the result."""
     run, settings, left_out = prepared(options)
     if facts is not None:
         check_same(settings, facts.get("settings", {}), options)
@@ -82,8 +88,10 @@ def prepared(options):
     config = model.config
     cells, left_out = axes.cells(options, config)
     text = filler(options, tokenizer, max(cell.length for cell in cells))
-    maker = maker_of(options, Practice(tokenizer, text), tokenizer)
-    methods, sight = axes.settings(options, config), axes.sight(options, config)
+    practice = Practice(tokenizer, text)
+    maker = maker_of(options, practice, tokenizer)
+    methods = axes.settings(options, config, len(practice.bos))
+    sight = axes.sight(options, config)
     run = Run(model, maker, methods, sight, cells, options.trials, options.seed,
               options.prefill_chunk, options.rows, options.middle or "ram")  # fmt: skip
     for length in {cell.length for cell in cells if cell.length}:
@@ -114,9 +122,7 @@ def method_facts(method) -> dict:
 def filler(options, tokenizer, longest: int) -> np.ndarray:
     """The ids (N,) that texts are filled with."""
     if options.filler == "repeat":
-        space = (
-            "" if tokenizer.encode("a", bos=False) == tokenizer.encode(" a", bos=False) else " "
-        )
+        space = "" if begins_with_space(tokenizer) else " "
         once = tokenizer.encode(space + REPEATED, bos=False)
         return np.array(once * (longest // len(once) + 2))
     if options.text:
@@ -135,29 +141,31 @@ def maker_of(options, practice: Practice, tokenizer) -> Maker:
 
 
 def publish(options, out: Path | None, run: Run, settings: dict, left_out):
-    """The result, printed and written."""
+    """The result, written and printed, and only then drawn; the state goes last."""
     results = Results(
         run, settings["lengths"], options.depths, options.methods,
         settings["context_length"], options.sweep, left_out,
     )  # fmt: skip
     title = f"{TITLES[options.kind]}, {Path(options.model).name}"
-    if options.heatmap:
-        panels = {axes.METHODS[m]: {} for m in options.methods}
-        for method in options.methods:
-            for length in results.lengths:
-                for depth in results.depths:
-                    found = results.cell(method, length, depth)
-                    if found is not None:
-                        panels[axes.METHODS[method]][length, depth] = found["accuracy"]
-        words = f"{title}: % of answers that are right"
-        heatmap.write(options.heatmap, words, panels, results.lengths, results.depths)
     result = {"task": options.kind, "settings": settings, "results": results.as_json()}
     text = json.dumps(finite(result), indent=1)
     if out is not None:
         write_beside(out, (text + "\n").encode())
-        remove_state(out)
     print(text if options.json else f"{title}, {options.trials} trials a cell\n\n" +
-          results.tables())  # fmt: skip
+          results.tables(), flush=True)  # fmt: skip
+    if options.heatmap:
+        words = f"{title}: % of answers that are right"
+        panels = {axes.METHODS[m]: accuracies(results, m) for m in options.methods}
+        heatmap.write(options.heatmap, words, panels, results.lengths, results.depths)
+    if out is not None:
+        remove_state(out)
+
+
+def accuracies(results: Results, method: str) -> dict:
+    """A method's accuracy by (length, depth), where it was measured."""
+    cells = [(length, depth) for length in results.lengths for depth in results.depths]
+    found = {cell: results.cell(method, *cell) for cell in cells}
+    return {cell: share["accuracy"] for cell, share in found.items() if share is not None}
 
 
 # ---- going on

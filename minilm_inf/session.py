@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 
 from . import sampling
+from .fast.cache import Guard
 from .compiled import compiled_step
 from .config import LMInfinite
-from .decoding import has_fixed_shape
+from .fast.one_token import has_fixed_shape
 from .transformer import Transformer
 
 
-class Session:
+class Session(Guard):
     """A text that grows: by what is read, and by what the model writes.
 
     path: "chunked" keeps a cache; "reference" keeps the ids and reads them all anew each time.
@@ -44,8 +45,7 @@ class Session:
         self.decode = compiled_step(model, self.cache) if compile else None
         self.ids: list[int] = []  # all of them, for the reference path only
         self.n_reaching = 0  # how many of them have reached back, likewise
-        self.unread: list[int] = []  # written, but not yet asked what follows
-        self.length = 0
+        self.unread: list[int] = []  # written, or given, but not yet read
         self.seen: set[int] = set()  # which ids occur, for the repetition penalty
 
     def anew(self) -> Session:
@@ -57,6 +57,12 @@ class Session:
         return session
 
     @property
+    def length(self) -> int:
+        """How many tokens the text has, with those that are not read yet."""
+        read = len(self.ids) if self.cache is None else self.cache.length
+        return read + len(self.unread)
+
+    @property
     def cache_bytes(self) -> int:
         return self.cache.nbytes if self.cache is not None else 0
 
@@ -66,13 +72,29 @@ class Session:
         return self.length if self.lm is None else self.lm.visible(self.length)
 
     @torch.inference_mode()
-    def read(self, ids: list[int]) -> torch.Tensor:
+    def read(self, ids: list[int], enough=lambda: False) -> torch.Tensor | None:
         """Take in ids, in chunks; the logits (V,) of the token that follows the last of them.
 
-        A token that was written last is read first. Raises ValueError where there is nothing to
-        read, and for ids outside the model's vocabulary.
+        What was not read before, such as the token that was written last, is read first.
+        `enough()` is asked between chunks: where it is true the rest is read by the next call,
+        and None returned. Raises ValueError where there is nothing to read, for ids outside the
+        model's vocabulary, for logits that are not numbers, and where an earlier call was
+        interrupted by an exception.
         """
-        new, ids = len(ids), self.unread + list(ids)
+        ids = self.unread + list(ids)
+        self._check(ids)
+        with self.changing():
+            self.seen.update(ids)
+            self.unread = []
+            before = self.length
+            logits = self._logits(ids, enough)
+            self.unread = ids[self.length - before :]
+        if logits is not None:
+            sampling.require_numbers(logits)
+        return logits
+
+    def _check(self, ids: list[int]):
+        """Raise ValueError for ids that cannot be read next."""
         if not ids:
             raise ValueError("there is nothing to read: give at least one token")
         low, high = min(ids), max(ids)
@@ -81,45 +103,47 @@ class Session:
                 f"token {low if low < 0 else high} is out of range: the model has the ids 0 to "
                 f"{self.model.config.vocab_size - 1}"
             )
-        self.unread = []
-        self.length += new
-        self.seen.update(ids)
+        if self.ids and len(ids) > 1 and self._last_reaches():
+            raise ValueError(
+                "the reference path reads one prompt only where the last token of a prompt "
+                "reaches back: leave out --path, or take --top-k-queries all"
+            )
+
+    def _last_reaches(self) -> bool:
+        """Whether of a prompt only the last token reaches back to the middle."""
+        return self.lm is not None and self.lm.top_k > 0 and self.lm.top_k_queries == "last"
+
+    def _logits(self, ids: list[int], enough) -> torch.Tensor | None:
+        """read, without its checks."""
         tokens = torch.tensor([ids], device=self.device)
         if self.cache is None:
             hidden = self._read_anew(ids)
         elif self.decode and len(ids) == 1 and has_fixed_shape(self.cache):
             return self._step(tokens)
         else:
-            hidden = self.model.prefill(tokens, self.lm, self.cache, self.prefill_chunk)
-        return self.model.head(hidden[:, -1])[0].cpu()
+            hidden = self.model.prefill(tokens, self.lm, self.cache, self.prefill_chunk, enough)
+        return None if hidden is None else self.model.head(hidden[:, -1])[0].cpu()
 
     def _read_anew(self, ids: list[int]) -> torch.Tensor:
         """read, by the definition: all of the text, and what was written of it reaches back."""
-        lm, n_reaching = self.lm, None
-        if lm is not None and lm.top_k and lm.top_k_queries == "last":
-            if self.ids and len(ids) > 1:
-                raise ValueError(
-                    "the reference path reads one prompt only where the last token of a prompt "
-                    "reaches back: leave out --path, or take --top-k-queries all"
-                )
-            self.n_reaching += 1
-            n_reaching = self.n_reaching
         self.ids += ids
+        self.n_reaching += 1
         tokens = torch.tensor([self.ids], device=self.device)
-        return self.model.read(tokens, lm, path=self.path, n_reaching=n_reaching)
+        n_reaching = self.n_reaching if self._last_reaches() else None
+        return self.model.read(tokens, self.lm, path=self.path, n_reaching=n_reaching)
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """read for one token (1, 1), compiled."""
-        self.cache.settle(whole=True)
-        position = torch.full((), self.cache.length, device=self.device)
-        logits = self.decode(tokens, self.cache, position)
-        self.cache.count(1)
+        with self.cache.changing():
+            self.cache.settle()
+            position = torch.full((), self.cache.length, device=self.device)
+            logits = self.decode(tokens, self.cache, position)
+            self.cache.count(1)
         return logits[0].cpu()
 
     def accept(self, id: int):
         """Make a written token part of the text; the next read begins with it."""
         self.unread.append(id)
-        self.length += 1
 
 
 class Step(NamedTuple):

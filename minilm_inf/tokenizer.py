@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .checkpoint import check_folder
 from .files import read_json
 from .tokenizers.byte_level import ByteLevelTokenizer
 from .tokenizers.recipe_files import (
@@ -28,6 +29,7 @@ def load(folder) -> SentencePieceTokenizer | ByteLevelTokenizer:
     """The tokenizer that a checkpoint's folder holds. Raises ValueError, in one sentence, where
     it holds none, or one that cannot be used exactly."""
     folder = Path(folder)
+    check_folder(folder)
     model, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
     if model.is_file():
         if is_rank_file(model):
@@ -63,6 +65,12 @@ def sentence_pieces(path: Path, added: list[dict]) -> SentencePieceTokenizer:
                 "words is not implemented"
             )
     return tokenizer
+
+
+def opening(tokenizer) -> list[int]:
+    """What encode puts before a text: BOS, or nothing."""
+    bos = tokenizer.bos_id
+    return [bos] if bos is not None and tokenizer.encode("a")[:1] == [bos] else []
 
 
 class StopAt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -279,3 +280,17 @@ def fuzz(seed: int, count: int, /, **choices) -> list[dict]:
         if draw not in draws:
             draws.append(draw)
     return draws
+
+
+@contextmanager
+def interrupted(module: torch.nn.Module):
+    """Ctrl-C when a module of a model is called next, and only then."""
+
+    def interrupt(*_):
+        hook.remove()
+        raise KeyboardInterrupt
+
+    hook = module.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    hook.remove()

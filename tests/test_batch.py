@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import SETTINGS, some_tokens, tiny_model
+from conftest import SETTINGS, interrupted, some_tokens, tiny_model
 
 from minilm_inf.batch import Batch, write_all
+from minilm_inf.config import LMInfinite
 from minilm_inf.session import Session, generate, write
 
 PROMPTS = [some_tokens(n, seed=n)[0].tolist() for n in (9, 1, 4, 25)]
@@ -97,3 +98,41 @@ def test_no_gradients_are_kept():
     logits = Batch(model, PROMPTS).read()
     assert not logits.requires_grad and logits.shape == (4, 31)
     assert logits.dtype == torch.float64
+
+
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("path", ["chunked", "reference"])
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_an_interrupted_batch_is_refused(path, before, top_k):
+    """Catches rows that have lost what a layer had not read yet."""
+    model, lm = tiny_model("llama"), LMInfinite(6, 2, 6, top_k=top_k)
+    batch = Batch(model, PROMPTS, lm, path, prefill_chunk=4)
+    list(write_all(batch, before, temperature=0.0))
+    with interrupted(model.blocks[1]):
+        batch.read()
+    for use in (batch.read, lambda: batch.end(1)):
+        with pytest.raises(ValueError, match="this batch was interrupted"):
+            use()
+
+
+def test_a_batch_that_was_broken_off_goes_on():
+    """Catches texts that the reader had not been shown yet, and that read a token twice."""
+    model, lm = tiny_model("llama"), SETTINGS["LM-Infinite"]
+    whole, batch = Batch(model, PROMPTS, lm), Batch(model, PROMPTS, lm)
+    list(write_all(whole, 6, temperature=0.0))
+    for number, _ in write_all(batch, 3, temperature=0.0):
+        if number == 1 and len(batch.texts[1]) == 4:
+            break
+    list(write_all(batch, 3, temperature=0.0))
+    assert batch.texts == whole.texts
+    batch.read()
+    with pytest.raises(ValueError, match="text 1 needs one new token"):
+        batch.read()
+
+
+def test_logits_that_are_not_numbers():
+    """Catches one text of several that is made of nothing."""
+    model = tiny_model("llama")
+    model.embed.weight.data[PROMPTS[1][0]] = torch.inf
+    with pytest.raises(ValueError, match="not numbers"):
+        list(write_all(Batch(model, PROMPTS), 3, temperature=0.0))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SETTINGS, fuzz, read_in_chunks, some_tokens, tiny_llama
+from conftest import SETTINGS, fuzz, interrupted, read_in_chunks, some_tokens, tiny_llama
 
 from minilm_inf.config import LMInfinite
 
@@ -208,3 +208,31 @@ def test_where_a_stream_begins_is_not_felt(lm, first):
     there = read_in_chunks(model, tokens, lm, [7, 1], first_position=first)
     assert (there - here).abs().max() <= 1e-5
     assert not torch.equal(there, here), "the keys do stand elsewhere"
+
+
+@pytest.mark.parametrize("where", ["blocks.0", "blocks.1.mlp", "norm", "head"])
+@pytest.mark.parametrize("n_new", [1, 6])
+@pytest.mark.parametrize("lm", [None, LM, LMInfinite(6, 2, 6, top_k=2)], ids=str)
+def test_an_interrupted_cache_is_refused(model, lm, n_new, where):
+    """Catches layers of unequal length that are read on from, with logits that are far off."""
+    tokens = some_tokens(N)
+    cache = model.new_cache(1, lm)
+    model(tokens[:, :12], lm, cache)
+    with interrupted(model.get_submodule(where)):
+        model(tokens[:, 12 : 12 + n_new], lm, cache)
+    for use in (
+        lambda: model(tokens[:, 12:], lm, cache),
+        lambda: model.read(tokens[:, 12:13], lm, cache),
+        cache.state,
+        lambda: cache.keep([0]),
+    ):
+        with pytest.raises(ValueError, match="this cache was interrupted"):
+            use()
+
+
+def test_a_refused_call_leaves_no_padding(model):
+    """Catches rows that are read as padded because an earlier call, which was refused, was."""
+    cache, tokens = model.new_cache(2, LM), some_tokens(9, batch=2)
+    with pytest.raises(ValueError, match="out of range"):
+        model(tokens + 31, LM, cache, lengths=[9, 4])
+    torch.testing.assert_close(model(tokens, LM, cache), model(tokens, LM))

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import FAMILIES, some_tokens, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minilm_inf import checkpoint
+from minilm_inf import checkpoint, convert
 from minilm_inf.checkpoint import load_model, read_config, save
 from minilm_inf.models import llama
 
@@ -173,25 +174,81 @@ def test_a_shard_may_be_a_symlink(folder, tmp_path_factory):
     load_model(folder)
 
 
-def test_ignored_tensors(folder):
-    """Catches early conversions of Llama, which store their angles, being refused."""
-    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
-    change_tensors(folder, lambda t: t.update({name.format(1): torch.ones(2)}))
-    load_model(folder)
-    change_tensors(folder, lambda t: t.update({name.format(2): torch.ones(2)}))
-    refusal(folder, name.format(2), "no place")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.self_attn.rotary_emb.inv_freq",
+        "model.layers.7.self_attn.rotary_emb.original_inv_freq",
+        "model.rotary_emb.inv_freq",
+        "rotary_emb.cos_cached",
+        "model.layers.0.self_attn.rotary_emb.sin_cached",
+        "model.layers.0.self_attn.masked_bias",
+        "transformer.h.0.attn.bias",
+        "transformer.attn_bias",
+        "model.causal_mask",
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_network_computes_itself_is_not_read(family, name, tmp_path):
+    """Catches a folder refused for the angles or the mask that its writer stored too."""
+    model = tiny_model(family, dtype=torch.float32)
+    save(model, tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({name: torch.ones(2, dtype=torch.bool)}))
+    assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
 
 
-def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
-    """Catches a head of its own that is dropped without a word because the config says tied."""
+@pytest.mark.parametrize("stored", ["embedding", "head", "both", "different"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tied_pair_under_either_name(family, stored, tmp_path):
+    """Catches a tied model refused for the name of the pair that its writer kept, and a head
+    of its own that is dropped without a word because the config says tied."""
+    model = tiny_model(family, dtype=torch.float32, tied=True)
+    save(model, tmp_path)
+    embedding, head = (FAMILIES[family][0].KEYS[n] for n in ("embed.weight", "head.weight"))
+
+    def change(tensors):
+        weight = tensors[embedding]
+        if stored != "embedding":
+            tensors[head] = weight + 1 if stored == "different" else weight.clone()
+        if stored == "head":
+            del tensors[embedding]
+
+    change_tensors(tmp_path, change)
+    if stored == "different":
+        refusal(tmp_path, head, "tie_word_embeddings")
+    else:
+        assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
+
+
+def test_a_misshapen_tied_head(tmp_path):
+    """Catches a head of another size passed over beside the embedding."""
     save(make_model(tied=True), tmp_path)
-    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].clone()
-    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": embedding.clone()}))
-    assert load_model(tmp_path).head.weight.shape == embedding.shape
-    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": embedding + 1}))
-    refusal(tmp_path, "lm_head.weight", "tie_word_embeddings")
-    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": embedding[1:].clone()}))
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(3, 16)}))
     refusal(tmp_path, "lm_head.weight")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "base_model.model.", ""])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrappers_around_the_names(family, prefix, tmp_path):
+    """Catches a model refused because a wrapper of its trainer, or its absence, shows in the
+    names."""
+    model = tiny_model(family, dtype=torch.float32)
+    save(model, tmp_path)
+
+    def change(tensors):
+        for name in list(tensors):
+            bare = name.split(".", 1)[1] if not prefix and "lm_head" not in name else name
+            tensors[prefix + bare] = tensors.pop(name)
+
+    change_tensors(tmp_path, change)
+    assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
+
+
+def test_two_names_of_one_tensor(folder):
+    """Catches one of two tensors taken at random."""
+    name = "model.norm.weight"
+    change_tensors(folder, lambda t: t.update({"module." + name: t[name] + 1}))
+    refusal(folder, name, "module." + name, "two names")
 
 
 def test_weights_outlive_their_file(folder):
@@ -319,10 +376,50 @@ def test_damaged_headers(folder):
     refusal(folder, "4 bytes belong to no tensor")
 
 
-def test_pickles_are_not_loaded(folder):
-    """Catches the execution of whatever code a .bin file brings."""
-    os.rename(folder / "model.safetensors", folder / "pytorch_model.bin")
-    refusal(folder, "pytorch_model.bin", "pickle", "convert")
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["pytorch_model.bin"], "pytorch_model.bin, a pickle, python -m minilm_inf.convert"),
+        (["pytorch_model.bin.index.json"], "a pickle, minilm_inf.convert"),
+        (["pytorch_model-00001-of-00002.bin"], "part 00001 of 00002, bin.index.json"),
+        (["adapter_config.json", "adapter_model.safetensors"], "an adapter, merge it"),
+        (["optimizer.pt", "adapter_model.bin"], "an adapter"),
+        (
+            ["optimizer.pt", "model-00001-of-00001.safetensors"],
+            "rename it to model.safetensors",
+        ),
+        (["model-00001-of-00002.safetensors"], "part 00001 of 00002, safetensors.index.json"),
+        (["consolidated.safetensors"], "consolidated.safetensors, another program's"),
+        (["consolidated.00.pth"], "consolidated.00.pth, another program's"),
+        (["a.safetensors", "optimizer.bin"], "a.safetensors, if it is the whole model"),
+        (["model.Q8_0.gguf"], "minilm_inf.convert, model.Q8_0.gguf"),
+        (
+            ["rng_state_0.pth", "scheduler.pt", "training_args.bin"],
+            "a trainer, the weights too",
+        ),
+        (["model.pth", "optimizer.pt"], "model.pth, a pickle, rename it to pytorch_model.bin"),
+        ([], "neither model.safetensors nor, fetch the model's weights too"),
+    ],
+)
+def test_what_stands_in_the_place_of_the_weights(names, words, folder, capsys):
+    """Catches a trainer's files called the weights, a pickle that is run, and advice that leads
+    nowhere; convert must say the same, where it cannot help."""
+    (folder / "model.safetensors").unlink()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    message = refusal(folder, *words.split(", "))
+    if "pytorch_model.bin" not in str(names):
+        assert convert.main([str(folder)]) == 1
+        assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", INDEX, "config.json"])
+def test_pointers_of_git_lfs(file, folder):
+    """Catches "no JSON object" for a file that was never fetched."""
+    if file == INDEX:
+        (folder / "model.safetensors").unlink()
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    refusal(folder, file, "git lfs pull")
 
 
 def test_missing_parts(folder, tmp_path_factory):
@@ -330,6 +427,8 @@ def test_missing_parts(folder, tmp_path_factory):
     (folder / "model.safetensors").unlink()
     refusal(folder, str(folder), "model.safetensors")
     refusal(folder / "nowhere", "nowhere is not a folder")
+    refusal(Path("owner/name-7b"), "owner/name-7b is not a folder", "read from disk")
+    refusal(folder / "model.gguf", "model.gguf is not a folder", "minilm_inf.convert")
     refusal(folder / "config.json", "is not a folder")
     refusal(tmp_path_factory.mktemp("empty"), "config.json does not exist")
 
@@ -417,7 +516,6 @@ def test_a_truncated_shard(folder):
         ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         ("rope_parameters", {"rope_type": "default", "rope_theta": 7.0}),
         ("colour", "red"),
-        ("auto_map", {"AutoModel": "own.py"}),
         ("rms_norm_eps", 0),
         ("rms_norm_eps", float("nan")),
         ("rope_theta", "10000"),
@@ -450,9 +548,9 @@ def test_sizes_that_make_no_model(folder):
     refusal(folder, "1000000 layers", "21 tensors")
     change_config(folder, num_hidden_layers=2, num_key_value_heads=3)
     refusal(folder, "n_kv_head (3)")
-    huge = dict.fromkeys(["hidden_size", "vocab_size", "head_dim", "intermediate_size"], 2**24)
-    change_config(folder, num_key_value_heads=2, num_attention_heads=2**24, **huge)
-    refusal(folder, "config.json")
+    huge = dict.fromkeys(["hidden_size", "vocab_size", "head_dim", "intermediate_size"], 2**20)
+    change_config(folder, num_key_value_heads=2**20, num_attention_heads=2**20, **huge)
+    refusal(folder, "config.json", "too large")
 
 
 SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size"
@@ -511,6 +609,28 @@ def test_harmless_keys(folder):
     load_model(folder)
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("hidden_dropout", 0.0), ("attention_dropout", 0.1), ("embd_pdrop", 0.1),
+        ("hidden_dropout_prob", 0), ("layerdrop", 1), ("unk_token_id", 0), ("newer", None),
+        ("mask_token_id", None), ("pad_token_id", -1), ("decoder_start_token_id", 0),
+        ("forced_eos_token_id", 2), ("welcome", "hi"), ("antemplate", "[<|>]"),
+        ("newlinemode", "n"), ("badwordsids", [[1]]), ("auto_map", {"A": "b.C"}),
+        ("temperature", 0.7), ("max_length", 20), ("top_p", 1.0), ("_name_or_path", "x"),
+        ("gradient_checkpointing", False), ("transformers_version", "4.1"),
+        ("dtype", "float16"), ("use_flash_attention_2", True), ("tokenizer_class", "X"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_remark_of_another_program(family, key, value, tmp_path):
+    """Catches a folder refused for a key that changes no logit, in one of the families."""
+    save(tiny_model(family), tmp_path)
+    plain = read_config(tmp_path)
+    change_config(tmp_path, **{key: value})
+    assert read_config(tmp_path) == plain
+
+
 def test_the_training_length_of_the_first_llamas(folder):
     """Catches a window of 2048 for a model that was trained on another length."""
     change_config(folder, remove=["max_position_embeddings"], max_sequence_length=512)
@@ -539,6 +659,51 @@ def test_ids_may_be_one_a_list_or_none(folder):
     change_config(folder, bos_token_id=0, eos_token_id=None)
     config = read_config(folder)
     assert (config.bos_id, config.eos_ids) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "raw, bos_id, eos_ids",
+    [
+        ({"eos_token_id": [5, 6], "bos_token_id": 4, "top_p": 0.9, "colour": "red"}, 1, (5, 6)),
+        ({"eos_token_id": 7}, 1, (7,)),
+        ({"eos_token_id": None, "bos_token_id": None}, 1, (2,)),
+        ({}, 1, (2,)),
+    ],
+)
+def test_generation_config_names_what_ends_a_text(raw, bos_id, eos_ids, folder):
+    """Catches a text that runs on after the id that ends a turn."""
+    (folder / "generation_config.json").write_text("\ufeff" + json.dumps(raw))
+    config = read_config(folder)
+    assert (config.bos_id, config.eos_ids) == (bos_id, eos_ids)
+
+
+def test_generation_config_has_a_bos_where_config_has_none(folder):
+    """Catches a BOS that only the second file names, and one that it overrules."""
+    (folder / "generation_config.json").write_text('{"bos_token_id": [3]}')
+    change_config(folder, bos_token_id=None)
+    assert read_config(folder).bos_id == 3
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"eos_token_id": "2"}', "eos_token_id must be a token id, a list of them or null"),
+        ('{"eos_token_id": [1.5]}', "[1.5]"),
+        ('{"eos_token_id": [[1]]}', "[[1]]"),
+        ('{"eos_token_id": true}', "true"),
+        ('{"eos_token_id": -1}', "-1"),
+        ('{"eos_token_id": 1e999}', "Infinity"),
+        ('{"bos_token_id": [1, 2]}', "bos_token_id must be one token id"),
+        ("[2]", "a list, not an object"),
+        ("null", "null, not an object"),
+        ("{", "no JSON object"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_a_generation_config_of_another_shape(text, words, folder):
+    """Catches a traceback, or a sentence that names config.json instead."""
+    (folder / "generation_config.json").write_text(text)
+    refusal(folder, "generation_config.json", words)
 
 
 # Saving

@@ -622,7 +622,7 @@ def test_a_figure_is_written(call, texts, tmp_path):
 
 def test_a_figure_needs_matplotlib(call, texts, tmp_path, monkeypatch):
     """A run of ten minutes that ends in an ImportError."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("minilm_inf.options.can_draw", lambda: False)
     code, out, err = call("--text", texts / "a", "--figure", tmp_path / "x.png")
     assert code == 1 and not out and err.count("\n") == 1
     assert "--figure draws with matplotlib" in err and not list(tmp_path.iterdir())

@@ -85,6 +85,24 @@ def test_the_program_itself(family):
     assert (here.read(ids[30:31]) - right.read(ids[30:31])).abs().max() <= 2e-5
 
 
+def test_an_interrupted_step_is_refused(only_recorded):
+    """Catches rings in which some layers have a token more than others."""
+    session = Session(tiny_model("llama", dtype=torch.float32), LM, compile=True)
+    session.read([1, 2, 3])
+    session.read([4])
+
+    def interrupt(flat):
+        raise KeyboardInterrupt
+
+    session.decode.program = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        session.read([5])
+    with pytest.raises(ValueError, match="this session was interrupted"):
+        session.read([5])
+    with pytest.raises(ValueError, match="this cache was interrupted"):
+        session.model(torch.tensor([[5]]), LM, session.cache)
+
+
 def test_what_cannot_be_compiled_is_refused(monkeypatch):
     """Catches a traceback of the compiler's in place of a sentence."""
     model = tiny_model("llama")

@@ -638,7 +638,7 @@ def test_the_factors_of_llama_3_1(run, tmp_path, monkeypatch):
         ({"general.architecture": None}, ("None",)),
         ({"llama.expert_count": 8}, ("llama.expert_count",)),
         ({"llama.attention.sliding_window": 4096}, ("llama.attention.sliding_window",)),
-        ({"llama.rope.scaling.type": "yarn"}, ("llama.rope.scaling.type", "'yarn'")),
+        ({"llama.rope.scaling.type": "yarn"}, ("llama.rope.scaling.type", '"yarn"')),
         ({"llama.rope.dimension_count": 4}, ("llama.rope.dimension_count",)),
         ({"llama.attention.value_length": 4}, ("llama.attention.value_length",)),
         ({"llama.attention.head_count_kv": [2, 1]}, ("llama.attention.head_count_kv",)),

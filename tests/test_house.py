@@ -12,11 +12,11 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
-    "startup",
+    "startup", "files",
     "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "attention", "band",
     "triangles", "sight", "keys", "blocks", "middle", "chunked", "rows", "layer_cache",
     "cache", "decoding", "transformer", "models.raw_config", "models.stacked",
-    "models.llama", "models.mpt", "models.gptj", "models", "files", "shards", "checkpoint",
+    "models.llama", "models.mpt", "models.gptj", "models", "shards", "checkpoint",
     "tokenizers.sentence_pieces", "tokenizers.byte_level", "tokenizers.pre_tokenizers",
     "tokenizers.recipe_files", "tokenizers", "tokenizer", "chat_template", "chat",
     "sampling", "options", "compiled", "session", "explain", "batch", "compare", "planning",

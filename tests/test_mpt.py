@@ -23,6 +23,7 @@ from conftest import (
 )
 
 from minilm_inf.checkpoint import load_model, save
+from minilm_inf.inspection.folder_facts import look
 from minilm_inf.models.mpt import MptConfig, config_from_hf, config_to_hf
 
 LM_INFINITE = SETTINGS["LM-Infinite"]
@@ -543,3 +544,18 @@ def test_the_kinds_of_the_numbers_that_are_written():
         assert type(value) is int
     for value in (attention["clip_qkv"], attention["softmax_scale"], raw["layer_norm_epsilon"]):
         assert type(value) is float
+
+
+@pytest.mark.parametrize("width, loads", [(96, True), (192, True), (128, False)])
+def test_the_mlp_is_as_wide_as_it_is_stored(width, loads, tmp_path):
+    """Catches an MPT of transformers, which ignores expansion_ratio and builds 4 x d_model; and
+    weights that belong to neither reading of the key."""
+    model = tiny_model("mpt", dtype=torch.float32, n_inner=width)
+    raw, tensors = stored(model, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"expansion_ratio": 2}))
+    if loads:
+        assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
+        assert look(tmp_path, torch.float32)["sizes"]["n_inner"] == width
+    else:
+        with pytest.raises(ValueError, match="ffn.up_proj.weight in .* has the shape"):
+            load_model(tmp_path)

@@ -4,9 +4,10 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import SETTINGS, some_tokens, tiny_llama
+from conftest import SETTINGS, interrupted, some_tokens, tiny_llama
 
 from minilm_inf import LMInfinite, generate
+from minilm_inf.explain import explain
 from minilm_inf.session import Session, write
 
 LM = SETTINGS["LM-Infinite"]
@@ -246,3 +247,63 @@ def test_every_dtype_writes(dtype):
     model = tiny_llama(dtype=dtype)
     new = list(generate(model, PROMPT, LM, 20, top_p=0.9, min_p=0.01, seed=0))
     assert len(new) == 20 and all(0 <= id < 31 for id in new)
+
+
+TOP_K = LMInfinite(6, 2, 6, top_k=2)
+WAYS = {
+    "vanilla": dict(lm=None),
+    "LM-Infinite": dict(lm=LM),
+    "by chunks": dict(lm=LM, prefill_chunk=4),
+    "by definition": dict(lm=LM, path="reference"),
+    "top-k": dict(lm=TOP_K),
+    "top-k on disk": dict(lm=TOP_K, middle="disk", prefill_chunk=4),
+}
+
+
+@pytest.mark.parametrize("new", [[], [3, 1, 4, 1, 5, 9]], ids=["a token", "a prompt"])
+@pytest.mark.parametrize("where", ["blocks.1", "head"])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interrupted_session_is_refused(model, way, where, new):
+    """Catches a text that counts tokens which were not read, or reads some of them twice."""
+    session = Session(model, **WAYS[way])
+    session.read(PROMPT)
+    session.accept(7)
+    with interrupted(model.get_submodule(where)):
+        session.read(new)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="this session was interrupted"):
+            session.read([2])
+    with pytest.raises(ValueError, match="this session was interrupted"):
+        explain(session)
+    fresh = session.anew()
+    torch.testing.assert_close(
+        fresh.read([*PROMPT, 7]), Session(model, **WAYS[way]).read([*PROMPT, 7])
+    )
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 9])
+@pytest.mark.parametrize("lm", [None, LM, TOP_K], ids=["vanilla", "LM-Infinite", "top-k"])
+def test_what_was_left_between_chunks_is_read_next(model, lm, chunks):
+    """Catches the rest of a long prompt lost, or read twice, after Ctrl-C."""
+    ids, asked = some_tokens(23, seed=4)[0].tolist(), []
+    session = Session(model, lm, prefill_chunk=5)
+    logits = session.read(ids, enough=lambda: asked.append(0) or len(asked) == chunks)
+    assert (logits is None) == (chunks < 5) and session.length == 23
+    assert len(session.unread) == (max(0, 23 - 5 * chunks) if chunks < 5 else 0)
+    session.accept(8)
+    right = Session(model, lm)
+    if chunks == 9:
+        right.read(ids)
+        ids = []
+    torch.testing.assert_close(session.read([3, 1]), right.read([*ids, 8, 3, 1]))
+    assert session.length == right.length == 26 and not session.unread
+
+
+@pytest.mark.parametrize("path", ["chunked", "reference"])
+def test_logits_that_are_not_numbers(model, path):
+    """Catches a text of nothing, or one of the first id alone, from weights that overflow."""
+    model = tiny_llama()
+    model.head.weight.data[3, 0] = torch.nan
+    for max_new_tokens in (0, 1):
+        with pytest.raises(ValueError, match="not numbers"):
+            list(generate(model, PROMPT, LM, max_new_tokens, temperature=0.0, path=path))

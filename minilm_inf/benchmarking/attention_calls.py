@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import attend
-from ..chunked import chunked_attend
+from ..fast.chunked import chunked_attend
 from ..config import LMInfinite
 from ..inspection.memory import available_memory
 from ..positions import Rotary

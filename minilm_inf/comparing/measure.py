@@ -18,6 +18,7 @@ import numpy as np
 
 from ..compare import bins
 from ..config import ModelConfig
+from ..sampling import require_numbers
 from ..tally import interval
 
 TIMED = 5  # chunks, at least
@@ -42,10 +43,11 @@ def chunk_for(chunk: int, length: int, n_documents: int) -> int:
 
 
 def measure(model, methods: dict, documents: dict[str, list[int]], chunk: int, report) -> dict:
-    """Measured of each method, over documents of ids of one length, each beginning with BOS.
+    """Measured of each method, over documents of ids of one length.
 
     The methods take turns, document by document. report(tokens, label) is told after every
-    chunk how many tokens were scored, of documents x methods x n.
+    chunk how many tokens were scored, of documents x methods x n. Raises ValueError for logits
+    that are not numbers.
     """
     nll = {name: [] for name in methods}
     seconds = {name: [] for name in methods}
@@ -55,6 +57,7 @@ def measure(model, methods: dict, documents: dict[str, list[int]], chunk: int, r
             found, times, began = [], [], time.perf_counter()
             for piece in method.pieces(model, ids, chunk):
                 now = time.perf_counter()
+                require_numbers(piece)
                 found.append(piece.numpy())
                 times.append((len(piece), now - began))
                 done += len(piece)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..compare import reencoded_pieces, stream_pieces
 from ..config import LMInfinite, ModelConfig
+from ..sampling import require_numbers
 from ..session import generate
 from ..transformer import Transformer
 from .streaming_llm import StreamingLLM
@@ -114,23 +115,25 @@ class InCache:
 
 @dataclass(frozen=True)
 class Reencoded:
-    """Truncation: the vanilla model on BOS and the last length - 1 tokens, read anew."""
+    """Truncation: the vanilla model on the first n_bos tokens (BOS, or none) and the last ones,
+    `length` in all, read anew."""
 
     label: str
     length: int
+    n_bos: int = 1
 
     def pieces(self, model: Transformer, ids: list[int], chunk: int) -> Iterator[Tensor]:
         """As Stream.pieces; every length / 2 tokens the context moves on, and each piece is of
         about a chunk's tokens."""
         batch = max(1, chunk // max(1, self.length // 2))
-        return reencoded_pieces(model, ids, self.length, batch)
+        return reencoded_pieces(model, ids, self.length, batch, self.n_bos)
 
     def write(self, model: Transformer, ids: list[int], count: int, chunk: int) -> list[int]:
         """As Stream.write; the context moves on with every token."""
 
         def following(ids: list[int]) -> Tensor:
             if len(ids) > self.length:
-                ids = [ids[0], *ids[len(ids) - self.length + 1 :]]
+                ids = ids[: self.n_bos] + ids[len(ids) - self.length + self.n_bos :]
             tokens = torch.tensor([ids], device=model.embed.weight.device)
             return model.head(model.read(tokens)[:, -1])[0]
 
@@ -158,7 +161,9 @@ def likeliest(following: Callable, ids: list[int], count: int) -> list[int]:
     """The `count` ids that follow, the likeliest each time; following(ids) -> logits (V,)."""
     ids, n = list(ids), len(ids)
     for _ in range(count):
-        ids.append(int(following(ids).argmax()))
+        logits = following(ids)
+        require_numbers(logits)
+        ids.append(int(logits.argmax()))
     return ids[n:]
 
 
@@ -185,11 +190,12 @@ class Budget:
         return LMInfinite(n_local, self.n_global, ceiling, **others)
 
 
-def methods(names: list[str], budget: Budget, config: ModelConfig) -> dict:
+def methods(names: list[str], budget: Budget, config: ModelConfig, n_bos: int = 1) -> dict:
     """The methods of these names (all of LABELS are known), in that order.
 
-    Raises ValueError where the budget is too small for one of them, and for layers that the
-    model does not have.
+    n_bos: ids that every text begins with, which truncation keeps: BOS, or none. Raises
+    ValueError where the budget is too small for one of them, and for layers that the model
+    does not have.
     """
     lm, found = budget.settings(budget.n_local), {}
     for name in names:
@@ -197,7 +203,8 @@ def methods(names: list[str], budget: Budget, config: ModelConfig) -> dict:
         if name == "truncate":
             if min(budget.keys, config.context_length) < 2:
                 raise ValueError("truncate needs room for two keys: take a larger --n-local")
-            found[name] = Reencoded(label, min(budget.keys, config.context_length))
+            length = min(budget.keys, config.context_length)
+            found[name] = Reencoded(label, length, n_bos)
         elif name == "streaming":
             found[name] = InCache(label, budget.n_local, budget.n_global)
         elif name == "topk":

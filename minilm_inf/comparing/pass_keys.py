@@ -15,6 +15,7 @@ from ..intervals import wilson
 from ..needles.reading import where_it_lies
 from ..needles.trials import PassKey
 from ..practice import Practice
+from ..tokenizer import opening
 
 TIMES = 4  # tokens of a trial, in visible keys or trained lengths
 DEPTHS = (0.3, 0.4, 0.5, 0.6)  # shares of the filler before the key
@@ -24,11 +25,12 @@ def trials(tokenizer, documents: dict[str, list[int]], lm: LMInfinite, config: M
            count: int) -> tuple[list, list]:  # fmt: skip
     """`count` trials whose keys lie in the middle, and as many inside the trained length.
 
-    documents: ids, each beginning with BOS, of which the filler is made. Raises ValueError
-    where they are too short for that.
+    documents: as compare.encoded makes them, of whose text the filler is made. Raises
+    ValueError where they are too short for that.
     """
     length = TIMES * max(config.context_length, lm.most_visible)
-    filler = np.array([id for ids in documents.values() for id in ids[1:]])
+    n_bos = len(opening(tokenizer))
+    filler = np.array([id for ids in documents.values() for id in ids[n_bos:]])
     if len(filler) <= length:
         raise ValueError(f"they take {length:,} tokens of text, and there are {len(filler):,}")
     maker = PassKey(Practice(tokenizer, filler), tokenizer)

@@ -99,8 +99,8 @@ def notes(result: dict) -> str:
     lines.append(budget + all_seeing(result["methods"], ", but for {}, which see{} all") + ".")
     if "truncate" in names:
         lines.append(
-            "Truncation reads BOS and the last tokens anew, never more than the trained "
-            "length, and keeps no cache."
+            "Truncation reads BOS, if there is one, and the last tokens, again and again, "
+            "never more than the trained length, and keeps no cache."
         )
     if "topk" in names:
         lines.append(

@@ -6,7 +6,7 @@ with the same number of visible keys.
     python -m minilm_inf.evaluate compare --methods full,lambda,truncate --n-local 256
 
     full        full attention: the vanilla model
-    truncate    the vanilla model on BOS and the last tokens, read anew again and again
+    truncate    the vanilla model on BOS (if any) and the last tokens, read again and again
     window      a sliding window, without the starting tokens
     no-ceiling  window and starting tokens at their true distances
     no-lambda   all keys, none further away than the ceiling
@@ -26,7 +26,6 @@ point that is.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from dataclasses import asdict, replace
@@ -38,10 +37,10 @@ from .. import corpus, plan
 from .. import options as flags
 from ..compare import encoded
 from ..config import ModelConfig
-from ..files import read_text, write_beside
+from ..files import PICTURE, RESULT, outputs, read_text, write_beside
 from ..perplexity import finite
 from ..progress import Progress
-from ..resume import check_free
+from ..tokenizer import opening
 from . import figure, pass_keys, sweep, table
 from .measure import chunk_for, measure, result_of
 from .methods import Budget, Reencoded, Stream, methods
@@ -53,17 +52,23 @@ def evaluate(options) -> int:
     """The task, from its flags to the result."""
     if options.plan:
         return show_plan(options)
-    for path in (options.out, options.figure):
-        if path is not None:
-            check_free(path)
-    if options.figure and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
+    flags.check_drawing(options, "figure")
+    inputs = (options.model, *(options.text or [options.corpus]))
+    files = {"out": (options.out, RESULT), "figure": (options.figure, PICTURE)}
+    with outputs(inputs, **files):
+        return measured_and_published(options)
+
+
+def measured_and_published(options) -> int:
+    """Each part is written as soon as it is measured, and the table of those that were is
+    printed whatever becomes of the others."""
     texts = compared(options)
     model, tokenizer = flags.load(options)
-    budget = budget_of(options, model.config)
-    chosen = methods(options.methods, budget, model.config)
-    length = options.length or TIMES_CONTEXT * model.config.context_length
-    context = model.config.context_length
+    config, n_bos = model.config, len(opening(tokenizer))
+    budget = budget_of(options, config)
+    chosen = methods(options.methods, budget, config, n_bos)
+    context = config.context_length
+    length = options.length or TIMES_CONTEXT * context
     if options.sweep and length <= context:
         raise ValueError(
             f"--sweep is about what lies beyond {context} tokens: take a larger --length"
@@ -79,14 +84,22 @@ def evaluate(options) -> int:
     chunk = chunk_for(options.chunk, length, len(documents))
     measured = run(model, chosen, documents, chunk, length)
     width = model.embed.weight.element_size()
-    result["methods"] = result_of(chosen, measured, model.config, width)
-    if options.trials:
-        ask(model, tokenizer, chosen, documents, budget, result, options)
-    if options.sweep:
-        rows = sweep.settings(budget, context)
-        measured = run(model, sweep.readings(rows), documents, chunk, length)
-        result["sweep"] = sweep.result_of(rows, measured, context)
-    return publish(finite(result), options)
+    result["methods"] = result_of(chosen, measured, config, width)
+    try:
+        write(result, options)
+        if options.trials:
+            ask(model, tokenizer, chosen, documents, budget, result, options)
+            write(result, options)
+        if options.sweep:
+            rows = sweep.settings(budget, context)
+            measured = run(model, sweep.readings(rows), documents, chunk, length)
+            result["sweep"] = sweep.result_of(rows, measured, context)
+            write(result, options)
+    finally:
+        show(finite(result), options)
+    if options.figure:
+        write_beside(options.figure, figure.png(finite(result)))
+    return 0
 
 
 def run(model, chosen: dict, documents: dict[str, list[int]], chunk: int, length: int) -> dict:
@@ -129,22 +142,23 @@ def ask(model, tokenizer, chosen: dict, documents, budget: Budget, result: dict,
     )
 
 
-def publish(result: dict, options) -> int:
-    """Write and print what was asked for."""
-    text = json.dumps(result, indent=1)
-    if options.figure:
-        write_beside(options.figure, figure.png(result))
+def write(result: dict, options):
+    """Write what was measured so far where --out says."""
     if options.out:
+        text = json.dumps(finite(result), indent=1)
         write_beside(options.out, (text + "\n").encode())
+
+
+def show(result: dict, options):
+    """Print what was measured."""
     if options.json:
-        print(text)
-        return 0
+        print(json.dumps(result, indent=1), flush=True)
+        return
     print(table.methods_table(result))
     print("\n" + table.notes(result))
-    print(table.verdict(result))
-    if options.sweep:
-        print("\n" + table.sweep_tables(result))
-    return 0
+    print(table.verdict(result), flush=True)
+    if "sweep" in result:
+        print("\n" + table.sweep_tables(result), flush=True)
 
 
 def compared(options) -> dict[str, str]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import read_json
+from ..files import named
+from ..shards import nothing_to_load, read_weight_map
 from .shard_writer import DTYPES
 
 WEIGHTS = "pytorch_model.bin"
@@ -40,20 +41,17 @@ def find_pickles(folder: Path) -> dict[Path, set[str] | None]:
         return {folder / WEIGHTS: None}
     index = folder / INDEX
     if not index.is_file():
-        raise ValueError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: nothing to convert")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} has no weight_map from tensors to files: fetch it again")
+        raise ValueError(nothing_to_load(folder))
     shards: dict[str, set[str]] = {}
-    for name, shard in weight_map.items():
+    for name, shard in read_weight_map(index).items():
         # A plain name, on every system: an index must not make us open files elsewhere.
-        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII):
+        if not re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII):
             raise ValueError(
-                f"{index} names the file {shard!r}, which is no plain name of a .bin"
+                f"{index} names the file {named(repr(shard))}, which is no plain name of a .bin"
             )
         if not (folder / shard).is_file():
             raise ValueError(
-                f"{index} names the file {shard}, which does not exist: fetch it too"
+                f"{index} names the file {named(shard)}, which does not exist: fetch it too"
             )
         shards.setdefault(shard, set()).add(name)
     return {folder / shard: shards[shard] for shard in sorted(shards)}

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import FULL_ATTENTION, LMInfinite
+from ..sampling import require_numbers
 from . import theorem
 from .logits import Rows
 from .places import log_edges, some_queries, stretches
@@ -64,7 +65,8 @@ class Diagnosis:
 
     @torch.inference_mode()
     def read_all(self, documents: dict[str, list[int]], report):
-        """Read texts of n + 1 ids; report is told of each reading."""
+        """Read texts of n + 1 ids; report is told of each reading. Raises ValueError for logits
+        that are not numbers."""
         generator = torch.Generator().manual_seed(self.seed)
         count = -(-theorem.N_PAIRS // len(documents))
         for number, (name, ids) in enumerate(documents.items(), 1):
@@ -138,8 +140,11 @@ class Diagnosis:
 
 
 def nll_of(model, hidden: Tensor, following: Tensor) -> Tensor:
-    """The nll of each id that follows: (n, E), (n,) -> (n,) in float64 on the CPU."""
+    """The nll of each id that follows: (n, E), (n,) -> (n,) in float64 on the CPU. Raises
+    ValueError for logits that are not numbers."""
     pieces = []
     for x, ids in zip(hidden.split(LOGITS_PER_PIECE), following.split(LOGITS_PER_PIECE)):
         pieces.append(F.cross_entropy(model.head(x).float(), ids, reduction="none"))
-    return torch.cat(pieces).double().cpu()
+    nll = torch.cat(pieces).double().cpu()
+    require_numbers(nll)
+    return nll

@@ -53,24 +53,28 @@ def attend_band(
     q, out:  (B, H, T, D), q not placed; place(q, rows) places those rows of it
     keys:    (B, H_kv, spare_columns + S, D), placed; the last T are the queries' own
     values:  (B, H_kv, S, D)
-    first:   how many tokens of the text stand before the first query
+    first:   the position of the first query, counted as starting.positions are
     key_heads: which of H_kv are in `keys`, and answered for; None: all
     """
     key_heads = key_heads or range(values.shape[1])
     n_kv_head, n_starting, exact = values.shape[1], starting.k.shape[2], keys.dtype
     group, before = q.shape[1] // n_kv_head, values.shape[2] - q.shape[2]
     spare = keys.shape[2] - values.shape[2]
+    early = 0
+    if before == 0 and not scheme.has_bias and scale > 0:
+        early = min(q.shape[2], lm.n_local)  # which see all of the past, up to there
+        attend_early(q[:, :, :early], place, keys[:, :, spare:], values, scale, out, key_heads)
     mask = window_mask(scheme, lm, exact, q.device)  # (1 or H, ROWS, n_local - 1 + ROWS)
     block = group * ROWS * (spare + mask.shape[-1])
     at_once = max(1, BLOCK_LOGITS // block)
-    scratch = q.new_empty(min(at_once, -(-q.shape[2] // ROWS)) * block, dtype=exact)
-    for start, count, rows in runs_of_blocks(q.shape[2], before, lm.n_local, at_once):
+    scratch = q.new_empty(min(at_once, -(-(q.shape[2] - early) // ROWS)) * block, dtype=exact)
+    for start, count, rows in runs_of_blocks(early, q.shape[2], before, lm.n_local, at_once):
         here = slice(start, start + count * rows)
         begin = max(0, before + start - (lm.n_local - 1))
         left = lm.n_local - 1 - (before + start - begin)  # columns that a text's start cuts off
         marks = mask[:, :rows, left : lm.n_local - 1 + rows]
-        far = starting_mask(scheme, lm, first + here.start, first + here.stop, n_starting, exact)
-        far = far if far is None else far.to(q.device)
+        positions = range(first + here.start, first + here.stop)
+        far = starting_mask(scheme, lm, positions, starting.positions, exact, q.device)
         width = marks.shape[-1]
         some = slice(begin, begin + spare + width + (count - 1) * rows)
         shape = (count, group, rows, spare + width)
@@ -97,15 +101,27 @@ def attend_band(
             if n_starting:
                 v = starting.v[row, head].expand(count, -1, -1)
                 gathered.baddbmm_(weights[..., :n_starting], v)
-            by_block(out[row, heads, here], count).copy_(
-                gathered.unflatten(1, (group, rows))
-            )
+            gathered = gathered.unflatten(1, (group, rows))
+            by_block(out[row, heads, here], count).copy_(gathered)
 
 
-def runs_of_blocks(length: int, before: int, n_local: int, at_once: int):
-    """(first query, number of blocks, queries of each): blocks with a whole window together,
-    others one by one."""
-    start = 0
+def attend_early(q, place, k, v, scale: float, out, key_heads: range):
+    """Write to out what the first queries of a text gather, no more of them than n_local: all
+    of the past, in PyTorch's fused causal attention."""
+    group, length = q.shape[1] // v.shape[1], q.shape[2]
+    for head in key_heads:
+        heads = slice(head * group, (head + 1) * group)
+        placed = place(q[:, heads].to(k.dtype), slice(0, length))
+        one = head - key_heads.start
+        out[:, heads, :length] = F.scaled_dot_product_attention(
+            placed, k[:, one : one + 1, :length], v[:, head : head + 1, :length],
+            is_causal=True, scale=scale, enable_gqa=group > 1,
+        )  # fmt: skip
+
+
+def runs_of_blocks(start: int, length: int, before: int, n_local: int, at_once: int):
+    """(first query, number of blocks, queries of each) from `start` on: blocks with a whole
+    window together, others one by one."""
     while start < length:
         rows = min(ROWS, length - start)
         whole = before + start >= n_local - 1
@@ -126,24 +142,28 @@ def window_mask(scheme, lm: LMInfinite, dtype, device) -> Tensor:
     with torch.inference_mode(False):
         d = distances(torch.arange(ROWS), torch.arange(1 - lm.n_local, ROWS))
         hidden = ~(is_past(d) & is_local(d, lm.n_local))
-        if lm.distance_ceiling is not None:
-            d = d.clamp(max=lm.distance_ceiling)
-        bias = scheme.bias(d).to(dtype) if scheme.has_bias else torch.zeros(1, 1, 1, dtype=dtype)
+        bias = bias_of(scheme, lm, d, dtype)
         return bias.masked_fill(hidden, torch.finfo(dtype).min).to(device)
 
 
-def starting_mask(scheme, lm: LMInfinite, first: int, last: int, n_starting: int, dtype):
-    """The same for the starting keys of the queries first to last - 1, (1 or H, T, G); None
-    where it would be 0 throughout."""
-    in_window = first - (n_starting - 1) < lm.n_local
-    if not n_starting or not (in_window or scheme.has_bias):
+def starting_mask(scheme, lm: LMInfinite, queries: range, starting: Tensor, dtype, device):
+    """The same for starting keys and queries at these positions, (1 or H, T, G); None where it
+    would be 0 throughout."""
+    in_window = len(starting) and queries.start - int(starting[-1]) < lm.n_local
+    if not len(starting) or not (in_window or scheme.has_bias):
         return None
-    d = distances(torch.arange(first, last), torch.arange(n_starting))
+    d = distances(torch.arange(queries.start, queries.stop), starting)
     hidden = is_local(d, lm.n_local)
-    if lm.distance_ceiling is not None:
-        d = d.clamp(max=lm.distance_ceiling)
-    bias = scheme.bias(d).to(dtype) if scheme.has_bias else torch.zeros(1, 1, 1, dtype=dtype)
-    return bias.masked_fill(hidden, torch.finfo(dtype).min)
+    return bias_of(scheme, lm, d, dtype).masked_fill(hidden, torch.finfo(dtype).min).to(device)
+
+
+def bias_of(scheme, lm: LMInfinite, d: Tensor, dtype) -> Tensor:
+    """The bias of distances (T, S), of which none seems beyond the ceiling: (1 or H, T or 1,
+    S or 1)."""
+    if not scheme.has_bias:
+        return torch.zeros(1, 1, 1, dtype=dtype)
+    d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
+    return scheme.bias(d).to(dtype)
 
 
 def add_marks(logits: Tensor, marks: Tensor, scheme):
@@ -175,10 +195,8 @@ def attend_all(q, k, v, scheme, lm: LMInfinite, scale: float) -> Tensor:
     for start in range(0, q.shape[2], rows):
         some = q[:, :, start : start + rows]
         last = before + start + some.shape[2]
-        d = distances(torch.arange(before + start, last), torch.arange(last)).to(q.device)
-        hidden = ~is_past(d)
-        d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
-        bias = scheme.bias(d) if scheme.has_bias else torch.zeros(1, device=q.device)
-        mask = bias.to(q.dtype).masked_fill(hidden, torch.finfo(q.dtype).min)
+        d = distances(torch.arange(before + start, last), torch.arange(last))
+        mask = bias_of(scheme, lm, d, q.dtype).masked_fill(~is_past(d), torch.finfo(q.dtype).min)
+        mask = mask.to(q.device)
         out.append(attention(some, k[:, :, :last], v[:, :, :last], attn_mask=mask))
     return torch.cat(out, 2)

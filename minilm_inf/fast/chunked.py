@@ -97,7 +97,7 @@ def starting_keys(k, v, k_positions, scheme, lm: LMInfinite) -> Keys:
     index = (padding + torch.arange(count)).clamp(max=max(0, k.shape[2] - 1))  # ([B,] S')
     lacking = torch.arange(count) >= is_starting.sum(-1, keepdim=True)
     positions = k_positions.gather(-1, index).masked_fill(lacking, NOWHERE)
-    index = index.view(-1, 1, count, 1).to(k.device)
+    index = torch.atleast_2d(index)[:, None, :, None].to(k.device)
     k, v = (x.take_along_dim(index, 2) for x in (k, v))
     return keep_starting(k, v, positions, scheme, lm)
 

@@ -17,24 +17,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import LMInfinite
 from .band import ceiling_parts
 from .cache import Cache
 from .chunk import by_key_head
 
 
+def shape_can_be_fixed(lm: LMInfinite) -> bool:
+    """Whether a setting has steps of shapes that never change, in every family."""
+    return lm.n_local is not None and lm.distance_ceiling in (None, lm.n_local)
+
+
 def has_fixed_shape(cache: Cache) -> bool:
-    """Whether a step of shapes that never change serves this cache: its setting allows it, and
-    every row's starting tokens have been read."""
-    lm = cache.lm
-    fixed = lm.n_local is not None and lm.distance_ceiling in (None, lm.n_local)
-    return fixed and cache.shortest >= lm.n_global
+    """Whether such a step serves this cache now: every row's starting tokens have been read."""
+    return shape_can_be_fixed(cache.lm) and cache.shortest >= cache.lm.n_global
 
 
 def kept_columns(cache: Cache, scheme) -> int | None:
     """How many columns the next token of each row sees, all of them; None where it does not
     see all that is kept, so that it must be read as a chunk."""
     lm, end = cache.lm, cache.length + 1
-    if not ceiling_parts(scheme, lm):
+    starting_are_read = lm.n_local is None or cache.shortest >= lm.n_global
+    if not ceiling_parts(scheme, lm) or not starting_are_read:
         return None
     if lm.n_local is None or end <= lm.n_local:
         return None if cache.padding is not None else end

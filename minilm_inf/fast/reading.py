@@ -50,9 +50,7 @@ class Reading:
             furthest = max(lm.n_local, lm.distance_ceiling or 0)
             padded = told_apart or cache.shortest + 1 < furthest + lm.n_global
         self.in_all = fits and not padded and lm.n_local is None
-        if fits and not padded and lm.n_local is not None and not cache.length:
-            self.in_all = n_new <= lm.n_local and not scheme.has_bias
-        self.in_band = fits and not padded and lm.n_local is not None and not self.in_all
+        self.in_band = fits and not padded and lm.n_local is not None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Take in a layer's k, v (B, H_kv, T, D), not placed; what q (B, H, T, D) gathers."""
@@ -68,31 +66,36 @@ class Reading:
         keys, values = kept.extend(
             self.place(k), k, v, cache.length, self.paddings, self.scheme, spare
         )
-        reach, back = self.reach(kept), slice(self.n_new - self.n_reaching, self.n_new)
-        if not (self.in_all or self.in_band) or (reach and not back.start):
-            return self.chunks(q, slice(0, self.n_new), keys[:, :, spare:], values, kept, reach)
+        reach, some = self.reach(kept), slice(0, self.n_new - self.n_reaching)
+        if reach is None:
+            some = slice(0, self.n_new)
+        window = keys[:, :, spare:], values
         if self.in_all:
-            out = attend_all(self.place(q), keys, values, self.scheme, self.lm, self.scale)
-        else:
+            out = attend_all(self.place(q), *window, self.scheme, self.lm, self.scale)
+        elif self.in_band:
             out = self.band(q, keys, values, kept)
+        else:
+            out = self.chunks(q, some, *window, kept)
         if reach is None:
             return out
-        last = self.chunks(q, back, keys[:, :, spare:], values, kept, reach)
-        return torch.cat((out[:, :, : back.start], last), 2)
+        last = self.chunks(q, slice(some.stop, self.n_new), *window, kept, reach)
+        return torch.cat((out[:, :, some], last), 2)
 
     def band(self, q: Tensor, keys: Tensor, values: Tensor, kept) -> Tensor:
-        """By band.py; with padding, which nobody sees any more."""
+        """By band.py. Where rows are padded, no query sees padding or feels its length any
+        more: the shortest text stands for all."""
         exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-        starting = self.starting(kept)
-        starting = starting._replace(k=starting.k.to(exact), v=starting.v.to(exact))
-        out = torch.empty_like(q)
+        starting, out = self.starting(kept), torch.empty_like(q)
+        positions = starting.positions
+        positions = positions.amax(0) if positions.dim() > 1 else positions
+        starting = Keys(starting.k.to(exact), starting.v.to(exact), positions, starting.home)
         attend_band(
-            q, self.place, keys.to(exact), values.to(exact), starting,
-            self.cache.length - max(self.paddings), self.scheme, self.lm, self.scale, out,
+            q, self.place, keys.to(exact), values.to(exact), starting, int(self.positions[0]),
+            self.scheme, self.lm, self.scale, out,
         )  # fmt: skip
         return out
 
-    def chunks(self, q: Tensor, rows: slice, keys, values, kept, reach) -> Tensor:
+    def chunks(self, q: Tensor, rows: slice, keys, values, kept, reach=None) -> Tensor:
         """By chunk.py: those rows of the queries."""
         newest = self.positions[-1]
         window = Keys(keys, values, torch.arange(newest + 1 - keys.shape[2], newest + 1))

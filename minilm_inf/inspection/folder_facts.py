@@ -15,8 +15,10 @@ from ..checkpoint import (
     build_on_meta,
     check,
     check_tied_head,
+    is_computed,
     named_pieces,
     read_config,
+    settled,
 )
 from ..config import ModelConfig
 from ..shards import Stored, find_tensors
@@ -37,6 +39,8 @@ def look(folder: Path, dtype: torch.dtype) -> dict:
     refusals: list[str] = []
     config = _tried(refusals, read_config, folder)
     stored = _tried(refusals, find_tensors, folder) if folder.is_dir() else None
+    if config and stored is not None:
+        config, stored = _tried(refusals, settled, config, stored) or (config, stored)
     facts: dict = {"folder": str(folder)}
     layer = config and one_layer(config)
     if config:
@@ -145,13 +149,14 @@ def places(
         number = int(match[1]) if match else None
         pattern = name.replace(match[0], ".{}.", 1) if match else name
         goes = ours.get(pattern, NOWHERE) if layer else None
+        goes = IGNORED if is_computed(name) else goes
         if layer and number is not None and number >= config.n_layer:
             goes = NOWHERE
         if goes and number is not None:
             goes = goes.replace("{}", str(number))
         size = where.end - where.begin
         facts = (where.shape, where.dtype, where.path.name, size)
-        found.append(Place(name, pattern, number, goes, *facts))
+        found.append(Place(where.name, pattern, number, goes, *facts))
     rank = {pattern: number for number, pattern in enumerate(ours)}
     found.sort(key=lambda place: (place.pattern, place.layer or 0))
     return sorted(found, key=lambda place: rank.get(place.pattern, len(rank)))
@@ -171,7 +176,7 @@ def destinations(layer: Transformer) -> dict[str, str]:
         found |= {t: where for t, where in goes.items() if t.format(0) in held}
     if layer.config.tied:
         found[family.KEYS["head.weight"]] = "embed.weight, compared on loading"
-    return found | dict.fromkeys(family.IGNORED, IGNORED)
+    return found
 
 
 def stored_facts(found: list[Place]) -> dict:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..positions import Rotary
 from ..transformer import Transformer
-from .raw_config import HARMLESS, RawConfig
+from .raw_config import RawConfig
 from .stacked import Stacked
 
 
@@ -53,18 +53,8 @@ KEYS = {  # our name -> the checkpoint's, or those whose rows ours stacks; {} is
     "head.weight": "lm_head.weight",
     "head.bias": "lm_head.bias",
 }
-IGNORED = (  # buffers, not weights: the causal mask, and what stands for minus infinity in it
-    "transformer.h.{}.attn.bias",
-    "transformer.h.{}.attn.masked_bias",
-)
 
-GPTJ_HARMLESS = HARMLESS | {
-    "attn_pdrop", "embd_pdrop", "resid_pdrop",  # no dropout outside training
-    "gradient_checkpointing",  # how a model is trained
-    "n_ctx",  # n_positions says it
-    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj",  # of another head, for classes
-}  # fmt: skip
+GPTJ_HARMLESS = {"n_ctx"}  # n_positions says it
 
 
 def config_from_hf(raw: dict) -> GptjConfig:
@@ -80,7 +70,7 @@ def config_from_hf(raw: dict) -> GptjConfig:
         keys.only(name, (True,), True)
     for name in ("is_encoder_decoder", "add_cross_attention"):
         keys.only(name, (False,), False)
-    keys.only("quantization_config", (None,), None)
+    keys.unquantised()
     n_embd, n_head = keys.integer("n_embd"), keys.integer("n_head")
     if n_embd % n_head:
         raise ValueError(f"n_embd ({n_embd}) must be a multiple of n_head ({n_head})")

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..files import shown
 from ..positions import Rotary
 from ..transformer import Transformer
-from .raw_config import HARMLESS, RawConfig
+from .raw_config import RawConfig
 from .stacked import Stacked
 
 
@@ -65,13 +66,8 @@ KEYS = {  # our name -> the checkpoint's, or those whose rows ours stacks; {} is
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
-IGNORED = ("model.layers.{}.self_attn.rotary_emb.inv_freq",)  # positions.py computes them
 
-LLAMA_HARMLESS = HARMLESS | {
-    "attention_dropout",  # no dropout outside training
-    "is_llama_config",  # a note that SmolLM2 makes about itself
-    "pretraining_tp",  # how the training was split: the sums are the same
-}
+LLAMA_HARMLESS = {"is_llama_config"}  # a note that SmolLM2 makes about itself
 ROPE_FACTS = {  # rope_type -> the numbers that it needs
     "default": (),
     "linear": ("factor",),
@@ -93,7 +89,9 @@ def config_from_hf(raw: dict) -> LlamaConfig:
     theta, scaling = _rope_from_hf(keys)
     n_embd, n_head = keys.integer("hidden_size"), keys.integer("num_attention_heads")
     n_layer = keys.integer("num_hidden_layers")
-    if keys.take("layer_types", None) not in (None, ["full_attention"] * n_layer):
+    kinds = keys.take("layer_types", None)
+    plain = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    if kinds is not None and not (plain and len(kinds) == n_layer):
         raise ValueError(f'layer_types must be {n_layer} times "full_attention", or absent')
     head_dim = keys.integer("head_dim", None)
     if head_dim is None and n_embd % n_head:
@@ -138,12 +136,12 @@ def _only_what_is_implemented(keys: RawConfig, mistral: bool):
     keys.only("partial_rotary_factor", (1,), 1)
     for name in ("rope_interleaved", "is_encoder_decoder", "add_cross_attention"):
         keys.only(name, (False,), False)
-    keys.only("quantization_config", (None,), None)
+    keys.unquantised()
     window = keys.take("sliding_window", "absent, which means 4096" if mistral else None)
     if keys.flag("use_sliding_window", True) and window is not None:
         raise ValueError(
-            f"sliding_window must be null, not {window}: a model trained with a window is not "
-            "implemented"
+            f"sliding_window must be null, not {shown(window)}: a model trained with a window "
+            "is not implemented"
         )
 
 

@@ -15,7 +15,7 @@ Its config.json says model_type mpt, in MosaicML's spelling or in that of transf
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..positions import Alibi
 from ..transformer import Transformer
-from .raw_config import HARMLESS, RawConfig
+from .raw_config import LARGEST_SIZE, RawConfig
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,21 @@ KEYS = {  # our name -> the checkpoint's; {} is the layer
     "norm.bias": "transformer.norm_f.bias",
     "head.weight": "lm_head.weight",
 }
-IGNORED = ()
 
-MPT_HARMLESS = HARMLESS | {
-    "auto_map", "tokenizer_name", "verbose", "name",  # what the file says of itself
-    "init_config", "init_device", "param_init_fn",  # how an untrained model starts
-    "emb_pdrop", "resid_pdrop",  # no dropout outside training
+MPT_HARMLESS = {
+    "verbose", "name",  # what the file says of itself
+    "param_init_fn",  # how an untrained model starts
     "embedding_fraction",  # shrinks the embedding's gradient, not the embedding
     "use_pad_tok_in_ffn",  # whether time is spent on padding
     "learned_pos_emb",  # beside ALiBi no code that reads this file learns positions
     "max_position_embeddings",  # max_seq_len says it
 }  # fmt: skip
-ATTENTION_HARMLESS = HARMLESS | {
-    "attn_impl", "flash_attn_version", "fused_qkv",  # ways to compute the same
-    "attn_pdrop",  # no dropout outside training
+ATTENTION_HARMLESS = {
+    "fused_qkv",  # a way to compute the same
     "attn_uses_sequence_id",  # texts packed into one row, in training only
     "model_type", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings",
-    "bos_token_id", "eos_token_id",  # transformers 5 writes a whole config into this part
     "rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config",  # for rope: true
 }  # fmt: skip
-NOT_IMPLEMENTED = (  # what newer files carry as null
-    "logit_scale", "final_logit_softcapping", "residual_modification", "residual_coeff",
-    "block_overrides", "quantization_config",
-)  # fmt: skip
 PLAIN_LINEAR = ("torch", {"name": "torch"})  # two spellings of one kind
 
 
@@ -95,8 +87,7 @@ def config_from_hf(raw: dict) -> MptConfig:
     keys.only("model_type", ("mpt",))
     # Whether a norm runs in low precision is training's affair.
     keys.only("norm_type", ("low_precision_layernorm", "layernorm"), "layernorm")
-    for name in NOT_IMPLEMENTED:
-        keys.only(name, (None,), None)
+    keys.unquantised()
     for name in ("is_encoder_decoder", "add_cross_attention"):
         keys.only(name, (False,), False)
     keys.only("fc_type", PLAIN_LINEAR, "torch")
@@ -111,6 +102,9 @@ def config_from_hf(raw: dict) -> MptConfig:
     bos_ids = keys.ids("bos_token_id", None)
     if len(bos_ids) > 1:
         raise ValueError(f"bos_token_id must be one token id or null, not {list(bos_ids)}")
+    ratio = keys.number("expansion_ratio", 4)
+    if not 1 <= ratio * n_embd <= LARGEST_SIZE:
+        raise keys.wrong("expansion_ratio", "a number that fits d_model", ratio)
     norm_eps = keys.number("norm_eps", 1e-5)  # MosaicML's name; the other is transformers'
     config = MptConfig(
         family="mpt",
@@ -120,7 +114,7 @@ def config_from_hf(raw: dict) -> MptConfig:
         n_kv_head=n_head,
         n_embd=n_embd,
         head_dim=n_embd // n_head,
-        n_inner=int(keys.number("expansion_ratio", 4) * n_embd),
+        n_inner=int(ratio * n_embd),
         context_length=keys.integer("max_seq_len", 2048, 2**62),
         norm_eps=keys.number("layer_norm_epsilon", norm_eps),
         tied=keys.flag("tie_word_embeddings", True),
@@ -168,6 +162,16 @@ def _only_plain_mlp(keys: RawConfig):
     ffn.only("ffn_type", ("mptmlp",), "mptmlp")
     ffn.only("fc_type", PLAIN_LINEAR, "torch")
     ffn.close()
+
+
+def as_wide_as_stored(config: MptConfig, shapes: dict[str, tuple[int, ...]]) -> MptConfig:
+    """The config with the MLP of its tensors, where that is 4 times as wide as the model.
+
+    So transformers builds it, whatever expansion_ratio says; MosaicML's own code obeys it.
+    """
+    shape = shapes.get(KEYS["blocks.{}.mlp.up.weight"].format(0))
+    wide = (4 * config.n_embd, config.n_embd)
+    return replace(config, n_inner=wide[0]) if shape == wide else config
 
 
 def config_to_hf(config: MptConfig) -> dict:

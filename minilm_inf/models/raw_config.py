@@ -6,28 +6,34 @@ knows and then closes the dictionary; whatever is left is an error.
 
 from __future__ import annotations
 
-REQUIRED = object()  # the default of a key that has none
-LARGEST_SIZE = 2**24  # no width, count or vocabulary of a language model comes near it
+import re
 
-HARMLESS = frozenset({
-    # what the file says of itself
-    "_name_or_path", "architectures", "transformers_version", "transformers.js_config",
-    "torch_dtype", "dtype", "tokenizer_class", "unsloth_fixed", "unsloth_version",
-    "attn_implementation", "_attn_implementation_autoset",
-    # how a model is trained, or its results returned
-    "initializer_range", "use_cache", "return_dict", "output_attentions",
-    "output_hidden_states", "output_scores", "return_dict_in_generate", "torchscript",
-    "use_bfloat16", "tf_legacy_loss", "chunk_size_feed_forward", "is_decoder",
-    "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
-    "task_specific_params", "prefix", "pad_token_id", "sep_token_id", "decoder_start_token_id",
+from ..files import named, shown
+
+REQUIRED = object()  # the default of a key that has none
+LARGEST_SIZE = 2**20  # no width, count or vocabulary of a language model comes near it
+
+HARMLESS = re.compile(
+    # what the file says of itself, its tokens and the programs that wrote or read it
+    r"_.*|architectures|auto_map|model_max_length|dtype|torch_dtype|transformers\.js_config|"
+    r".*version|.*_token_ids?|(bos|eos|unk|pad|sep|cls|mask)_token|tokenizer_.*|unsloth_.*|"
+    # how a model is trained, split among machines, or computed to the same numbers
+    r".*drop.*|init.*|gradient_checkpointing.*|pretraining_tp|use_bfloat16|torchscript|"
+    r"tf_legacy_loss|loss_fn|label_smoothing|is_decoder|chunk_size_feed_forward|"
+    r"attn_impl.*|.*flash_att.*|use_cache|use_return_dict|return_.*|output_past|"
+    r"output_(attentions|hidden_states|scores|logits|router_logits)|max_window_layers|"
+    # of other tasks
+    r"finetuning_task|id2label|label2id|num_labels|problem_type|task_specific_params|prefix|"
+    r"summary_.*|tie_encoder_decoder|cross_attention_hidden_size|"
     # how tokens are drawn, where a caller does not say it
-    "max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams",
-    "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
-    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_return_sequences",
-    "encoder_no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id",
-    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
-    "suppress_tokens", "begin_suppress_tokens",
-})  # fmt: skip
+    r"(min|max)_(new_tokens|length)|(diversity|repetition|length)_penalty|do_sample|top_[kp]|"
+    r"temperature|typical_p|early_stopping|num_(beams|beam_groups|return_sequences)|"
+    r"(encoder_)?no_repeat_ngram_size|bad_words_ids|(begin_)?suppress_tokens|"
+    r"remove_invalid_values|exponential_decay_length_penalty|"
+    # what KoboldAI shows and how it draws
+    r"welcome|antemplate|newlinemode|badwordsids|nobreakmodel|adventure|chatmode|dynamicscan|"
+    r"formatoptns|sampler_order|temp|tfs|typical|top_a|rep_pen.*"
+)
 """Keys that any family's config.json may hold, and that change no logit of a trained model."""
 
 
@@ -80,35 +86,44 @@ class RawConfig:
         return value
 
     def ids(self, name: str, default=REQUIRED) -> tuple[int, ...]:
-        """Token ids: one, a list, or null for none; always as a tuple."""
+        """Token ids: one, a list, or null for none; always as a tuple, each once."""
         value = self.take(name, default)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(id, int) and not isinstance(id, bool) and id >= 0 for id in ids):
+        if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
             raise self.wrong(name, "a token id, a list of them or null", value)
-        return tuple(ids)
+        return tuple(dict.fromkeys(ids))
 
     def only(self, name: str, allowed: tuple, default=REQUIRED):
         """One of the values that this package implements."""
         value = self._value(name, default)
         if value is not default and value not in allowed:
-            listed = " or ".join(repr(x) for x in allowed)
+            listed = " or ".join(shown(x) for x in allowed)
             raise self.wrong(name, f"{listed} (nothing else is implemented)", value)
         return value
 
+    def unquantised(self):
+        """No quantization_config."""
+        if self._value("quantization_config", None) is not None:
+            raise ValueError(
+                f"{self.where}quantization_config: quantised weights are not implemented: use "
+                "the model's own, in float16, bfloat16 or float32"
+            )
+
     def close(self, harmless=frozenset()):
-        """Raises ValueError for the first key that was neither taken nor is harmless."""
-        for name in self.left:
-            if name not in harmless:
+        """Raises ValueError for the first key that was not taken, is not harmless and not null.
+
+        Null turns off whatever a key stands for. harmless: names beyond HARMLESS.
+        """
+        for name, value in self.left.items():
+            if value is not None and name not in harmless and not HARMLESS.fullmatch(name):
                 raise ValueError(
-                    f"the key {self.where}{name} is not known, and may change what the model "
-                    "computes: remove it if it does not"
+                    f"the key {self.where}{named(name)} is not known, and may change "
+                    "what the model computes: remove it if it does not"
                 )
 
     def wrong(self, name: str, wanted: str, value) -> ValueError:
         """The error for a value that is not what was wanted; a long value is cut."""
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return ValueError(f"{self.where}{name} must be {wanted}, not {shown}")
+        return ValueError(f"{self.where}{name} must be {wanted}, not {shown(value)}")
 
     def _value(self, name: str, default):
         value = self.take(name, default)

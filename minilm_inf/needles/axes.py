@@ -115,11 +115,14 @@ def sight(options, config: ModelConfig) -> LMInfinite:
     return replace(flags.attention(options, config), top_k=0)
 
 
-def settings(options, config: ModelConfig) -> dict[str, Method]:
-    """All methods by name, asked for or not, and one for each setting of a sweep."""
+def settings(options, config: ModelConfig, n_bos: int) -> dict[str, Method]:
+    """All methods by name, asked for or not, and one for each setting of a sweep.
+
+    n_bos: ids that every trial begins with, which truncation keeps: BOS, or none.
+    """
     alone, reaching = sight(options, config), flags.attention(options, config)
     found = {
-        "full": Method(None), "truncate": Method(None, config.context_length),
+        "full": Method(None), "truncate": Method(None, config.context_length, n_bos),
         "lambda": Method(alone), "topk": Method(reaching),
     }  # fmt: skip
     for name, values in options.sweep:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from pathlib import Path
 
 from ..files import write_beside
-
-
-def check():
-    """Raise ValueError where there is nothing to draw with."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--heatmap draws with matplotlib: install it, or leave out --heatmap")
 
 
 def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):

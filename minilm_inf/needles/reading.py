@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import LMInfinite
+from ..sampling import require_numbers
 from .trials import Trial
 
 WHERE = ("starting", "middle", "window")
@@ -22,17 +23,20 @@ CPU_BYTES = 1 << 30  # of cache, in all rows
 
 
 class Method(NamedTuple):
-    """lm: as in Transformer. last: only BOS and the last `last` - 1 ids are read (all)."""
+    """lm: as in Transformer. last: no more than `last` ids are read, the first n_bos of a trial
+    and its end (all)."""
 
     lm: LMInfinite | None
     last: int | None = None
+    n_bos: int = 1
 
     def rows(self, trials: list[Trial], device) -> Tensor:
         """What is read of trials of one length, the answers at the end: (B, T)."""
         rows = torch.tensor([trial.ids for trial in trials], device=device)
         if self.last is None or rows.shape[1] <= self.last:
             return rows
-        return torch.cat((rows[:, :1], rows[:, rows.shape[1] - self.last + 1 :]), 1)
+        end = rows[:, rows.shape[1] - self.last + self.n_bos :]
+        return torch.cat((rows[:, : self.n_bos], end), 1)
 
     def length(self, length: int) -> int:
         """How many ids are read of a trial of `length`."""
@@ -73,8 +77,8 @@ def answering(
     """Read rows (B, T) and write their answers, of `width` ids; yields after every call of the
     model how many ids it read.
 
-    right: filled, at the end, with how many of its digits each row wrote before a wrong one. A
-    model whose logits are not numbers has written nothing. middle: as in new_cache.
+    right: filled, at the end, with how many of its digits each row wrote before a wrong one.
+    middle: as in new_cache. Raises ValueError for logits that are not numbers.
     """
     prompt, answer = rows[:, :-width], rows[:, -width:]
     cache = model.new_cache(len(rows), lm, middle=middle)
@@ -86,8 +90,8 @@ def answering(
     going = torch.arange(len(rows), device="cpu")  # the rows without a wrong digit
     for digit in range(width):
         logits = model.head(hidden[:, -1]).float()
-        written = torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1)
-        hit = (written == answer[going.to(rows.device), digit]).cpu()
+        require_numbers(logits)
+        hit = (logits.argmax(-1) == answer[going.to(rows.device), digit]).cpu()
         going = going[hit]
         count[going] += 1
         if digit + 1 == width or len(going) == 0:

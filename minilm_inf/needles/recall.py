@@ -30,13 +30,18 @@ class Pairs(Maker):
         return facts, asked, ASK_NUMBER.format(name, name, number), number
 
     def distinct(self, rng, count: int) -> list[str]:
-        """Numbers of which no two are the same."""
+        """Numbers of which no two are the same. Raises ValueError where there are too few."""
         found: list[str] = []
-        while len(found) < count:
+        for _ in range(1000 * count):
             number = self.draw(rng)
             if number not in found:
                 found.append(number)
-        return found
+            if len(found) == count:
+                return found
+        raise ValueError(
+            f"there are fewer than {count} numbers of {self.digits} digits that have the same "
+            "number of tokens: take more --digits"
+        )
 
 
 class Variables(Pairs):

@@ -1,10 +1,10 @@
 """One question about a long text: filler with a fact in it, the question, and the answer.
 
-A trial is a row of exactly `length` ids, BOS and the answer among them, and a pure function of
-its maker, its length and depth, and a seed. Depth is the share of the filler's tokens that come
-before the fact. The filler is an excerpt that is moved until a sentence ends just there: the
-fact neither misses its place nor breaks a sentence. Wording and joints are practice's, from
-which the models of weights/ learned.
+A trial is a row of exactly `length` ids, BOS (where the tokenizer puts one before a text) and
+the answer among them, and a pure function of its maker, its length and depth, and a seed. Depth
+is the share of the filler's tokens that come before the fact. The filler is an excerpt that is
+moved until a sentence ends just there: the fact neither misses its place nor breaks a sentence.
+Wording and joints are practice's, from which the models of weights/ learned.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Maker:
     def __init__(self, practice: Practice, tokenizer, digits: int):
         self.practice, self.digits = practice, digits
         self.decode = tokenizer.decode
-        self.ends = np.flatnonzero(practice.ends_sentence[practice.text]) + 1
+        self.ends = practice.sentence_ends(practice.text)
         rng = np.random.default_rng(0)
         widths = [len(self._answer(draw(rng, digits))) for _ in range(64)]
         self.width = max(set(widths), key=widths.count)
@@ -67,9 +67,9 @@ class Maker:
         return self._hidden(rng, length, 0.5, others, None, ending, answer)
 
     def alone(self, seed: list[int]) -> Trial:
-        """The question and its answer, and nothing before them but BOS."""
+        """The question and its answer, and nothing before them but the tokenizer's BOS."""
         _, _, ending, _ = self._facts(np.random.default_rng(seed), 0.5)
-        ids = [self.practice.bos_id, *self.practice.encode(ending)]
+        ids = [*self.practice.bos, *self.practice.encode(ending)]
         return Trial(ids, self.width, ())
 
     def draw(self, rng: np.random.Generator) -> str:
@@ -81,6 +81,8 @@ class Maker:
 
     def _answer(self, digits: str) -> list[int]:
         ids = self.practice.encode(f"is {digits}")
+        if digits not in self.decode(ids):
+            raise ValueError(f"the tokenizer cannot write {digits}: it has no ids for digits")
         first, last = self.span(ids, digits)
         return ids[first:last]
 
@@ -102,16 +104,16 @@ class Maker:
         """
         pieces = [self.practice.encode(words) for words in facts]
         end = self.practice.encode(ending)
-        room = length - 1 - len(end) - sum(map(len, pieces))
+        room = length - len(self.practice.bos) - len(end) - sum(map(len, pieces))
         if room < 0:
             raise ValueError(
                 f"{length} tokens have no room for: {' '.join([*facts, ending])} Choose larger "
-                "--lengths"
+                "--lengths, or a model that was trained on longer texts"
             )
         place = round(depth * room)
         filler = self._filler(rng, place, room)
         cuts = self._cuts(rng, filler, place, len(pieces), asked)
-        row, starts = [self.practice.bos_id], []
+        row, starts = list(self.practice.bos), []
         for piece, here, there in zip(pieces, [0, *cuts], cuts):
             row += filler[here:there]
             starts.append(len(row))
@@ -139,7 +141,7 @@ class Maker:
 
     def _cuts(self, rng, filler, place: int, count: int, asked: int | None) -> list[int]:
         """Where the facts stand, as numbers of filler ids before them, in order."""
-        ends = np.flatnonzero(self.practice.ends_sentence[filler]) + 1
+        ends = self.practice.sentence_ends(filler)
         places = np.array([0, *ends])
         if asked is None:
             return sorted(map(int, rng.choice(places, count)))

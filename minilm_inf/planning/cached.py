@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..blocks import TOKENS_PER_BLOCK
+from ..fast.blocks import TOKENS_PER_BLOCK
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
-from ..layer_cache import ring_and_starting
-from ..sight import starting_is_placed, window_is_capped
+from ..fast.one_token import shape_can_be_fixed
 
 
 def cache_bytes(
@@ -27,11 +26,9 @@ def cache_bytes(
     lm = lm or FULL_ATTENTION
     window = rows(lm.n_local, length, chunk, written)
     starting = 0 if lm.n_local is None else rows(lm.n_global, length, chunk, written)
-    if window == lm.n_local and ring_and_starting(lm):
+    if length + written >= (lm.n_local or 0) + lm.n_global and shape_can_be_fixed(lm):
         window += lm.n_global
-    # Values, and keys placed, capped or both, as LayerCache keeps them.
-    count = window * (2 + window_is_capped(lm))
-    count += starting * (1 + starting_is_placed(lm) + (lm.distance_ceiling is not None))
+    count = 2 * (window + starting)  # keys and values
     numbers = batch * config.n_layer * config.n_kv_head * config.head_dim
     return count * numbers * dtype.itemsize + middle_bytes(
         config, length + written, lm, dtype, batch

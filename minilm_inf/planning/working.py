@@ -26,11 +26,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import band, chunked, middle, sight
-from ..blocks import TOKENS_PER_BLOCK
+from ..fast import band, chunked, middle
+from ..fast.blocks import TOKENS_PER_BLOCK
 from ..config import LMInfinite, ModelConfig
-from ..layer_cache import ring_and_starting
-from ..sight import window_is_capped
+from ..fast.one_token import shape_can_be_fixed as ring_and_starting
 
 
 @dataclass(frozen=True)

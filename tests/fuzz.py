@@ -1,0 +1,263 @@
+"""Files, flags, prompts and calls drawn at random, and a judge of what comes of them.
+
+    python tests/fuzz.py                             20,000 cases, and figures for each kind
+    python tests/fuzz.py --kind config --first 17    one case, with its traceback
+
+A case is right where it ends well, or in one sentence: a ValueError of the library, exit code 1
+or 2 of a program. It is wrong with any other exception, without an end, with a Python word or
+more than 200 characters of a user's value in its sentence, and where it runs something, grows
+out of all proportion, or touches a file outside of its folder. A case is drawn from the seed,
+the name of its kind and its number, so each can be repeated alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import faulthandler
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+import torch  # noqa: E402
+from fuzz_calls import CALLS  # noqa: E402
+from fuzz_draw import Refused, Wrong  # noqa: E402
+from fuzz_files import FILES  # noqa: E402
+from fuzz_programs import PROGRAMS  # noqa: E402
+
+KINDS = FILES | PROGRAMS | CALLS  # name -> a function of a random.Random: (description, call)
+CASES = 20_000
+SECONDS, MEGABYTES = 5, 700  # of processor time, and of memory, that a case may take
+FAULTS = "traceback", "hang", "crash", "execution", "outside", "memory", "words", "wrong"
+PYTHON_WORDS = re.compile(
+    r"(Key|Type|Value|Index|Attribute|Runtime|Unicode\w*|OS|Overflow|Recursion|JSONDecode)Error"
+    r"|NoneType|PosixPath|unpack|has no attribute|list ind|not subscriptable|<class|Traceback"
+    r"|invalid literal|could not convert|unhashable|codec can't|\[Errno|not iterable|std::"
+    r"|unexpected keyword|positional argument|<built-in|object at 0x|not supported between"
+)
+STARTED = "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn"
+CHANGES = "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod"
+
+
+class Hang(BaseException):
+    """What the alarm raises in a case that does not end."""
+
+
+class Verdict(NamedTuple):
+    """outcome: "clean", "sentence" or one of FAULTS. said: what went wrong."""
+
+    outcome: str
+    description: str
+    said: str
+
+
+class Watch:
+    """What Python reports of files that are opened to be written and of programs that are
+    started, while a case runs in its folder."""
+
+    def __init__(self):
+        self.folder: str | None = None  # None: nothing is watched
+        self.outside: list[str] = []
+        self.started: list[str] = []
+        sys.addaudithook(self.hear)
+
+    def hear(self, event: str, arguments: tuple):
+        if self.folder is None:
+            return
+        if event in STARTED:
+            self.started.append(f"{event} {arguments[0]!r}")
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if not (writes or event in CHANGES) or not isinstance(arguments[0], str | bytes | Path):
+            return
+        path = os.path.abspath(os.fsdecode(arguments[0]))
+        ours = path.startswith((self.folder + os.sep, "/dev/")) or "__pycache__" in path
+        if not ours and path != self.folder:
+            self.outside.append(f"{event} {path}")
+
+    @contextlib.contextmanager
+    def over(self, folder: Path):
+        self.folder, self.outside, self.started = str(folder), [], []
+        try:
+            yield
+        finally:
+            self.folder = None
+
+
+WATCH = Watch()
+
+
+def judged(kind: str, number: int, seed: int = 0, loud: bool = False) -> Verdict:
+    """One case, run in a folder of its own, which is the working folder meanwhile."""
+    rng = random.Random(f"{seed} {kind} {number}")
+    before, threads = Path.cwd(), torch.get_num_threads()
+    room = Path(os.path.realpath(tempfile.mkdtemp(prefix="fuzz-")))
+    folder = room / "case"
+    folder.mkdir()
+    os.chdir(folder)
+    temporary, tempfile.tempdir = tempfile.tempdir, str(folder)
+    description = "while it was drawn"
+    try:
+        description, call = KINDS[kind](rng)
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with WATCH.over(folder):
+            outcome, said = outcome_of(call, loud)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - largest) / 1024
+    finally:
+        tempfile.tempdir = temporary
+        os.chdir(before)
+        torch.set_num_threads(threads)
+        left = [path.name for path in room.iterdir() if path != folder]
+        shutil.rmtree(room, ignore_errors=True)
+    if WATCH.started or "canary" in left:
+        outcome, said = "execution", "; ".join(WATCH.started)
+    elif WATCH.outside or left:
+        outcome, said = "outside", "; ".join([*WATCH.outside, *left])
+    elif grown > MEGABYTES:
+        outcome, said = "memory", f"{grown:.0f} MB"
+    return Verdict(outcome, description, said)
+
+
+def outcome_of(call, loud: bool) -> tuple[str, str]:
+    """How a call ends, and what it says."""
+    try:
+        with timed():
+            call()
+        return "clean", ""
+    except Hang:
+        where = "".join(traceback.format_exc().splitlines(True)[-3:-1])
+        return "hang", where
+    except Wrong as error:
+        return "wrong", str(error)
+    except ValueError as error:
+        problem = problem_with(str(error))
+        if not isinstance(error, Refused) and not raised_by_us(error):
+            problem = problem or "raised by a library"
+        if problem and loud:
+            traceback.print_exc()
+        return ("words", f"{problem}: {str(error)[:300]!r}") if problem else ("sentence", "")
+    except BaseException as error:  # also what a Rust library raises for its panic
+        if loud:
+            traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return "traceback", f"{type(error).__name__} at {where}: {str(error)[:200]}"
+
+
+@contextlib.contextmanager
+def timed():
+    """Raise Hang after SECONDS of processor time, or six times as many on the clock; a library
+    that never returns to Python ends the process after twelve times as many."""
+
+    def ring(*_):
+        raise Hang
+
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, ring)
+    faulthandler.dump_traceback_later(12 * SECONDS, exit=True)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 6 * SECONDS)
+    try:
+        yield
+    finally:
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def problem_with(sentence: str) -> str | None:
+    """What is wrong with the words of an error, None where nothing is."""
+    found = PYTHON_WORDS.search(sentence)
+    if found:
+        return f"says {found[0]!r}"
+    if not sentence.strip() or "\n" in sentence.strip():
+        return "is not one sentence"
+    if len(sentence) > 900 or re.search(r"(.{1,3})\1{99}", sentence):
+        return "echoes more than 200 characters"
+    return None
+
+
+def raised_by_us(error: ValueError) -> bool:
+    """Whether the package raised it, not a library below it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(place.filename).is_relative_to(ROOT / "minilm_inf")
+
+
+def in_processes(kind: str, seed: int, first: int, stop: int):
+    """The verdicts of a kind's cases, run in a process that is started again where it dies."""
+    while first < stop:
+        command = [sys.executable, __file__, "--kind", kind, "--seed", str(seed), "--raw",
+                   "--first", str(first), "--cases", str(stop - first)]  # fmt: skip
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            for line in child.stdout:
+                yield first, Verdict(*json.loads(line))
+                first += 1
+            last_words = child.stderr.read().decode("utf-8", "replace")
+        if first < stop:
+            hangs = "Timeout" in last_words
+            said = f"exit code {child.returncode}: {last_words[-300:]}"
+            yield first, Verdict("hang" if hangs else "crash", "the process ended", said)
+            first += 1
+
+
+def counted(kind: str, seed: int, cases: int) -> collections.Counter:
+    """The outcomes of a kind's cases; prints their figures, and on stderr each fault."""
+    counts: collections.Counter = collections.Counter()
+    begun = time.monotonic()
+    for number, verdict in in_processes(kind, seed, 0, cases):
+        counts[verdict.outcome] += 1
+        if verdict.outcome in FAULTS:
+            print(f"{kind} {number}: {verdict.outcome}: {verdict.said}\n"
+                  f"    {verdict.description}", file=sys.stderr)  # fmt: skip
+    print(figures(kind, counts, time.monotonic() - begun), flush=True)
+    return counts
+
+
+def figures(kind: str, counts: collections.Counter, seconds: float) -> str:
+    """A line of the table."""
+    names = "sentence", "clean", *FAULTS
+    numbers = "".join(f"{counts[name]:>10}" for name in names)
+    return f"{kind:<12}{sum(counts.values()):>7}{numbers}{seconds:>8.0f} s"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, help="(20,000; with --kind, 1)")
+    parser.add_argument("--kind", choices=KINDS)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--raw", action="store_true", help="a verdict a line, as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.kind:
+        for number in range(options.first, options.first + (options.cases or 1)):
+            verdict = judged(options.kind, number, options.seed, loud=not options.raw)
+            print(json.dumps(verdict) if options.raw else "\n".join(verdict), flush=True)
+        return 0
+
+    print(f"{'kind':<12}{'cases':>7}" + "".join(
+        f"{name:>10}" for name in ("sentence", "clean", *FAULTS)))  # fmt: skip
+    total: collections.Counter = collections.Counter()
+    begun = time.monotonic()
+    cases = -(-(options.cases or CASES) // len(KINDS))
+    for kind in KINDS:
+        total += counted(kind, options.seed, cases)
+    print(figures("all", total, time.monotonic() - begun))
+    return int(any(total[fault] for fault in FAULTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What is measured with tokenizers of every kind: with BOS and EOS, and without."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_llama
+from test_compare import nll_after
+
+from minilm_inf import diagnose, evaluate
+from minilm_inf.checkpoint import save
+from minilm_inf.compare import encoded, reencoded_nll
+from minilm_inf.comparing import pass_keys
+from minilm_inf.comparing.methods import Reencoded
+from minilm_inf.config import LMInfinite
+from minilm_inf.needles.reading import Method
+from minilm_inf.needles.recall import Pairs
+from minilm_inf.needles.trials import PassKey, Trial
+from minilm_inf.practice import Practice
+from minilm_inf.tokenizer import load, opening
+
+TEXT = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")[:12000]
+BOS = {  # kind of tokenizer -> what it puts before a text
+    "pieces": [1], "bytes": [0], "no eos": [0], "around": [0], "no bos": [], "two files": [],
+}  # fmt: skip
+
+
+def folder_of(kind: str, folder):
+    """A random model of 2 layers with a tokenizer of that kind."""
+    save(tiny_llama(vocab_size=2048, context_length=256, dtype=torch.float32), folder)
+    if kind == "pieces":
+        shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", folder)
+        return folder
+    if kind == "two files":
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(ROOT / "tests" / "fixtures" / "tokenizers" / name, folder)
+        return folder
+    source = ROOT / "weights" / "tiny-gptj"
+    about = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    about["post_processor"]["single"] += about["post_processor"]["single"][:1] * (
+        kind == "around"
+    )
+    about["post_processor"] = None if kind == "no bos" else about["post_processor"]
+    (folder / "tokenizer.json").write_text(json.dumps(about), encoding="utf-8")
+    if kind not in ("no eos", "no bos"):
+        shutil.copy(source / "tokenizer_config.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=BOS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind, tmp_path_factory):
+    return folder_of(kind, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def known(folder):
+    return load(folder)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def test_a_text_begins_as_its_tokenizer_says(known, kind):
+    """A BOS of another tokenizer, a first token taken for one, or an EOS amid a text."""
+    assert opening(known) == BOS[kind]
+    plain = known.encode(TEXT, bos=False)
+    ids = encoded({"a": TEXT}, known, 300)["a"]
+    assert ids == (BOS[kind] + plain)[:301]
+
+
+def test_windows_and_trials_are_text_from_end_to_end(known, kind):
+    """A window without its BOS, or one that has lost a token where there is none."""
+    text, begin = np.array(known.encode(TEXT, bos=False)), BOS[kind]
+    practice, rng = Practice(known, text), np.random.default_rng(0)
+    rows = [practice.ordinary(rng, 257), practice.repeats(rng, 257)]
+    rows += [practice.retrieval(rng, 257, 1.0), practice.hidden(rng, 257, ["It is 7."], "So?")]
+    for maker in (PassKey(practice, known), Pairs(practice, known, 3)):
+        for trial in (maker.trial(257, 0.3, [1]), maker.absent(257, [1])):
+            question = known.decode(trial.ids).rpartition("What is ")[2]
+            assert re.fullmatch(r"the .*\? The .* is \d+", question)
+            rows.append(trial.ids)
+        assert known.decode(maker.alone([1]).ids).lstrip().startswith("What is ")
+    for row in rows:
+        assert len(row) == 257 and row[: len(begin)] == begin
+        assert all(known.bytes_of(id) for id in row[len(begin) :])
+
+
+def test_filler_has_all_tokens_of_the_texts(known, kind):
+    """The first token of a text that is left out as if it were BOS."""
+    documents = encoded({"a": TEXT[:6000], "b": TEXT[6000:]}, known, 600)
+    filler = sum(len(ids) for ids in documents.values()) - 2 * len(BOS[kind])
+    quarter, lm = (filler - 1) // 4, LMInfinite(140, 10, 140)
+    model = tiny_llama(context_length=quarter)
+    with pytest.raises(ValueError, match=f"text, and there are {filler:,}"):
+        pass_keys.trials(known, documents, lm, tiny_llama(context_length=600).config, 1)
+    middle, inside = pass_keys.trials(known, documents, lm, model.config, 2)
+    assert [len(trial.ids) for trial in middle] == [4 * quarter] * 2
+    assert [len(trial.ids) for trial in inside] == [quarter] * 2
+
+
+def test_truncation_without_bos_reads_the_last_tokens():
+    """A text's first token that stands before every window, far from where it was."""
+    trials = [Trial(list(range(9)), 2, ())]
+    assert Method(None, 6, n_bos=0).rows(trials, "cpu").tolist() == [[3, 4, 5, 6, 7, 8]]
+    assert Method(None, 6, n_bos=1).rows(trials, "cpu").tolist() == [[0, 4, 5, 6, 7, 8]]
+    model = tiny_llama(context_length=6)
+    ids = [5, 9, 2, 7, 7, 1, 30, 4, 11, 3, 8, 20]
+    scores = reencoded_nll(model, ids, n_bos=0).tolist()
+    for i in range(len(ids) - 1):
+        last = i if i < 6 else 6 + (i - 6) // 3 * 3 + 2  # of the window that scores i
+        context = ids[max(0, last - 5) : i + 1]
+        assert scores[i] == pytest.approx(nll_after(model, context, ids[i + 1]), abs=1e-5)
+    written, context = Reencoded("", 6, 0).write(model, ids, 3, 512), list(ids)
+    for id in written:
+        assert id == int(model(torch.tensor([context[-6:]]))[0, -1].argmax())
+        context.append(id)
+
+
+@pytest.mark.parametrize("task", ["passkey", "recall"])
+def test_retrieval(program, folder, text, tmp_path, task):
+    """A program that adds None to a number where nothing stands before a text."""
+    flags = ["-m", folder, "--text", text, "--lengths", "1,2", "--depths", "0,1", "--trials", 1]
+    out = tmp_path / "run.json"
+    code, said, err = program(evaluate.main, task, *flags, "--out", out)
+    assert code == 0 and "| needle absent, truncation |" in said, err
+    cells = json.loads(out.read_text())["results"]["cells"]
+    assert [c["trials"] for c in cells] == [1] * len(cells) and len(cells) == 1 + 2 + 4 * 6 - 2
+
+
+def test_comparison(program, folder, text):
+    """Pass keys that end the program behind minutes of reading, and take its table along."""
+    flags = ["--text", text, "--length", 1100, "--methods", "full,truncate,topk"]
+    flags += ["--n-local", 60, "--trials", 1]
+    code, said, err = program(evaluate.main, "compare", "-m", folder, *flags)
+    assert code == 0 and "| passkey, middle |" in said and "no pass keys" not in err
+
+
+def test_diagnosis(program, folder, text, tmp_path, monkeypatch):
+    """A diagnosis that cannot be made of a model without BOS."""
+    monkeypatch.setattr("minilm_inf.options.can_draw", lambda: False)
+    flags = ["--text", text, "--length", 400, "--out", tmp_path / "d"]
+    code, said, err = program(diagnose.main, "-m", folder, *flags)
+    assert code == 0 and said.startswith("factor 1, "), err
