@@ -60,9 +60,10 @@ def attend_band(
     n_kv_head, n_starting, exact = values.shape[1], starting.k.shape[2], keys.dtype
     group, before = q.shape[1] // n_kv_head, values.shape[2] - q.shape[2]
     spare = keys.shape[2] - values.shape[2]
+    begins = not before and not (n_starting and int(starting.positions[0]) < first)
     early = 0
-    if before == 0 and not scheme.has_bias and scale > 0:
-        early = min(q.shape[2], lm.n_local)  # which see all of the past, up to there
+    if begins and not scheme.has_bias and scale > 0:  # PyTorch's causal mask is -inf * scale
+        early = min(q.shape[2], lm.n_local)
         attend_early(q[:, :, :early], place, keys[:, :, spare:], values, scale, out, key_heads)
     mask = window_mask(scheme, lm, exact, q.device)  # (1 or H, ROWS, n_local - 1 + ROWS)
     block = group * ROWS * (spare + mask.shape[-1])
