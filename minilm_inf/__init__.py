@@ -1,16 +1,17 @@
 """LM-Infinite (NAACL 2024, arXiv 2308.16137) from scratch: to read, to test against, to run.
 
-In reading order: config, positions, lambda_mask, distance_ceiling, top_k, attention (the
-definition), band, triangles, sight, keys, blocks, middle and chunked (the same in O(n)), rows,
-layer_cache, cache, decoding, transformer, models (llama, mpt, gptj), checkpoint (on shards),
-tokenizer (on tokenizers/), chat, sampling, compiled, session, explain, batch, compare, plan
-(on planning/: what a run will take), reply, generate; then corpus and practice (what weights/
-learned from), documents, tally, stream, perplexity (on byte_counts, pairs, progress, resume),
-retrieval (on intervals and needles/: what a long text's end finds in it), comparing/ (methods
-side by side), evaluate and card (what is measured), diagnose (on diagnosis/: why a plain model
-fails), recipes, schedule and train (how weights/ came to be), inspect and convert (for folders
-of others), and benchmark (on benchmarking/: what it all costs). startup is what a program does
-before any of this is imported.
+In reading order: config, positions, lambda_mask, distance_ceiling, top_k, checks, attention
+(the definition), band, triangles, sight, keys, blocks, middle and chunked (the same in O(n)),
+rows, layer_cache, cache, decoding, transformer, models (llama, mpt, gptj), checkpoint (on
+shards and tensor_file), tokenizer (on tokenizers/), chat, sampling, compiled, session, explain,
+batch, compare, plan (on planning/: what a run will take), reply, conversation, generate; then
+corpus, practice (what weights/ learned from), documents, tally, stream, perplexity (on
+byte_counts, pairs, progress, resume), retrieval (on intervals and needles/: what a long text's
+end finds in it), comparing/ (methods side by side), evaluate and card (what is measured),
+diagnose (on diagnosis/: why a plain model fails), recipes, schedule, trained_folder, training
+and train (how weights/ came to be), inspect and convert (for folders of others), and benchmark
+(on benchmarking/: what it all costs). startup is what a program does before any of this is
+imported.
 """
 
 import warnings
@@ -26,10 +27,11 @@ warnings.filterwarnings("ignore", message="'minilm_inf.generate' found in sys.mo
 from . import generate as _program  # noqa: E402, F401  (before the function of the same name)
 from .attention import attend  # noqa: E402
 from .checkpoint import load_model  # noqa: E402
-from .fast.chunked import chunked_attend  # noqa: E402
 from .config import LMInfinite, ModelConfig  # noqa: E402
+from .fast.chunked import chunked_attend  # noqa: E402
 from .positions import Alibi, Rotary  # noqa: E402
 from .session import generate  # noqa: E402
+from .tokenizer import check_fits  # noqa: E402
 from .tokenizer import load as load_tokenizer  # noqa: E402
 
 __all__ = [
@@ -47,9 +49,5 @@ def load(folder, device="cpu", dtype=None):
     """
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, device, dtype)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only "
-            f"{model.config.vocab_size}: they do not belong together"
-        )
+    check_fits(tokenizer, model.config.vocab_size, folder)
     return model, tokenizer

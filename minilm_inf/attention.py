@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from .checks import check_attention
 from .config import FULL_ATTENTION, LMInfinite
 from .distance_ceiling import capped_logits
 from .lambda_mask import lambda_mask
@@ -31,19 +32,19 @@ def attend(
 
     q:      (B, H, T, D), not yet placed at its positions
     k, v:   (B, H_kv, S, D), not yet placed; H must be a multiple of H_kv
-    q_positions, k_positions: integers, (T,) or (B, T) and (S,) or (B, S), in any order; a
-            negative position is padding, which nobody sees
+    q_positions, k_positions: integers, (T,) or (B, T) and (S,) or (B, S), in any order, up to
+            2^53; a negative position is padding, which nobody sees
     scheme: Rotary or Alibi
     lm:     None is the vanilla model's causal attention
-    scale:  factor of q . k; None is 1/sqrt(D)
+    scale:  factor of q . k, any finite number; None is 1/sqrt(D)
     n_reaching: with lm.top_k, how many of the last queries see middle keys as well (section
             3.3); None is what lm.top_k_queries says: the last one, or all
 
     Returns (B, H, T, D) in q's dtype; the softmax runs in float32, or in float64 for float64. A
     query that sees no key gets zeros, and what nobody sees has no influence, not even as NaN.
-    Raises ValueError where shapes do not fit together.
+    Raises ValueError where the arguments do not fit together; see checks.py.
     """
-    check_shapes(q, k, v, q_positions, k_positions)
+    check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reaching)
     lm = lm or FULL_ATTENTION
     q_positions, k_positions = (x.to(q.device).long() for x in (q_positions, k_positions))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -69,29 +70,3 @@ def attend(
     seen_by_none = ~visible.any(-2).unsqueeze(-1)  # (1, S, 1) or (B, 1, S, 1)
     v = v.masked_fill(seen_by_none, 0)
     return torch.einsum("bhts,bhsd->bhtd", weights, v).to(q.dtype)
-
-
-def check_shapes(q, k, v, q_positions, k_positions):
-    """Raise ValueError, with the shapes, where the arguments of attend do not fit."""
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
-        raise ValueError(
-            "q must be (B, H, T, D) and k and v both (B, H_kv, S, D), not "
-            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
-        raise ValueError(
-            "q and k must agree in B and D, and H must be a multiple of H_kv, not "
-            f"{tuple(q.shape)} and {tuple(k.shape)}"
-        )
-    for name, positions, x in (
-        ("q_positions", q_positions, q),
-        ("k_positions", k_positions, k),
-    ):
-        length, batch = x.shape[2], x.shape[0]
-        if tuple(positions.shape) not in ((length,), (batch, length)):
-            raise ValueError(
-                f"{name} must be ({length},) or ({batch}, {length}), not "
-                f"{tuple(positions.shape)}"
-            )
-        if positions.is_floating_point():
-            raise ValueError(f"{name} must be integers, not {positions.dtype}")

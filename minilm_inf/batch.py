@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 
 from . import sampling
-from .fast.cache import Guard
 from .config import LMInfinite
-from .session import Step
+from .fast.cache import Guard
+from .session import Step, check_ends, checked_ids
 from .transformer import Transformer
 
 
@@ -35,20 +35,16 @@ class Batch(Guard):
         middle="ram",
     ):
         for number, ids in enumerate(prompts, 1):
+            checked_ids(ids, model.config.vocab_size, f" of prompt {number}")
             if not ids:
                 raise ValueError(f"prompt {number} is empty: give at least one token")
-            wrong = next((id for id in ids if not 0 <= id < model.config.vocab_size), None)
-            if wrong is not None:
-                raise ValueError(
-                    f"token {wrong} of prompt {number} is out of range: the model has the ids "
-                    f"0 to {model.config.vocab_size - 1}"
-                )
         self.model, self.lm, self.path, self.prefill_chunk = model, lm, path, prefill_chunk
         self.device = model.embed.weight.device
         self.texts = [list(ids) for ids in prompts]
         self.n_read = [0 for _ in prompts]  # tokens of each text that the cache holds
         self.growing = list(range(len(prompts)))  # the rows of the cache, as numbers of texts
         self.cache, self.middle = None, middle
+        self.ended: dict[int, Step] = {}  # text's number -> the token that ended it, if one did
         self.n_reaching = 0  # tokens of each text that grows, for the reference path
 
     @property
@@ -121,13 +117,13 @@ def write_all(
     """Yield (text's number, token) for every text that still grows, in turns.
 
     Each text draws from a generator of its own with the same seed, so that it becomes what it
-    would become alone. An id of stop_ids ends a text, and is not yielded; batch.end, called
-    between two tokens, ends one as well. n_ids: as in session.write.
+    would become alone. An id of stop_ids ends a text, and is not yielded, but kept in
+    batch.ended; batch.end, called between two tokens, ends one as well. n_ids: as in
+    session.write.
     """
     sampling.check(temperature, top_k, top_p, min_p, repetition_penalty)
-    generators = [
-        None if seed is None else torch.Generator().manual_seed(seed) for _ in batch.texts
-    ]
+    check_ends(max_new_tokens, stop_ids)
+    generators = [sampling.seeded(seed) for _ in batch.texts]
     seen = [set(ids) for ids in batch.texts]
     for _ in range(max_new_tokens):
         if not batch.growing:
@@ -136,11 +132,12 @@ def write_all(
         for row, number in enumerate(list(batch.growing)):
             likely = sampling.penalise(logits[row], seen[number], repetition_penalty)[:n_ids]
             id = sampling.choose(likely, temperature, top_k, top_p, min_p, generators[number])
+            step = Step(id, float(logits[row].float().log_softmax(-1)[id]))
             if id in stop_ids:
+                batch.ended[number] = step
                 batch.end(number)
                 continue
             batch.texts[number].append(id)
             seen[number].add(id)
-            logprob = float(logits[row].float().log_softmax(-1)[id])
-            steps.append((number, Step(id, logprob)))
+            steps.append((number, step))
         yield from steps

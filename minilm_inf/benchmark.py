@@ -28,11 +28,14 @@ from . import options as flags
 from .benchmarking.attention_calls import Shape
 from .benchmarking.attention_race import attention_rows
 from .benchmarking.decoding_race import decoding_rows
-from .benchmarking.prefill_race import prefill_rows
+from .benchmarking.prefill_race import prefill_rows, random_ids
 from .benchmarking.rows import Row, as_dicts
 from .benchmarking.sizes import FULL, QUICK, Sizes
 from .benchmarking.table import table
 from .checkpoint import load_model
+from .inspection.memory import available_memory
+from .planning.units import scaled
+from .sampling import require_numbers
 
 PARTS = ("attention", "prefill", "decoding")
 
@@ -92,7 +95,7 @@ def sizes_of(options) -> Sizes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    line = argparse.ArgumentParser(prog="python -m minilm_inf.benchmark", description=__doc__)
+    line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     arguments_of(line)
     options = line.parse_args(arguments)
@@ -112,22 +115,50 @@ def run(options, sizes: Sizes) -> int:
         str(dtype or torch.float32).removeprefix("torch."), str(device),
     )  # fmt: skip
     parts = [options.only] if options.only else PARTS
+    if "attention" in parts:
+        check_room(sizes, shape, device)
     model = None if parts == ["attention"] else load_model(options.model, device, dtype)
+    if model is not None:
+        require_numbers(model(random_ids(model, 8)))
     facts = facts_of(device, shape, model, options, sizes)
-    report = functools.partial(print, file=sys.stderr, flush=True)
     rows: list[Row] = []
+    try:
+        measure(parts, rows, model, options, sizes, shape)
+    finally:  # what was measured is not lost with what was not
+        if rows:
+            show(facts, sizes, as_dicts(rows), options.json)
+    return 0
+
+
+def check_room(sizes: Sizes, shape: Shape, device: torch.device):
+    """Raise ValueError where q, k and v, the first two placed as well, are more than memory."""
+    needed = 5 * max(sizes.lengths) * shape.heads * shape.head_dim * shape.itemsize
+    available = available_memory() if device.type == "cpu" else None
+    if available is not None and needed > available:
+        raise ValueError(
+            f"--lengths, --heads and --head-dim ask for vectors of {scaled(needed)}, and "
+            f"{scaled(available)} of memory is available: take smaller ones"
+        )
+
+
+def measure(parts, rows: list[Row], model, options, sizes: Sizes, shape: Shape):
+    """Add the rows of each part as they are measured."""
+    report = functools.partial(print, file=sys.stderr, flush=True)
     if "attention" in parts:
         rows += attention_rows(sizes, shape, report)
     if "prefill" in parts:
         rows += prefill_rows(model, sizes.tokens, options.prefill_chunk, sizes.rounds, report)
     if "decoding" in parts:
         rows += decoding_rows(model, Path(options.model), sizes, report)
-    found = as_dicts(rows)
-    if options.json:
-        print(json.dumps({"facts": facts, "sizes": dataclasses.asdict(sizes), "rows": found}))
+
+
+def show(facts: dict, sizes: Sizes, found: list[dict], as_json: bool):
+    """Print the rows, as a table or as JSON."""
+    if as_json:
+        result = {"facts": facts, "sizes": dataclasses.asdict(sizes), "rows": found}
+        print(json.dumps(result), flush=True)
     else:
-        print(table(facts, found))
-    return 0
+        print(table(facts, found), flush=True)
 
 
 def facts_of(device: torch.device, shape: Shape, model, options, sizes: Sizes) -> dict:

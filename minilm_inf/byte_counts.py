@@ -45,7 +45,7 @@ def bytes_by_id(tokenizer, vocab_size: int) -> np.ndarray:
     """The number of bytes that each id stands for: 0 for a special one, UNKNOWN for one that
     the tokenizer does not have, or that may stand for any text."""
     counts = np.full(vocab_size, UNKNOWN, np.int64)
-    for id in range(0 if tokenizer is None else tokenizer.vocab_size):
+    for id in range(0 if tokenizer is None else min(tokenizer.vocab_size, vocab_size)):
         found = tokenizer.bytes_of(id)
         if found is not None:
             counts[id] = len(found)

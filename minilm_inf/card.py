@@ -21,10 +21,18 @@ import numpy as np
 from . import corpus, load
 from .compare import by_position, encoded, table
 from .config import LMInfinite
-from .files import read_text, write_beside
-from .options import guarded
+from .files import (
+    check_output,
+    claimed,
+    read_bytes,
+    read_json,
+    read_text,
+    write_beside,
+)
+from .options import Parser, guarded
 from .practice import Practice, pass_key_accuracy
 from .session import generate
+from .tokenizer import opening
 from .tokenizers.sentence_pieces import SentencePieceTokenizer
 
 PROMPT = (
@@ -177,63 +185,95 @@ def mixes(phases: list[dict]) -> str:
 
 def greedy(model, tokenizer, lm: LMInfinite) -> str:
     """The card's sentence as JSON: what follows PROMPT when the likeliest id is taken."""
-    ids = tokenizer.encode(PROMPT)
+    ids = opening(tokenizer) + tokenizer.encode(PROMPT, bos=False)
     new = list(generate(model, ids, lm, max_new_tokens=GREEDY_TOKENS, temperature=0.0))
     stream = tokenizer.stream(begun=True)
     return json.dumps("".join(stream.push(id) for id in new) + stream.flush())
 
 
+def told(folder: Path, corpus_folder: Path) -> dict:
+    """What the card says of the training. Raises ValueError where its records are missing, or
+    are not as they were written."""
+    records = folder / "training.json", corpus_folder / "corpus.json"
+    for path, writer in zip(records, ("train", "corpus")):
+        if not path.is_file():
+            raise ValueError(f"{path.parent} has no {path.name}: minilm_inf.{writer} writes it")
+    record, manifest = map(read_json, records)
+    try:
+        last, settings = record["log"][-1], record["settings"]
+        first, *later = record["phases"]
+        sources = [
+            f"- {s['what']}: {s['package']}, {s['bytes']:,} bytes. {s['licence']}"
+            for s in manifest.values()
+        ]
+        return dict(
+            tokens=int(last["tokens"]), steps=int(last["step"]),
+            train_loss=float(last["train_loss"]), held_out_nll=float(last["held_out_nll"]),
+            tokens_per_step=int(settings["tokens_per_step"]), seed=settings["seed"],
+            learning_rate=settings["learning_rate"], command=record["command"],
+            documents=record["documents"], sources="\n".join(sources), mixes=mixes(later),
+            repeats_share=float(first["until"]), first_window=first["window"],
+        )  # fmt: skip
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{records[0]} or {records[1]} is not as minilm_inf.train and minilm_inf.corpus "
+            "write it: run them again"
+        ) from error
+
+
 def write_card(folder: Path, corpus_folder: Path, report) -> str:
     """The card of the model in `folder`. Raises ValueError where a part is missing."""
-    record_path = folder / "training.json"
-    if not record_path.is_file():
-        raise ValueError(f"{folder} has no training.json: minilm_inf.train writes it")
-    record = json.loads(record_path.read_text())
+    texts = corpus.documents(corpus_folder, held_out=True)
+    training = told(folder, corpus_folder)
+    sha256 = hashlib.sha256(read_bytes(folder / "model.safetensors")).hexdigest()
     model, tokenizer = load(folder)
-    config, last = model.config, record["log"][-1]
+    config = model.config
     length = 64 * config.context_length
     lm = LMInfinite.for_model(config)
 
-    texts = corpus.documents(corpus_folder, held_out=True)
-    manifest = json.loads(read_text(corpus_folder / "corpus.json"))
-    rows = by_position(model, encoded(texts, tokenizer, length), lm, report)
+    documents = encoded(texts, tokenizer, length)
     held_out = [id for text in texts.values() for id in tokenizer.encode(text, bos=False)]
     practice = Practice(tokenizer, np.array(held_out))
+    rows = by_position(model, documents, lm, report, n_bos=len(practice.bos))
     accuracy = pass_key_accuracy(model, practice, config.context_length, count=TRIALS, seed=1)
     report(f"pass keys {accuracy:.1%}")
-    sources = [
-        f"- {s['what']}: {s['package']}, {s['bytes']:,} bytes. {s['licence']}"
-        for s in manifest.values()
-    ]
-    first, *later = record["phases"]
     return CARD.format(
-        name=folder.name, folder=folder.as_posix(), context_length=config.context_length,
-        parameters=sum(p.numel() for p in model.parameters()), a_family=NAMES[config.family],
-        shape=shape(config), tokenizer=tokenizer_kind(tokenizer), verdict=verdict(rows),
-        tokens=last["tokens"], steps=last["step"], train_loss=last["train_loss"],
-        held_out_nll=last["held_out_nll"], pass_keys=accuracy, trials=TRIALS,
-        tokens_per_step=record["settings"]["tokens_per_step"], seed=record["settings"]["seed"],
-        learning_rate=record["settings"]["learning_rate"], command=record["command"],
-        sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        documents=record["documents"], held_out=", ".join(sorted(texts)),
-        sources="\n".join(sources), repeats_share=first["until"],
-        first_window=first["window"], mixes=mixes(later), length=length, n_global=lm.n_global,
+        **training, name=folder.name, folder=folder.as_posix(), sha256=sha256,
+        context_length=config.context_length, a_family=NAMES[config.family],
+        parameters=sum(p.numel() for p in model.parameters()), shape=shape(config),
+        tokenizer=tokenizer_kind(tokenizer), verdict=verdict(rows), pass_keys=accuracy,
+        trials=TRIALS, held_out=", ".join(sorted(texts)), length=length, n_global=lm.n_global,
         last_tokens=config.context_length - 1, stride=config.context_length // 2,
         table=table(rows), greedy_tokens=GREEDY_TOKENS, prompt=PROMPT,
         continuation=greedy(model, tokenizer, lm),
     )  # fmt: skip
 
 
+def check_card(path: Path):
+    """Raise ValueError where a README.md is no card that this program wrote, or would stand in
+    no folder."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder: give one that minilm_inf.train wrote")
+    check_output(path, flag="the card")
+    if path.is_file() and "minilm_inf.card" not in read_text(path):
+        raise ValueError(f"{path} is not a card of minilm_inf: move it away first")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.card", description=__doc__)
+    parser = Parser(prog="python -m minilm_inf.card", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="a folder that minilm_inf.train wrote")
     parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="(%(default)s)")
     options = parser.parse_args(arguments)
 
     def run() -> int:
-        card = write_card(options.folder, options.corpus, lambda t: print(t, file=sys.stderr))
-        write_beside(options.folder / "README.md", card.encode())
+        path = options.folder / "README.md"
+        check_card(path)
+        with claimed(path):
+            card = write_card(
+                options.folder, options.corpus, lambda line: print(line, file=sys.stderr)
+            )
+            write_beside(path, card.encode())
         return 0
 
     return guarded(run)

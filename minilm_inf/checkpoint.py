@@ -13,19 +13,20 @@ than the model and one tensor is ever in memory. Every failure is a ValueError o
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from .config import ModelConfig
-from .files import beside, named, read_json, shown, write_beside
+from .files import named, read_json, shown, write_beside
 from .models import gptj, llama, mpt
 from .models.raw_config import RawConfig
 from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
+from .tensor_file import write_tensors
 from .transformer import Transformer
 
 FAMILIES = {
@@ -43,8 +44,7 @@ WRAPPERS = re.compile(r"((module|_orig_mod|base_model|model|transformer)\.)*")
 
 def read_config(folder) -> ModelConfig:
     """The config of a checkpoint's folder. Raises ValueError with the key that does not fit."""
-    folder = Path(folder)
-    check_folder(folder)
+    folder = existing_folder(folder)
     path = folder / "config.json"
     raw = read_json(path, LARGEST_HEADER)
     model_type = raw.get("model_type")
@@ -66,15 +66,18 @@ def _of(path: Path, function, *arguments):
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_folder(folder: Path):
-    """Raise ValueError where there is no folder, with where models are found."""
-    if folder.is_dir():
-        return
+def existing_folder(folder) -> Path:
+    """The path of a model's folder. Raises ValueError where there is none, with what to do."""
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(f"a model's folder must be a path, not {shown(folder)}")
+    folder = Path(folder)
+    if os.path.isdir(folder):
+        return folder
     advice = "give the folder that holds config.json"
     if folder.suffix == ".gguf":
         advice = f"convert it first, with python -m minilm_inf.convert {named(folder)}"
-    elif not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        advice = "models are read from disk, so download it, and " + advice
+    elif not os.path.exists(folder) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        advice = "models are read from disk, not from a hub: " + advice
     raise ValueError(f"{named(folder)} is not a folder: {advice}")
 
 
@@ -100,7 +103,7 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
     device = _checked_device(device)
     if dtype not in (None, *FLOATS.values()):
         listed = ", ".join(str(x) for x in FLOATS.values())
-        raise ValueError(f"dtype must be None or one of {listed}, not {dtype!r}")
+        raise ValueError(f"dtype must be None or one of {listed}, not {named(dtype)}")
     model, stored = from_headers(folder)
     check_tied_head(model.config, stored)
     fill(model, stored, device, dtype or own_dtype(model.config, stored, device))
@@ -112,7 +115,7 @@ def from_headers(folder) -> tuple[Transformer, dict[str, Stored]]:
 
     Raises load_model's ValueError for whatever config.json and the files' headers show.
     """
-    folder = Path(folder)
+    folder = existing_folder(folder)
     config, stored = settled(read_config(folder), find_tensors(folder))
     model = build_on_meta(config, stored, folder)
     check(model, stored, folder)
@@ -125,7 +128,7 @@ def settled(
     """A config and its tensors in one spelling, whichever program wrote them.
 
     Names lose what wrappers put before them and get the family's own beginning; a tied pair
-    that is stored as the head is the embedding; an MPT's MLP is as wide as it is stored. Raises
+    that is stored as the head is the embedding; an MPT has what is stored of it. Raises
     ValueError for two names of one tensor.
     """
     family, found = FAMILIES[config.family], {}
@@ -144,7 +147,7 @@ def settled(
         found[embedding] = found.pop(head)
     if family is mpt:
         shapes = {name: place.shape for name, place in found.items()}
-        config = mpt.as_wide_as_stored(config, shapes)
+        config = mpt.as_stored(config, shapes)
     return config, found
 
 
@@ -235,12 +238,8 @@ def build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) 
             f"config.json asks for {config.n_layer} layers, but {folder} holds only "
             f"{len(stored)} tensors: the two do not belong together"
         )
-    try:
-        with torch.device("meta"):
-            return FAMILIES[config.family].build(config)
-    except RuntimeError as error:  # sizes whose product no memory could address
-        path = folder / "config.json"
-        raise ValueError(f"the sizes in {path} make no model: they are too large") from error
+    with torch.device("meta"):
+        return _of(folder / "config.json", FAMILIES[config.family].build, config)
 
 
 def check_tied_head(config: ModelConfig, stored: dict[str, Stored]):
@@ -259,7 +258,9 @@ def _checked_device(device) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f'the device {device!r} is not available here: try "cpu"') from error
+        raise ValueError(
+            f'the device {named(device)} is not available here: try "cpu"'
+        ) from error
     return device
 
 
@@ -271,18 +272,11 @@ def save(model: Transformer, folder):
     """
     folder = Path(folder)
     family = FAMILIES[model.config.family]
-    # Each tensor in memory of its own: safetensors refuses what shares some.
-    pieces = named_pieces(model).items()
-    tensors = {
-        name: piece.detach().clone(memory_format=torch.contiguous_format)
-        for name, piece in pieces
-    }
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     raw = {**family.config_to_hf(model.config), "torch_dtype": dtype}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
-    with beside(folder / WEIGHTS) as part:
-        save_file(tensors, part, {"format": "pt"})
+    write_tensors(folder / WEIGHTS, named_pieces(model), {"format": "pt"})
     write_beside(folder / "config.json", (json.dumps(raw, indent=2) + "\n").encode())

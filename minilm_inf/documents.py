@@ -14,6 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import shown
+
+LONGEST_HEADER = 10_000
+MOST_DOCUMENTS = 10**7  # whose lengths and places are kept in memory
 PIECE = 1 << 20  # ids that are in memory at a time when all of a file is looked at
 
 
@@ -57,17 +61,11 @@ class TokensFile:
 
     def __init__(self, path: Path, vocab_size: int):
         self.path, self.vocab_size = path, vocab_size
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, EOFError, TypeError) as error:
+        array = opened(path)
+        if array.dtype.kind not in "iu":
             raise ValueError(
-                f"{path} is not a whole .npy file of ids ({error}): write it with numpy.save"
-            ) from error
-        if not isinstance(array, np.memmap) or array.dtype.kind not in "iu":
-            kind = getattr(array, "dtype", "an archive")
-            raise ValueError(f"{path} holds {kind}: the ids must be one array of whole numbers")
+                f"{path} holds {shown(str(array.dtype))}: the ids must be whole numbers"
+            )
         if array.size == 0:
             raise ValueError(f"{path} holds no ids: there is nothing to score")
         if array.ndim not in (1, 2) or not array.flags.c_contiguous:
@@ -78,6 +76,10 @@ class TokensFile:
         self.by_row = array.ndim == 2
         self.dtype, self.offset = array.dtype, array.offset
         n_documents, width = array.shape if self.by_row else (1, len(array))
+        if n_documents > MOST_DOCUMENTS:
+            raise ValueError(
+                f"{path} holds {n_documents:,} rows: no more than {MOST_DOCUMENTS:,} are read"
+            )
         self.lengths = np.full(n_documents, width)
 
     def name(self, document: int) -> str:
@@ -98,6 +100,26 @@ class TokensFile:
                 f"model has the ids 0 to {self.vocab_size - 1}: it was made for another model"
             )
         return found.astype(np.int64)
+
+
+def opened(path: Path) -> np.ndarray:
+    """The array that a .npy file holds, mapped, not read. Raises ValueError where it holds
+    none."""
+    if not path.is_file():
+        raise ValueError(f"cannot read {path}: it is no file")
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(12)  # the magic, the version, and how long the header is
+        is_long = begin[6:7] != b"\1" and int.from_bytes(begin[8:], "little") > LONGEST_HEADER
+        if is_long or not begin.startswith(np.lib.format.MAGIC_PREFIX):
+            raise ValueError("no header that an array would have")
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # whatever becomes of a stranger's header in numpy
+        raise ValueError(
+            f"{path} is not a whole .npy file of ids: write it with numpy.save"
+        ) from error
 
 
 def digest(source) -> str:

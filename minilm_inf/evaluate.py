@@ -23,21 +23,26 @@ from .practice import NAMES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    line = argparse.ArgumentParser(prog="python -m minilm_inf.evaluate", description=__doc__)
+    options = parsed(sys.argv[1:] if arguments is None else arguments)
+    return flags.guarded(lambda: options.run(options))
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The flags of a command line; it ends the program where they make no sense."""
+    line = flags.Parser(prog="python -m minilm_inf.evaluate", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     tasks = line.add_subparsers(dest="task", required=True)
     add_perplexity(tasks)
     add_compare(tasks)
     add_passkey(tasks)
     add_recall(tasks)
-    arguments = sys.argv[1:] if arguments is None else arguments
     options = line.parse_args(arguments)
-    options.given = arguments[1:]
+    options.given, options.parse = arguments[1:], parsed
     try:
         options.check(options)
     except ValueError as error:
         tasks.choices[options.task].error(str(error))
-    return flags.guarded(lambda: options.run(options))
+    return options
 
 
 # ---- perplexity: any number of tokens, in constant memory
@@ -63,9 +68,9 @@ def add_perplexity(tasks):
                       "(all)")  # fmt: skip
     text.add_argument("--chunk", type=flags.at_least(1), default=2048, metavar="N",
                       help="tokens read at a time (%(default)s)")  # fmt: skip
-    text.add_argument("--bins", type=flags.at_least(1), default=200, metavar="N",
+    text.add_argument("--bins", type=flags.at_least(1, 10**6), default=200, metavar="N",
                       help="equal bins of positions (%(default)s)")  # fmt: skip
-    text.add_argument("--seed", type=flags.at_least(0), default=0, metavar="N",
+    text.add_argument("--seed", type=flags.seed, default=0, metavar="N",
                       help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
     kept = task.add_argument_group("result")
     kept.add_argument("--json", action="store_true", help="print one JSON object")
@@ -158,7 +163,7 @@ def add_methods(task):
 
 def add_passkey(tasks):
     task = add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
-    task.add_argument("--digits", type=flags.at_least(1), default=5, metavar="N",
+    task.add_argument("--digits", type=flags.at_least(1, 100), default=5, metavar="N",
                       help="of the pass key (%(default)s)")  # fmt: skip
     task.set_defaults(kind="passkey", pairs=None, chains=None, hops=None)
 
@@ -174,7 +179,7 @@ def add_recall(tasks):
                       help="values of variables (%(default)s)")  # fmt: skip
     task.add_argument("--hops", type=flags.at_least(0), default=1, metavar="N",
                       help="how often a value is handed on (%(default)s)")  # fmt: skip
-    task.add_argument("--digits", type=flags.at_least(1), default=4, metavar="N",
+    task.add_argument("--digits", type=flags.at_least(1, 100), default=4, metavar="N",
                       help="of a number (%(default)s)")  # fmt: skip
 
 

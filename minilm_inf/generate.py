@@ -12,14 +12,14 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from . import explain, plan, sampling
 from . import options as flags
 from .batch import Batch
 from .chat import Chat
+from .chat_template import KNOWN
+from .conversation import converse
 from .files import read_standard_input, read_text
-from .reply import Plain, as_json, converse, forgive, replies, reply, show_now, statistics
+from .reply import Plain, as_json, forgive, replies, reply, show_now, statistics
 from .session import Session
 from .tokenizer import load as load_tokenizer
 
@@ -27,7 +27,7 @@ PROMPT = "My dear friend, I have much to tell you of our voyage, and"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="python -m minilm_inf.generate",
         description="Write on from a prompt, past the length that the model was trained on.",
     )
@@ -60,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--chat",
         action="store_true",
-        help="the prompt is a turn of a conversation, and the text the model's reply",
+        help="the prompt is a turn of a conversation, and the text the model's reply, in the "
+        f"form of its chat template: {KNOWN}",
     )
     text.add_argument(
         "--system", metavar="TEXT", help="--chat's system message (the chat template's own)"
@@ -96,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     draw.add_argument(
         "--seed",
-        type=flags.at_least(0),
+        type=flags.seed,
         default=1234,
         metavar="N",
         help="the same seed and settings give the same text (%(default)s)",
@@ -186,7 +187,7 @@ def run(options) -> int:
         return run_batch(model, turns, lm, options)
     middle = options.middle or "ram"
     session = Session(model, lm, options.path, options.prefill_chunk, options.compile, middle)
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = sampling.seeded(options.seed)
     if options.interactive:
         return converse(session, turns, options, generator)
 
@@ -298,6 +299,7 @@ def read_prompt(options, given: str | None = None) -> str:
     if options.file is None and given != "-":
         return given
     text = read_standard_input() if options.file is None else read_text(options.file)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # the line ends of every system
     if not text:
         where = "standard input" if options.file is None else options.file
         raise ValueError(f"{where} is empty: there is no prompt in it")

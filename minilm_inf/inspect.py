@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from . import options as flags
+from .files import named
 from .inspection.folder_facts import look
 from .inspection.memory import LENGTHS
 from .inspection.probe import load_and_probe
@@ -55,7 +56,7 @@ def summary(facts: dict) -> list[tuple[str, str]]:
         lines += [("parameters", f"{facts['parameters']:,}{tied}")]
     if "stored" in facts:
         stored = facts["stored"]
-        dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in stored["dtypes"].items())
+        dtypes = ", ".join(f"{n:,} {named(dtype)}" for dtype, n in stored["dtypes"].items())
         files = f"{len(stored['files'])} file{'s' * (len(stored['files']) > 1)}"
         words = f"{scaled(stored['bytes'])} in {files}, tensors: {dtypes or 'none'}"
         ignored = f", {stored['ignored']} ignored" if stored["ignored"] else ""
@@ -105,12 +106,12 @@ def tensor_rows(tensors: list[dict], every: bool) -> list[list[str]]:
         files = list(dict.fromkeys(place["file"] for place in group))
         rows.append([
             "",
-            group[0]["name"] if every else pattern,
+            named(group[0]["name"] if every else pattern),
             "" if every else ranges(layers),
             goes,
-            " x ".join(str(n) for n in shape),
-            dtype,
-            files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else ""),
+            named(" x ".join(str(n) for n in shape)),
+            named(dtype),
+            named(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else ""),
         ])  # fmt: skip
     return rows
 
@@ -155,7 +156,7 @@ def probe_table(facts: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    line = argparse.ArgumentParser(prog="python -m minilm_inf.inspect", description=__doc__)
+    line = flags.Parser(prog="python -m minilm_inf.inspect", description=__doc__)
     line.formatter_class = argparse.RawDescriptionHelpFormatter
     line.add_argument("model", type=Path, metavar="FOLDER", help="a checkpoint")
     line.add_argument("--all", action="store_true", help="every tensor on a line of its own")
@@ -166,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument("--probe", action="store_true",
                        help="load the model, and score a text as read and misread")  # fmt: skip
     group.add_argument("--device", help="cpu, cuda, ... (CUDA where there is one)")
-    group.add_argument("--threads", type=flags.at_least(1), metavar="N",
+    group.add_argument("--threads", type=flags.threads, metavar="N",
                        help="CPU threads (PyTorch's own choice)")  # fmt: skip
     options = line.parse_args(arguments)
     if not options.probe and (options.device or options.threads):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from .fast.blocks import KINDS
 from .config import LMInfinite, ModelConfig
+from .fast.blocks import KINDS
+from .files import named, shown
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
 DTYPES = {
@@ -26,21 +28,60 @@ DTYPES = {
 }
 
 
-def at_least(least: int):
-    """An argparse type: a whole number of at least `least` that PyTorch can take."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors echo no more than 200 characters."""
+
+    def error(self, message: str):
+        super().error(message if len(message) <= 250 else message[:200] + "...")
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            # argparse drops such a value, and hands on an empty list.
+            if word.startswith("-") and word.endswith("=--"):
+                self.error(f"argument {word[:-3]}: expected one argument")
+        return super().parse_known_args(args, namespace)
+
+
+MOST = 2**40  # tokens, keys, trials: more than any machine can count or hold
+THREADS = max(256, os.cpu_count() or 1)
+
+
+def at_least(least: int, most: int = MOST):
+    """An argparse type: a whole number from `least` to `most`."""
 
     def whole_number(text: str) -> int:
         try:
-            value = int(text)
+            value = int(text) if len(text) < 100 else most + 1
         except ValueError:
             value = least - 1
-        if not least <= value < 2**62:
+        if not least <= value <= most:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not a whole number of at least {least}"
+                f"{shown(text)} is not a whole number of at least {least} and at most {most}"
             )
         return value
 
     return whole_number
+
+
+seed = at_least(0, 2**63 - 1)
+threads = at_least(1, THREADS)
+
+
+def between(low: float, high: float):
+    """An argparse type: a number from `low` to `high`."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)} is not a number from {low:g} to {high:g}"
+            )
+        return value
+
+    return number
 
 
 def ceiling(text: str) -> int | str:
@@ -57,7 +98,7 @@ def add_model(parser: argparse.ArgumentParser):
     )
     group.add_argument("--dtype", choices=DTYPES, default="auto",
                        help="(%(default)s: as stored, but float32 on the CPU)")  # fmt: skip
-    group.add_argument("--threads", type=at_least(1), metavar="N",
+    group.add_argument("--threads", type=threads, metavar="N",
                        help="CPU threads (PyTorch's own choice)")  # fmt: skip
 
 
@@ -120,6 +161,13 @@ def add_saving(group):
                        help="how often the state is saved (%(default)s)")  # fmt: skip
     group.add_argument("--resume", type=Path, metavar="RUN.json",
                        help="go on with an interrupted run; takes no other flag")  # fmt: skip
+
+
+def inputs(options) -> list[Path]:
+    """The files and folders that a run's flags have it read, which it must not write to."""
+    tokens = getattr(options, "tokens", None)
+    texts = options.text or [tokens or options.corpus]
+    return [options.model, *texts]
 
 
 def add_plan(group):
@@ -235,7 +283,7 @@ def guarded(run, smaller: str = "model") -> int:
             say("\nstopped")
             return 143 if isinstance(stop, Terminated) else 130
         except (ValueError, OSError) as error:
-            say(f"error: {' '.join(str(error).split())}")
+            say(f"error: {sentence(error)}")
         except (MemoryError, RuntimeError) as error:
             # PyTorch's own for the CPU is a RuntimeError like others.
             short = isinstance(error, MemoryError | torch.OutOfMemoryError)
@@ -243,6 +291,15 @@ def guarded(run, smaller: str = "model") -> int:
                 raise
             say(f"error: out of memory: take a smaller {smaller}")
         return 1
+
+
+def sentence(error: ValueError | OSError) -> str:
+    """What is said of an error, in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{named(error.filename)}: "
+        text = where + error.strerror
+    return " ".join(text.split())
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ class Pairs:
         self.early, self.late = self.window, n - self.window
         # Both are filled here, so that their memory is taken before anything is measured.
         self.keys = np.full(self.window, -1, np.int64)  # place * 2**BITS + when it was read
-        self.nll = np.full(self.window, np.nan, np.float32)
+        self.nll = np.full(self.window, 0, np.float32)
         self.sums = np.zeros(2)  # of all nll in either window
         edges = blocks(self.late, n) if self.window else np.array([0, 1])
         self.differences, self.counts = Sums(edges), Sums(edges)
@@ -56,9 +56,9 @@ class Pairs:
         at = np.searchsorted(self.keys, (places + 1) << BITS) - 1
         found = self.keys[np.maximum(at, 0)]
         was_read = (at >= 0) & (found >> BITS == places) & (places >= 0)
-        before = self.nll[found & ((1 << BITS) - 1)]
+        before = self.nll[found[was_read] & ((1 << BITS) - 1)]
         difference = np.zeros(len(nll))
-        difference[was_read] = nll[was_read] - before[was_read]
+        difference[was_read] = nll[was_read] - before
         self.differences.add(first, difference)
         self.counts.add(first, was_read.astype(np.float64))
 
@@ -76,6 +76,12 @@ class Pairs:
             "difference": float(differences.sum() / n_pairs) if n_pairs else None,
             "interval": interval(differences[kept], counts[kept], [seed, 3]),
         }  # fmt: skip
+
+    def check(self):
+        """Raise ValueError where the keys, restored from a file, name no time in the window."""
+        when = self.keys[self.keys >= 0] & ((1 << BITS) - 1)
+        if (when >= self.window).any():
+            raise ValueError("pairs.keys names what was never read")
 
     def state(self) -> dict[str, np.ndarray]:
         """The arrays that hold all that was taken in; to be written to, to restore it."""

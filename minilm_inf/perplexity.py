@@ -18,7 +18,6 @@ tokens fared early and late; and, under "timing", what differs from run to run.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -32,30 +31,41 @@ from . import options as flags
 from .byte_counts import ByteCounts
 from .checkpoint import load_model
 from .documents import Encoded, Joined, Separate, TokensFile, digest
-from .files import read_text, write_beside
+from .files import read_text, shown, write_beside
 from .progress import Progress
-from .resume import begun, drive, read_tensors, remove_state, state_path
+from .resume import (
+    begun,
+    drive,
+    kept_flags,
+    not_whole,
+    read_tensors,
+    remove_state,
+    state_path,
+)  # fmt: skip
 from .shards import find_tensors
 from .stream import Run
+from .tokenizer import check_fits, opening
 from .tokenizer import load as load_tokenizer
 
 
 def evaluate(options) -> int:
-    """The task, from its flags to the result; 130 where a signal ended it."""
+    """The task, from its flags to the result; a signal's exit code where one ended it."""
     if options.plan:
         return run_plan(options)
-    start = begun(options, given)
-    if start is None:
-        return 0
-    facts, options, out = start
+    with begun(options) as start:
+        return 0 if start is None else scored(*start)
+
+
+def scored(facts: dict | None, options, out: Path | None) -> int:
+    """The run, from its beginning or from a saved state's facts, to its result."""
     model, reading, byte_counts = opened(options)
     lm = flags.attention(options, model.config)
     settings = settings_of(options, model, lm, reading)
     run = Run(model, lm, reading, byte_counts, options.chunk, options.bins,
               options.middle or "ram")  # fmt: skip
     if facts is not None:
-        check_same(settings, facts.get("settings", {}), options)
-        restore(run, out, facts)
+        check_same(settings, facts.get("settings"), options)
+        restore(run, state_path(out), facts)
 
     progress = Progress(run.total, run.scored)
     run.timing.begin()
@@ -63,17 +73,17 @@ def evaluate(options) -> int:
     def report():
         progress.show(run.scored, f"nll {run.nll / run.scored:.4f}", now=run.is_done)
 
-    facts = {"flags": jsonable(options), "settings": settings}
+    facts = {"flags": kept_flags(options), "settings": settings}
     try:
-        done = drive(run, out, facts, options.save_every, report)
+        code = drive(run, out, facts, options.save_every, report)
     finally:
         progress.end()
-    if not done:
+    if code:
         onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
         print(
             f"stopped after {run.scored:,} of {run.total:,} tokens; {onward}", file=sys.stderr
         )
-        return 130
+        return code
     result = {
         "task": "perplexity", "settings": settings, "results": run.results(options.seed),
         "timing": run.timing.result(),
@@ -96,7 +106,9 @@ def opened(options):
     else:
         model, tokenizer = load_model(options.model, *where), None
         try:
-            tokenizer = load_tokenizer(options.model)
+            found = load_tokenizer(options.model)
+            check_fits(found, model.config.vocab_size, options.model)
+            tokenizer = found
         except ValueError as error:
             print(f"no bits per byte: {' '.join(str(error).split())}", file=sys.stderr)
     reading = reading_of(options, tokenizer, model.config.vocab_size)
@@ -112,7 +124,8 @@ def reading_of(options, tokenizer, vocab_size: int):
             texts = {str(path): read_text(path) for path in options.text}
         else:
             texts = corpus.documents(options.corpus, held_out=True)
-        source, bos_id = Encoded(texts, tokenizer, options.stream), tokenizer.bos_id
+        source = Encoded(texts, tokenizer, options.stream)
+        bos_id = next(iter(opening(tokenizer)), None)
     if options.stream:
         return Joined(source, bos_id, options.length, options.seed)
     return Separate(source, bos_id, options.length)
@@ -136,10 +149,12 @@ def run_plan(options) -> int:
 def settings_of(options, model, lm, reading) -> dict:
     """All that the numbers depend on, as JSON gives it back."""
     texts = {"tokens": options.tokens, "text": options.text, "corpus": options.corpus}
-    kind = next(name for name in texts if texts[name])
+    kind, where = next((name, found) for name, found in texts.items() if found)
     return {
         "model": str(options.model), "weights_sha256": weights_sha256(options.model),
-        kind: jsonable(options)[kind], "ids_sha256": digest(reading.source),
+        "config_sha256": sha256_of(options.model / "config.json"),
+        kind: [str(path) for path in where] if kind == "text" else str(where),
+        "ids_sha256": digest(reading.source),
         "bos_id": reading.bos_id, "stream": options.stream,
         "length": int(reading.lengths.max()),
         "attention": options.attention, "n_local": lm and lm.n_local,
@@ -157,60 +172,31 @@ def settings_of(options, model, lm, reading) -> dict:
 
 def weights_sha256(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of weights in a checkpoint's folder."""
-    found = {}
-    for path in sorted({stored.path for stored in find_tensors(Path(folder)).values()}):
-        with open(path, "rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    paths = {stored.path for stored in find_tensors(Path(folder)).values()}
+    return {path.name: sha256_of(path) for path in sorted(paths)}
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- going on
 
 
-def jsonable(options) -> dict:
-    """The flags of a run, so that `given` makes the same of them; what was left to this machine
-    to choose is chosen."""
-
-    def plain(value):
-        if isinstance(value, list):
-            return [str(x) for x in value]
-        return str(value) if isinstance(value, Path) else value
-
-    kept = {name: plain(value) for name, value in vars(options).items() if name in KEPT}
-    device = str(flags.device(options.device))
-    return {**kept, "device": device, "threads": torch.get_num_threads()}
-
-
-KEPT = (
-    "model", "device", "dtype", "threads", "text", "tokens", "corpus", "stream", "length",
-    "attention", "n_local", "n_global", "distance_ceiling", "top_k_middle", "top_k_distance",
-    "top_k_from_layer", "top_k_queries", "middle", "chunk", "bins", "seed", "save_every",
-    "json",
-)  # fmt: skip
-
-
-def given(kept: dict | None, out: Path) -> argparse.Namespace:
-    """The flags that jsonable made of a run's. Raises ValueError for others."""
-    if not isinstance(kept, dict) or set(kept) != set(KEPT):
-        raise ValueError(
-            f"{state_path(out)} was written by another version: delete it and start again"
-        )
-    paths = {name: kept[name] and Path(kept[name]) for name in ("model", "tokens", "corpus")}
-    texts = kept["text"] and [Path(path) for path in kept["text"]]
-    return argparse.Namespace(**{**kept, **paths, "text": texts})
-
-
-def check_same(settings: dict, before: dict, options):
+def check_same(settings: dict, before, options):
     """Raise ValueError where the run that is to go on would read, or be, another one."""
+    before = before if isinstance(before, dict) else {}
     changed = {name for name in settings if settings[name] != before.get(name)}
     if "torch" in changed:
         print(
-            f"the run began with PyTorch {before.get('torch')} and goes on with "
+            f"the run began with PyTorch {shown(before.get('torch'))} and goes on with "
             f"{settings['torch']}: the last bits may differ",
             file=sys.stderr,
         )
     for name, what in {
         "weights_sha256": f"the weights in {options.model} are not those",
+        "config_sha256": f"config.json in {options.model} is not the one",
         "ids_sha256": "the text is not that",
     }.items():
         if name in changed:
@@ -225,15 +211,13 @@ def check_same(settings: dict, before: dict, options):
         )
 
 
-def restore(run: Run, out: Path, facts: dict):
+def restore(run: Run, path: Path, facts: dict):
     """Put a run where its saved state was. Raises ValueError for a state that is not one."""
-    tensors = read_tensors(out)
+    at = facts.get("at")
     try:
-        run.restore(tensors, facts["at"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{state_path(out)} is not a whole state of this run: delete it and start again"
-        ) from error
+        run.restore(read_tensors(path), at if isinstance(at, dict) else {})
+    except ValueError as error:
+        raise not_whole(path) from error
 
 
 # ---- the result

@@ -10,16 +10,30 @@ and, since only i - j matters, a key can be *made to seem* at distance d by aski
 formula for place(q, d) and place(k, 0). That is all that the distance ceiling needs to know of
 a scheme.
 
-Angles are computed in float64 from integer positions and cast after cos and sin, so that
-position 200,000,000 is as exact as position 2.
+An angle is counted in 2^64ths of a turn: integers, which run around in int64 as an angle does
+in its circle. So no position loses exactness: 200,000,000 is as exact as 2.
 """
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
+
+from .config import require_integer, require_number
+from .files import shown
+
+TURN = Fraction("6.28318530717958647692528676655900576839433879875")  # 2 pi, in radians
+STEP = float(TURN / 2**64)
+SCALINGS = {  # rope_type -> the numbers that it needs
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ),
+}  # fmt: skip
 
 
 class Rotary:
@@ -33,21 +47,27 @@ class Rotary:
     scaling:    None, {"rope_type": "linear", "factor"} or {"rope_type": "llama3", "factor",
                 "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}.
 
-    Raises ValueError for an odd rotary_dim and for an unknown layout or scaling.
+    Raises ValueError for an odd rotary_dim, for an unknown layout or scaling, and for numbers
+    that are none.
     """
 
     has_bias = False
 
     def __init__(self, rotary_dim: int, theta=10000.0, layout="halves", scaling=None):
-        if rotary_dim < 2 or rotary_dim % 2:
-            raise ValueError(f"rotary_dim must be even and at least 2, not {rotary_dim}")
+        require_integer("rotary_dim", rotary_dim, at_least=2, bits=16)
+        require_number("theta", theta)
+        if rotary_dim % 2 or theta <= 0:
+            raise ValueError(
+                f"rotary_dim must be even and theta above 0, not {rotary_dim} and {theta}"
+            )
         if layout not in ("halves", "pairs"):
-            raise ValueError(f'layout must be "halves" or "pairs", not {layout!r}')
+            raise ValueError(f'layout must be "halves" or "pairs", not {shown(layout)}')
         self.rotary_dim = rotary_dim
         self.layout = layout
-        exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
-        frequencies = float(theta) ** -exponents  # (rotary_dim/2,)
+        exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device="cpu")
+        frequencies = float(theta) ** -(exponents / rotary_dim)  # (rotary_dim/2,)
         self.frequencies = scale_frequencies(frequencies, scaling)
+        self.steps = steps_of(self.frequencies)  # (rotary_dim/2,)
         self.moved: dict = {}  # what was moved to a device once: it would stand still each time
         half = rotary_dim // 2  # the first and the second coordinate of each pair:
         self.pairs = (slice(0, half), slice(half, None))
@@ -84,17 +104,17 @@ class Rotary:
         return place
 
     def angles(self, positions: Tensor) -> Tensor:
-        """By how much each pair turns, in float64: (.., T) -> (.., T, rotary_dim/2)."""
+        """By how much each pair turns, in radians: (.., T) -> (.., T, rotary_dim/2)."""
         if positions.device not in self.moved:
-            self.moved[positions.device] = self.frequencies.to(positions.device)
-        return positions.double()[..., None] * self.moved[positions.device]
+            self.moved[positions.device] = self.steps.to(positions.device)
+        return (positions.long()[..., None] * self.moved[positions.device]).double() * STEP
 
     def matrix(self, position: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         """What places any vector at one position (): place(x) = x @ matrix, (dim, dim). For a
         single token this is less work than `at`."""
         self.settle(position.device, dim)
-        frequencies, same, other = self.moved[position.device, dim]
-        angles = position.double() * frequencies  # (dim,): of the pair of each coordinate
+        steps, same, other = self.moved[position.device, dim]
+        angles = (position * steps).double() * STEP  # (dim,): of the pair of each coordinate
         return torch.addcmul(same * angles.cos(), other, angles.sin()).to(dtype)
 
     def settle(self, device, dim: int):
@@ -104,16 +124,16 @@ class Rotary:
                 self.moved[device, dim] = tuple(x.to(device) for x in self._parts(dim))
 
     def _parts(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The frequency of each coordinate, and where its own and its partner's part stand in
-        `matrix`: (dim,), (dim, dim), (dim, dim), in float64."""
+        """The steps of each coordinate, and where its own and its partner's part stand in
+        `matrix`: integers (dim,), and (dim, dim) twice, in float64."""
         coordinates = torch.arange(self.rotary_dim, device="cpu")
         first, second = (coordinates[pair] for pair in self.pairs)
-        frequencies = torch.zeros(dim, dtype=torch.float64, device="cpu")
-        frequencies[first] = frequencies[second] = self.frequencies.cpu()
+        steps = torch.zeros(dim, dtype=torch.long, device="cpu")
+        steps[first] = steps[second] = self.steps.cpu()
         same = torch.eye(dim, dtype=torch.float64, device="cpu")
         other = torch.zeros_like(same)
         other[first, second], other[second, first] = 1, -1
-        return frequencies, same, other
+        return steps, same, other
 
     def _times(self, x: Tensor, factors: Tensor) -> Tensor:
         """Both coordinates of a pair times its factor: (.., rotary_dim), (.., rotary_dim/2)."""
@@ -144,12 +164,16 @@ class Alibi:
     has_bias = True
 
     def __init__(self, n_head: int, bias_max: float = 8.0):
-        if n_head < 1:
-            raise ValueError(f"n_head must be at least 1, not {n_head}")
+        require_integer("n_head", n_head, at_least=1, bits=16)
+        require_number("bias_max", bias_max)
         power = 1 << (n_head - 1).bit_length()
-        series = 2.0 ** (-bias_max * torch.arange(1, power + 1, dtype=torch.float64) / power)
+        series = 2.0 ** (
+            -bias_max * torch.arange(1, power + 1, dtype=torch.float64, device="cpu") / power
+        )
         if power != n_head:
             series = torch.cat((series[1::2], series[0::2]))[:n_head]
+        if not series.isfinite().all():
+            raise ValueError(f"bias_max {bias_max} gives slopes that are no numbers")
         self.slopes = series  # (H,)
         self.moved: dict[torch.device, Tensor] = {}
 
@@ -174,6 +198,14 @@ class Alibi:
         return -slopes * distance.double().unsqueeze(-3)
 
 
+def steps_of(frequencies: Tensor) -> Tensor:
+    """How many 2^64ths of a turn are nearest to these radians, as int64 holds them."""
+    if not frequencies.isfinite().all():
+        raise ValueError("theta and scaling give angles that are no numbers: take others")
+    steps = [round(Fraction(f) * 2**64 / TURN) for f in frequencies.tolist()]
+    return torch.tensor([(n + 2**63) % 2**64 - 2**63 for n in steps], device="cpu")
+
+
 def scale_frequencies(frequencies: Tensor, scaling) -> Tensor:
     """RoPE frequencies (rotary_dim/2,) as a checkpoint's `rope_scaling` asks for them.
 
@@ -182,9 +214,14 @@ def scale_frequencies(frequencies: Tensor, scaling) -> Tensor:
     high_freq_factor are kept, and between the two the division fades linearly in original /
     wavelength.
     """
-    kind = None if scaling is None else scaling["rope_type"]
-    if kind in (None, "default"):
-        return frequencies
+    scaling = {"rope_type": "default"} if scaling is None else scaling
+    kind = scaling.get("rope_type") if isinstance(scaling, dict) else None
+    if kind not in tuple(SCALINGS):
+        raise ValueError(
+            f'scaling must have the rope_type "linear" or "llama3", not {shown(scaling)}'
+        )
+    for name in SCALINGS[kind]:
+        require_number(f"scaling's {name}", scaling.get(name))
     if kind == "linear":
         return frequencies / scaling["factor"]
     if kind == "llama3":
@@ -192,4 +229,4 @@ def scale_frequencies(frequencies: Tensor, scaling) -> Tensor:
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: untouched, 0: divided
         return frequencies * (kept + (1 - kept) / scaling["factor"])
-    raise ValueError(f'rope_scaling must be "linear" or "llama3", not {kind!r}')
+    return frequencies

@@ -69,13 +69,17 @@ def initialise(model, seed: int):
 
 
 def train_tokenizer(family: str, texts: list[str], vocab_size: int, folder: Path):
-    """Learn a family's tokenizer from texts, and write its files."""
+    """Learn a family's tokenizer from texts, and write its files. Raises ValueError where the
+    texts or the vocabulary are too small for one."""
     if family == "llama":
         write_beside(folder / "tokenizer.model", sentencepiece_model(texts, vocab_size))
         return
-    merges = byte_pairs.learn_merges(
-        texts, vocab_size - 257
-    )  # beside 256 bytes and one special
+    if vocab_size < 257:
+        raise ValueError(
+            f"no tokenizer can be trained with {vocab_size} ids: it needs 256 for the bytes, "
+            "and one for the end of a text"
+        )
+    merges = byte_pairs.learn_merges(texts, vocab_size - 257)
     end = byte_pairs.END_OF_TEXT
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end}
     write_beside(folder / "tokenizer.json", byte_pairs.tokenizer_json(merges).encode())
@@ -101,7 +105,7 @@ def sentencepiece_model(texts: list[str], vocab_size: int) -> bytes:
             character_coverage=0.9999,
             minloglevel=2,
         )
-    except RuntimeError as error:  # behind the place in its source, its reason
+    except RuntimeError as error:  # after the place in its source, its reason
         reason = str(error).rpartition("] ")[2]
         raise ValueError(f"no tokenizer can be trained on this text: {reason}") from error
     return written.getvalue()

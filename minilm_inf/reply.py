@@ -1,5 +1,4 @@
-"""One reply, shown as it is written; replies to several prompts; and a conversation of replies
-on one growing text.
+"""One reply, shown as it is written, and replies to several prompts.
 
 Here the ids of session.py and batch.py meet a tokenizer and somebody who reads along.
 """
@@ -7,8 +6,6 @@ Here the ids of session.py and batch.py meet a tokenizer and somebody who reads 
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
 import time
 from typing import NamedTuple
 
@@ -28,6 +25,7 @@ class Reply(NamedTuple):
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    ended: Step | None = None  # the token that ended it, if one did
 
 
 class Plain:
@@ -50,13 +48,14 @@ class Plain:
 def reply(session: Session, turns, ids: list[int], options, generator, show, enough) -> Reply:
     """Read ids, write on, and hand each piece of text to `show` as it becomes certain.
 
-    turns: the Plain or chat.Chat that made the ids. `enough()` is asked behind every token, and
-    ends the reply where it is true. What is streamed is not kept, so that a reply of any length
-    takes constant memory; but for its ids, where --explain will show them.
+    turns: the Plain or chat.Chat that made the ids. `enough()` is asked after every token, and
+    between two chunks of the prompt, and ends the reply where it is true. What is streamed is
+    not kept, so that a reply of any length takes constant memory; but for its ids, where
+    --explain will show them.
     """
     kept = options.json or options.no_stream
     began = time.perf_counter()
-    logits = session.read(ids)
+    logits = session.read(ids, enough)
     read = time.perf_counter()
     tokenizer, eos = turns.tokenizer, ends(session.model, turns)
     steps, text, new_tokens = [], [], 0
@@ -67,7 +66,7 @@ def reply(session: Session, turns, ids: list[int], options, generator, show, eno
             text.append(piece)
         show(piece)
 
-    for step in write(
+    for step in [] if logits is None else write(
         session, logits, options.max_new_tokens, options.temperature, options.top_k,
         options.top_p, options.min_p, options.repetition_penalty, generator,
         () if options.ignore_eos else eos, tokenizer.vocab_size,
@@ -82,7 +81,9 @@ def reply(session: Session, turns, ids: list[int], options, generator, show, eno
         emit(stop.push(stream.flush()))
         emit(stop.flush())
     done = time.perf_counter()
-    return Reply("".join(text), steps, new_tokens, len(ids), read - began, done - read)
+    return Reply(
+        "".join(text), steps, new_tokens, len(ids), read - began, done - read, session.ended
+    )
 
 
 def ends(model, turns) -> tuple[int, ...]:
@@ -120,7 +121,15 @@ def replies(batch: Batch, turns, options, report) -> list[Reply]:
         if not stop.stopped:
             texts[number] += stop.push(streams[number].flush()) + stop.flush()
     return [
-        Reply(texts[n], steps[n], len(steps[n]), prompts[n], read - began, decode)
+        Reply(
+            texts[n],
+            steps[n],
+            len(steps[n]),
+            prompts[n],
+            read - began,
+            decode,
+            batch.ended.get(n),
+        )  # fmt: skip
         for n in range(len(prompts))
     ]
 
@@ -145,24 +154,20 @@ def statistics(session: Session, result: Reply) -> list[str]:
     ]
 
 
-HELP = """\
-Type a text, and the model writes on from all that was said so far.
-/stats  what the last reply took, and how much of the text can be seen
-/reset  forget everything
-/exit   leave (or Ctrl-D); Ctrl-C stops a reply"""
-
-
 def as_json(
     session: Session | Batch, length: int, options, prompt: str, ids: list[int], result: Reply
 ) -> dict:
-    """Everything about a text of `length` tokens and how it was written, in one object."""
-    lm = session.lm
+    """Everything about a text of `length` tokens and how it was written, in one object.
+
+    Its ids are all that were drawn, the one that ended the text included.
+    """
+    lm, drawn = session.lm, [*result.steps, *filter(None, [result.ended])]
     return {
         "prompt": prompt,
         "text": result.text,
         "prompt_ids": ids,
-        "ids": [step.id for step in result.steps],
-        "logprobs": [step.logprob for step in result.steps],
+        "ids": [step.id for step in drawn],
+        "logprobs": [step.logprob for step in drawn],
         "timings": {"prefill_s": result.prefill_seconds, "decode_s": result.decode_seconds},
         "cache_bytes": session.cache_bytes,
         "tokens": length,
@@ -198,65 +203,9 @@ def as_json(
     }
 
 
-def converse(session: Session, turns, options, generator) -> int:
-    """A loop of prompts on one growing text, until /exit or the end of the input."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (line editing, where the platform has it)
-    forgive(sys.stdin, "surrogateescape")  # encode refuses what is not UTF-8
-    mark = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-    last = None
-    if not options.quiet:
-        print("/help lists the commands", file=sys.stderr)
-    while True:
-        try:
-            line = input(mark)
-        except EOFError:
-            return 0
-        except KeyboardInterrupt:
-            print("\n/exit leaves", file=sys.stderr)
-            continue
-        if line == "/exit":
-            return 0
-        if line == "/help":
-            print(HELP, file=sys.stderr)
-        elif line == "/reset":
-            session = session.anew()
-            last = None
-        elif line == "/stats":
-            lines = statistics(session, last) if last else ["nothing was written yet"]
-            print("\n".join(lines), file=sys.stderr)
-        elif line.startswith("/"):
-            print(f"there is no command {line}; /help lists them", file=sys.stderr)
-        elif line:
-            try:
-                ids = turns.prompt(line, first=session.length == 0)
-            except ValueError as error:
-                torn = any("\ud800" <= letter <= "\udfff" for letter in line)
-                why = "that was not UTF-8 text; it was left out" if torn else error
-                print(why, file=sys.stderr)
-                continue
-            with interrupts() as interrupted:
-                last = reply(session, turns, ids, options, generator, show_now, interrupted)
-            print(flush=True)
-
-
 def show_now(text: str):
     """Print a piece of text where the reader can see it at once."""
     print(text, end="", flush=True)
-
-
-@contextlib.contextmanager
-def interrupts():
-    """Inside, Ctrl-C only notes itself: a function that tells whether it came.
-
-    A forward pass is thereby never cut in two, which would leave the layers' caches unequal.
-    """
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def forgive(file, errors: str):

@@ -16,7 +16,6 @@ question alone, and texts that do not state the answer.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -27,16 +26,16 @@ import torch
 
 from . import corpus
 from . import options as flags
-from .files import PICTURE, RESULT, outputs, read_text, write_beside
+from .files import read_text, write_beside
 from .needles import axes, heatmap
 from .needles.cells import Run
 from .needles.recall import Pairs, Variables
 from .needles.report import Results
-from .needles.trials import REPEATED, Maker, PassKey
+from .needles.trials import REPEATED, Maker, PassKey, check_filler
 from .perplexity import check_same, finite, weights_sha256
 from .practice import Practice, begins_with_space
 from .progress import Progress
-from .resume import begun, drive, remove_state, state_path
+from .resume import begun, drive, kept_flags, not_whole, remove_state, state_path
 
 TITLES = {
     "passkey": "pass key", "pairs": "key-value recall",
@@ -45,23 +44,18 @@ TITLES = {
 
 
 def evaluate(options) -> int:
-    """A task, from its flags to the result; 130 where a signal ended it."""
-    start = begun(options, given)
-    if start is None:
-        return 0
-    facts, options, out = start
-    flags.check_drawing(options, "heatmap")
-    inputs = (options.model, *(options.text or [options.corpus]))
-    with outputs(inputs, out=(out, RESULT), heatmap=(options.heatmap, PICTURE)):
-        return measure(facts, options, out)
+    """A task, from its flags to the result; a signal's exit code where one ended it."""
+    with begun(options) as start:
+        return 0 if start is None else measure(*start)
 
 
 def measure(facts: dict | None, options, out: Path | None) -> int:
     """The run, from the saved state if there are facts of one, to the result."""
+    flags.check_drawing(options, "heatmap")
     run, settings, left_out = prepared(options)
     if facts is not None:
-        check_same(settings, facts.get("settings", {}), options)
-        restore(run, out, facts)
+        check_same(settings, facts.get("settings"), options)
+        restore(run, state_path(out), facts)
     progress = Progress(run.total, run.done)
 
     def report():
@@ -70,14 +64,14 @@ def measure(facts: dict | None, options, out: Path | None) -> int:
         progress.show(run.done, what, now=run.is_done)
 
     try:
-        kept = {"flags": jsonable(options), "settings": settings}
-        done = drive(run, out, kept, options.save_every, report)
+        kept = {"flags": kept_flags(options), "settings": settings}
+        code = drive(run, out, kept, options.save_every, report)
     finally:
         progress.end()
-    if not done:
+    if code:
         onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
         print(f"stopped; {onward}", file=sys.stderr)
-        return 130
+        return code
     publish(options, out, run, settings, left_out)
     return 0
 
@@ -87,15 +81,16 @@ def prepared(options):
     model, tokenizer = flags.load(options)
     config = model.config
     cells, left_out = axes.cells(options, config)
-    text = filler(options, tokenizer, max(cell.length for cell in cells))
+    longest = max(cell.length for cell in cells)
+    text = filler(options, tokenizer, longest)
+    check_filler(text, longest)  # however little of it is the question
     practice = Practice(tokenizer, text)
     maker = maker_of(options, practice, tokenizer)
     methods = axes.settings(options, config, len(practice.bos))
     sight = axes.sight(options, config)
     run = Run(model, maker, methods, sight, cells, options.trials, options.seed,
               options.prefill_chunk, options.rows, options.middle or "ram")  # fmt: skip
-    for length in {cell.length for cell in cells if cell.length}:
-        maker.trial(length, 0.5, [options.seed])  # too short, or too long, is told at once
+    run.check()
     settings = {
         "task": options.kind, "model": str(options.model),
         "weights_sha256": weights_sha256(options.model),
@@ -168,41 +163,10 @@ def accuracies(results: Results, method: str) -> dict:
     return {cell: share["accuracy"] for cell, share in found.items() if share is not None}
 
 
-# ---- going on
-
-PATHS = ("model", "corpus", "heatmap")
-NOT_KEPT = {"task", "out", "resume", "given", "check", "run"}
-
-
-def jsonable(options) -> dict:
-    """The flags of a run, so that `given` makes the same of them; what was left to this machine
-    to choose is chosen."""
-    kept = {name: value for name, value in vars(options).items() if name not in NOT_KEPT}
-    for name in PATHS:
-        kept[name] = kept[name] and str(kept[name])
-    texts = options.text and [str(path) for path in options.text]
-    chosen = {"device": str(flags.device(options.device)), "threads": torch.get_num_threads()}
-    return {**kept, **chosen, "text": texts}
-
-
-def given(kept, out: Path) -> argparse.Namespace:
-    """The flags that jsonable made of a run's. Raises ValueError for others."""
-    if not isinstance(kept, dict) or not {"kind", "length_tokens", "sweep", *PATHS} <= set(
-        kept
-    ):
-        raise ValueError(
-            f"{state_path(out)} is of another task or version: delete it and start again"
-        )
-    paths = {name: kept[name] and Path(kept[name]) for name in PATHS}
-    texts = kept["text"] and [Path(path) for path in kept["text"]]
-    return argparse.Namespace(**{**kept, **paths, "text": texts})
-
-
-def restore(run: Run, out: Path, facts: dict):
+def restore(run: Run, path: Path, facts: dict):
     """Put a run where its saved state was. Raises ValueError for a state that is not one."""
+    at = facts.get("at")
     try:
-        run.restore(facts["at"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{state_path(out)} is not a whole state of this run: delete it and start again"
-        ) from error
+        run.restore(at if isinstance(at, dict) else {})
+    except ValueError as error:
+        raise not_whole(path) from error

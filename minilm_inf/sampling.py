@@ -6,10 +6,11 @@ temperature, top-k, top-p, min-p; then one draw from what is left.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from .config import require_integer, require_number
+from .files import shown
 
 
 def require_numbers(logits: Tensor):
@@ -23,13 +24,15 @@ def penalise(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
     4.1).
 
     seen: the ids that occur. Their logits are divided by the penalty if positive, multiplied if
-    negative.
+    negative; no further than numbers reach.
     """
     if penalty == 1.0 or not seen:
         return logits
     ids = torch.tensor(sorted(seen), device=logits.device)
-    chosen = logits[ids]
-    return logits.index_put((ids,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+    chosen = logits[ids].double()  # or 0 times a large penalty would be no number
+    penalised = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
+    largest = min(torch.finfo(dtype).max for dtype in (logits.dtype, torch.float32))
+    return logits.index_put((ids,), penalised.clamp(-largest, largest).to(logits.dtype))
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -40,13 +43,16 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the likeliest ids that add up to p (Holtzman et al., arXiv 1904.09751)."""
+    """Keep the likeliest ids that add up to p, one at least (Holtzman et al., arXiv
+    1904.09751)."""
     if p >= 1.0:
         return logits
     ordered, order = logits.sort(descending=True)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # what the likelier ids add up to
-    excluded = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    enough = before >= p
+    enough[0] = False  # where p is so small that float32 takes it for 0
+    excluded = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, enough)
     return logits.masked_fill(excluded, -torch.inf)
 
 
@@ -74,20 +80,32 @@ def choose(
     require_numbers(logits)
     if temperature == 0.0:
         return int(logits.argmax())
-    logits = logits / max(temperature, 1e-30)  # no logit of a model overflows by that
+    logits = (logits - logits.max()) / max(temperature, 1e-30)  # the largest stays finite
     logits = keep_min_p(keep_top_p(keep_top_k(logits, top_k), top_p), min_p)
     return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
 
 
+def seeded(seed: int | None) -> torch.Generator | None:
+    """A generator that draws the same for the same seed; None for PyTorch's own, without one.
+
+    Raises ValueError for what is no seed.
+    """
+    if seed is None:
+        return None
+    require_integer("seed", seed, at_least=-(2**63), bits=64)
+    return torch.Generator().manual_seed(seed)
+
+
 def check(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float):
     """Raise ValueError, with the setting's name, for one outside its range."""
+    require_integer("top_k", top_k, at_least=0)
     ranges = (
-        ("temperature", temperature, 0 <= temperature < math.inf, "0 (greedy) or more"),
-        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
-        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-        ("min_p", min_p, 0 <= min_p < 1, "0 (off) or more, and below 1"),
-        ("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0, and finite"),
+        ("temperature", temperature, lambda x: x >= 0, "0 (greedy) or more"),
+        ("top_p", top_p, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+        ("min_p", min_p, lambda x: 0 <= x < 1, "0 (off) or more, and below 1"),
+        ("repetition_penalty", penalty, lambda x: x > 0, "above 0, and finite"),
     )
     for name, value, holds, wanted in ranges:
-        if not holds:
-            raise ValueError(f"{name} must be {wanted}, not {value}")
+        require_number(name, value)
+        if not holds(value):
+            raise ValueError(f"{name} must be {wanted}, not {shown(value)}")

@@ -5,16 +5,19 @@ With LM-Infinite the memory is constant, so a session never runs out.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
 from . import sampling
-from .fast.cache import Guard
+from .checks import check_lm
 from .compiled import compiled_step
-from .config import LMInfinite
+from .config import LMInfinite, require_integer
+from .fast.cache import Guard
 from .fast.one_token import has_fixed_shape
+from .files import shown
 from .transformer import Transformer
 
 
@@ -36,8 +39,8 @@ class Session(Guard):
         compile=False,
         middle="ram",
     ):
-        if prefill_chunk < 1:
-            raise ValueError(f"prefill_chunk must be at least 1, not {prefill_chunk}")
+        require_integer("prefill_chunk", prefill_chunk, at_least=1)
+        check_lm(lm)
         self.model, self.lm, self.path, self.prefill_chunk = model, lm, path, prefill_chunk
         self.device = model.embed.weight.device
         self.middle = middle
@@ -47,6 +50,7 @@ class Session(Guard):
         self.n_reaching = 0  # how many of them have reached back, likewise
         self.unread: list[int] = []  # written, or given, but not yet read
         self.seen: set[int] = set()  # which ids occur, for the repetition penalty
+        self.ended: Step | None = None  # the token that ended what was written last, if one did
 
     def anew(self) -> Session:
         """A session like this one, of which nothing is read yet."""
@@ -81,7 +85,7 @@ class Session(Guard):
         model's vocabulary, for logits that are not numbers, and where an earlier call was
         interrupted by an exception.
         """
-        ids = self.unread + list(ids)
+        ids = self.unread + checked_ids(ids, self.model.config.vocab_size)
         self._check(ids)
         with self.changing():
             self.seen.update(ids)
@@ -97,12 +101,6 @@ class Session(Guard):
         """Raise ValueError for ids that cannot be read next."""
         if not ids:
             raise ValueError("there is nothing to read: give at least one token")
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self.model.config.vocab_size:
-            raise ValueError(
-                f"token {low if low < 0 else high} is out of range: the model has the ids 0 to "
-                f"{self.model.config.vocab_size - 1}"
-            )
         if self.ids and len(ids) > 1 and self._last_reaches():
             raise ValueError(
                 "the reference path reads one prompt only where the last token of a prompt "
@@ -146,6 +144,24 @@ class Session(Guard):
         self.unread.append(id)
 
 
+def checked_ids(ids, vocab_size: int, where: str = "") -> list[int]:
+    """Ids as a list of ints. Raises ValueError for what is none, or out of range; where: what
+    the sentence says they are of."""
+    try:
+        found = [operator.index(id) for id in ids if not isinstance(id, bool)]
+    except TypeError:
+        found = None
+    if found is None or len(found) != len(ids):
+        raise ValueError(f"token ids{where} must be whole numbers, not {shown(ids)}")
+    wrong = next((id for id in found if not 0 <= id < vocab_size), None)
+    if wrong is not None:
+        raise ValueError(
+            f"token {shown(wrong)}{where} is out of range: the model has the ids 0 to "
+            f"{vocab_size - 1}"
+        )
+    return found
+
+
 class Step(NamedTuple):
     """One written token: its id, and its log-probability under the model (temperature 1)."""
 
@@ -168,19 +184,31 @@ def write(
 ) -> Iterator[Step]:
     """Yield the tokens that follow; `logits` are those that session.read returned last.
 
-    An id of stop_ids ends the text and is not yielded. n_ids: only ids below it are drawn; a
-    model may have more ids than its tokenizer, to round their number up.
+    An id of stop_ids ends the text and is not yielded, but kept as session.ended. n_ids: only
+    ids below it are drawn; a model may have more ids than its tokenizer, to round their number
+    up.
     """
     sampling.check(temperature, top_k, top_p, min_p, repetition_penalty)
+    check_ends(max_new_tokens, stop_ids)
+    session.ended = None
     for count in range(max_new_tokens):
         if count:
             logits = session.read([])
         likely = sampling.penalise(logits, session.seen, repetition_penalty)[:n_ids]
         id = sampling.choose(likely, temperature, top_k, top_p, min_p, generator)
+        step = Step(id, float(logits.float().log_softmax(-1)[id]))
         if id in stop_ids:
+            session.ended = step
             return
         session.accept(id)
-        yield Step(id, float(logits.float().log_softmax(-1)[id]))
+        yield step
+
+
+def check_ends(max_new_tokens, stop_ids):
+    """Raise ValueError where a text could not be ended by these."""
+    require_integer("max_new_tokens", max_new_tokens, at_least=0)
+    if not isinstance(stop_ids, tuple | list | set | frozenset):
+        raise ValueError(f"stop_ids must be token ids in a tuple, not {shown(stop_ids)}")
 
 
 def generate(
@@ -209,7 +237,7 @@ def generate(
     Raises ValueError for an empty prompt, ids out of range, and settings out of range, when the
     first id is asked for.
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = sampling.seeded(seed)
     stop_ids = model.config.eos_ids if stop_ids is None else stop_ids
     session = Session(model, lm, path, prefill_chunk, compile, middle)
     steps = write(

@@ -24,7 +24,7 @@ from .files import LFS_POINTER, named, parse_object, read_json, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LARGEST_HEADER = 2**24  # bytes of a header, an index or a config.json; real ones take 1% of it
+LARGEST_HEADER = 2**22  # bytes of a header, an index or a config.json; real ones take 5% of it
 FLOATS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
@@ -140,7 +140,8 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def _shard_path(index: Path, shard: str) -> Path:
     """The file that an index names, which must stand beside the index."""
     # A Windows path knows both slashes and drive letters, so every system refuses the same.
-    if PureWindowsPath(shard).name != shard or shard in ("", "..") or "\0" in shard:
+    plain = PureWindowsPath(shard).name == shard and shard not in ("", "..")
+    if not plain or "\0" in shard or len(shard) > 200:  # a longer name is none for any disk
         raise ValueError(
             f"{index} names the file {named(repr(shard))}, which is not a plain file name: a "
             "shard must stand in the folder of its index"

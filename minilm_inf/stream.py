@@ -18,18 +18,22 @@ from torch import Tensor
 from .byte_counts import ByteCounts
 from .config import LMInfinite
 from .documents import Reading
+from .keys import fitting, taken
 from .pairs import Pairs
 from .progress import memory
+from .sampling import require_numbers
 from .tally import DocumentsTally, StreamTally
 from .transformer import Transformer
 
 
 def scores(model: Transformer, ids: Tensor, lm: LMInfinite | None, cache) -> Tensor:
-    """-log p, in nats, of each of ids (T + 1,) but the first, behind what the cache holds:
-    (T,), float64 on the CPU. The softmax is in float32 or better."""
+    """-log p, in nats, of each of ids (T + 1,) but the first, after what the cache holds: (T,),
+    float64 on the CPU. The softmax is in float32 or better. Raises ValueError where the logits
+    are not numbers."""
     logits = model.head(model.read(ids[None, :-1], lm, cache))[0]  # (T, V)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nll = logits.logsumexp(-1) - logits.gather(-1, ids[1:, None])[:, 0]
+    require_numbers(nll)
     return nll.double().cpu()
 
 
@@ -135,17 +139,41 @@ class Run:
 
     @torch.inference_mode()
     def restore(self, tensors: dict[str, Tensor], facts: dict):
-        """Go on where another run of the same settings was. Raises KeyError or ValueError for
-        what is no state of such a run."""
+        """Go on where another run of the same settings was. Raises ValueError for what is no
+        state of such a run."""
+        tensors = dict(tensors)
         for name, array in self._arrays().items():
-            array[...] = tensors[name].numpy()
-        for name in FACTS:
-            setattr(self, name, facts[name])
-        begin = len("cache.")
-        cache = {name[begin:]: x for name, x in tensors.items() if name.startswith("cache.")}
+            place = torch.from_numpy(array)
+            new = fitting(tensors.pop(name, None), place.shape, place.dtype)
+            if not new.isfinite().all():
+                raise ValueError(f"{name} holds what is no number")
+            place.copy_(new)
+        if self.pairs is not None:
+            self.pairs.check()
+        self._restore_facts(facts)
+        cache = taken(tensors, "cache")
+        if tensors or bool(cache) != (self.start > 0):
+            raise ValueError("these tensors are not of this place in the text")
         if cache:
             self.cache = self._new_cache()
             self.cache.restore(cache)
+            if self.cache.length != self.start:
+                raise ValueError("the cache is of another place in the text")
+
+    def _restore_facts(self, facts: dict):
+        kinds = {name: float if name == "nll" else int for name in FACTS}
+        if any(type(facts.get(name)) is not kind for name, kind in kinds.items()):
+            raise ValueError(f"{', '.join(FACTS)} must be numbers")
+        for name in FACTS:
+            setattr(self, name, facts[name])
+        lengths = self.reading.lengths
+        is_there = 0 <= self.text < len(lengths) and 0 <= self.start < lengths[self.text] - 1
+        if not (is_there or (self.text == len(lengths) and self.start == 0)):
+            raise ValueError("there is no such place in the text")
+        known = 0 <= self.n_unknown <= self.scored and 0 <= self.n_bytes < 2**62
+        known = known and math.isfinite(self.nll)
+        if self.scored != int((lengths[: self.text] - 1).sum()) + self.start or not known:
+            raise ValueError("the sums are not of this place in the text")
 
 
 FACTS = ("text", "start", "scored", "n_bytes", "n_unknown", "nll")

@@ -2,69 +2,97 @@
 
     tokenizer.model            sentencepiece (Llama 1 and 2, Mistral, TinyLlama), or tiktoken's
                                ranks (Llama 3)
-    tokenizer.json             byte-level BPE (GPT-NeoX for MPT, GPT-J, Llama 3, SmolLM2)
+    tokenizer.json             byte-level BPE (GPT-NeoX for MPT, GPT-J, Llama 3, SmolLM2), or
+                               BPE with byte fallback (Llama 1 and 2, Mistral, TinyLlama)
     vocab.json, merges.txt     byte-level BPE in GPT-2's files
 
-The first of these that is there is used. Every tokenizer has encode, decode, stream, bos_id,
-eos_id and vocab_size.
+The first of these that is there is used. Every tokenizer has encode, decode, stream, bytes_of,
+mark_id, bos_id, bos_token_id, eos_id, special_ids and vocab_size.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .checkpoint import check_folder
-from .files import read_json
+from .checkpoint import existing_folder
+from .files import read_bytes
+from .tokenizers.around import Around, Tokenizer
 from .tokenizers.byte_level import ByteLevelTokenizer
-from .tokenizers.recipe_files import (
-    from_rank_file,
-    from_tokenizer_json,
-    from_vocab_and_merges,
-    is_rank_file,
-)
-from .tokenizers.sentence_pieces import SentencePieceTokenizer
+from .tokenizers.json_parts import part_of
+from .tokenizers.named_tokens import asked_for, kept, listed_tokens, named_ids
+from .tokenizers.recipe_files import from_rank_file, from_vocab_and_merges, is_rank_file
+from .tokenizers.sentence_pieces import SentencePieceTokenizer, processor_of
+from .tokenizers.tokenizer_json import around, from_tokenizer_json
+
+LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
 
 
-def load(folder) -> SentencePieceTokenizer | ByteLevelTokenizer:
-    """The tokenizer that a checkpoint's folder holds. Raises ValueError, in one sentence, where
-    it holds none, or one that cannot be used exactly."""
-    folder = Path(folder)
-    check_folder(folder)
+def load(folder) -> Tokenizer:
+    """The tokenizer that a checkpoint's folder holds.
+
+    An added token beyond the embedding of the folder's model (its config.json tells) is no
+    token: it is found in no text. Raises ValueError, in one sentence, where the folder holds no
+    tokenizer, or one that cannot be used exactly.
+    """
+    folder = existing_folder(folder)
+    size = part_of(folder / "config.json")["vocab_size"]
+    limit = None if size.is_null else size.id()
+    tokenizer = _load(folder, limit)
+    for id in (*tokenizer.around.before, *tokenizer.around.after):
+        if id >= tokenizer.vocab_size:
+            raise ValueError(
+                f"the tokenizer in {folder} puts the id {id} around a text, which is beyond "
+                f"the {tokenizer.vocab_size} ids that the model and it have"
+            )
+    return tokenizer
+
+
+def check_fits(tokenizer: Tokenizer, vocab_size: int, folder: Path):
+    """Raise ValueError for a tokenizer that has more ids than the model."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only "
+            f"{vocab_size}: they do not belong together"
+        )
+
+
+def _load(folder: Path, limit: int | None) -> Tokenizer:
+    """The first kind of tokenizer that is there; limit: the model's ids, None where nothing
+    tells."""
     model, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
     if model.is_file():
-        if is_rank_file(model):
-            return ByteLevelTokenizer(from_rank_file(model))
-        return sentence_pieces(model, added_tokens(folder))
+        content = read_bytes(model, LARGEST_MODEL)
+        if is_rank_file(content):
+            return ByteLevelTokenizer(from_rank_file(model, content, limit))
+        return sentence_pieces(model, content, limit)
     if json_file.is_file():
-        return ByteLevelTokenizer(from_tokenizer_json(json_file))
+        return from_tokenizer_json(json_file, limit)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return ByteLevelTokenizer(from_vocab_and_merges(folder))
+        return ByteLevelTokenizer(from_vocab_and_merges(folder, limit))
     raise ValueError(
         f"{folder} holds no tokenizer: copy the model's tokenizer.model or tokenizer.json there"
     )
 
 
-def added_tokens(folder: Path) -> list[dict]:
-    """What files beside a tokenizer.model add to it, as tokenizer.json spells it."""
-    if (folder / "tokenizer.json").is_file():
-        return read_json(folder / "tokenizer.json").get("added_tokens") or []
-    if (folder / "added_tokens.json").is_file():
-        added = read_json(folder / "added_tokens.json")
-        return [{"content": token, "id": id, "special": True} for token, id in added.items()]
-    return []
-
-
-def sentence_pieces(path: Path, added: list[dict]) -> SentencePieceTokenizer:
-    """A sentencepiece model and its added marks. Raises ValueError for other added tokens."""
-    marks = {token["content"]: token["id"] for token in added if token.get("special")}
-    tokenizer = SentencePieceTokenizer(path, marks)
-    for token in added:
-        if token["id"] >= tokenizer.n_pieces and not token.get("special"):
-            raise ValueError(
-                f"{token['content']!r} was added to {path}: a sentencepiece model with added "
-                "words is not implemented"
-            )
-    return tokenizer
+def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePieceTokenizer:
+    """A sentencepiece model, and what the files beside it add to it."""
+    folder, model = path.parent, processor_of(content, path)
+    pieces = {model.IdToPiece(id): id for id in range(model.GetPieceSize())}
+    added, _ = kept(listed_tokens(folder, unless_said=True), pieces, limit, path)
+    ids = pieces | {token.content: token.id for token in added}
+    own = {"bos_token": model.bos_id(), "eos_token": model.eos_id()}
+    own = {name: id if id >= 0 else None for name, id in own.items()}
+    bos_id, eos_id = (own | named_ids(folder, ids)).values()
+    fields = asked_for(folder, bos_id, eos_id, bos=True)
+    template = part_of(folder / "tokenizer.json")["post_processor"]
+    if not template.is_null:  # then it alone tells what stands around a text
+        fields = dict(zip(("before", "after"), around(template)))
+    return SentencePieceTokenizer(
+        content,
+        path,
+        Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields),
+        spaced=part_of(folder / "tokenizer_config.json")["legacy"].flag(),
+    )
 
 
 def opening(tokenizer) -> list[int]:

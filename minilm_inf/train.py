@@ -9,7 +9,8 @@ then little. Every window begins with BOS, so that a starting token can become s
 step draws its windows from a generator seeded with (seed, step): a resumed run sees what the
 unbroken one saw.
 
-Ctrl-C (or SIGTERM) writes a checkpoint to OUT.part; --resume goes on from it.
+Ctrl-C (or SIGTERM) writes a checkpoint to OUT.part; --resume goes on from it. A folder OUT that
+an earlier run wrote is written again; any other that holds a model is refused.
 """
 
 from __future__ import annotations
@@ -17,135 +18,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
+import math
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from . import corpus
-from .checkpoint import save
-from .files import read_text, write_beside
-from .options import at_least, guarded
-from .practice import Practice, pass_key_accuracy
-from .recipes import SHAPES, initialise, network, train_tokenizer
+from . import options as flags
+from .files import claimed, read_text
+from .options import at_least
+from .practice import Practice
+from .recipes import SHAPES, network, train_tokenizer
+from .resume import signals_noted
 from .schedule import PHASES, Settings, windows
 from .tokenizer import load as load_tokenizer
-
-STATE_FILE, LOG_FILE = "state.safetensors", "training.json"
-
-
-def token_nll(model, rows: torch.Tensor) -> torch.Tensor:
-    """Mean nll, in nats, of every id but the first: rows (B, T + 1) -> ()."""
-    logits = model(rows[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-
-
-@torch.no_grad()
-def held_out_nll(model, practice: Practice, window: int, count: int = 64) -> float:
-    """Mean nll per token over `count` windows of held-out text."""
-    rng = np.random.default_rng(0)
-    rows = torch.tensor([practice.ordinary(rng, window + 1) for _ in range(count)])
-    return float(token_nll(model, rows))
-
-
-class Run:
-    """A model in training: its optimizer, its step, its log, and how these are kept on disk."""
-
-    def __init__(self, model, settings: Settings, folder: Path, text: str):
-        """text: a hash of what is learned from, which a resumed run must share."""
-        self.settings, self.folder, self.text = settings, folder, text
-        self.model = model
-        initialise(self.model, settings.seed)
-        self.names = [name for name, _ in self.model.named_parameters()]
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.05
-        )
-        self.step = 0
-        self.log: list[dict] = []
-        self.losses: list[float] = []  # since the log's last entry
-
-    def learn(self, rows: torch.Tensor):
-        """One step on windows (B, T + 1); `losses` gains the loss before it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.step)
-        loss = token_nll(self.model, rows)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.losses.append(float(loss.detach()))
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-
-    def identity(self) -> dict:
-        """What a state must share with the run that goes on from it, as JSON gives it back."""
-        facts = {
-            "settings": dataclasses.asdict(self.settings),
-            "model": dataclasses.asdict(self.model.config),
-            "phases": [dataclasses.asdict(phase) for phase in self.settings.phases],
-            "text": self.text,
-        }
-        return json.loads(json.dumps(facts))
-
-    def save_state(self):
-        """Weights, both moments of the optimizer and the step, in one safetensors file."""
-        tensors = {}
-        for name, weight in self.model.named_parameters():
-            moments = self.optimizer.state[weight]
-            tensors[f"weight.{name}"] = weight.detach()
-            tensors[f"first.{name}"] = moments["exp_avg"]
-            tensors[f"second.{name}"] = moments["exp_avg_sq"]
-        facts = {**self.identity(), "step": self.step, "log": self.log, "losses": self.losses}
-        part = self.folder / (STATE_FILE + ".part")
-        save_file(tensors, part, metadata={"run": json.dumps(facts)})
-        part.rename(self.folder / STATE_FILE)
-
-    def load_state(self):
-        """Go on where save_state stopped. Raises ValueError for another run's state."""
-        with _opened(self.folder / STATE_FILE) as state:
-            facts = json.loads(state.metadata()["run"])
-            theirs = {name: facts.get(name, own) for name, own in self.identity().items()}
-            if theirs != self.identity():
-                raise ValueError(
-                    f"{self.folder} holds a run with other settings or text: give the same "
-                    "to --resume it, or another --out"
-                )
-            self.step, self.log = facts["step"], facts["log"]
-            self.losses = facts.get("losses", [])
-            with torch.no_grad():
-                for name, weight in self.model.named_parameters():
-                    weight.copy_(state.get_tensor(f"weight.{name}"))
-                    self.optimizer.state[weight] = {
-                        "step": torch.tensor(float(self.step)),
-                        "exp_avg": state.get_tensor(f"first.{name}"),
-                        "exp_avg_sq": state.get_tensor(f"second.{name}"),
-                    }
-
-
-def _opened(path: Path):
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable state: start without --resume") from error
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Whether a folder holds the state of a run that did not come to its end."""
-    if not (folder / STATE_FILE).exists():
-        return False
-    try:
-        with _opened(folder / STATE_FILE) as state:
-            facts = json.loads(state.metadata()["run"])
-    except ValueError:
-        return False  # what nobody can read, nobody can resume
-    return facts["step"] * facts["settings"]["tokens_per_step"] < facts["settings"]["tokens"]
+from .trained_folder import STATE_FILE, check_folder, clear, part_of, publish, working_in
+from .training import Run
 
 
 def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
@@ -162,7 +54,7 @@ def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def encode_all(tokenizer, documents: dict[str, str]) -> np.ndarray:
-    """The ids of all documents in a row, EOS behind each: (N,)."""
+    """The ids of all documents in a row, EOS after each: (N,)."""
     rows = [
         [*tokenizer.encode(text, bos=False), tokenizer.eos_id] for text in documents.values()
     ]
@@ -171,8 +63,7 @@ def encode_all(tokenizer, documents: dict[str, str]) -> np.ndarray:
 
 def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped) -> bool:
     """Steps until the settings' tokens are seen; False where `stopped()` ended it earlier."""
-    settings, model = run.settings, run.model
-    window = model.config.context_length
+    settings = run.settings
     began, first_step = time.monotonic(), run.step
     while run.step < settings.steps:
         run.learn(windows(settings, practice, run.step))
@@ -187,60 +78,49 @@ def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped)
                 end="", file=sys.stderr, flush=True,
             )  # fmt: skip
         if run.step % every == 0 or done:
-            entry = {
-                "step": run.step,
-                "tokens": run.step * settings.tokens_per_step,
-                "train_loss": round(float(np.mean(run.losses)), 4),
-                "held_out_nll": round(held_out_nll(model, held_out, window), 4),
-                "pass_key_accuracy": pass_key_accuracy(model, held_out, window),
-            }
-            run.log.append(entry)
-            run.losses = []
-            print(f"\r{json.dumps(entry)}" + " " * 20, file=sys.stderr, flush=True)
+            run.enter(held_out)
             run.save_state()
-        if stopped():
+        if stopped() and not done:
             run.save_state()
-            return done
+            return False
     return True
 
 
 def share(text: str) -> float:
     """An argparse type: a number that ends the first phase before the second ends."""
-    if not 0 <= float(text) < PHASES[1].until:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {PHASES[1].until}")
-    return float(text)
+    end = PHASES[1].until
+    return flags.between(0, math.nextafter(end, 0))(text)
+
+
+LARGEST = {"n_layer": 1000, "n_head": 1024, "n_kv_head": 1024, "head_dim": 4096}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minilm_inf.train", description=__doc__)
+    parser = flags.Parser(prog="python -m minilm_inf.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the folder to write, which load() then reads")
     add("--corpus", type=Path, default=Path("corpus"), help="folder of minilm_inf.corpus")
     add("--text", type=Path, nargs="+", help="your own UTF-8 files, instead of the corpus")
     add("--resume", action="store_true", help="go on with the run that OUT.part holds")
-    add(
-        "--tokens",
-        type=at_least(1),
-        default=30_200_000,
-        help="tokens to learn from (%(default)s)",
-    )
-    add("--tokens-per-step", type=at_least(256), default=4096, help="(%(default)s)")
-    add("--learning-rate", type=float, default=1.5e-3, help="its peak (%(default)s)")
+    add("--tokens", type=at_least(1), default=30_200_000,
+        help="tokens to learn from (%(default)s)")  # fmt: skip
+    add("--tokens-per-step", type=at_least(256, 2**20), default=4096, help="(%(default)s)")
+    add("--learning-rate", type=flags.between(1e-9, 10), default=1.5e-3,
+        help="its peak (%(default)s)")  # fmt: skip
     add("--repeats", type=share, default=PHASES[0].until, metavar="X",
         help="the first share of all tokens, repeats alone (%(default)s)")  # fmt: skip
-    add("--seed", type=at_least(0), default=1, help="(%(default)s)")
-    add(
-        "--every", type=at_least(1), default=500, help="steps between checkpoints (%(default)s)"
-    )
-    add("--threads", type=at_least(1), help="CPU threads (PyTorch's default)")
-    add("--vocab-size", type=at_least(1), default=2048, help="(%(default)s)")
+    add("--seed", type=flags.seed, default=1, help="(%(default)s)")
+    add("--every", type=at_least(1), default=500,
+        help="steps between checkpoints (%(default)s)")  # fmt: skip
+    add("--threads", type=flags.threads, help="CPU threads (PyTorch's default)")
+    add("--vocab-size", type=at_least(1, 2**20), default=2048, help="(%(default)s)")
     add("--family", choices=SHAPES, default="llama", help="(%(default)s)")
     names = list(dict.fromkeys(name for shape in SHAPES.values() for name in shape))
     for name in names:
         known = [f"{shape[name]} in {f}" for f, shape in SHAPES.items() if name in shape]
-        flag = "--" + name.replace("_", "-")
-        add(flag, type=at_least(1), metavar="N", help=f"({', '.join(known)})")
+        add("--" + name.replace("_", "-"), type=at_least(1, LARGEST.get(name, 2**16)),
+            metavar="N", help=f"({', '.join(known)})")  # fmt: skip
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     options.sizes = SHAPES[options.family].copy()
@@ -255,57 +135,61 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)  # numbers near 0 are many times slower on some CPUs
     if options.threads:
         torch.set_num_threads(options.threads)
-    return guarded(lambda: run_from(options))
+    return flags.guarded(lambda: run_from(options), smaller="--tokens-per-step or model")
 
 
 def run_from(options) -> int:
-    """A whole run, from text to the finished folder; 130 where it was interrupted."""
-    folder = options.out.with_name(options.out.name + ".part")
-    if options.resume and not (folder / STATE_FILE).exists():
-        raise ValueError(f"there is no run to resume in {folder}: start one without --resume")
-    if not options.resume and is_unfinished(folder):
-        raise ValueError(f"{folder} holds a run that was stopped: --resume it, or delete it")
-    texts, held_out_texts = load_text(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not options.resume:
-        for path in (folder / STATE_FILE, *folder.glob("tokenizer*")):  # of an earlier run
-            path.unlink(missing_ok=True)
-        train_tokenizer(options.family, list(texts.values()), options.vocab_size, folder)
+    """A whole run, from text to the finished folder; a signal's exit code where one came."""
+    folder = part_of(options.out)
+    check_folder(options.out, options.text or [options.corpus])
+    with claimed(options.out), claimed(folder), working_in(folder):
+        if options.resume and not (folder / STATE_FILE).is_file():
+            raise ValueError(
+                f"there is no run to resume in {folder}: start one without --resume"
+            )
+        if not options.resume and (folder / STATE_FILE).exists():
+            raise ValueError(
+                f"{folder} holds a run that was stopped: --resume it, or delete it"
+            )
+        texts, held_out_texts = load_text(options)
+        folder.mkdir(exist_ok=True)
+        if not options.resume:
+            clear(folder)  # of a run that was killed before it had a state
+            train_tokenizer(options.family, list(texts.values()), options.vocab_size, folder)
+        run, practice, held_out = begun(options, folder, texts, held_out_texts)
+        with signals_noted() as came:
+            if not train(run, practice, held_out, options.every, stopped=lambda: bool(came)):
+                print(f"\nstopped at step {run.step}; go on with --resume", file=sys.stderr)
+                return 128 + came[0]
+        record = {
+            "command": options.command, "settings": dataclasses.asdict(run.settings),
+            "phases": [dataclasses.asdict(phase) for phase in run.settings.phases],
+            "documents": len(texts), "held_out": sorted(held_out_texts), "log": run.log,
+        }  # fmt: skip
+        publish(run.model, options.out, folder, record)
+        print(f"\nwrote {options.out}", file=sys.stderr)
+    return 0
+
+
+def begun(options, folder: Path, texts: dict[str, str], held_out_texts: dict[str, str]):
+    """The run, where it starts or where its state was saved, and what it learns from and is
+    measured on. Raises ValueError for a text that is too short for either."""
     tokenizer = load_tokenizer(folder)
     practice = Practice(tokenizer, encode_all(tokenizer, texts))
     held_out = Practice(tokenizer, encode_all(tokenizer, held_out_texts))
     print(f"{len(practice.text):,} tokens to learn from, {len(held_out.text):,} held out",
           file=sys.stderr)  # fmt: skip
-
     settings = Settings(
         options.tokens, options.seed, options.tokens_per_step, options.learning_rate,
         options.vocab_size, options.repeats,
     )  # fmt: skip
     model = network(options.family, options.sizes, tokenizer)
+    for part in (practice, held_out):  # or it would be told after an hour
+        part.excerpt(np.random.default_rng(0), model.config.context_length + 1)
     run = Run(model, settings, folder, hashlib.sha256(practice.text.tobytes()).hexdigest())
     if options.resume:
         run.load_state()
-
-    interrupted = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: interrupted.append(True))
-    if not train(run, practice, held_out, options.every, stopped=lambda: bool(interrupted)):
-        print(f"\nstopped at step {run.step}; go on with --resume", file=sys.stderr)
-        return 130
-
-    save(run.model, options.out)
-    for path in options.out.glob("tokenizer*"):
-        path.unlink()
-    for path in sorted(folder.glob("tokenizer*")):
-        write_beside(options.out / path.name, path.read_bytes())
-    record = {
-        "command": options.command, "settings": dataclasses.asdict(settings),
-        "phases": [dataclasses.asdict(phase) for phase in settings.phases],
-        "documents": len(texts), "held_out": sorted(held_out_texts), "log": run.log,
-    }  # fmt: skip
-    write_beside(options.out / LOG_FILE, (json.dumps(record, indent=1) + "\n").encode())
-    print(f"\nwrote {options.out}", file=sys.stderr)
-    return 0
+    return run, practice, held_out
 
 
 if __name__ == "__main__":

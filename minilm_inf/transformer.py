@@ -13,9 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_call, padding_of
 from .attention import attend
+from .checks import check_call, check_new_cache, padding_of
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
+from .fast.blocks import KINDS
 from .fast.cache import Cache
 from .fast.chunked import chunked_attend
 from .fast.one_token import OneToken
@@ -75,8 +76,8 @@ class Transformer(nn.Module):
         self, tokens, lm=None, cache=None, path="chunked", lengths=None, n_reaching=None
     ) -> Tensor:
         """forward without the head: hidden states (B, T, E), where few logits are needed."""
+        check_call(tokens, self.embed.weight, lm, cache, path, PATHS, n_reaching)
         lm = lm or FULL_ATTENTION
-        check_call(tokens, self.config.vocab_size, lm, cache, path, PATHS)
         padding, x = padding_of(tokens, lengths), self.embed(tokens)  # (B, T, E)
         n_reaching = lm.reaching(x.shape[1]) if n_reaching is None else n_reaching
         if cache is None:
@@ -147,7 +148,9 @@ class Transformer(nn.Module):
         padding: how many tokens of padding each row begins with, where the rows are then read
         in chunks; a call that reads them whole says it by its lengths.
         middle: where the whole past is kept, if lm has a top_k: "ram", or "disk".
+        Raises ValueError for anything else, and for a first_position beyond 2^53.
         """
+        check_new_cache(batch, lm, first_position, padding, middle, KINDS)
         weight = self.embed.weight
         self.scheme.settle(weight.device, self.config.head_dim)
         cache = Cache(

@@ -47,7 +47,7 @@ PYTHON_WORDS = re.compile(
     r"(Key|Type|Value|Index|Attribute|Runtime|Unicode\w*|OS|Overflow|Recursion|JSONDecode)Error"
     r"|NoneType|PosixPath|unpack|has no attribute|list ind|not subscriptable|<class|Traceback"
     r"|invalid literal|could not convert|unhashable|codec can't|\[Errno|not iterable|std::"
-    r"|unexpected keyword|positional argument|<built-in|object at 0x|not supported between"
+    r"|unexpected keyword|positional argument|<built-in|not supported between"
 )
 STARTED = "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn"
 CHANGES = "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod"
@@ -185,7 +185,8 @@ def problem_with(sentence: str) -> str | None:
         return f"says {found[0]!r}"
     if not sentence.strip() or "\n" in sentence.strip():
         return "is not one sentence"
-    if len(sentence) > 900 or re.search(r"(.{1,3})\1{99}", sentence):
+    echoed = re.finditer(r"(.{1,5}?)\1{9,}", sentence)
+    if len(sentence) > 900 or any(len(match[0]) > 210 for match in echoed):
         return "echoes more than 200 characters"
     return None
 

@@ -3,9 +3,10 @@
     python tests/make_tokenizer_fixtures.py
 
 learns merges from fuzzed texts, and writes tests/fixtures/tokenizers/: vocab.json and
-merges.txt, from which tokenizer_json.py makes every kind; and expected.json, for each kind a
-checksum of the ids of each text, and of the text that they decode to. test_byte_level.py
-compares our own with these, without that library.
+merges.txt, from which tokenizer_json.py makes every byte-level kind (those with byte fallback
+are made of weights/tiny-llama's pieces); and expected.json, for each kind a checksum of the ids
+of each text, and of the text that they decode to. test_byte_level.py and test_byte_fallback.py
+compare our own with these, without that library.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import sentencepiece
+
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from fuzzed_texts import fuzzed_texts  # noqa: E402
-from tokenizer_json import kinds, llama3  # noqa: E402
+from tokenizer_json import byte_fallback_kinds, kinds, llama3  # noqa: E402
 
 from minilm_inf.tokenizers.byte_pairs import learn_merges, tokenizer_json  # noqa: E402
 from minilm_inf.tokenizers.recipe_files import LLAMA3_PATTERN  # noqa: E402
@@ -46,6 +49,13 @@ def small_kinds() -> dict[str, dict]:
     return made | {"Llama 3, json": llama3(ranked, LLAMA3_PATTERN)}
 
 
+def piece_kinds() -> dict[str, dict]:
+    """Every kind with byte fallback, on the pieces of weights/tiny-llama."""
+    path = Path(__file__).parents[1] / "weights" / "tiny-llama" / "tokenizer.model"
+    model = sentencepiece.SentencePieceProcessor(str(path))
+    return byte_fallback_kinds({model.IdToPiece(id): id for id in range(len(model))})
+
+
 def main():
     import tokenizers
 
@@ -62,7 +72,7 @@ def main():
     two_files = tokenizers.ByteLevelBPETokenizer(*files)
     two_files.add_special_tokens(["<|endoftext|>"])
     made = {"two files": two_files}
-    for kind, raw in small_kinds().items():
+    for kind, raw in {**small_kinds(), **piece_kinds()}.items():
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
             json.dump(raw, file)
             file.flush()

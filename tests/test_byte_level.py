@@ -12,12 +12,20 @@ from tokenizer_json import LEVEL, added, digits, sequence, split, template, whol
 
 from minilm_inf.tokenizer import load
 from minilm_inf.tokenizers import recipe_files
-from minilm_inf.tokenizers.byte_level import ByteLevelTokenizer, byte_letters, finder, nfc
+from minilm_inf.tokenizers.byte_level import ByteLevelTokenizer, byte_letters
 from minilm_inf.tokenizers.byte_pairs import learn_merges, merged, tokenizer_json
-from minilm_inf.tokenizers.pre_tokenizers import cut_by
+from minilm_inf.tokenizers.normalizers import nfc
+from minilm_inf.tokenizers.pre_tokenizers import (
+    GPT2,
+    LLAMA3_PATTERN,
+    QWEN2,
+    cut_by,
+    is_plain,
+)
 
-EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 KINDS = small_kinds()
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+EXPECTED = {kind: EXPECTED[kind] for kind in ("two files", *KINDS)}
 
 
 def folder_of(path, raw, **others):
@@ -138,7 +146,9 @@ def test_a_word_that_merges_cannot_reach_is_no_token(tmp_path):
 
 def test_added_tokens_are_found_whole_and_the_longest_first(tmp_path):
     """Runs of spaces would be taken from the shortest; a special would be cut into letters."""
-    assert finder({"  ": 1, "    ": 2})("a     b") == [("a", None), ("    ", 2), (" b", None)]
+    spaces = [added(300, "  ", False), added(301, "    ", False)]
+    ours = load(folder_of(tmp_path, tiny(added_tokens=spaces)))
+    assert ours.encode("a     b") == [97, 301, 32, 98]
     ours = load(
         folder_of(tmp_path, tiny(added_tokens=[added(300, "<|x|>"), added(301, "yy", False)]))
     )
@@ -194,22 +204,21 @@ def test_eos_is_named_beside_the_tokenizer(tmp_path, token):
 
 APART = (("a", "b"), ("b", "c"), ("ab", "c"), ("b", "b"), ("a", "bc"))  # abc, then abc again
 REFUSED = {
-    "does not end in ByteLevel": {"pre_tokenizer": {"type": "Metaspace"}},
-    "use the model's tokenizer.model": {"pre_tokenizer": None},
-    "'Punctuation'": {"pre_tokenizer": sequence({"type": "Punctuation"}, LEVEL)},
-    "'Removed'": {"pre_tokenizer": sequence(split(" ") | {"behavior": "Removed"}, LEVEL)},
+    "copy the model's tokenizer.model": {"pre_tokenizer": {"type": "Whitespace"}},
+    "that ends in ByteLevel": {"pre_tokenizer": sequence(LEVEL, digits(True))},
+    '"Punctuation"': {"pre_tokenizer": sequence({"type": "Punctuation"}, LEVEL)},
+    '"Removed"': {"pre_tokenizer": sequence(split(" ") | {"behavior": "Removed"}, LEVEL)},
     "invert": {"pre_tokenizer": sequence(split(" ") | {"invert": True}, LEVEL)},
     "NFKC": {"normalizer": {"type": "NFKC"}},
-    "single_word": {"added_tokens": [added(300, "x") | {"single_word": True}]},
-    "lstrip": {"added_tokens": [added(300, "x") | {"lstrip": True}]},
     "RobertaProcessing": {"post_processor": {"type": "RobertaProcessing"}},
-    "its decoder is 'Metaspace'": {"decoder": {"type": "Metaspace"}},
+    'decoder.type must be null or "ByteLevel"': {"decoder": {"type": "Metaspace"}},
     "do not stand together": {"merges": APART},
-    r"\w": {"pre_tokenizer": sequence(split(r"\w+"), LEVEL)},
-    "'(?<'": {"pre_tokenizer": sequence(split(r"(?<=a)b"), LEVEL)},
+    r'"\\w"': {"pre_tokenizer": sequence(split(r"\w+"), LEVEL)},
+    '"(?<"': {"pre_tokenizer": sequence(split(r"(?<=a)b"), LEVEL)},
     "in a class": {"pre_tokenizer": sequence(split(r"[^\S]"), LEVEL)},
     "unknown category": {"pre_tokenizer": sequence(split(r"\p{Latin}"), LEVEL)},
-    "cannot be read": {"pre_tokenizer": sequence(split("("), LEVEL)},
+    "cannot be read": {"pre_tokenizer": sequence(split("[b-a]"), LEVEL)},
+    "could not take for ever": {"pre_tokenizer": sequence(split("(a+)+$"), LEVEL)},
 }  # fmt: skip
 
 
@@ -230,19 +239,19 @@ def test_damaged_files_end_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="no JSON object"):
         load(tmp_path)
     without = {name: part for name, part in raw.items() if name != "model"}
-    with pytest.raises(ValueError, match="as the tokenizers library writes it"):
+    with pytest.raises(ValueError, match="model.vocab must be an object of tokens"):
         load(folder_of(tmp_path, without))
     raw["model"]["merges"].append(["a", "zzz"])
-    with pytest.raises(ValueError, match="as the tokenizers library writes it"):
+    with pytest.raises(ValueError, match=r"merges\[2\] must be two tokens of its vocabulary"):
         load(folder_of(tmp_path, raw))
     raw = tiny()
     del raw["model"]["vocab"]["A"]
     raw["model"]["unk_token"] = "b"
-    with pytest.raises(ValueError, match="writes 'b' for bytes that its vocabulary lacks"):
+    with pytest.raises(ValueError, match='writes "b" for bytes that its vocabulary lacks'):
         load(folder_of(tmp_path, raw))
     raw = tiny()
     del raw["model"]["vocab"]["abc"]
-    with pytest.raises(ValueError, match="which its vocabulary lacks"):
+    with pytest.raises(ValueError, match=r"merges\[1\] must be two tokens of its vocabulary"):
         load(folder_of(tmp_path, raw))
     raw = tiny() | {"model": {"type": "Unigram", "vocab": []}}
     with pytest.raises(ValueError, match="only BPE"):
@@ -278,6 +287,26 @@ def test_python_cuts_where_oniguruma_does():
     assert cut_by(r"\s")("a\x1cb\x85c") == ["a\x1cb", "\x85", "c"]
     assert cut_by(r"\P{N}+")("ab½c") == ["ab", "½", "c"]
     assert cut_by(r"^b")("a\nb") == ["a\n", "b"]  # ^ is the beginning of every line
+
+
+PLAIN = (r"\s?\p{L}+|[0-9]{1,3}", "[\r\n]", "[一-龥]+", "x{2}y+z?w*", r"\?|\*", r"\p{N}{1,3}")
+NOT_PLAIN = ("(a+)+$", "(a|aa)+$", "a*+", "a+?", "a*", "a|", "", "a+b", "a?a?b", "a{1,99}",
+             "(?:a)", "a{0,1}", r"\p{N}{1,3}(?=(?:\p{N}{3})*\b)", "a" * 40)  # fmt: skip
+
+
+def test_plain_expressions_are_told_from_others():
+    """One that goes back hangs on forty letters; one that matches nothing is a panic."""
+    assert [pattern for pattern in PLAIN if not is_plain(pattern)] == []
+    assert [pattern for pattern in NOT_PLAIN if is_plain(pattern)] == []
+
+
+@pytest.mark.parametrize("pattern", [LLAMA3_PATTERN, QWEN2, GPT2, r"\s+$", *PLAIN])
+def test_a_split_takes_no_square_of_a_text(tmp_path, pattern):
+    """An expression that is let through, and then reads a run of letters from each of them."""
+    step = sequence(split(pattern), LEVEL | {"use_regex": False})
+    ours = load(folder_of(tmp_path, tiny(pre_tokenizer=step)))
+    for text in ("a" * 50_000 + "!", " " * 50_000 + "1", "1" * 50_000, "\r" * 50_000 + "x"):
+        assert ours.decode(ours.encode(text)) == text
 
 
 def rank_file(folder, tokens, monkeypatch):

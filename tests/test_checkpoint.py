@@ -18,7 +18,7 @@ from conftest import FAMILIES, some_tokens, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minilm_inf import checkpoint, convert
+from minilm_inf import checkpoint, convert, tensor_file
 from minilm_inf.checkpoint import load_model, read_config, save
 from minilm_inf.models import llama
 
@@ -155,6 +155,19 @@ def test_dtype_and_device_must_exist(folder):
     """Catches PyTorch's own traceback for a misspelt device, and a dtype without fractions."""
     refusal(folder, "nosuch", "cpu", device="nosuch")
     refusal(folder, "torch.int8", dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"folder": 5}, {"folder": None}, {"folder": []}, {"folder": "x" * 10**5},
+        {"device": 5}, {"device": "x" * 999},
+        {"dtype": "float32"}, {"dtype": torch.int8}, {"dtype": "x" * 999},
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind(arguments, folder):
+    """Catches a TypeError of a library below for what its caller mistook."""
+    assert len(refusal(**{"folder": folder} | arguments)) < 400
 
 
 def test_shards_load_like_one_file(folder):
@@ -453,6 +466,8 @@ def test_an_index_stays_in_its_folder(file, folder):
     weight_map["model.norm.weight"] = file
     write_index(folder, weight_map)
     refusal(folder, INDEX, repr(file), "plain file name")
+    write_index(folder, weight_map | {"model.norm.weight": "x" * 999})
+    refusal(folder, INDEX, "xxx...", "plain file name")
 
 
 def test_an_index_and_its_shards_must_agree(folder):
@@ -550,7 +565,9 @@ def test_sizes_that_make_no_model(folder):
     refusal(folder, "n_kv_head (3)")
     huge = dict.fromkeys(["hidden_size", "vocab_size", "head_dim", "intermediate_size"], 2**20)
     change_config(folder, num_key_value_heads=2**20, num_attention_heads=2**20, **huge)
-    refusal(folder, "config.json", "too large")
+    refusal(folder, "config.json", "rotary_dim")
+    change_config(folder, head_dim=2**15)
+    refusal(folder, "config.json", "1048576")
 
 
 SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size"
@@ -713,12 +730,11 @@ def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
     """Catches a checkpoint that is half written over the only good one."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def disk_full(tensors, path, metadata):
-        Path(path).write_bytes(b"half")
-        raise OSError("No space left on device")
+    def disk_full(block):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", disk_full)
-    with pytest.raises(ValueError, match="cannot be written"):
+    monkeypatch.setattr(tensor_file, "as_bytes", disk_full)
+    with pytest.raises(ValueError, match="cannot be written: No space left"):
         save(make_model(n_layer=1), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -152,16 +152,28 @@ def test_rows_padded_on_the_left(scheme, small_chunks):
     assert padded[3].eq(0).all(), "a row of padding alone gathers nothing"
 
 
-def test_a_scale_of_the_callers(small_chunks):
-    """Catches a scale that reaches only one of the two runs, or only the plain softmax."""
+@pytest.mark.parametrize("scheme", ("halves", "alibi"))
+@pytest.mark.parametrize("scale", (0.0, 1.0, 0.05, -1.0, -0.05))
+def test_a_scale_of_the_callers(scale, scheme, small_chunks):
+    """Catches a scale that reaches only one of the two runs, or only the plain softmax; and NaN
+    from kernels that multiply what they hide by a scale of 0 or less."""
     small_chunks(4)
-    positions = torch.arange(15)
-    for scale in (0.0, 1.0, 0.05):
-        assert_same(
-            *vectors(15), positions, positions, Rotary(8), SETTINGS["LM-Infinite"], scale
-        )
-    for scale in (1.0, 0.05):
-        assert_same(*vectors(15), positions, positions, Rotary(8), None, scale)
+    positions, top_k = torch.arange(15), LMInfinite(4, 2, 4, top_k=2, top_k_queries="all")
+    for lm in (None, top_k, *SETTINGS.values()):
+        assert_same(*vectors(15), positions, positions, SCHEMES[scheme], lm, scale)
+
+
+@pytest.mark.parametrize("scale", (0.0, -0.7))
+def test_gradients_with_any_scale(scale):
+    """Catches a sign that is turned on the way there, and not on the way back."""
+    found = {}
+    for function in (attend, chunked_attend):
+        q, k, v = (x.requires_grad_() for x in vectors(9))
+        n = torch.arange(9)
+        out = function(q, k, v, n, n, Rotary(8), SETTINGS["LM-Infinite"], scale)
+        found[function] = torch.autograd.grad(out.square().sum(), (q, k, v))
+    for ours, theirs in zip(*found.values()):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
 def test_far_down_a_stream(small_chunks):

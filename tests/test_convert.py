@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import types
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -22,9 +25,9 @@ from fuzzed_texts import fuzzed_texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from minilm_inf import convert
+from minilm_inf import convert, tensor_file
 from minilm_inf.checkpoint import load_model, named_pieces, save
-from minilm_inf.conversion import gguf_file, shard_writer
+from minilm_inf.conversion import gguf_file
 from minilm_inf.shards import read_header
 from minilm_inf.tokenizer import load as load_tokenizer
 
@@ -146,7 +149,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(stop, run, tmp_path, monkeypa
     save(tiny_llama(dtype=torch.float32), tmp_path)
     tensors = as_bin(tmp_path, parts=3)
     before = files_of(tmp_path)
-    calls, as_bytes = [], shard_writer.as_bytes
+    calls, as_bytes = [], tensor_file.as_bytes
 
     def stopped(block):
         calls.append(block)
@@ -154,13 +157,13 @@ def test_an_interrupted_run_goes_on_where_it_ended(stop, run, tmp_path, monkeypa
             raise stop
         return as_bytes(block)
 
-    monkeypatch.setattr(shard_writer, "as_bytes", stopped)
+    monkeypatch.setattr(tensor_file, "as_bytes", stopped)
     code, _, err = run(tmp_path)
     assert code == (130 if stop is KeyboardInterrupt else 1) and "Traceback" not in err
     first = "model-00001-of-00003.safetensors"
     assert files_of(tmp_path) == sorted([*before, first])
     time = times_of(tmp_path)[first]
-    monkeypatch.setattr(shard_writer, "as_bytes", as_bytes)
+    monkeypatch.setattr(tensor_file, "as_bytes", as_bytes)
     code, _, err = run(tmp_path)
     assert code == 0 and f"{first} is there already" in err
     assert times_of(tmp_path)[first] == time
@@ -270,11 +273,11 @@ def test_a_damaged_bin(damage, words, run, tmp_path):
 @pytest.mark.parametrize(
     "content, word",
     [
-        ({"state_dict": {"a": torch.ones(2)}}, "'state_dict', which is a dict"),
-        ({"a": torch.ones(2), "epoch": 3}, "'epoch', which is a int"),
+        ({"state_dict": {"a": torch.ones(2)}}, "'state_dict', which is no tensor"),
+        ({"a": torch.ones(2), "epoch": 3}, "'epoch', which is no tensor"),
         ({3: torch.ones(2)}, "3, which is"),
-        ([torch.ones(2)], "holds a list"),
-        (torch.ones(2), "holds a Tensor"),
+        ([torch.ones(2)], "no tensors by their names"),
+        (torch.ones(2), "no tensors by their names"),
         ({"a": torch.ones(2, dtype=torch.complex64)}, "a as torch.complex64"),
         ({"a": torch.ones(2, 2).to_sparse()}, "a as torch.float32, torch.sparse_coo"),
         ({"a": torch.ones(2, device="meta")}, "a as no numbers"),
@@ -284,6 +287,95 @@ def test_a_bin_that_holds_something_else(content, word, run, tmp_path):
     """Catches a trainer's whole state, or numbers that the format lacks, half converted."""
     torch.save(content, tmp_path / "pytorch_model.bin")
     refusal(run, tmp_path, "pytorch_model.bin", word)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ({"a": torch.zeros(1).expand(5 * 10**8)}, "tensors would take 2,000,000,000"),
+        (dict.fromkeys(map(str, range(99)), torch.ones(10**4)), "tensors would take"),
+        ({"\ud800": torch.ones(2)}, "'\\ud800', which is no name"),
+        ({"__metadata__": torch.ones(2)}, "__metadata__, which is no name"),
+        ({"a\nb" + "c" * 10**4: 1}, "..., which is no tensor"),
+    ],
+)
+def test_tensors_that_are_not_what_they_take(content, words, zipped, run, tmp_path):
+    """Catches a kilobyte that becomes gigabytes, and names that make an unreadable file."""
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert len(refusal(run, tmp_path, path.name, words)) < 800
+
+
+def test_a_tensor_that_is_negated_in_reading(run, tmp_path):
+    """Catches a traceback for a view that PyTorch negates when it is read."""
+    view = torch._neg_view(torch.arange(6.0))
+    torch.save({"a": view}, tmp_path / "pytorch_model.bin")
+    assert run(tmp_path)[0] == 0
+    assert load_file(tmp_path / "model.safetensors")["a"].tolist() == view.tolist()
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is(run, tmp_path):
+    """Catches a megabyte that is unpacked to a gigabyte of zeros."""
+    with ZipFile(tmp_path / "pytorch_model.bin", "w", ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10**6))
+    refusal(run, tmp_path, "pytorch_model.bin", "not a readable .bin", "it is damaged")
+
+
+def test_a_second_run_at_the_same_time_is_refused(run, tmp_path, monkeypatch):
+    """Catches two runs that write one file, of which a model with zeros in it is the result."""
+    save(tiny_llama(dtype=torch.float32), tmp_path)
+    tensors, as_bytes, refused = as_bin(tmp_path), tensor_file.as_bytes, []
+
+    def meanwhile(block):
+        if not refused:
+            refused.append(None)
+            other = [sys.executable, "-m", "minilm_inf.convert", str(tmp_path)]
+            done = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
+            refused[0] = (done.returncode, done.stderr)
+        return as_bytes(block)
+
+    monkeypatch.setattr(tensor_file, "as_bytes", meanwhile)
+    assert run(tmp_path)[0] == 0
+    code, err = refused[0]
+    assert code == 1 and "another run writes" in err and err.count("\n") == 1
+    same_tensors(load_file(tmp_path / "model.safetensors"), tensors)
+    assert files_of(tmp_path) == ["config.json", "model.safetensors", "pytorch_model.bin"]
+
+
+def test_what_a_killed_run_left_is_removed(run, tmp_path):
+    """Catches gigabytes left for ever beside the model that a second run wrote."""
+    save(tiny_llama(dtype=torch.float32), tmp_path)
+    as_bin(tmp_path)
+    (tmp_path / ".model.safetensors.abcd1234.part").write_bytes(b"half")
+    (tmp_path / "notes.part").write_bytes(b"mine")
+    assert run(tmp_path)[0] == 0
+    assert files_of(tmp_path) == [
+        "config.json", "model.safetensors", "notes.part", "pytorch_model.bin",
+    ]  # fmt: skip
+
+
+def test_a_disk_that_fills_leaves_nothing(run, tmp_path, monkeypatch):
+    """Catches a folder without weights, or half of them, left by a GGUF that did not fit."""
+    path = as_gguf(rounded_llama()).install(monkeypatch, tmp_path / "a.gguf")
+
+    def full(block):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensor_file, "as_bytes", full)
+    refusal(run, path, "model.safetensors", "No space left on device")
+    assert files_of(tmp_path) == ["a.gguf"]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes").write_text("mine")
+    refusal(run, path, "No space left on device")
+    assert files_of(tmp_path / "a") == ["notes"]
+
+
+def test_an_out_that_is_a_file(run, tmp_path, monkeypatch):
+    """Catches a traceback, or a file that is replaced by a folder."""
+    path = as_gguf(rounded_llama()).install(monkeypatch, tmp_path / "a.gguf")
+    (tmp_path / "a").write_text("mine")
+    refusal(run, path, "cannot be made a folder")
 
 
 def test_advice_is_not_for_whoever_converts(run, tmp_path):
@@ -318,16 +410,17 @@ def test_what_stands_there_is_not_overwritten(run, tmp_path):
     save(tiny_llama(dtype=torch.float32), tmp_path)
     as_bin(tmp_path, parts=2)
     foreign = tmp_path / "model-00001-of-00002.safetensors"
-    shard_writer.write_safetensors(
-        foreign, [shard_writer.Pending("x", torch.float32, (1,), lambda: [torch.ones(1)])]
+    tensor_file.write_safetensors(
+        foreign, [tensor_file.Pending("x", torch.float32, (1,), lambda: [torch.ones(1)])]
     )
     assert "other tensors" in refusal(run, tmp_path, foreign.name)
 
 
 def test_a_disk_that_is_too_small_is_noticed_first(run, tmp_path, monkeypatch):
     """Catches hours of writing before the last gigabyte does not fit."""
-    torch.save({"a": torch.ones(1).expand(10**14)}, tmp_path / "pytorch_model.bin")
-    refusal(run, tmp_path, "400000.0 GB", "make room")
+    torch.save({"a": torch.ones(10**5)}, tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(tensor_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    refusal(run, tmp_path, "takes 400,000 bytes", "has 1,000 left", "make room")
 
 
 def test_arguments_that_make_no_sense(run, tmp_path):
@@ -388,53 +481,70 @@ def test_converting_takes_no_second_copy_in_memory(tmp_path):
     assert anonymous < 0.25 * shard, f"{anonymous / 1e6:.0f} MB that are not mapped"
 
 
-# ---- GGUF: a stand-in for the package
+# ---- GGUF files, and a stand-in for the package that knows their kinds of numbers
 
 
-F32, BYTES, UNKNOWN_KIND = 0, 1, 99  # kinds of tensors; BYTES holds each number x as x + 128
-
-
-class Field(types.SimpleNamespace):
-    def contents(self):
-        return self.value
+F32, BYTES, UNKNOWN_KIND = 0, 24, 99  # kinds of tensors; BYTES holds each number x as x + 128
 
 
 def gguf_tensor(name: str, numbers: torch.Tensor, kind=F32):
-    data = numbers.detach().float().numpy()
-    if kind == BYTES:
-        data = (data + 128).astype(np.uint8)
-    return types.SimpleNamespace(
-        name=name, shape=np.array(numbers.shape[::-1]), data=data, tensor_type=kind
-    )
+    numbers = numbers.detach().float().numpy()
+    return SimpleNamespace(name=name, numbers=numbers, kind=kind)
+
+
+def gguf_value(value) -> tuple[int, bytes]:
+    """A field's kind and bytes, as the format has them."""
+    if isinstance(value, str):
+        return 8, struct.pack("<Q", len(value.encode())) + value.encode()
+    if isinstance(value, list):
+        each = [gguf_value(x) for x in value]
+        inner = each[0][0] if each else 4
+        return 9, struct.pack("<IQ", inner, len(each)) + b"".join(raw for _, raw in each)
+    kind, letter = {bool: (7, "?"), int: (11, "q"), float: (6, "f")}[type(value)]
+    return kind, struct.pack(f"<{letter}", value)
+
+
+def gguf_bytes(fields: dict, tensors: list, version=3) -> bytes:
+    """A GGUF file."""
+    raw, data = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(fields)), b""
+    for name, value in fields.items():
+        kind, content = gguf_value(value)
+        raw += gguf_value(name)[1] + struct.pack("<I", kind) + content
+    for tensor in tensors:
+        sizes = tensor.numbers.shape[::-1]
+        raw += gguf_value(tensor.name)[1]
+        raw += struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, tensor.kind, len(data))
+        small = (tensor.numbers + 128).astype(np.uint8) if tensor.kind == BYTES else None
+        data += (tensor.numbers if small is None else small).tobytes()
+        data += bytes(-len(data) % 32)
+    return raw + bytes(-len(raw) % 32) + data
 
 
 class Gguf:
-    """What the stand-in reads: metadata and tensors, in the order and shape of the package."""
+    """A GGUF file of these fields and tensors, and what was asked of the stand-in."""
 
     def __init__(self, fields: dict, tensors: list):
         self.fields, self.tensors, self.asked = fields, tensors, []
 
     def dequantize(self, data, kind):
-        self.asked.append(data.size)
-        if kind == UNKNOWN_KIND:
-            raise NotImplementedError("Dequantization for IQ9_XXXL is not yet implemented")
-        return data if kind == F32 else data.astype(np.float32) - 128
+        numbers = data.view(np.float32) if kind == F32 else data.astype(np.float32) - 128
+        self.asked.append(numbers.size)
+        return numbers
 
     def install(self, monkeypatch, path: Path) -> Path:
-        """Let `path` be this file, for whoever imports gguf."""
+        """Write it to `path`, and let the stand-in be what is imported as gguf."""
 
-        def reader(opened):
-            assert opened == path
-            return types.SimpleNamespace(
-                fields={name: Field(value=value) for name, value in self.fields.items()},
-                tensors=self.tensors,
-            )
+        def known(kind):
+            if kind not in (F32, BYTES):
+                raise ValueError(f"{kind} is not a valid GGMLQuantizationType")
+            return kind
 
         package, quants = types.ModuleType("gguf"), types.ModuleType("gguf.quants")
-        package.GGUFReader, quants.dequantize = reader, self.dequantize
+        package.GGML_QUANT_SIZES = {F32: (1, 4), BYTES: (1, 1)}
+        package.GGMLQuantizationType, quants.dequantize = known, self.dequantize
         monkeypatch.setitem(sys.modules, "gguf", package)
         monkeypatch.setitem(sys.modules, "gguf.quants", quants)
-        path.touch()
+        path.write_bytes(gguf_bytes(self.fields, self.tensors))
         return path
 
 
@@ -570,13 +680,13 @@ def test_a_gguf_is_read_block_by_block(run, tmp_path, monkeypatch):
     """Catches a whole tensor, or a model, in float32 at once; and rows lost between blocks."""
     monkeypatch.setattr(gguf_file, "BLOCK", 100)
     model = rounded_llama()
-    file, as_bytes, read_before = as_gguf(model), shard_writer.as_bytes, []
+    file, as_bytes, read_before = as_gguf(model), tensor_file.as_bytes, []
 
     def written(block):
         read_before.append(len(file.asked))
         return as_bytes(block)
 
-    monkeypatch.setattr(shard_writer, "as_bytes", written)
+    monkeypatch.setattr(tensor_file, "as_bytes", written)
     path = file.install(monkeypatch, tmp_path / "a.gguf")
     assert run(path)[0] == 0
     assert max(file.asked) <= 100 and len(read_before) > 100
@@ -634,8 +744,8 @@ def test_the_factors_of_llama_3_1(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"general.architecture": "gemma"}, ("'gemma'", "only 'llama'")),
-        ({"general.architecture": None}, ("None",)),
+        ({"general.architecture": "gemma"}, ('"gemma"', 'only "llama"')),
+        ({"general.architecture": None}, ("null",)),
         ({"llama.expert_count": 8}, ("llama.expert_count",)),
         ({"llama.attention.sliding_window": 4096}, ("llama.attention.sliding_window",)),
         ({"llama.rope.scaling.type": "yarn"}, ("llama.rope.scaling.type", '"yarn"')),
@@ -650,13 +760,13 @@ def test_the_factors_of_llama_3_1(run, tmp_path, monkeypatch):
         ({"llama.feed_forward_length": 47}, ("ffn_gate", "(48, 32)", "(47, 32)")),
         ({"tokenizer.ggml.bos_token_id": -1}, ("tokenizer.ggml.bos_token_id",)),
         ({"tokenizer.ggml.eos_token_id": 263}, ("tokenizer.ggml.eos_token_id",)),
-        ({"tokenizer.ggml.model": "bert"}, ("'bert'", "tokenizer.ggml.model")),
+        ({"tokenizer.ggml.model": "bert"}, ('"bert"', "tokenizer.ggml.model")),
         ({"tokenizer.ggml.model": None}, ("tokenizer.ggml.model", "missing")),
-        ({"tokenizer.ggml.pre": "qwen2"}, ("'qwen2'", "smollm")),
+        ({"tokenizer.ggml.pre": "qwen2"}, ('"qwen2"', "smollm")),
         ({"tokenizer.ggml.pre": None}, ("tokenizer.ggml.pre",)),
         ({"tokenizer.ggml.tokens": ["a", "a"]}, ("2 tokens",)),
-        ({"tokenizer.ggml.merges": ["q z"]}, ("'q z'",)),
-        ({"tokenizer.ggml.merges": ["he"]}, ("'he'",)),
+        ({"tokenizer.ggml.merges": ["q z"]}, ('"q z"',)),
+        ({"tokenizer.ggml.merges": ["he"]}, ('"he"',)),
         ({"tokenizer.ggml.add_eos_token": True}, ("tokenizer.ggml.add_eos_token",)),
         ({"tokenizer.ggml.add_space_prefix": True}, ("tokenizer.ggml.add_space_prefix",)),
         ({"tokenizer.ggml.precompiled_charsmap": [1]}, ("precompiled_charsmap",)),
@@ -674,7 +784,7 @@ def test_tensors_that_are_not_understood(run, tmp_path, monkeypatch):
         (dict(name="blk.0.attn_sinks.weight"), ("blk.0.attn_sinks.weight", "not known")),
         (dict(name="blk.0.attn_q.scale"), ("blk.0.attn_q.scale", "not known")),
         (dict(name="token_embd.bias"), ("token_embd.bias", "no place")),
-        (dict(tensor_type=UNKNOWN_KIND), ("IQ9_XXXL",)),
+        (dict(name="odd.weight", kind=UNKNOWN_KIND), ("odd.weight", "kind 99")),
     ):
         file = as_gguf(rounded_llama())
         extra = gguf_tensor("blk.0.attn_q.weight", torch.ones(2, 2))
@@ -692,11 +802,11 @@ def test_numbers_beyond_float16(run, tmp_path, monkeypatch):
     """Catches an infinity in the weights, and the model's other half left behind."""
     file = as_gguf(rounded_llama())
     norm = next(tensor for tensor in file.tensors if tensor.name == "output_norm.weight")
-    norm.data = norm.data * 1e5
+    norm.numbers = norm.numbers * 1e5
     path = file.install(monkeypatch, tmp_path / "a.gguf")
     code, out, err = run(path)
     assert code == 1 and "output_norm.weight" in err and "float16" in err
-    assert not [name for name in files_of(tmp_path / "a") if "model." in name]
+    assert files_of(tmp_path) == ["a.gguf"]
 
 
 def test_the_package_is_asked_for_by_name(run, tmp_path, monkeypatch):
@@ -706,17 +816,74 @@ def test_the_package_is_asked_for_by_name(run, tmp_path, monkeypatch):
     refusal(run, tmp_path / "a.gguf", "pip install gguf")
 
 
-def test_a_file_that_is_no_gguf(run, tmp_path, monkeypatch):
-    """Catches the package's own errors, of which some are IndexError without a word."""
+HEAD = b"GGUF" + struct.pack("<I", 3)
+FIELD = gguf_value("x")[1]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "ends within"),
+        (b"GGML" + bytes(100), "begin with GGUF"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "of version 1"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "byte order"),
+        (HEAD + struct.pack("<QQ", 2**62, 0), "claims 4611686018427387904 tensors"),
+        (HEAD + struct.pack("<QQ", 0, 2**62), "4611686018427387904 fields"),
+        (HEAD + struct.pack("<QQQ", 0, 1, 2**62), "ends within"),
+        (HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IQ", 8, 2**64 - 1), "ends"),
+        (
+            HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IIQ", 9, 0, 2**62),
+            "an array",
+        ),
+        (
+            HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IIQ", 9, 8, 2**62),
+            "an array",
+        ),
+        (HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IIQ", 9, 8, 2**20), "ends"),
+        (HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IIQ", 9, 9, 9), "of kind 9"),
+        (HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<I", 77), "of kind 77"),
+        (HEAD + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1) + b"\xff", "not UTF-8"),
+        (HEAD + struct.pack("<QQ", 1, 0) + FIELD + struct.pack("<I", 5), "5 dimensions"),
+        (HEAD + struct.pack("<QQ", 1, 0) + FIELD + struct.pack("<IQ", 1, 2**63), "the sizes"),
+        (HEAD + struct.pack("<QQ", 1, 0) + FIELD + struct.pack("<IQ", 1, 0), "the sizes"),
+    ],
+)
+def test_a_file_that_is_no_gguf(content, words, run, tmp_path, monkeypatch):
+    """Catches hours spent on a count or a length that the file only claims."""
     path = as_gguf(rounded_llama()).install(monkeypatch, tmp_path / "a.gguf")
-
-    def broken(path):
-        raise IndexError("index 0 is out of bounds for axis 0 with size 0")
-
-    sys.modules["gguf"].GGUFReader = broken
-    refusal(run, path, "not a whole GGUF file", "fetch it again")
+    path.write_bytes(content)
+    refusal(run, path, words)
     path.unlink()
     refusal(run, path, "does not exist")
+
+
+@pytest.mark.parametrize("cut", [1, 5000, 50_000])
+def test_a_gguf_that_is_cut_short(cut, run, tmp_path, monkeypatch):
+    """Catches weights read beyond the end of their file."""
+    path = as_gguf(rounded_llama()).install(monkeypatch, tmp_path / "a.gguf")
+    path.write_bytes(path.read_bytes()[:-cut])
+    refusal(run, path, "fetch it again")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"general.alignment": 0}, "alignment"),
+        ({"general.alignment": 48}, "alignment"),
+        ({"general.alignment": "x"}, "alignment"),
+        ({"llama.attention.head_count": 2**40}, "llama.attention.head_count"),
+        ({"llama.attention.key_length": 5}, "llama.attention.key_length"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens"),
+        ({"tokenizer.ggml.token_type": [77] * 263}, "tokenizer.ggml.token_type"),
+        ({"tokenizer.ggml.merges": [1]}, "tokenizer.ggml.merges"),
+        ({"tokenizer.ggml.pre": "x" * 10**6}, "..."),
+    ],
+)
+def test_metadata_of_another_shape(changes, words, run, tmp_path, monkeypatch):
+    """Catches a traceback, or a page of somebody's value, for fields that make no sense."""
+    path = as_gguf(rounded_llama(), **changes).install(monkeypatch, tmp_path / "a.gguf")
+    assert len(refusal(run, path, words)) < 800
 
 
 def test_a_gguf_overwrites_nothing(run, tmp_path, monkeypatch):

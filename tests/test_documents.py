@@ -131,6 +131,14 @@ def test_the_digest_tells_sources_apart(tmp_path):
     assert digest(texts) == digest(TokensFile(tmp_path / "abc.npy", 100))
 
 
+HEADER = "{{'descr': '|u1', 'fortran_order': False, 'shape': ({})}}"
+
+
+def npy(header: str) -> bytes:
+    """A .npy file of version 1 that has this header, and nothing after it."""
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode()
+
+
 @pytest.mark.parametrize(
     "name, content, words",
     [
@@ -141,6 +149,18 @@ def test_the_digest_tells_sources_apart(tmp_path):
         ("floats.npy", np.zeros(3), ("float64", "whole numbers")),
         ("cube.npy", np.zeros((2, 2, 2), int), ("(2, 2, 2)", "rows")),
         ("turned.npy", np.zeros((3, 2), int).T.copy("F"), ("C order",)),
+        ("deep.npy", npy("(" * 9000), ("not a whole .npy file",)),
+        ("minus.npy", npy(HEADER.format("-1,")), ("not a whole .npy file",)),
+        ("sum.npy", npy(HEADER.format("2**62,")), ("not a whole .npy file",)),
+        ("far.npy", npy(HEADER.format("10000000000,")), ("not a whole .npy file",)),
+        (
+            "rows.npy",
+            npy(HEADER.format("10000001, 1")) + bytes(10**7 + 1),
+            ("10,000,001 rows",),
+        ),
+        ("long.npy", npy("")[:6] + b"\2\0\0\0\0\xff" + bytes(99), ("not a whole .npy",)),
+        ("archive.npy", b"PK\3\4" + bytes(100), ("not a whole .npy file",)),
+        (".", None, ("is no file",)),
         ("pickle.npy", np.array([{}], object), ("not a whole .npy file",)),
     ],
 )

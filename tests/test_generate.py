@@ -481,7 +481,9 @@ def test_eos_ends_the_text_unless_it_is_ignored(run, shipped):
     model, tokenizer = shipped
     with likeliest(model, tokenizer.eos_id, after=5):
         result = as_json(run, "-n", 20)
-        assert len(result["ids"]) == 5 and tokenizer.eos_id not in result["ids"]
+        assert len(result["ids"]) == 6 and result["ids"].index(tokenizer.eos_id) == 5
+        assert result["tokens"] == len(result["prompt_ids"]) + 5
+        assert len(result["logprobs"]) == 6 and "</s>" not in result["text"]
     with likeliest(model, tokenizer.eos_id, after=5):
         result = as_json(run, "-n", 20, "--ignore-eos")
     assert result["ids"][5:] == [tokenizer.eos_id] * 15
@@ -506,9 +508,9 @@ def prompts(monkeypatch):
     """The ids of every prompt that a session is given, in a list that grows."""
     given, read = [], Session.read
 
-    def spy(session, ids):
+    def spy(session, ids, *more):
         given.extend([list(ids)] * bool(ids))  # writing reads no new ids
-        return read(session, ids)
+        return read(session, ids, *more)
 
     monkeypatch.setattr(Session, "read", spy)
     return given
@@ -562,6 +564,92 @@ def test_a_conversation_outlives_its_mistakes(run, typed):
     assert "no command /hlep" in err and "not UTF-8" in err
     assert all(f"{command} " in err for command in ("/stats", "/reset", "/exit"))
     assert re.search(r"sees (\d+) of \1 tokens", err) and "Traceback" not in err
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", " \t \n"])
+def test_line_ends_of_every_system(run, typed, end):
+    """Catches /exit with a carriage return, which is no command, or a prompt with one."""
+    lines = ("\ufeffThe sea", "", "/stats", "and the ship", "/exit", "not read", "")
+    typed(end.join(lines).encode())
+    code, out, err = run("-i", "-n", 6, "-t", 0, "--ignore-eos")
+    end = end if end == " \t \n" else "\n"
+    typed(f"The sea{end}and the ship{end}".encode())
+    assert (code, out) == run("-i", "-q", "-n", 6, "-t", 0, "--ignore-eos")[:2]
+    assert "prompt " in err and "no command" not in err and "not read" not in out
+
+
+def test_a_prompt_of_another_system(run, typed, tmp_path):
+    """Catches carriage returns, and a byte order mark, that become part of a text."""
+    content = "\ufeffIt was late,\r\nand\rcold".encode()
+    (tmp_path / "prompt.txt").write_bytes(content)
+    typed(content)
+    for way in (["-p", "-"], ["-f", tmp_path / "prompt.txt"]):
+        assert as_json(run, *way, "-n", 1)["prompt"] == "It was late,\nand\ncold"
+
+
+def press_ctrl_c(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("lm", [None, LMInfinite(12, 10, 12)], ids=["vanilla", "LM-Infinite"])
+def test_ctrl_c_in_a_reply_leaves_all_that_was_said(run, typed, shipped, monkeypatch, lm):
+    """Catches a token that is lost, or read twice, when a reply is stopped."""
+    model, tokenizer = shipped
+    shown = []
+
+    def show(piece):
+        shown.append(piece)
+        if len(shown) == 4:
+            press_ctrl_c()
+
+    monkeypatch.setattr("minilm_inf.conversation.show_now", show)
+    typed(b"The sea\nand the ship\n/exit\n")
+    flags = ["--attention", "full"] if lm is None else ["--n-local", 12]
+    code, _, err = run("-i", "-n", 9, "-t", 0, "--ignore-eos", *flags)
+    settings = {"temperature": 0.0, "stop_ids": ()}
+    text = tokenizer.encode("The sea")
+    text += generate(model, text, lm, 4, **settings)
+    text += tokenizer.encode("\nand the ship", bos=False)
+    right = list(generate(model, text, lm, 9, **settings))
+    assert code == 0 and "stopped: what was written so far stays" in err
+    assert "".join(shown[4:]) == tokenizer.decode(text + right)[len(tokenizer.decode(text)) :]
+
+
+def test_ctrl_c_in_a_prompt_leaves_the_rest_to_be_read(run, typed, shipped):
+    """Catches a forward pass that is cut in two, and a prompt that is lost or read twice."""
+    model, tokenizer = shipped
+    prompt = long_prompt(tokenizer, 60)
+    typed(f"{prompt}\nand the ship\n".encode())
+
+    def press(*_):
+        hook.remove()
+        press_ctrl_c()
+
+    hook = model.blocks[1].register_forward_pre_hook(press)
+    code, out, err = run("-i", "-n", 9, "-t", 0, "--ignore-eos", "--prefill-chunk", 16)
+    text = tokenizer.encode(prompt) + tokenizer.encode("\nand the ship", bos=False)
+    lm = LMInfinite(256, 10, 256)
+    right = list(generate(model, text, lm, 9, temperature=0.0, stop_ids=()))
+    left = len(tokenizer.encode(prompt)) - 16
+    assert code == 0 and f"stopped: {left} tokens of the prompt are left" in err
+    assert out.strip("\n") == tokenizer.decode(text + right)[len(tokenizer.decode(text)) :]
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 0), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_at_the_prompt(run, monkeypatch, number, code):
+    """Catches a conversation that is lost for one key, and one that nobody can end."""
+    lines = iter([number, "/stats", "/exit"])
+
+    def read(_):
+        line = next(lines)
+        return line if isinstance(line, str) else os.kill(os.getpid(), line) or ""
+
+    monkeypatch.setattr("builtins.input", read)
+    found, _, err = run("-i")
+    assert found == code and ("/exit leaves" in err) == (code == 0)
+    assert ("stopped" in err) == (code == 143)
 
 
 def test_a_quiet_conversation(run, typed):

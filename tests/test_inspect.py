@@ -297,6 +297,23 @@ def test_each_tensor_goes_where_it_is_said_to(family, tmp_path, capsys):
     assert all(("  0-11  " in row) == ("{}" in row) for row in folded)
 
 
+@pytest.mark.parametrize("name", ["\ud800", "\x1b[31m", "a\nb", "x" * 10**5])
+def test_names_that_no_terminal_should_see(name, folder, capsys):
+    """Catches a crash for half a surrogate pair, and a stranger's control codes obeyed."""
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length]) | {
+        name: {"dtype": name, "shape": [0], "data_offsets": [0, 0]}
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+    code, out, err = run(capsys, folder, "--all")
+    assert code == 1 and "has no place" in err
+    assert max(map(len, out.splitlines())) < 900
+    assert all(line.isprintable() for line in (out + err).splitlines())
+
+
 def test_ranges():
     """Catches a missing layer that a range passes over."""
     assert ranges([]) == "" and ranges([4]) == "4"

@@ -158,7 +158,7 @@ def test_lengths_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="before anything is read"):
         model(tokens, cache=cache, lengths=[6, 5])
     for padding in ([1], [1, -1]):
-        with pytest.raises(ValueError, match="before anything is read"):
+        with pytest.raises(ValueError, match="padding must be 2 whole numbers"):
             model.new_cache(2, padding=padding)
 
 

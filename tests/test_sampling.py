@@ -86,7 +86,8 @@ def test_a_temperature_near_zero_is_greedy_too():
     "name, value",
     [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", 1),
      ("min_p", -0.1), ("penalty", 0), ("penalty", float("inf")), ("temperature", float("nan")),
-     ("temperature", float("inf"))],
+     ("temperature", float("inf")), ("penalty", float("nan")), ("top_k", 2**62),
+     ("top_p", "0.5"), ("top_k", 1.5), ("temperature", None), ("min_p", [0.1])],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(name, value):
     """A setting that filters everything away would end in an error of PyTorch's draw."""
@@ -94,3 +95,21 @@ def test_settings_out_of_range_are_named(name, value):
     check(**settings)
     with pytest.raises(ValueError, match=name):
         check(**{**settings, name: value})
+
+
+def test_the_likeliest_id_is_always_left():
+    """Catches a p that float32 takes for 0, which left nothing to draw from."""
+    for p in (1e-45, 1e-300, 5e-324):
+        assert kept(keep_top_p(LOGITS, p)) == [1]
+        assert choose(LOGITS, 0.7, 0, top_p=p) == 1
+
+
+def test_the_ends_of_every_range():
+    """Catches settings within their ranges that overflow into what is no number."""
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        logits = torch.tensor([0.0, 1.0, -600.0, 600.0], dtype=dtype)
+        for penalty in (5e-324, 1e-300, 1.0, 1e9, 1e300):
+            for temperature in (5e-324, 1e-300, 1.0, 1e300):
+                id = choose(penalise(logits, {0, 2, 3}, penalty), temperature, 0)
+                assert temperature > 1 or penalty > 1 or id == 3
+    assert choose(torch.tensor([3e38, -3e38, 2.9e38]), 1e-30) == 0

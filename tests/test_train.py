@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,17 @@ import pytest
 import torch
 from conftest import ROOT
 
-from minilm_inf import generate, load, train
+from minilm_inf import (
+    generate,
+    load,
+    recipes,
+    resume,
+    tensor_file,
+    train,
+    trained_folder,
+    training,
+)  # fmt: skip
+from minilm_inf.files import claimed
 from minilm_inf.practice import ASK_KEY, ASK_NUMBER, NAMES, STATE_KEY, STATE_NUMBER, Practice
 
 SIZES = [
@@ -162,11 +173,12 @@ def test_a_resumed_run_is_the_unbroken_run(
     """
     out = tmp_path / "model"
     interrupted(step, name)
-    assert train.main(flags(text, out)) == 130
+    assert train.main(flags(text, out)) == 128 + name
     assert not out.exists() and (tmp_path / "model.part" / train.STATE_FILE).exists()
     monkeypatch.undo()
     assert train.main(flags(text, out, "--resume")) == 0
     assert_same_run(out, unbroken)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_run_may_be_interrupted_again_and_again(
@@ -246,34 +258,91 @@ def test_other_settings_are_not_resumed(text, tmp_path, interrupted, capsys, oth
     assert "other settings" in error(capsys)
 
 
-def test_a_damaged_state_is_one_sentence(text, tmp_path, interrupted, capsys):
-    """A disk that was full."""
+@pytest.fixture
+def stopped(text, tmp_path, interrupted, monkeypatch):
+    """The --out of a run that was stopped after its first step."""
     interrupted(0)
-    out = tmp_path / "model"
-    assert train.main(flags(text, out)) == 130
-    state = tmp_path / "model.part" / train.STATE_FILE
-    state.write_bytes(state.read_bytes()[:1000])
-    assert train.main(flags(text, out, "--resume")) == 1
-    assert "not a readable state" in error(capsys)
-
-
-def test_a_failed_write_leaves_the_last_state(unbroken, text, tmp_path, monkeypatch, capsys):
-    """A state that is written over its predecessor is lost with it when the disk is full."""
-    save_file, calls = train.save_file, []
-
-    def once(tensors, path, metadata):
-        calls.append(path)
-        if len(calls) == 1:
-            return save_file(tensors, path, metadata=metadata)
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(train, "save_file", once)
-    assert train.main(flags(text, tmp_path / "model")) == 1
-    assert "No space left" in error(capsys)
+    assert train.main(flags(text, tmp_path / "model")) == 130
     monkeypatch.undo()
-    assert train.main(flags(text, tmp_path / "model", "--resume")) == 0
-    assert_same_run(tmp_path / "model", unbroken)
+    return tmp_path / "model"
+
+
+def state_of(out):
+    return out.with_name("model.part") / train.STATE_FILE
+
+
+def test_a_damaged_state_is_one_sentence(text, stopped, capsys):
+    """A disk that was full, or that changed a byte; a state of before there was a checksum."""
+    whole = state_of(stopped).read_bytes()
+    edited = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+    old = stopped.parent / "old"
+    tensor_file.write_tensors(old, {"x": torch.zeros(3)}, {"run": '{"step": 1}'})
+    for content, said in (
+        (whole[:1000], "no whole state"), (edited, "was edited or damaged"),
+        (old.read_bytes(), "no state of this version"),
+    ):  # fmt: skip
+        state_of(stopped).write_bytes(content)
+        assert train.main(flags(text, stopped, "--resume")) == 1
+        assert said in error(capsys)
+        assert state_of(stopped).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "facts, tensors, said",
+    [
+        ({"step": 10**9}, {}, "not a whole state"),
+        ({"step": True}, {}, "not a whole state"),
+        ({"log": 5}, {}, "not a whole state"),
+        ({"log": [5]}, {}, "not a whole state"),
+        ({"losses": [None]}, {}, "not a whole state"),
+        ({"settings": [1]}, {}, "other settings"),
+        ({}, {"weight.norm.weight": torch.zeros(1)}, "not a whole state"),  # would spread
+        ({}, {"first.norm.weight": torch.zeros(16, dtype=torch.half)}, "not a whole state"),
+        ({}, {"second.norm.weight": torch.full((16,), torch.nan)}, "not a whole state"),
+        ({}, {"weight.norm.weight": None}, "not a whole state"),
+        ({}, {"weight.other": torch.zeros(1)}, "not a whole state"),
+    ],
+)
+def test_a_state_of_another_kind_is_refused(text, stopped, capsys, facts, tensors, said):
+    """A traceback, or a weight that spreads, by somebody who made the checksum too."""
+    path = state_of(stopped)
+    known, held = resume.read_facts(path), resume.read_tensors(path)
+    assert "weight.norm.weight" in held
+    held = {name: x.clone() for name, x in held.items()} | tensors
+    held = {name: x for name, x in held.items() if x is not None}
+    resume.write_state(path, held, known | facts)
+    assert train.main(flags(text, stopped, "--resume")) == 1
+    assert said in error(capsys)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_last_state(unbroken, text, tmp_path, monkeypatch, capsys, call):
+    """A state that is written over its predecessor is lost with it when the disk is full;
+    whichever write it is, the run goes on from the last good state. Nothing is left over."""
+    real, count = getattr(os, call), [0]
+
+    def full(*arguments, **more):
+        count[0] += 1
+        if count[0] == at:
+            raise OSError(28, "No space left on device")
+        return real(*arguments, **more)
+
+    out, at, codes = tmp_path / "model", 1, []
+    while 0 not in codes:
+        more = ["--resume"] if state_of(out).exists() else []
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            codes.append(train.main(flags(text, out, *more)))
+        if codes[-1]:
+            said = error(capsys)
+            assert "No space left on device" in said and "model" in said
+            folders = [out, state_of(out).parent]
+            left = [path.name for folder in folders if folder.is_dir()
+                    for path in folder.iterdir()]  # fmt: skip
+            assert not [name for name in left if name.endswith((".part", ".lock"))], left
+        at, count[0] = at + 1, 0
+    assert len(codes) > 1 and set(codes[:-1]) == {1}
+    assert_same_run(out, unbroken)
 
 
 def test_a_stopped_run_is_not_overwritten(text, tmp_path, interrupted, capsys):
@@ -288,9 +357,11 @@ def test_a_stopped_run_is_not_overwritten(text, tmp_path, interrupted, capsys):
 
 def test_a_new_run_forgets_a_finished_one(unbroken, text, capsys):
     """A new tokenizer beside an old state would resume into nonsense."""
+    before = {path.name: path.read_bytes() for path in unbroken.iterdir()}
     assert train.main(flags(text, unbroken, "--vocab-size", 10**6)) == 1
     assert "no tokenizer can be trained" in error(capsys)
-    assert not (unbroken.with_name("model.part") / train.STATE_FILE).exists()
+    assert not state_of(unbroken).exists()
+    assert {path.name: path.read_bytes() for path in unbroken.iterdir()} == before
 
 
 BYTE_LEVEL = {
@@ -308,8 +379,11 @@ def test_the_other_families_are_trained_too(family, text, tmp_path, interrupted,
     run = ["--out", out, "--text", text, "--tokens", 512 * 3, "--tokens-per-step", 512,
            "--every", 2, "--threads", 1, *sizes]  # fmt: skip
     run = [str(flag) for flag in run]
+    out.mkdir()
+    (out / trained_folder.LOG_FILE).write_bytes(trained_folder.LOG_BEGINS)
+    (out / "notes.txt").write_text("somebody's own")
+    (tmp_path / "model.part").mkdir()
     for folder in (out, tmp_path / "model.part"):
-        folder.mkdir()
         (folder / "tokenizer.model").write_text("of an earlier run")
     interrupted(1)
     assert train.main(run) == 130
@@ -320,7 +394,7 @@ def test_the_other_families_are_trained_too(family, text, tmp_path, interrupted,
     assert model.config.bos_id == tokenizer.bos_id == tokenizer.eos_id == 0
     assert tokenizer.decode(tokenizer.encode("The sea 40721")) == "The sea 40721"
     files = {path.name for path in out.iterdir()}
-    assert files == {"config.json", "model.safetensors", "tokenizer.json",
+    assert files == {"config.json", "model.safetensors", "tokenizer.json", "notes.txt",
                      "tokenizer_config.json", "training.json"}  # fmt: skip
     assert f"--family {family}" in json.loads((out / "training.json").read_text())["command"]
 
@@ -363,6 +437,67 @@ def test_the_share_of_repeats_moves_the_first_phase():
     settings = train.Settings(4096 * 1000, 1, 4096, 1e-3, 2048, repeats=0.2)
     assert settings.phase(199).repeats == 1.0 and settings.phase(200).repeats < 1.0
     assert settings.phases[1:] == train.PHASES[1:] and settings.phases[0].until == 0.2
+
+
+# ---- what it writes over
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "merges.txt"]
+)
+def test_a_model_of_others_is_not_mixed_with_ours(text, tmp_path, capsys, name):
+    """Half a folder of one model, half of another; or somebody's tokenizer, deleted."""
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / name).write_text("theirs")
+    assert train.main(flags(text, out)) == 1
+    assert f"{name} was not written by this program" in error(capsys)
+    assert [path.name for path in out.iterdir()] == [name]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (out / trained_folder.LOG_FILE).write_text("theirs, too")
+    assert train.main(flags(text, out)) == 1 and "was not written by" in error(capsys)
+
+
+def test_the_folder_of_work_is_ours_alone(text, tmp_path, capsys):
+    """Somebody's folder that happens to be called so, and is emptied."""
+    (tmp_path / "model.part").mkdir()
+    (tmp_path / "model.part" / "notes").write_text("theirs")
+    assert train.main(flags(text, tmp_path / "model")) == 1
+    assert "notes was not written by this program" in error(capsys)
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "text.txt", "corpus", "corpus/model", "fifo"])
+def test_where_no_model_can_be_written(text, tmp_path, monkeypatch, capsys, out):
+    """A text that is replaced, or a model in the middle of its corpus, or a Python word."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a text")
+    (tmp_path / "corpus").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    texts = [] if "corpus" in out else ["--text", "text.txt"]
+    assert train.main(["--out", out, *texts]) == 1
+    assert "--out" in error(capsys)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["corpus", "fifo", "text.txt"] and not list((tmp_path / "corpus").iterdir())
+
+
+def test_two_runs_with_one_out(text, tmp_path, capsys):
+    """A tokenizer of one run, and a model of the other."""
+    with claimed(tmp_path / "model"):
+        assert train.main(flags(text, tmp_path / "model")) == 1
+    assert "another run writes" in error(capsys)
+    assert not (tmp_path / "model.part").exists()
+
+
+def test_a_loss_that_is_no_number(unbroken, text, tmp_path, monkeypatch, capsys):
+    """A model of nothing but NaN, written over a good one with exit code 0."""
+    out = tmp_path / "model"
+    shutil.copytree(unbroken, out)
+    before = (out / "model.safetensors").read_bytes()
+    nll = training.token_nll
+    monkeypatch.setattr(training, "token_nll", lambda *rows: nll(*rows) * math.nan)
+    assert train.main(flags(text, out)) == 1
+    assert "the loss of step 1 is not a number: take a smaller --learning-rate" in error(capsys)
+    assert (out / "model.safetensors").read_bytes() == before
 
 
 # ---- what it learns from
@@ -482,7 +617,7 @@ def test_initial_weights(text):
         head_dim=16, n_inner=96, context_length=256, norm_eps=1e-5, tied=True,
     )  # fmt: skip
     model = llama.build(config)
-    train.initialise(model, 1)
+    recipes.initialise(model, 1)
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
             assert (weight == 1).all(), name
@@ -526,11 +661,15 @@ def test_text_that_is_not_there(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flag, value",
     [("--tokens", 0), ("--tokens-per-step", 128), ("--seed", -1), ("--every", 0),
-     ("--n-layer", 0), ("--vocab-size", -3)],
+     ("--n-layer", 0), ("--vocab-size", -3), ("--n-layer", 1001), ("--threads", 10**6),
+     ("--head-dim", 2**40), ("--seed", 2**64), ("--tokens", 2**62),
+     ("--tokens-per-step", 2**30),
+     ("--learning-rate", "nan"), ("--learning-rate", "inf"), ("--learning-rate", 0),
+     ("--learning-rate", "1e300"), ("--learning-rate=-1", "x")],
 )  # fmt: skip
 def test_numbers_out_of_range(text, tmp_path, capsys, flag, value):
     """Steps without a window, or a log that divides by zero."""
     with pytest.raises(SystemExit) as end:
         train.main(flags(text, tmp_path / "model", flag, value))
     assert end.value.code == 2
-    assert flag in error(capsys)
+    assert flag.partition("=")[0] in error(capsys)

@@ -115,3 +115,86 @@ def llama3(spelled: list[str], pattern: str) -> dict:
             "processors": [LEVEL, template(specials[0], start)],
         },
     )
+
+
+PREPEND = {"type": "Prepend", "prepend": "▁"}
+UNDERLINE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+SPACE = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+BYTES, FUSE = {"type": "ByteFallback"}, {"type": "Fuse"}
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+def metaspace(scheme: str, split: bool) -> dict:
+    """A pre-tokenizer, and the decoder of the same name."""
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+
+
+def steps(name: str, *parts: dict) -> dict:
+    """Normalizers or decoders one after the other."""
+    return {"type": "Sequence", name: list(parts)}
+
+
+def piece_merges(vocab: dict[str, int]) -> list[list[str]]:
+    """The merges of a sentencepiece model: every two pieces that make a third, in its order."""
+    pairs = []
+    for token in vocab:
+        halves = ((token[:at], token[at:]) for at in range(1, len(token)))
+        known = [(a, b) for a, b in halves if a in vocab and b in vocab]
+        pairs += sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    return [list(pair) for pair in pairs]
+
+
+def byte_fallback_kinds(vocab: dict[str, int]) -> dict[str, dict]:
+    """A tokenizer.json of every structure of a Llama's that is implemented, all on the same
+    pieces: <unk>, <s> and </s> are 0, 1 and 2, then 256 bytes, then pieces."""
+    n, merges = len(vocab), piece_merges(vocab)
+    own = [added(id, token) for token, id in vocab.items() if id < 3]
+    llama = steps("decoders", SPACE, BYTES, FUSE, STRIP)
+    fuse = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+
+    def made(decoder, tokens=(), vocab=vocab, merges=merges, model=fuse, pre=None, **more):
+        raw = whole(vocab, merges, pre, [*own, *tokens], decoder=decoder, **more)
+        raw["model"] |= model
+        return raw
+
+    flagged = [
+        added(n, "number") | {"single_word": True},
+        added(n + 1, "[INST]") | {"lstrip": True, "rstrip": True},
+        added(vocab["ab"], "ab", False, normalized=True),
+        added(n + 2, "=>", False) | {"rstrip": True},
+        added(n + 3, "it's", True, normalized=True) | {"single_word": True},
+    ]
+    blanks = [added(n, "\n\n", False) | {"lstrip": True}, added(n + 1, "  ", False)]
+    both = template("<s>", 1)
+    both["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
+    both["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
+    few = [token for token in vocab if token not in ("<0xE2>", "<0x0A>", "<0xF0>", "e", "▁")]
+    few = {token: id for id, token in enumerate(few)}
+    legacy = steps("normalizers", PREPEND, UNDERLINE)
+    return {
+        "Llama 2": made(
+            llama, normalizer=legacy, post_processor=template("<s>", 1),
+            merges=[" ".join(pair) for pair in merges],
+        ),
+        "Llama, first": made(
+            llama, flagged, pre=metaspace("first", False), post_processor=both
+        ),
+        "Prepend, added": made(llama, flagged, normalizer=legacy),
+        "Metaspace": made(metaspace("always", True), flagged, pre=metaspace("always", True)),
+        "Metaspace, never": made(metaspace("never", True), pre=metaspace("never", True)),
+        "Gemma's steps": made(
+            steps("decoders", SPACE, BYTES, FUSE), blanks, normalizer=UNDERLINE
+        ),
+        "no decoder": made(None, normalizer=legacy, model=fuse | {"ignore_merges": True}),
+        "some bytes": made(
+            llama, vocab=few, merges=piece_merges(few), normalizer=legacy,
+            model=fuse | {"ignore_merges": True}, pre=metaspace("first", True),
+        ),
+        "no bytes": made(
+            llama, normalizer=legacy, model=fuse | {"byte_fallback": False, "fuse_unk": False}
+        ),
+        "nothing unknown": made(
+            llama, vocab=few, merges=piece_merges(few), normalizer=legacy,
+            model={"byte_fallback": True, "fuse_unk": False},
+        ),
+    }  # fmt: skip

@@ -8,13 +8,15 @@ rows of a head were interleaved when the file was made:
     row in the checkpoint   0 1 2 3 4 5 6 7      (D = 8)
     row in the GGUF         0 2 4 6 1 3 5 7
 
-The package gguf reads the format; it is asked for here only. gguf_tokenizer.py does the tokens.
+The package gguf knows the kinds of numbers; it is asked for here only. gguf_header.py reads the
+format, and gguf_tokenizer.py does the tokens.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import named_pieces
+from ..files import named, shown
 from ..models import llama
 from ..models.raw_config import RawConfig
-from ..positions import Rotary
-from .shard_writer import Pending
+from ..positions import SCALINGS, Rotary
+from ..tensor_file import Pending
+from .gguf_header import Place, read_header
 
 BLOCK = 2**22  # numbers that are dequantised at a time
 NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer
@@ -58,39 +62,23 @@ class GGUF:
     """
 
     def __init__(self, path: Path):
-        try:
-            import gguf
-            from gguf.quants import dequantize
-        except ImportError as error:
-            raise ValueError(
-                f"reading {path} takes the package gguf: install it (pip install gguf)"
-            ) from error
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist: give a .gguf file")
-        self.path, self.dequantize = path, dequantize
-        try:
-            reader = gguf.GGUFReader(path)
-            self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
-            raise ValueError(
-                f"{path} is not a whole GGUF file ({error}): fetch it again"
-            ) from error
+        kinds = Kinds(path)
+        self.path, (self.fields, found) = path, read_header(path)
         architecture = self.fields.get("general.architecture")
         if architecture != "llama":
             raise ValueError(
-                f"{path} holds the architecture {architecture!r}; only 'llama' is implemented"
+                f'{path} holds the architecture {shown(architecture)}; only "llama" is '
+                "implemented"
             )
         self.factors = None
         self.tensors = {}
-        for tensor in reader.tensors:
-            try:
-                dequantize(tensor.data[:1], tensor.tensor_type)
-            except NotImplementedError as error:
-                raise ValueError(f"{path}: the tensor {tensor.name}: {error}") from error
-            if tensor.name == ROPE_FACTORS:
-                self.factors = dequantize(tensor.data, tensor.tensor_type)
+        data = np.memmap(path, np.uint8, "r")
+        for place in found:
+            rows = kinds.rows(data, place)
+            if place.name == ROPE_FACTORS:
+                self.factors = rows(slice(None)).reshape(-1)
             else:
-                self.tensors[_their_name(path, tensor.name)] = tensor
+                self.tensors[_their_name(path, place.name)] = (place, rows)
 
     def config(self) -> llama.LlamaConfig:
         """The network's config. Raises ValueError for metadata that is missing or unknown."""
@@ -108,6 +96,8 @@ class GGUF:
         ids = RawConfig(facts)
         n_embd, n_head = keys.integer("embedding_length"), keys.integer("attention.head_count")
         head_dim = keys.integer("attention.key_length", n_embd // n_head)
+        if head_dim % 2:
+            raise keys.wrong("attention.key_length", "even", head_dim)
         for name in ("attention.value_length", "rope.dimension_count"):
             keys.only(name, (head_dim,), head_dim)
         for name in ("expert_count", "expert_used_count"):
@@ -116,7 +106,7 @@ class GGUF:
         embedding = self.tensors.get("model.embed_tokens.weight")
         if embedding is None:
             raise ValueError("the tensor token_embd.weight is missing")
-        rows = int(embedding.shape[-1])  # GGUF names the shortest step first
+        rows = embedding[0].shape[0]
         theta = keys.number("rope.freq_base", 10000.0)
         config = llama.LlamaConfig(
             family="llama",
@@ -156,9 +146,7 @@ class GGUF:
         theirs = torch.tensor(self.factors, dtype=torch.float64)
         if plain.shape != theirs.shape or not torch.allclose(plain / scaled, theirs, rtol=1e-5):
             raise ValueError(f"the factors of {ROPE_FACTORS} are not those of Llama 3.1")
-        return tuple(
-            (name, scaling[name]) for name in ("rope_type", *llama.ROPE_FACTS["llama3"])
-        )
+        return tuple((name, scaling[name]) for name in ("rope_type", *SCALINGS["llama3"]))
 
     def pending(self, config: llama.LlamaConfig) -> list[Pending]:
         """The tensors in float16, in the checkpoint's names, shapes and order of rows.
@@ -170,8 +158,11 @@ class GGUF:
                 f"{self.path} tells of {config.n_layer} layers, but holds only "
                 f"{len(self.tensors)} tensors"
             )
-        with torch.device("meta"):
-            pieces = named_pieces(llama.build(config))
+        try:
+            with torch.device("meta"):
+                pieces = named_pieces(llama.build(config))
+        except ValueError as error:
+            raise ValueError(f"{self.path} tells of sizes that make no model") from error
         for name in [*pieces, *self.tensors]:
             if name not in self.tensors:
                 raise ValueError(
@@ -179,33 +170,29 @@ class GGUF:
                 )
             if name not in pieces:
                 raise ValueError(
-                    f"{self.path} holds {self.tensors[name].name}, which has no place in the "
-                    "model that its metadata describe"
+                    f"{self.path} holds {self.tensors[name][0].name}, which has no place in "
+                    "the model that its metadata describe"
                 )
         return [
             self._pending(name, tuple(piece.shape), config) for name, piece in pieces.items()
         ]
 
     def _pending(self, name: str, shape: tuple[int, ...], config) -> Pending:
-        tensor = self.tensors[name]
-        theirs = tuple(int(size) for size in reversed(tensor.shape))
-        if theirs != shape:
+        place, rows = self.tensors[name]
+        if place.shape != shape:
             raise ValueError(
-                f"{self.path}: the tensor {tensor.name} has the shape {theirs}, but the "
+                f"{self.path}: the tensor {place.name} has the shape {place.shape}, but the "
                 f"metadata ask for {shape}"
             )
         order = np.arange(shape[0])
         if re.search(r"\.[qk]_proj\.", name):
             order = rows_in_halves(shape[0], config.head_dim)
-        step = max(1, BLOCK // int(np.prod(shape[1:])))
+        step = max(1, BLOCK // math.prod(shape[1:]))
 
         def blocks() -> Iterator[Tensor]:
             for start in range(0, len(order), step):
                 # A row is quantised by itself, so rows may be ordered before they are read.
-                rows = self.dequantize(
-                    tensor.data[order[start : start + step]], tensor.tensor_type
-                )
-                yield self._half(tensor.name, rows)
+                yield self._half(place.name, rows(order[start : start + step]))
 
         return Pending(name, torch.float16, shape, blocks)
 
@@ -217,6 +204,56 @@ class GGUF:
                 f"{self.path}: the tensor {name} holds numbers that float16 cannot"
             )
         return torch.from_numpy(half)
+
+
+class Kinds:
+    """The package gguf, which knows how each kind of numbers lies in a file.
+
+    Raises ValueError where it is missing; path: the file for which it is asked.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+            from gguf.quants import dequantize
+        except ImportError as error:
+            raise ValueError(
+                f"reading {path} takes the package gguf: install it (pip install gguf)"
+            ) from error
+        self.path, self.dequantize = path, dequantize
+        self.sizes, self.kinds = GGML_QUANT_SIZES, GGMLQuantizationType
+
+    def rows(self, data: np.ndarray, place: Place) -> Callable:
+        """A function from the numbers of rows to what they hold in float32, (rows, ...).
+
+        data: the bytes of the file. Raises ValueError for a kind that is not known, and for a
+        tensor that is not all there.
+        """
+        try:
+            kind = self.kinds(place.kind)
+            in_block, block_bytes = self.sizes[kind]
+            self.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise ValueError(
+                f"{self.path}: the tensor {named(place.name)} is stored in a way that the "
+                f"package gguf does not read (kind {place.kind})"
+            ) from error
+        *rows, width = place.shape
+        row_bytes = width // in_block * block_bytes
+        end = place.begin + math.prod(rows) * row_bytes
+        if width % in_block or end > len(data):
+            raise ValueError(
+                f"{self.path} is cut short, or wrong about the tensor {named(place.name)}: "
+                "fetch it again"
+            )
+        data = data[place.begin : end].reshape(*rows, row_bytes)
+
+        def read(numbers) -> np.ndarray:
+            if rows:
+                return self.dequantize(data[numbers], kind)
+            return self.dequantize(data, kind)[numbers]
+
+        return read
 
 
 def rows_in_halves(rows: int, head_dim: int) -> np.ndarray:
@@ -235,10 +272,13 @@ def _their_name(path: Path, name: str) -> str:
     layer = re.match(r"blk\.(\d+)\.", stem)
     pattern = stem.replace(layer[0], "blk.{}.", 1) if layer else stem
     if pattern not in NAMES or leaf not in ("weight", "bias"):
-        raise ValueError(f"{path} holds the tensor {name}, which is not known in a Llama")
+        raise ValueError(
+            f"{path} holds the tensor {named(name)}, which is not known in a Llama"
+        )
     return NAMES[pattern].format(layer and layer[1]) + "." + leaf
 
 
 def _shortest(value):
     """A number as people wrote it: the float32 0.00000999999975 is 1e-05."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import struct
 
+from ..files import named, shown
 from ..tokenizers.recipe_files import LLAMA3_PATTERN
 
 REQUIRED = object()
+KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "list"}
 NO_BOS = "its text begins with a BOS, but tokenizer.ggml.bos_token_id is missing"
 KNOWN = "model pre tokens token_type merges add_bos_token token_type_count".split()
 KNOWN_IN_PIECES = "scores add_space_prefix remove_extra_whitespaces".split()
@@ -53,10 +55,12 @@ def tokenizer_files(fields: dict, context_length: int) -> dict[str, bytes]:
     Raises ValueError, in one sentence, for a tokenizer that cannot be written exactly.
     """
     _only_what_is_implemented(fields)
-    kind, tokens = _get(fields, "model", str), _get(fields, "tokens", list)
-    types = _get(fields, "token_type", list)
+    kind, tokens = _get(fields, "model", str), _list(fields, "tokens", str)
+    types = _list(fields, "token_type", int)
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise ValueError(f"its {len(tokens)} tokens and {len(types)} token types do not fit")
+    if not set(types) <= set(range(1, 7)):
+        raise ValueError("its tokenizer.ggml.token_type holds a number that is no type")
     specials = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         id = _get(fields, f"{key}_token_id", int, None)
@@ -69,7 +73,8 @@ def tokenizer_files(fields: dict, context_length: int) -> dict[str, bytes]:
         files = {"tokenizer.model": _tokenizer_model(fields, tokens, types, specials)}
     else:
         raise ValueError(
-            f"its tokenizer.ggml.model is {kind!r}, and only 'gpt2' and 'llama' are implemented"
+            f'its tokenizer.ggml.model is {shown(kind)}, and only "gpt2" and "llama" are '
+            "implemented"
         )
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast" if kind == "gpt2" else "LlamaTokenizer",
@@ -79,7 +84,7 @@ def tokenizer_files(fields: dict, context_length: int) -> dict[str, bytes]:
     }
     about |= {f"{name}_token": token for name, token in specials.items() if token is not None}
     template = fields.get("tokenizer.chat_template")
-    if template is not None:
+    if isinstance(template, str):
         about["chat_template"] = template
     return files | {"tokenizer_config.json": _json(about)}
 
@@ -92,7 +97,7 @@ def _only_what_is_implemented(fields: dict):
         ours = name == key or name in KNOWN or name.endswith("_token_id")
         off = value is False and name in ("add_eos_token", "add_sep_token", "add_space_prefix")
         if not (ours or off or (kind == "llama" and name in KNOWN_IN_PIECES)):
-            raise ValueError(f"its {key} is {value!r}, which is not implemented")
+            raise ValueError(f"its {named(key)} is {shown(value)}, which is not implemented")
 
 
 def _json(value: dict) -> bytes:
@@ -105,8 +110,16 @@ def _get(fields: dict, name: str, kind: type, default=REQUIRED):
     if value is None and default is not REQUIRED:
         return default
     if not isinstance(value, kind):
-        raise ValueError(f"its tokenizer.ggml.{name} is missing, or no {kind.__name__}")
+        raise ValueError(f"its tokenizer.ggml.{name} is missing, or no {KINDS[kind]}")
     return value
+
+
+def _list(fields: dict, name: str, kind: type) -> list:
+    """A list of the tokenizer. Raises ValueError where it is missing or of another kind."""
+    values = _get(fields, name, list)
+    if not all(type(value) is kind for value in values):
+        raise ValueError(f"its tokenizer.ggml.{name} holds what is no {KINDS[kind]}")
+    return values
 
 
 def _adds_bos(fields: dict) -> bool:
@@ -125,15 +138,15 @@ def _tokenizer_json(fields: dict, tokens: list, types: list, bos: str | None) ->
     pre = _get(fields, "pre", str, "absent")
     if pre not in WORDS:
         raise ValueError(
-            f"its tokenizer.ggml.pre is {pre!r}, and how that cuts a text into words is not "
-            f"known here (known are {', '.join(WORDS)})"
+            f"its tokenizer.ggml.pre is {shown(pre)}, and how that cuts a text into words is "
+            f"not known here (known are {', '.join(WORDS)})"
         )
-    merges = _get(fields, "merges", list)
+    merges = _list(fields, "merges", str)
     known = set(tokens)
     for merge in merges:
         pair = merge.split(" ")
         if len(pair) != 2 or not {*pair, "".join(pair)} <= known:
-            raise ValueError(f"its merge {merge!r} is not of two tokens that make a third")
+            raise ValueError(f"its merge {shown(merge)} is not of two tokens that make a third")
     added = [
         {
             "id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
@@ -179,11 +192,11 @@ def _tokenizer_model(fields: dict, tokens: list, types: list, specials: dict) ->
     The types of a GGUF are sentencepiece's own, and so are the scores. Llama's tokenizers do
     not normalise; whoever does says so by a field that is refused above.
     """
-    scores = _get(fields, "scores", list)
+    scores = _list(fields, "scores", float)
     if len(scores) != len(tokens) or types.count(UNKNOWN) != 1:
         raise ValueError("its pieces, scores and one unknown piece do not fit together")
     if not _adds_bos(fields):
-        raise ValueError("its tokenizer.ggml.add_bos_token is False, which is not implemented")
+        raise ValueError("its tokenizer.ggml.add_bos_token is false, which is not implemented")
     if specials["bos"] is None:
         raise ValueError(NO_BOS)
     pieces = b"".join(

@@ -14,21 +14,17 @@ import pickle
 import re
 import warnings
 from pathlib import Path
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 
-from ..files import named
+from ..files import LFS_POINTER, named
 from ..shards import nothing_to_load, read_weight_map
-from .shard_writer import DTYPES
+from ..tensor_file import DTYPES
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
-
-DAMAGE = (
-    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, AttributeError, TypeError,
-    ValueError, UnicodeError, OSError,
-)  # fmt: skip
 
 
 def find_pickles(folder: Path) -> dict[Path, set[str] | None]:
@@ -45,7 +41,7 @@ def find_pickles(folder: Path) -> dict[Path, set[str] | None]:
     shards: dict[str, set[str]] = {}
     for name, shard in read_weight_map(index).items():
         # A plain name, on every system: an index must not make us open files elsewhere.
-        if not re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII):
+        if not re.fullmatch(r"\w[\w.-]{,200}\.bin", shard, re.ASCII):
             raise ValueError(
                 f"{index} names the file {named(repr(shard))}, which is no plain name of a .bin"
             )
@@ -64,48 +60,65 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     one that holds something else, or a tensor that no safetensors file can hold.
     """
     with open(path, "rb") as file:
-        start = file.read(8)
-    if start == b"version ":
-        raise ValueError(f"{path} is a pointer of git-lfs, not the weights: run git lfs pull")
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise ValueError(
+            f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
+        )
+    is_zip = start.startswith(b"PK\3\4")
     try:
+        if is_zip and any(entry.compress_type for entry in ZipFile(path).infolist()):
+            raise ValueError("PyTorch compresses nothing: unpacked, this may have any size")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice to whoever wrote the file
-            held = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\3\4")
-            )
-    except DAMAGE as error:
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # a stranger's program may end in any of them
         raise ValueError(_refusal(path, error)) from error
     if not isinstance(held, dict):
-        raise ValueError(f"{path} holds a {type(held).__name__}, not tensors by their names")
+        raise ValueError(f"{path} holds no tensors by their names: it is no file of weights")
     for name, tensor in held.items():
         _check(path, name, tensor)
-    return {name: tensor.detach() for name, tensor in held.items()}
+    size, room = sum(tensor.nbytes for tensor in held.values()), path.stat().st_size
+    if size > 2 * room:  # a tied pair may come twice, and nothing else has a reason to
+        raise ValueError(
+            f"{path} has {room:,} bytes, but its tensors would take {size:,}: it is not a file "
+            "of weights"
+        )
+    return {name: tensor.detach().resolve_neg() for name, tensor in held.items()}
 
 
 def _refusal(path: Path, error: Exception) -> str:
     """One sentence for a pickle that torch.load refused."""
-    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    asked = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
     if asked:
         return (
             f"{path} is more than tensors: reading it would run {asked[1]}, so it was not "
             "read; fetch the weights from somebody you trust, best as safetensors"
         )
-    reason = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return (
+            f"{path} asks for more memory than there is: fetch it again, or convert it on a "
+            "larger machine"
+        )
+    what = "it is damaged"
     if isinstance(error, pickle.UnpicklingError | LookupError):
-        reason = ["its pickle cannot be understood"]
-    return f"{path} is not a readable .bin of PyTorch ({reason[0][:120]}): fetch it again"
+        what = "its pickle cannot be understood"
+    return f"{path} is not a readable .bin of PyTorch ({what}): fetch it again"
 
 
 def _check(path: Path, name, tensor):
     """Raise ValueError for an entry that is no plain tensor under a name."""
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
         raise ValueError(
-            f"{path} holds {name!r}, which is a {type(tensor).__name__} and no tensor: it is "
-            "not a file of weights alone"
+            f"{path} holds {named(repr(name))}, which is no tensor under its name: it is not a "
+            "file of weights alone"
         )
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
+    if name == "__metadata__" or re.search("[\ud800-\udfff]", name):
+        raise ValueError(f"{path} holds {named(name)}, which is no name for safetensors")
+    is_plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
+    if not is_plain or tensor.dtype not in DTYPES:
         kind = "no numbers" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
-        raise ValueError(f"{path} holds {name} as {kind}, which safetensors cannot hold")
+        raise ValueError(f"{path} holds {named(name)} as {kind}, which safetensors cannot hold")
 
 
 def same_memory(one: Tensor, other: Tensor) -> bool:

@@ -85,7 +85,9 @@ def attend_band(
             mine = q[row, heads, here].to(exact)  # (H / H_kv, N * rows, D)
             placed = place(mine, here)
             into = logits.flatten(1, 2)
-            k = keys[row, head - key_heads.start, some].unfold(0, spare + width, rows)  # (N, D, columns)
+            k = keys[row, head - key_heads.start, some].unfold(
+                0, spare + width, rows
+            )  # (N, D, columns)
             x = by_block(placed, count).flatten(1, 2)
             torch.baddbmm(into, x, k, beta=0, alpha=scale, out=into)
             add_marks(logits[..., spare:], marks[heads] if scheme.has_bias else marks, scheme)
@@ -197,7 +199,9 @@ def attend_all(q, k, v, scheme, lm: LMInfinite, scale: float) -> Tensor:
         some = q[:, :, start : start + rows]
         last = before + start + some.shape[2]
         d = distances(torch.arange(before + start, last), torch.arange(last))
-        mask = bias_of(scheme, lm, d, q.dtype).masked_fill(~is_past(d), torch.finfo(q.dtype).min)
+        mask = bias_of(scheme, lm, d, q.dtype).masked_fill(
+            ~is_past(d), torch.finfo(q.dtype).min
+        )
         mask = mask.to(q.device)
         out.append(attention(some, k[:, :, :last], v[:, :, :last], attn_mask=mask))
     return torch.cat(out, 2)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
+from .blocks import fitting
 from .chunk import at_ceiling
 from .middle import Middle
 
@@ -45,6 +46,37 @@ class LayerCache:
     def set(self, tensors: dict[str, Tensor]):
         for name, x in tensors.items():
             setattr(self, name, x)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that restore needs, by name; the buffers themselves."""
+        middle = self.middle.state().items() if self.middle else ()
+        return self.tensors() | {f"middle.{name}": x for name, x in middle}
+
+    def restore(self, state: dict[str, Tensor], length: int, padding: list[int]):
+        """Be, as a fresh one, what `state` was taken of after `length` tokens. Raises ValueError
+        for a state of any other."""
+        limit, n_global = self.lm.n_local, self.lm.n_global
+        n_starting = 0 if limit is None else min(n_global, max(0, length - min(padding)))
+        counts = dict.fromkeys(self.TENSORS, n_starting)
+        keys = state.get("keys")
+        room = keys.shape[2] if keys is not None and keys.dim() == 4 else -1
+        least, most = (
+            (length, room) if limit is None else (min(length, limit), limit + n_global)
+        )
+        if not least <= room <= most:
+            raise ValueError(f"a ring for {length} tokens is needed, and another is there")
+        counts |= {"keys": room, "values": room}
+        for name, old in self.tensors().items():
+            shape = *old.shape[:2], counts[name], old.shape[3]
+            new = fitting(state.pop(name, None), shape, old.dtype)
+            # In memory of its own, as the run had it: a kernel's last bits may depend on how
+            # its numbers lie there, and those of a file lie anywhere.
+            setattr(self, name, new.to(old.device, copy=True))
+        middle = {n.partition(".")[2]: state.pop(n) for n in list(state) if n[:7] == "middle."}
+        if self.middle:
+            self.middle.restore(middle, length)
+        if state or middle:
+            raise ValueError(f"this layer has no {next(iter({**state, **middle}))}")
 
     def extend(
         self, placed: Tensor, k: Tensor, v: Tensor, length: int, padding: list[int], scheme,
@@ -223,22 +255,25 @@ class Cache(Guard):
         if self.padding is not None:
             tensors["padding"] = self.padding
         for number, layer in enumerate(self.layers):
-            tensors |= {f"{number}.{name}": x for name, x in layer.tensors().items()}
-            if layer.middle:
-                middle = layer.middle.state().items()
-                tensors |= {f"{number}.middle.{name}": x for name, x in middle}
+            tensors |= {f"{number}.{name}": x for name, x in layer.state().items()}
         return tensors
 
     def restore(self, state: dict[str, Tensor]):
-        """Be, as a fresh cache of the same model, batch and lm, what `state` was taken of."""
+        """Be, as a fresh cache of the same model, batch and lm, what `state` was taken of.
+        Raises ValueError for a state of any other."""
+        state = dict(state)
+        length = int(fitting(state.pop("length", None), (), torch.int64))
+        if length < 0:
+            raise ValueError(f"a cache cannot hold {length} tokens")
         if "padding" in state:
-            self.pad(state["padding"])
+            self.pad(fitting(state.pop("padding"), (self.batch,), torch.int64))
         for number, layer in enumerate(self.layers):
-            device = layer.keys.device
-            layer.set({name: state[f"{number}.{name}"].to(device) for name in layer.TENSORS})
-            if layer.middle and f"{number}.middle.k" in state:
-                layer.middle.append(*(state[f"{number}.middle.{name}"] for name in "kv"))
-        self.length = int(state["length"])
+            names = [name for name in state if name.startswith(f"{number}.")]
+            own = {name.partition(".")[2]: state.pop(name) for name in names}
+            layer.restore(own, length, self.paddings)
+        if state:
+            raise ValueError(f"this cache has no {next(iter(state))}")
+        self.length = length
 
     def pad(self, padding: Tensor):
         """Say how many tokens of padding each row begins with, (B,), before anything is read.

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..attention import check_shapes
+from ..checks import check_attention
 from ..config import FULL_ATTENTION, LMInfinite
 from .band import ROWS, attend_all, attend_band, ceiling_parts, spare_columns
 from .chunk import NOWHERE, Keys, at_ceiling, attend_chunks
@@ -41,7 +41,7 @@ def chunked_attend(
     positions are consecutive and no gradient is asked for, else O(n). With n_local=None the
     time is O(n^2), and n x n is still never built.
     """
-    check_shapes(q, k, v, q_positions, k_positions)
+    check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reaching)
     lm = lm or FULL_ATTENTION
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q_positions, k_positions = (x.cpu().long() for x in (q_positions, k_positions))
@@ -115,14 +115,10 @@ def read_in_chunks(
     """chunked_attend for any positions that ascend, with gradients."""
     window = Keys(scheme.place(k, k_positions), v, k_positions)
     starting = starting_keys(k, v, k_positions, scheme, lm)
-    return attend_chunks(
-        q, q_positions, window, starting, scheme, lm, scale, middle=middle
-    )
+    return attend_chunks(q, q_positions, window, starting, scheme, lm, scale, middle=middle)
 
 
-def read_as_band(
-    q, k, v, first: int, scheme, lm: LMInfinite, scale: float, out, heads: range
-):
+def read_as_band(q, k, v, first: int, scheme, lm: LMInfinite, scale: float, out, heads: range):
     """Write to out what the queries of some key heads gather; the first key is token `first`.
 
     The placed keys of a stretch of queries stand in a buffer, those before the stretch's own

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import LMInfinite
 from ..top_k import largest, middle_bias, middle_mask, middle_queries
-from .blocks import Blocks, DiskBlocks, Whole
+from .blocks import Blocks, DiskBlocks, Whole, fitting
 from .chunk import Found
 
 LOGITS_AT_ONCE = 1 << 20
@@ -65,15 +65,23 @@ class Middle:
         self.longest = [x[rows] for x in self.longest]
 
     def state(self) -> dict[str, Tensor]:
-        """All keys and values, by name."""
-        if not self.blocks.length:
-            return {}
-        numbers = range(len(self.blocks.made))
-        k = torch.cat([self.blocks.keys(number) for number in numbers], 2)
-        v = torch.cat([self.blocks.values(number) for number in numbers], 2)
-        return {
-            name: x[:, :, : self.blocks.length].contiguous() for name, x in (("k", k), ("v", v))
-        }
+        """All that restore needs, by name: keys and values, block by block, as they lie."""
+        found = {}
+        for number in range(len(self.blocks.made)):
+            here = slice(0, self.blocks.length - number * self.blocks.per_block)
+            found[f"k.{number}"] = self.blocks.keys(number)[:, :, here]
+            found[f"v.{number}"] = self.blocks.values(number)[:, :, here]
+        return found
+
+    def restore(self, state: dict[str, Tensor], length: int):
+        """Take in what another middle of the same kind gave as its state, after as many tokens.
+        Raises ValueError where it is no such thing."""
+        batch, n_kv_head, head_dim = self.blocks.shape
+        for number in range(-(-length // self.blocks.per_block)):
+            count = min(self.blocks.per_block, length - number * self.blocks.per_block)
+            shape = batch, n_kv_head, count, head_dim
+            new = (state.pop(f"{kind}.{number}", None) for kind in "kv")
+            self.append(*(fitting(x, shape, self.blocks.dtype) for x in new))
 
     def search(self, asked: Tensor, k: int, stop: int, candidates) -> Best:
         """The k keys with the largest logits of each query.

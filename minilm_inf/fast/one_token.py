@@ -56,9 +56,7 @@ class OneToken:
     rings:    the cache's rings(), for a caller who hands them over as tensors of their own.
     """
 
-    def __init__(
-        self, cache: Cache, scheme, position: Tensor, scale, columns=None, rings=None
-    ):
+    def __init__(self, cache: Cache, scheme, position: Tensor, scale, columns=None, rings=None):
         lm, self.scale = cache.lm, scale
         self.rings = rings_of(cache, columns) if rings is None else rings
         like, starting = self.rings[0][1:]
@@ -67,7 +65,9 @@ class OneToken:
         if not scheme.has_bias:
             self.turn = scheme.matrix(position + cache.first_position, like.shape[-1], exact)
         self.slot = (position if lm.n_local is None else position % lm.n_local).view(1)
-        self.anew = starting is not None and not scheme.has_bias and lm.distance_ceiling is not None
+        self.anew = (
+            starting is not None and not scheme.has_bias and lm.distance_ceiling is not None
+        )
         if self.anew:
             behind = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
             self.slots = torch.cat((self.slot, behind))

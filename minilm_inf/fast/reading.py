@@ -26,7 +26,9 @@ class Reading:
     learns: whether gradients will be asked for.
     """
 
-    def __init__(self, cache: Cache, config, scheme, n_new: int, n_reaching: int, learns: bool, like):
+    def __init__(
+        self, cache: Cache, config, scheme, n_new: int, n_reaching: int, learns: bool, like
+    ):
         self.cache, self.scheme, self.lm = cache, scheme, cache.lm
         scale = config.softmax_scale
         self.scale = 1 / math.sqrt(config.head_dim) if scale is None else scale
@@ -61,7 +63,9 @@ class Reading:
             return self.one(layer, q, k, v, self.reach(kept))
         n_starting = 0
         if self.in_band:
-            n_starting = min(self.lm.n_global, max(0, cache.length + self.n_new - max(self.paddings)))
+            n_starting = min(
+                self.lm.n_global, max(0, cache.length + self.n_new - max(self.paddings))
+            )
         spare = spare_columns(self.lm, n_starting) if self.in_band else 0
         keys, values = kept.extend(
             self.place(k), k, v, cache.length, self.paddings, self.scheme, spare

@@ -82,12 +82,12 @@ def _fit(config: ModelConfig, stored: dict[str, Stored], folder: Path):
 def one_layer(config: ModelConfig) -> Transformer | None:
     """The network without memory and with one layer, which stands for all of them.
 
-    None for sizes that no memory could address.
+    None for sizes that make no model.
     """
     try:
         with torch.device("meta"):
             return FAMILIES[config.family].build(dataclasses.replace(config, n_layer=1))
-    except RuntimeError:
+    except ValueError:
         return None
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..files import shown
-from ..positions import Rotary
+from ..positions import SCALINGS, Rotary
 from ..transformer import Transformer
 from .raw_config import RawConfig
 from .stacked import Stacked
@@ -68,13 +68,6 @@ KEYS = {  # our name -> the checkpoint's, or those whose rows ours stacks; {} is
 }
 
 LLAMA_HARMLESS = {"is_llama_config"}  # a note that SmolLM2 makes about itself
-ROPE_FACTS = {  # rope_type -> the numbers that it needs
-    "default": (),
-    "linear": ("factor",),
-    "llama3": (
-        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-    ),
-}  # fmt: skip
 
 
 def config_from_hf(raw: dict) -> LlamaConfig:
@@ -170,13 +163,13 @@ def _rope_from_hf(keys: RawConfig) -> tuple[float, tuple | None]:
 
 def _scaling_from_hf(rope: RawConfig) -> tuple[tuple[str, object], ...] | None:
     """The pairs that LlamaConfig.rope_scaling holds, None for positions as they are."""
-    kinds = tuple(ROPE_FACTS)
+    kinds = tuple(SCALINGS)
     kind = rope.only("rope_type", kinds, None)
     old_kind = rope.only("type", kinds, kind) or "default"
     if (kind or old_kind) != old_kind:
         raise ValueError(f"{rope.where}type and {rope.where}rope_type contradict each other")
     rope.only("partial_rotary_factor", (1,), 1)
-    facts = tuple((name, rope.number(name)) for name in ROPE_FACTS[old_kind])
+    facts = tuple((name, rope.number(name)) for name in SCALINGS[old_kind])
     rope.close()
     numbers = dict(facts)
     if old_kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:

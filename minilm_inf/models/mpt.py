@@ -164,14 +164,20 @@ def _only_plain_mlp(keys: RawConfig):
     ffn.close()
 
 
-def as_wide_as_stored(config: MptConfig, shapes: dict[str, tuple[int, ...]]) -> MptConfig:
-    """The config with the MLP of its tensors, where that is 4 times as wide as the model.
+def as_stored(config: MptConfig, shapes: dict[str, tuple[int, ...]]) -> MptConfig:
+    """The config with what its tensors, by their names, say of three facts.
 
-    So transformers builds it, whatever expansion_ratio says; MosaicML's own code obeys it.
+    MosaicML's own code obeys expansion_ratio, no_bias and qk_ln; transformers writes them and
+    ignores them: its MLP is 4 times as wide as the model, without biases and such norms.
     """
-    shape = shapes.get(KEYS["blocks.{}.mlp.up.weight"].format(0))
-    wide = (4 * config.n_embd, config.n_embd)
-    return replace(config, n_inner=wide[0]) if shape == wide else config
+    facts, width = {}, 4 * config.n_embd
+    if shapes.get(KEYS["blocks.{}.mlp.up.weight"].format(0)) == (width, config.n_embd):
+        facts["n_inner"] = width
+    if KEYS["norm.bias"] not in shapes:
+        facts["bias"] = False
+    if KEYS["blocks.{}.q_norm.weight"].format(0) not in shapes:
+        facts["qk_ln"] = False
+    return replace(config, **facts)
 
 
 def config_to_hf(config: MptConfig) -> dict:

@@ -102,20 +102,23 @@ class RawConfig:
         return value
 
     def unquantised(self):
-        """No quantization_config."""
-        if self._value("quantization_config", None) is not None:
-            raise ValueError(
-                f"{self.where}quantization_config: quantised weights are not implemented: use "
-                "the model's own, in float16, bfloat16 or float32"
-            )
+        """No quantization_config, nor what MLX calls it."""
+        for name in ("quantization_config", "quantization"):
+            if self._value(name, None) is not None:
+                raise ValueError(
+                    f"{self.where}{name} says that the weights are quantised, which is not "
+                    "implemented: use the model's own, in float16, bfloat16 or float32"
+                )
 
     def close(self, harmless=frozenset()):
         """Raises ValueError for the first key that was not taken, is not harmless and not null.
 
-        Null turns off whatever a key stands for. harmless: names beyond HARMLESS.
+        Null, and what is empty, turns off whatever a key stands for. harmless: names beyond
+        HARMLESS.
         """
         for name, value in self.left.items():
-            if value is not None and name not in harmless and not HARMLESS.fullmatch(name):
+            is_off = value in (None, {}, [])
+            if not (is_off or name in harmless or HARMLESS.fullmatch(name)):
                 raise ValueError(
                     f"the key {self.where}{named(name)} is not known, and may change "
                     "what the model computes: remove it if it does not"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import options as flags
 from ..config import LMInfinite, ModelConfig
+from ..files import shown
 from .cells import ABSENT, ALONE, Cell
 from .reading import Method
 
@@ -18,6 +19,7 @@ METHODS = {
     "topk": "LM-Infinite + top-k",
 }
 TOP_K = 5  # the paper's
+LONGEST = 2**24  # tokens of a trial
 SWEEPS = {"k": "top_k", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
 
 
@@ -30,7 +32,9 @@ def numbers(convert, low, high, what: str):
         except ValueError:
             found = []
         if not found or not all(low <= x <= high for x in found):
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of {what}, as 1,2,4 is one")
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)} is no list of {what}, as 1,2,4 is one"
+            )
         return list(dict.fromkeys(found))
 
     return parse
@@ -41,7 +45,7 @@ def sweep(text: str) -> tuple[str, list[int]]:
     name, _, values = text.partition("=")
     if name not in SWEEPS:
         raise argparse.ArgumentTypeError(
-            f"{text!r} names none of {', '.join(SWEEPS)}: write k=1,3,5"
+            f"{shown(text)} names none of {', '.join(SWEEPS)}: write k=1,3,5"
         )
     least = 1 if name == "k" else 0
     return name, numbers(int, least, 2**62, f"whole numbers of at least {least}")(values)
@@ -55,7 +59,7 @@ def add_axes(task):
                          default=[1, 2, 4, 8], metavar="X,X",
                          help="tokens of a trial, BOS, question and answer among them, as "
                          "multiples of context_length (1,2,4,8)")  # fmt: skip
-    lengths.add_argument("--length-tokens", type=numbers(int, 1, 2**40, "whole numbers"),
+    lengths.add_argument("--length-tokens", type=numbers(int, 1, LONGEST, "lengths"),
                          metavar="N,N", help="the same in tokens")  # fmt: skip
     group.add_argument("--depths", type=numbers(float, 0, 1, "numbers from 0 to 1"),
                        default=[i / 10 for i in range(11)], metavar="X,X",
@@ -63,7 +67,7 @@ def add_axes(task):
                        "(0,0.1,...,1)")  # fmt: skip
     group.add_argument("--trials", type=flags.at_least(1), default=20, metavar="N",
                        help="per length, depth and method (%(default)s)")  # fmt: skip
-    group.add_argument("--seed", type=flags.at_least(0), default=0, metavar="N",
+    group.add_argument("--seed", type=flags.seed, default=0, metavar="N",
                        help="of all texts, which are the same for every method "
                        "(%(default)s)")  # fmt: skip
     group.add_argument("--filler", choices=("text", "repeat"), default="text",
@@ -137,10 +141,17 @@ def settings(options, config: ModelConfig, n_bos: int) -> dict[str, Method]:
 
 
 def lengths(options, config: ModelConfig) -> list[int]:
-    """The lengths of the trials in tokens."""
+    """The lengths of the trials in tokens. Raises ValueError for one that is out of range."""
     if options.length_tokens:
         return sorted(options.length_tokens)
-    return sorted({round(x * config.context_length) for x in options.lengths})
+    found = sorted({round(x * config.context_length) for x in options.lengths})
+    for length in found:
+        if not 1 <= length <= LONGEST:
+            raise ValueError(
+                f"--lengths asks for {length:,} tokens, of a model that was trained on "
+                f"{config.context_length:,}: a trial has 1 to {LONGEST:,}"
+            )
+    return found
 
 
 def cells(options, config: ModelConfig) -> tuple[list[Cell], list[tuple[str, int]]]:

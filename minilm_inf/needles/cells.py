@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..config import LMInfinite
-from .reading import Method, answering, rows_at_once, where_it_lies
+from .reading import WHERE, Method, answering, rows_at_once, where_it_lies
 from .trials import Maker, Trial
 
 ABSENT, ALONE = "absent", "alone"
+MOST_TRIED = 1000
 
 
 class Cell(NamedTuple):
@@ -71,6 +72,18 @@ class Run:
         place = [self.seed, cell.length, number, 0, round(1e6 * cell.depth)]
         return self.maker.trial(cell.length, cell.depth, place)
 
+    def check(self):
+        """Raise ValueError, before anything is read, where a trial would have no room.
+
+        How much its facts and question take differs from trial to trial: of the short ones all
+        are tried, up to MOST_TRIED, and of the others one for each depth.
+        """
+        lengths = [cell.length for cell in self.cells if cell.length]
+        for cell in {cell[1:]: cell for cell in self.cells if cell.length}.values():
+            count = min(self.trials, MOST_TRIED) if cell.length < 2 * min(lengths) else 1
+            for number in range(count):
+                self.trial(cell, number)
+
     @property
     def cell(self) -> Cell | None:
         """The first cell that is not complete."""
@@ -125,11 +138,15 @@ class Run:
 
     def restore(self, facts: dict):
         """Be where `state` was. Raises ValueError for one of other cells."""
-        if {len(facts["right"]), len(facts["where"])} != {len(self.cells)}:
+        known = [facts.get("right"), facts.get("where")]
+        if not all(isinstance(x, list) and len(x) == len(self.cells) for x in known):
             raise ValueError("these answers are of other cells")
-        for cell, right, where in zip(self.cells, facts["right"], facts["where"]):
-            if not len(right) == len(where) <= self.trials:
+        for cell, right, where in zip(self.cells, *known):
+            lists = isinstance(right, list) and isinstance(where, list)
+            if not lists or not len(right) == len(where) <= self.trials:
                 raise ValueError("these answers are of other cells")
-            if any(x not in range(self.maker.width + 1) for x in right):
+            if any(type(x) is not int or not 0 <= x <= self.maker.width for x in right):
                 raise ValueError("these answers are of another task")
-            self.right[cell], self.where[cell] = list(right), list(where)
+            if any(x not in (None, *WHERE) for x in where):
+                raise ValueError("these places are of another task")
+            self.right[cell], self.where[cell] = right, where

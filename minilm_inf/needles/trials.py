@@ -106,9 +106,10 @@ class Maker:
         end = self.practice.encode(ending)
         room = length - len(self.practice.bos) - len(end) - sum(map(len, pieces))
         if room < 0:
+            words = " ".join([*facts, ending])[:200]
             raise ValueError(
-                f"{length} tokens have no room for: {' '.join([*facts, ending])} Choose larger "
-                "--lengths, or a model that was trained on longer texts"
+                f"{length} tokens have no room for: {words} Choose larger --lengths, or a "
+                "model that was trained on longer texts"
             )
         place = round(depth * room)
         filler = self._filler(rng, place, room)
@@ -128,11 +129,7 @@ class Maker:
     def _filler(self, rng, place: int, room: int) -> list[int]:
         """`room` ids of text from a place where a sentence ends after the first `place`."""
         text = self.practice.text
-        if len(text) < room + 1:
-            raise ValueError(
-                f"the filler has only {len(text)} tokens, and {room + 1} are needed: give more "
-                "text with --text FILE, or --filler repeat"
-            )
+        check_filler(text, room + 1)
         # text[s - 1] ends a sentence, text[s - place : s - place + room] is the filler.
         low, high = max(place, 1), len(text) - room + place
         sentences = self.ends[slice(*np.searchsorted(self.ends, [low, high + 1]))]
@@ -159,6 +156,15 @@ class PassKey(Maker):
     def _facts(self, rng, depth) -> tuple[list[str], int, str, str]:
         digits = self.draw(rng)
         return [rng.choice(STATE_KEY).format(digits)], 0, ASK_KEY.format(digits), digits
+
+
+def check_filler(text: np.ndarray, needed: int):
+    """Raise ValueError where a text has fewer tokens than are needed."""
+    if len(text) < needed:
+        raise ValueError(
+            f"the filler has only {len(text):,} tokens, and {needed:,} are needed: give more "
+            "text with --text FILE, or --filler repeat"
+        )
 
 
 def draw(rng: np.random.Generator, digits: int) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..fast.blocks import TOKENS_PER_BLOCK
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
+from ..fast.blocks import TOKENS_PER_BLOCK
 from ..fast.one_token import shape_can_be_fixed
 
 

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..config import LMInfinite, ModelConfig
 from ..fast import band, chunked, middle
 from ..fast.blocks import TOKENS_PER_BLOCK
-from ..config import LMInfinite, ModelConfig
 from ..fast.one_token import shape_can_be_fixed as ring_and_starting
 
 

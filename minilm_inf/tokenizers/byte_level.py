@@ -15,44 +15,20 @@ from __future__ import annotations
 
 import codecs
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import tiktoken
 
+from .around import Around, Tokenizer
+from .merging import merged
+
 LONGEST_SPACE = 200_000  # characters; tiktoken's own limit lies between 300,000 and a million
 TOO_MUCH_SPACE = re.compile(rf"\s{{{LONGEST_SPACE + 1}}}")
-NEWER_MARKS = re.compile(
-    "([\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1ace"
-    "\u1df6-\u1dfa\ua82c\U00010d24-\U00010d27\U00010d69-\U00010d6d\U00010eab-\U00010eac"
-    "\U00010efc-\U00010eff\U00010f46-\U00010f50\U00010f82-\U00010f85\U00011070\U0001133b"
-    "\U0001145e\U00011839-\U0001183a\U00011930\U0001193d-\U0001193e\U00011943\U000119e0"
-    "\U00011a34\U00011a47\U00011a99\U00011d42\U00011d44-\U00011d45\U00011d97"
-    "\U00011f41-\U00011f42\U00016ff0-\U00016ff1\U0001e08f\U0001e130-\U0001e136\U0001e2ae"
-    "\U0001e2ec-\U0001e2ef\U0001e4ec-\U0001e4ef\U0001e5ee-\U0001e5ef"
-    "\U000105c0-\U000105ff\U00011380-\U000113ff\U00016100-\U0001613f\U00016d40-\U00016d7f])"
-)
-"""The combining marks that Unicode gained after version 9, whose tables the tokenizers library
-uses: it leaves them where they stand."""
 
 
-@dataclass(frozen=True)
-class Added:
-    """A token that stands beside the merges.
-
-    special:    it marks a place, and is no text: decode leaves it out.
-    normalized: it is looked for in the normalised text, not in the text as it is.
-    """
-
-    content: str
-    id: int
-    special: bool
-    normalized: bool = False
-
-
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Around):
     """All that makes a byte-level tokenizer, whichever files it comes from.
 
     ranks:   token -> rank, every single byte among them; ids: rank -> id, None for a byte that
@@ -61,7 +37,6 @@ class Recipe:
     cuts:    functions from a text to its parts, each applied to every part of the one before.
     pattern: the expression that cuts such a part into words.
     prefix_space: a part that begins without a space is given one.
-    before, after: ids that stand around every text.
     words:   pattern as a function like those of cuts; needed only where a byte is lacking.
     """
 
@@ -69,24 +44,16 @@ class Recipe:
     ids: list[int | None]
     tokens: dict[int, bytes]
     pattern: str
-    added: tuple[Added, ...] = ()
     cuts: tuple[Callable[[str], list[str]], ...] = ()
-    nfc: bool = False
     prefix_space: bool = False
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    eos_id: int | None = None
     words: Callable[[str], list[str]] | None = None
 
 
-class ByteLevelTokenizer:
-    """A Recipe at work.
-
-    bos_id is what encode puts before a text, and eos_id what ends one; None where there is
-    none. vocab_size is the last id plus one, whether or not all ids before it are in use.
-    """
+class ByteLevelTokenizer(Tokenizer):
+    """A Recipe at work."""
 
     def __init__(self, recipe: Recipe):
+        super().__init__(recipe, max(recipe.tokens) + 1)
         self.recipe = recipe
         self.encoding = tiktoken.Encoding(
             "minilm_inf",
@@ -98,51 +65,15 @@ class ByteLevelTokenizer:
             byte for byte in range(256) if recipe.ids[recipe.ranks[bytes([byte])]] is None
         )
         self.lacking = bytes(lacking)
-        self.special_ids = {added.id for added in recipe.added if added.special}
-        self.finders = {special: self._finders(special) for special in (True, False)}
-        self.vocab_size = max(recipe.tokens) + 1
-        self.bos_id = recipe.before[-1] if recipe.before else None
-        self.eos_id = recipe.eos_id
 
-    def _finders(self, special: bool):
-        """What finds added tokens in a text as it is, and in a normalised one."""
-        added = [a for a in self.recipe.added if special or not a.special]
-        raw = {a.content: a.id for a in added if not a.normalized}
-        later = {self._normalise(a.content): a.id for a in added if a.normalized}
-        return finder(raw), finder(later)
-
-    def encode(self, text: str, bos: bool = True, special: bool = True) -> list[int]:
-        """The ids of a text, and around it what the tokenizer's files ask for (mostly BOS, or
-        nothing), unless bos is False.
-
-        special: whether a special token that is written out in the text becomes its id.
-        Raises ValueError for text that is not Unicode (half of a surrogate pair), and for a run
-        of more than 200,000 white spaces.
-        """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the text is not Unicode: {error}") from error
+    def _encode_text(self, text: str, begun: bool) -> list[int]:
+        """The ids of a text without added tokens, wherever it stands. Raises ValueError for a
+        run of more than 200,000 white spaces."""
         if TOO_MUCH_SPACE.search(text):
             raise ValueError(
                 f"the text holds more than {LONGEST_SPACE:,} white spaces in a row, which "
                 "tiktoken cannot encode: take some out"
             )
-        in_raw, in_normalised = self.finders[special]
-        ids: list[int] = []
-        for piece, id in in_raw(text):
-            if id is not None:
-                ids.append(id)
-                continue
-            for part, part_id in in_normalised(self._normalise(piece)):
-                ids += self._encode_words(part) if part_id is None else (part_id,)
-        return [*self.recipe.before, *ids, *self.recipe.after] if bos else ids
-
-    def _normalise(self, text: str) -> str:
-        return nfc(text) if self.recipe.nfc else text
-
-    def _encode_words(self, text: str) -> list[int]:
-        """The ids of a text without added tokens."""
         parts = [text]
         for cut in self.recipe.cuts:
             parts = [smaller for part in parts for smaller in cut(part)]
@@ -172,11 +103,8 @@ class ByteLevelTokenizer:
 
     def bytes_of(self, id: int) -> bytes:
         """The bytes of one id: none for a special one, and for one that no token has."""
-        if not 0 <= id < self.vocab_size:
-            raise ValueError(
-                f"id {id} is out of range: the tokenizer has the ids 0 to {self.vocab_size - 1}"
-            )
-        return b"" if id in self.special_ids else self.recipe.tokens.get(int(id), b"")
+        hidden = self.checked(id) in self.special_ids
+        return b"" if hidden else self.recipe.tokens.get(int(id), b"")
 
     def stream(self, begun: bool = False) -> ByteStream:
         """A decoder for ids that arrive one by one. A text that continues another (`begun`)
@@ -203,39 +131,6 @@ class ByteStream:
         return self.decoder.decode(b"", final=True)
 
 
-def finder(tokens: dict[str, int]):
-    """A function that finds these tokens in a text, the longest where several begin: it gives
-    the text's pieces in order, each with its token's id, or None.
-
-    >>> finder({"  ": 1, "    ": 2})("a    b")
-    [('a', None), ('    ', 2), ('b', None)]
-    """
-    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
-    if not longest_first:
-        return lambda text: [(text, None)] if text else []
-    pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-
-    def find(text: str) -> list[tuple[str, int | None]]:
-        pieces = pattern.split(text)  # a piece of text, a token, a piece of text, ...
-        found = [(piece, tokens[piece] if at % 2 else None) for at, piece in enumerate(pieces)]
-        return [pair for pair in found if pair[0]]
-
-    return find
-
-
-def nfc(text: str) -> str:
-    """A text in NFC as the tokenizers library has it, with which such models were trained.
-
-    >>> nfc("e\u0301")
-    'é'
-    """
-    pieces = NEWER_MARKS.split(text)  # a piece of text, a newer mark, a piece of text, ...
-    return "".join(
-        piece if at % 2 else unicodedata.normalize("NFC", piece)
-        for at, piece in enumerate(pieces)
-    )
-
-
 def byte_letters() -> list[str]:
     """The character that stands for each byte in a file: itself where it can be printed.
 
@@ -254,12 +149,9 @@ def joined(token: bytes, ranks: dict[bytes, int], least: int = 2) -> list[bytes]
     >>> joined(b"abc", {b"bc": 0, b"ab": 1, b"abc": 2})
     [b'a', b'bc']
     """
-    parts = [token[at : at + 1] for at in range(len(token))]
-    while len(parts) > least:
-        ranked = [(ranks.get(a + b), at) for at, (a, b) in enumerate(zip(parts, parts[1:]))]
-        ranked = [pair for pair in ranked if pair[0] is not None]
-        if not ranked:
-            break
-        _, at = min(ranked)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+
+    def merge(a: bytes, b: bytes):
+        rank = ranks.get(a + b)
+        return None if rank is None else (rank, a + b)
+
+    return merged([token[at : at + 1] for at in range(len(token))], merge, least)

@@ -4,71 +4,68 @@ covers (Llama 1 and 2, Mistral, TinyLlama, and this project's tiny-llama)."""
 from __future__ import annotations
 
 import codecs
+import dataclasses
+import functools
+from itertools import groupby
 from pathlib import Path
 
 import sentencepiece
 
+from .around import Around, Tokenizer
 
-class SentencePieceTokenizer:
-    """A sentencepiece model. bos_id and eos_id are None where the model has none.
+WITHOUT_SPACE = b"\x1a\x02\x18\x00"  # appended to a model: normalizer_spec.add_dummy_prefix = 0
 
-    marks: special tokens, content -> id, that a checkpoint has added behind the model's pieces
-        (a padding token, mostly). They leave no trace in a text, and cannot be written in one:
-        programs do not agree on the spaces around them.
-    Raises ValueError for a file that sentencepiece cannot read.
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model.
+
+    around: tokens that a checkpoint has added after the model's pieces; those of the model's
+        own that are listed again are left out, so that a control piece (BOS) that is written
+        out in a text is text.
+    spaced: whether text after an added token gets a space before it, as at the beginning.
+    Raises ValueError for bytes that sentencepiece cannot read.
     """
 
-    def __init__(self, path: Path, marks: dict[str, int] | None = None):
-        self.marks = marks or {}
-        self.processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self.processor.LoadFromSerializedProto(Path(path).read_bytes())
-        except (RuntimeError, OSError) as error:
-            raise ValueError(
-                f"{path} is not a readable sentencepiece model: fetch it again, or train one"
-            ) from error
+    def __init__(self, content: bytes, path: Path, around: Around, spaced: bool = False):
+        self.content, self.spaced = content, spaced
+        self.processor = processor_of(content, path)
         self.n_pieces = self.processor.GetPieceSize()
-        # A file lists the model's own specials as well.
-        self.marks = {mark: id for mark, id in self.marks.items() if id >= self.n_pieces}
-        self.vocab_size = max([self.n_pieces, *(id + 1 for id in self.marks.values())])
-        self.bos_id = self._special(self.processor.bos_id())
-        self.eos_id = self._special(self.processor.eos_id())
+        added = tuple(token for token in around.added if token.id >= self.n_pieces)
+        vocab_size = max([self.n_pieces, *(token.id + 1 for token in added)])
+        super().__init__(dataclasses.replace(around, added=added), vocab_size)
+        self.words = {token.id: token.content for token in added if not token.special}
         special = (self.processor.IsControl, self.processor.IsUnknown, self.processor.IsByte)
         ids = range(self.n_pieces)
         self.ordinary_id = next(id for id in ids if not any(test(id) for test in special))
 
-    @staticmethod
-    def _special(id: int) -> int | None:
-        return id if id >= 0 else None
+    @functools.cached_property
+    def inside(self) -> sentencepiece.SentencePieceProcessor:
+        """The same model inside a text: no space is put before what it reads, nor taken."""
+        return processor_of(self.content + WITHOUT_SPACE, "tokenizer.model")
 
-    def encode(self, text: str, bos: bool = True, special: bool = True) -> list[int]:
-        """The ids of a text, BOS in front unless bos is False. "" is BOS alone, or nothing.
+    def _encode_text(self, text: str, begun: bool) -> list[int]:
+        inside = begun and not self.spaced
+        return (self.inside if inside else self.processor).EncodeAsIds(text)
 
-        special: whether a mark in the text is refused, or text like any other. A control piece
-        (BOS) that is written out in a text is text.
-        Raises ValueError for text that is not Unicode (half of a surrogate pair), or that holds
-        one of the marks.
-        """
-        mark = next((mark for mark in self.marks if special and mark in text), None)
-        if mark is not None:
-            raise ValueError(
-                f"the text holds {mark!r}, which was added to a sentencepiece model: how the "
-                "text around it is cut is not implemented"
-            )
-        try:
-            ids = self.processor.EncodeAsIds(text.encode("utf-8").decode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the text is not Unicode: {error}") from error
-        return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
+    def mark_id(self, content: str) -> int | None:
+        """The id of the added token or the control piece that is written so, if any."""
+        if content in self.marks:
+            return self.marks[content]
+        id = self.processor.PieceToId(content)
+        return id if self.processor.IsControl(id) else None
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids; BOS, EOS and other control ids leave no trace.
+        """The text of ids; BOS, EOS, special tokens and other control ids leave no trace.
 
         Raises ValueError for an id outside 0 .. vocab_size - 1.
         """
-        return self.processor.DecodeIds(
-            [self._checked(id) for id in ids if not self.n_pieces <= id < self.vocab_size]
-        )
+        text, processor = "", self.processor
+        written = [id for id in map(self.checked, ids) if not self.leaves_no_trace(id)]
+        for word, run in groupby(written, self.words.get):
+            run_ids = list(run)
+            text += processor.DecodeIds(run_ids) if word is None else word * len(run_ids)
+            processor = self.inside
+        return text
 
     def stream(self, begun: bool = False) -> Stream:
         """A decoder for ids that arrive one by one; `begun` if they continue a text."""
@@ -76,15 +73,17 @@ class SentencePieceTokenizer:
 
     def byte(self, id: int) -> int | None:
         """The byte (0 to 255) that an id stands for, None if it stands for a piece of text."""
-        if self.leaves_no_trace(id) or not self.processor.IsByte(id):
+        if self.checked(id) >= self.n_pieces or not self.processor.IsByte(id):
             return None
         return int(self.processor.IdToPiece(id)[1:-1], 16)  # "<0x41>"
 
     def bytes_of(self, id: int) -> bytes | None:
-        """The bytes that an id stands for inside a text: none for a mark or a control piece,
-        and None for the unknown piece, which may stand for any."""
+        """The bytes that an id stands for inside a text: none for a special token or a control
+        piece, and None for the unknown piece, which may stand for any."""
         if self.leaves_no_trace(id):
             return b""
+        if id in self.words:
+            return self.words[id].encode()
         if self.processor.IsUnknown(id):
             return None
         byte = self.byte(id)
@@ -93,15 +92,24 @@ class SentencePieceTokenizer:
         return self.processor.IdToPiece(id).replace("▁", " ").encode()
 
     def leaves_no_trace(self, id: int) -> bool:
-        """Whether an id is a mark, or a control piece such as BOS."""
-        return self._checked(id) >= self.n_pieces or self.processor.IsControl(id)
+        """Whether an id is a special token, none at all, or a control piece such as BOS."""
+        if self.checked(id) >= self.n_pieces:
+            return id not in self.words
+        return self.processor.IsControl(id)
 
-    def _checked(self, id: int) -> int:
-        if not 0 <= id < self.vocab_size:
-            raise ValueError(
-                f"id {id} is out of range: the tokenizer has the ids 0 to {self.vocab_size - 1}"
-            )
-        return int(id)
+
+def processor_of(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProcessor:
+    """A sentencepiece model at work. Raises ValueError for bytes that are none."""
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(content)
+        for id in range(processor.GetPieceSize()):
+            processor.IdToPiece(id)
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not a readable sentencepiece model: fetch it again, or train one"
+        ) from error
+    return processor
 
 
 class Stream:

@@ -1,11 +1,13 @@
 """A safetensors file, written block by block: what shards.py reads.
 
 The header needs names, dtypes and shapes only, so it is written first, and then the numbers of
-one tensor after the other. What is in memory is one block, however large the file.
+one tensor after the other. What is in memory is one block, however large the file. The
+library's own save_file writes under a random name that a killed program would leave there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -17,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import beside
-from ..shards import FLOATS
+from .files import beside, claimed
+from .shards import FLOATS, LARGEST_HEADER
 
 DTYPES = {dtype: name for name, dtype in FLOATS.items()} | {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -44,15 +46,31 @@ class Pending:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_safetensors(path: Path, tensors: Iterable[Pending], progress=lambda done, all: None):
-    """Write a file that is not there yet; it appears when it is whole.
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]):
+    """Write tensors that are there already, in the place of an earlier file of that name.
+    Raises ValueError as write_safetensors does."""
+    pending = [
+        Pending(name, x.dtype, tuple(x.shape), lambda x=x: [x]) for name, x in tensors.items()
+    ]
+    write_safetensors(path, pending, metadata=metadata, replace=True)
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Iterable[Pending],
+    progress=lambda done, all: None,
+    metadata: dict[str, str] | None = None,
+    replace: bool = False,
+):
+    """Write a file, which appears when it is whole.
 
     progress(done, all) is told the bytes of data written so far, after each block. Raises
-    ValueError where the file exists or the disk has no room for it.
+    ValueError where the disk has no room for it and, without `replace`, where it exists or
+    another run writes it.
     """
     # Larger numbers first, so that each tensor lies at a multiple of its own size.
     ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
-    header: dict = {"__metadata__": {"format": "pt"}}
+    header: dict = {"__metadata__": metadata or {"format": "pt"}}
     end = 0
     for tensor in ordered:
         begin, end = end, end + tensor.nbytes
@@ -62,13 +80,14 @@ def write_safetensors(path: Path, tensors: Iterable[Pending], progress=lambda do
         }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > LARGEST_HEADER:
+        raise ValueError(f"{path} would hold {len(ordered)} tensors, more than can be read")
     free = shutil.disk_usage(path.parent).free
     if end + len(text) > free:
         raise ValueError(
-            f"{path} takes {end / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left: make "
-            "room first"
+            f"{path} takes {end:,} bytes, and the disk has {free:,} left: make room first"
         )
-    with beside(path, replace=False) as part, open(part, "wb") as file:
+    with new_file(path, replace) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         done = 0
         for tensor in ordered:
@@ -80,6 +99,18 @@ def write_safetensors(path: Path, tensors: Iterable[Pending], progress=lambda do
             assert done - before == tensor.nbytes, tensor.name
 
 
+@contextlib.contextmanager
+def new_file(path: Path, replace: bool = False):
+    """A binary file to write to, which becomes `path` when all went well, and else is gone.
+
+    Raises ValueError where it cannot be written and, without `replace`, where `path` exists or
+    another run writes it.
+    """
+    held = contextlib.nullcontext() if replace else claimed(path)
+    with held, beside(path, replace) as part, open(part, "wb") as file:
+        yield file
+
+
 def as_bytes(block: Tensor) -> memoryview:
     """A tensor's numbers as they lie in a file; copied only where they lie otherwise now."""
-    return memoryview(block.detach().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return memoryview(block.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())

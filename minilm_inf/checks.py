@@ -1,0 +1,189 @@
+"""What the attention functions can be asked: one list of checks for all of them.
+
+They look at shapes, kinds and ends alone, never at a vector.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import FULL_ATTENTION, LMInfinite, require_integer, require_number
+from .files import shown
+from .positions import Alibi, Rotary
+
+LAST_POSITION = 2**53  # float64 holds no larger numbers one by one, and a bias needs them
+FLOATS = torch.float64, torch.float32, torch.float16, torch.bfloat16
+INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
+
+
+def check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reaching):
+    """Raise ValueError, with what fits, where the arguments of attention.attend do not."""
+    check_vectors(q, k, v)
+    check_positions("q_positions", q_positions, q)
+    check_positions("k_positions", k_positions, k)
+    check_scheme(scheme, q.shape[1], q.shape[3])
+    check_lm(lm)
+    if scale is not None:
+        require_number("scale", scale)
+    check_reaching(n_reaching, q.shape[2])
+
+
+def check_vectors(q, k, v):
+    """Raise ValueError where queries, keys and values do not fit together."""
+    if not all(isinstance(x, Tensor) and x.dtype in FLOATS for x in (q, k, v)):
+        raise ValueError("q, k and v must be tensors of floating-point numbers")
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
+        raise ValueError(
+            "q must be (B, H, T, D) and k and v both (B, H_kv, S, D), not "
+            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    (batch, n_head, _, dim), n_kv_head = q.shape, k.shape[1]
+    if not (batch and n_head and n_kv_head and dim):
+        raise ValueError(
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} must have a text, a head and a "
+            "dimension at least"
+        )
+    if (k.shape[0], k.shape[3]) != (batch, dim) or n_head % n_kv_head:
+        raise ValueError(
+            "q and k must agree in B and D, and H must be a multiple of H_kv, not "
+            f"{tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if len({(x.dtype, x.device) for x in (q, k, v)}) > 1:
+        found = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise ValueError(f"q, k and v must be of one dtype and on one device, not {found}")
+
+
+def check_positions(name: str, positions, x: Tensor):
+    """Raise ValueError where positions are not one integer for each row, or each row's own."""
+    batch, length = x.shape[0], x.shape[2]
+    if not isinstance(positions, Tensor) or positions.dtype not in INTEGERS:
+        raise ValueError(f"{name} must be integers, one for each token, in a tensor")
+    if tuple(positions.shape) not in ((length,), (batch, length)):
+        raise ValueError(
+            f"{name} must be ({length},) or ({batch}, {length}), not {tuple(positions.shape)}"
+        )
+    if positions.numel():
+        first, last = (int(end) for end in positions.aminmax())
+        if first < -LAST_POSITION or last > LAST_POSITION:
+            raise ValueError(
+                f"{name} reach from {first} to {last}: beyond 2^53 a distance is not exact"
+            )
+
+
+def check_scheme(scheme, n_head: int, dim: int):
+    """Raise ValueError where a scheme places no vectors of this size, or biases other heads."""
+    if not isinstance(scheme, Rotary | Alibi):
+        raise ValueError(f"scheme must be a Rotary or an Alibi, not {shown(scheme)}")
+    if isinstance(scheme, Rotary) and scheme.rotary_dim > dim:
+        raise ValueError(
+            f"Rotary({scheme.rotary_dim}) turns more coordinates than the {dim} of a head: "
+            f"rotary_dim must be at most {dim}"
+        )
+    if isinstance(scheme, Alibi) and len(scheme.slopes) != n_head:
+        raise ValueError(
+            f"Alibi({len(scheme.slopes)}) has not one slope for each of {n_head} heads: take "
+            f"Alibi({n_head})"
+        )
+
+
+def check_lm(lm):
+    """Raise ValueError for what is no setting."""
+    if lm is not None and not isinstance(lm, LMInfinite):
+        raise ValueError(f"lm must be an LMInfinite, or None, not {shown(lm)}")
+
+
+def check_reaching(n_reaching, length: int):
+    """Raise ValueError where n_reaching counts no queries."""
+    if n_reaching is not None:
+        require_integer("n_reaching", n_reaching, at_least=0)
+        if n_reaching > length:
+            raise ValueError(f"n_reaching is {n_reaching}, but there are {length} queries")
+
+
+def are_integers(values, count: int, least: int, most: int) -> bool:
+    """Whether a list or tuple holds so many whole numbers from least to most."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(type(n) is int and least <= n <= most for n in values)
+    )
+
+
+def check_call(tokens, weight: Tensor, lm, cache, path: str, paths, n_reaching):
+    """Raise ValueError where the arguments of Transformer.forward do not fit; weight: the
+    embedding's, (V, E)."""
+    check_lm(lm)
+    if path not in tuple(paths):
+        raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
+    whole = isinstance(tokens, Tensor) and tokens.dtype in (torch.int32, torch.int64)
+    if not whole or tokens.dim() != 2 or 0 in tokens.shape:
+        found = type(tokens).__name__
+        if isinstance(tokens, Tensor):
+            found = f"{tokens.dtype} of shape {tuple(tokens.shape)}"
+        raise ValueError(
+            f"tokens must be int64 (or int32) of shape (B, T) with at least one token, not {found}"
+        )
+    if tokens.device != weight.device:
+        raise ValueError(
+            f"the tokens are on {tokens.device}, but the model is on {weight.device}: move them "
+            "there"
+        )
+    if tokens.device.type == "cpu":  # a GPU would have to wait for the answer
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= len(weight):
+            raise ValueError(
+                f"token {low if low < 0 else high} is out of range: the vocabulary has the "
+                f"ids 0 to {len(weight) - 1}"
+            )
+    check_reaching(n_reaching, tokens.shape[1])
+    if cache is not None:
+        check_cache(cache, tokens, lm, path)
+
+
+def check_cache(cache, tokens: Tensor, lm, path: str):
+    """Raise ValueError where a cache cannot carry these tokens."""
+    if path == "reference":
+        raise ValueError("the reference path keeps no cache: give it the whole text each time")
+    if not hasattr(cache, "first_position"):
+        raise ValueError(f"cache must come from new_cache, not be {shown(cache)}")
+    if cache.first_position + cache.length + tokens.shape[1] > LAST_POSITION:
+        raise ValueError(
+            "the text would reach positions beyond 2^53: make a cache whose first_position is "
+            "smaller"
+        )
+    if cache.lm != (lm or FULL_ATTENTION):
+        raise ValueError(f"this cache was made for {cache.lm}, not for {lm or FULL_ATTENTION}")
+    if cache.batch != tokens.shape[0]:
+        raise ValueError(
+            f"this cache was made for {cache.batch} texts, not for {tokens.shape[0]}"
+        )
+
+
+def check_new_cache(batch, lm, first_position, padding, middle, kinds):
+    """Raise ValueError where the arguments of Transformer.new_cache are none."""
+    check_lm(lm)
+    require_integer("batch", batch, at_least=1)
+    require_integer("first_position", first_position, at_least=0, bits=53)
+    if middle not in kinds:
+        raise ValueError(f'middle must be "ram" or "disk", not {shown(middle)}')
+    if padding is not None and not are_integers(padding, batch, 0, LAST_POSITION):
+        raise ValueError(
+            f"padding must be {batch} whole numbers from 0 on, not {shown(padding)}"
+        )
+
+
+def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
+    """How many tokens of padding each row of tokens (B, T) begins with: (B,), None for none.
+
+    Raises ValueError for lengths that are not B whole numbers from 1 to T.
+    """
+    if lengths is None:
+        return None
+    batch, longest = tokens.shape
+    if not are_integers(lengths, batch, 1, longest):
+        raise ValueError(
+            f"lengths must be {batch} whole numbers from 1 to {longest}, one for each row, not "
+            f"{shown(lengths)}"
+        )
+    return longest - torch.tensor(lengths, device="cpu")
