@@ -18,9 +18,9 @@ from conftest import ROOT, tiny_model
 from safetensors.torch import load_file, save_file
 
 from minilm_inf import checkpoint, load, shards
-from minilm_inf.cache import Cache
 from minilm_inf.checkpoint import load_model, save
 from minilm_inf.config import LMInfinite
+from minilm_inf.fast.cache import Cache
 from minilm_inf.inspect import main, ranges
 from minilm_inf.inspection import folder_facts, memory, probe
 from minilm_inf.inspection.folder_facts import look

@@ -65,7 +65,7 @@ def attend_band(
     if begins and not scheme.has_bias and scale > 0:  # PyTorch's causal mask is -inf * scale
         early = min(q.shape[2], lm.n_local)
         attend_early(q[:, :, :early], place, keys[:, :, spare:], values, scale, out, key_heads)
-    mask = window_mask(scheme, lm, exact, q.device)  # (1 or H, ROWS, n_local - 1 + ROWS)
+    mask = window_mask(scheme, lm, ROWS, exact, q.device)  # (1 or H, ROWS, n_local - 1 + ROWS)
     block = group * ROWS * (spare + mask.shape[-1])
     at_once = max(1, BLOCK_LOGITS // block)
     scratch = q.new_empty(min(at_once, -(-(q.shape[2] - early) // ROWS)) * block, dtype=exact)
@@ -139,11 +139,11 @@ def by_block(x: Tensor, count: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def window_mask(scheme, lm: LMInfinite, dtype, device) -> Tensor:
+def window_mask(scheme, lm: LMInfinite, rows: int, dtype, device) -> Tensor:
     """What is added to a block's logits: the bias of each distance, the lowest number for what
-    is not in the window; (1 or H, ROWS, n_local - 1 + ROWS)."""
+    is not in the window; (1 or H, rows, n_local - 1 + rows)."""
     with torch.inference_mode(False):
-        d = distances(torch.arange(ROWS), torch.arange(1 - lm.n_local, ROWS))
+        d = distances(torch.arange(rows), torch.arange(1 - lm.n_local, rows))
         hidden = ~(is_past(d) & is_local(d, lm.n_local))
         bias = bias_of(scheme, lm, d, dtype)
         return bias.masked_fill(hidden, torch.finfo(dtype).min).to(device)

@@ -105,6 +105,8 @@ class LayerCache:
         if limit is not None and end > limit:
             kept = min(v.shape[2], limit)
             self._write(end - kept, placed[:, :, -kept:], v[:, :, -kept:])
+        if limit is not None and end - max(padding) >= limit + self.lm.n_global:
+            self.settle()
         return window
 
     def _runs(self, first: int, last: int) -> list[slice]:
