@@ -4,7 +4,7 @@ SMOLLM2 := weights/smollm2-135m
 DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
+.PHONY: help demo test fuzz kills lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
 	diagnosis-page methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
 	notebooks clean
@@ -31,6 +31,10 @@ lint: .venv/checks  ## ruff, check and format
 parity: .venv/checks  ## logits against transformers, ids against the libraries of each format, live
 	@$(BIN)/python tests/parity.py
 	@$(BIN)/python tests/tokenizer_parity.py
+	@$(BIN)/python tests/chat_parity.py
+
+kills: .venv/checks  ## kill streams, training and conversions at random moments: bit-equal (5 minutes)
+	@PYTHONPATH=. $(BIN)/python tests/kills.py
 
 measure: .venv/checks  ## speed and memory: attention, reading, decoding, each beside its rivals (10 minutes)
 	@$(BIN)/python -m minilm_inf.benchmark

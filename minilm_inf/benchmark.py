@@ -33,10 +33,12 @@ from .benchmarking.rows import Row, as_dicts
 from .benchmarking.sizes import FULL, QUICK, Sizes
 from .benchmarking.table import table
 from .checkpoint import load_model
+from .ending import guarded
 from .inspection.memory import available_memory
 from .planning.units import scaled
 from .sampling import require_numbers
 
+MOST_TOKENS = 2**28  # of a size: their ids alone take two gigabytes
 PARTS = ("attention", "prefill", "decoding")
 
 
@@ -49,19 +51,19 @@ def arguments_of(line: argparse.ArgumentParser):
                       help="print one JSON object, with the times of every round")  # fmt: skip
     flags.add_model(line)
     sizes = line.add_argument_group("sizes (the defaults: of the full run)")
-    counts = {"type": flags.at_least(1), "nargs": "+", "metavar": "N"}
-    count = {"type": flags.at_least(1), "metavar": "N"}
+    counts = {"type": flags.at_least(1, MOST_TOKENS), "nargs": "+", "metavar": "N"}
+    count = {"type": flags.at_least(1, MOST_TOKENS), "metavar": "N"}
     for flag, kind, words in (
         ("--lengths", counts, "tokens of attention alone"),
-        ("--heads", count, "heads of attention alone"),
-        ("--head-dim", count, "their dimension"),
+        ("--heads", count | {"type": flags.at_least(1, 4096)}, "heads of attention alone"),
+        ("--head-dim", count | {"type": flags.at_least(1, 4096)}, "their dimension"),
         ("--n-local", count, "its window and ceiling; a model's is its context length"),
-        ("--n-global", count | {"type": flags.at_least(0)}, "its starting tokens"),
+        ("--n-global", count | {"type": flags.at_least(0, MOST_TOKENS)}, "its starting tokens"),
         ("--tokens", counts, "tokens that a model reads"),
         ("--contexts", counts, "tokens read before decoding"),
         ("--positions", counts, "where decoding is timed"),
         ("--steps", count, "tokens of a round of decoding"),
-        ("--endurance", count | {"type": flags.at_least(0)},
+        ("--endurance", count | {"type": flags.at_least(0, MOST_TOKENS)},
          "tokens of one long run of decoding; 0 for none"),
     ):  # fmt: skip
         default = getattr(FULL, flag[2:].replace("-", "_"))
@@ -103,7 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
         sizes = sizes_of(options)
     except ValueError as error:
         line.error(str(error))
-    return flags.guarded(lambda: run(options, sizes))
+    smaller = "--lengths, --tokens or --contexts"
+    return guarded(lambda: run(options, sizes), smaller)
 
 
 def run(options, sizes: Sizes) -> int:

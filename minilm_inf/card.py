@@ -21,6 +21,7 @@ import numpy as np
 from . import corpus, load
 from .compare import by_position, encoded, table
 from .config import LMInfinite
+from .ending import guarded
 from .files import (
     check_output,
     claimed,
@@ -29,7 +30,7 @@ from .files import (
     read_text,
     write_beside,
 )
-from .options import Parser, guarded
+from .options import Parser
 from .practice import Practice, pass_key_accuracy
 from .session import generate
 from .tokenizer import opening

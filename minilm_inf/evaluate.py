@@ -18,13 +18,14 @@ from . import options as flags
 from . import perplexity, retrieval
 from .comparing import task as comparison
 from .comparing.methods import LABELS
+from .ending import guarded
 from .needles import axes
 from .practice import NAMES
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(sys.argv[1:] if arguments is None else arguments)
-    return flags.guarded(lambda: options.run(options))
+    return guarded(lambda: options.run(options), options.smaller)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -78,7 +79,9 @@ def add_perplexity(tasks):
     flags.add_plan(kept)
     flags.add_model(task)
     flags.add_sight(task, queries="all")
-    task.set_defaults(check=check_perplexity, run=perplexity.evaluate)
+    task.set_defaults(
+        check=check_perplexity, run=perplexity.evaluate, smaller="--chunk or --n-local"
+    )
 
 
 def check_perplexity(options):
@@ -120,7 +123,8 @@ def add_compare(tasks):
                       dest="chunk", metavar="N",
                       help="tokens read at a time (%(default)s, or less, so that at least five "
                       "such chunks can be timed)")  # fmt: skip
-    text.add_argument("--trials", type=flags.at_least(0), default=50, metavar="N",
+    text.add_argument("--trials", type=flags.at_least(0, axes.MOST_TRIALS), default=50,
+                      metavar="N",
                       help="pass keys that each method is asked for (%(default)s)")  # fmt: skip
     kept = task.add_argument_group("result")
     kept.add_argument("--json", action="store_true", help="print one JSON object")
@@ -130,7 +134,11 @@ def add_compare(tasks):
     flags.add_plan(kept)
     flags.add_model(task)
     add_methods(task)
-    task.set_defaults(check=lambda options: None, run=comparison.evaluate)
+    task.set_defaults(
+        check=lambda options: None,
+        run=comparison.evaluate,
+        smaller="--length or --prefill-chunk",
+    )
 
 
 def add_methods(task):
@@ -195,7 +203,11 @@ def add_retrieval(tasks, name: str, what: str):
     kept.add_argument("--heatmap", type=Path, metavar="FILE.png",
                       help="draw it, a panel for each method; needs matplotlib")  # fmt: skip
     flags.add_saving(kept)
-    task.set_defaults(check=check_retrieval, run=retrieval.evaluate)
+    task.set_defaults(
+        check=check_retrieval,
+        run=retrieval.evaluate,
+        smaller="--rows, --prefill-chunk or --lengths",
+    )
     return task
 
 

@@ -38,7 +38,7 @@ def shown(value) -> str:
     >>> shown(None), shown({"a": [True, 1.5]})
     ('null', '{"a": [true, 1.5]}')
     """
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
     return text if len(text) <= 200 else text[:200] + "..."
 
 
@@ -182,7 +182,7 @@ def claimed(path: Path) -> Iterator[None]:
     which nothing was written.
     """
     path = Path(path).resolve()
-    missing = [folder for folder in path.parents if not folder.exists()]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     lock = path.parent / f".{path.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,8 +201,8 @@ def claimed(path: Path) -> Iterator[None]:
         if same_file(handle, lock) and locked(handle):
             lock.unlink(missing_ok=True)
         os.close(handle)
-        with contextlib.suppress(OSError):  # the first that is not empty ends it
-            for folder in missing:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # what is no folder, or is not empty, stays
                 folder.rmdir()
 
 

@@ -18,6 +18,7 @@ from .batch import Batch
 from .chat import Chat
 from .chat_template import KNOWN
 from .conversation import converse
+from .ending import guarded
 from .files import read_standard_input, read_text
 from .reply import Plain, as_json, forgive, replies, reply, show_now, statistics
 from .session import Session
@@ -117,7 +118,9 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--echo", action="store_true", help="print the prompt before the text")
     out.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else"
+        "--json",
+        action="store_true",
+        help="print one JSON object and nothing else; its ids hold the one that ended the text",
     )
     out.add_argument("--explain", action="store_true",
                      help="then say what the last token saw of the text")  # fmt: skip
@@ -144,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         flags.check_attention(options)
     except ValueError as error:
         line.error(str(error))
-    return flags.guarded(lambda: run(options), smaller="--prefill-chunk or --n-local")
+    return guarded(lambda: run(options), smaller="--prefill-chunk, --n-local or --n-global")
 
 
 def check_output(options):

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from . import options as flags
+from .ending import guarded
 from .files import named
 from .inspection.folder_facts import look
 from .inspection.memory import LENGTHS
@@ -173,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.probe and (options.device or options.threads):
         line.error("--device and --threads have a meaning with --probe only")
     options.device = options.device or "auto"
-    return flags.guarded(lambda: run(options))
+    return guarded(lambda: run(options))
 
 
 def run(options) -> int:

@@ -1,22 +1,19 @@
-"""What the programs share: flags for model and attention, and how errors end."""
+"""What the programs share: flags for model and attention."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import math
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
 import torch
 
 from .config import LMInfinite, ModelConfig
 from .fast.blocks import KINDS
-from .files import named, shown
+from .files import shown
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
 DTYPES = {
@@ -259,78 +256,3 @@ def load(options):
     if options.threads:
         torch.set_num_threads(options.threads)
     return load(options.model, device(options.device), DTYPES[options.dtype])
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a program as Ctrl-C does, with an exit code of its own."""
-
-
-def guarded(run, smaller: str = "model") -> int:
-    """run()'s exit code; 1 and one sentence for what goes wrong, 130 for Ctrl-C, 143 for
-    SIGTERM.
-
-    smaller: what takes less memory where it is smaller, for the sentence that says so.
-    """
-    with interruptible():
-        try:
-            code = run()
-            sys.stdout.flush()  # here, where a reader that left can be noticed
-            return code
-        except BrokenPipeError:  # the reader of our output left: not an error of ours
-            drop_output()
-            return 0
-        except KeyboardInterrupt as stop:
-            say("\nstopped")
-            return 143 if isinstance(stop, Terminated) else 130
-        except (ValueError, OSError) as error:
-            say(f"error: {sentence(error)}")
-        except (MemoryError, RuntimeError) as error:
-            # PyTorch's own for the CPU is a RuntimeError like others.
-            short = isinstance(error, MemoryError | torch.OutOfMemoryError)
-            if not short and "can't allocate memory" not in str(error):
-                raise
-            say(f"error: out of memory: take a smaller {smaller}")
-        return 1
-
-
-def sentence(error: ValueError | OSError) -> str:
-    """What is said of an error, in one line."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f"{named(error.filename)}: "
-        text = where + error.strerror
-    return " ".join(text.split())
-
-
-@contextlib.contextmanager
-def interruptible():
-    """Within it, Ctrl-C and SIGTERM raise KeyboardInterrupt wherever the program is."""
-
-    def terminate(*_):
-        raise Terminated
-
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # only the main thread may set them
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def say(text: str):
-    """A line on stderr, if anybody reads it; and what stdout still holds goes before it."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        drop_output()
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr)
-
-
-def drop_output():
-    """What is still to be written to stdout goes nowhere."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

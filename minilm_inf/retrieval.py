@@ -33,7 +33,7 @@ from .needles.recall import Pairs, Variables
 from .needles.report import Results
 from .needles.trials import REPEATED, Maker, PassKey, check_filler
 from .perplexity import check_same, finite, weights_sha256
-from .practice import Practice, begins_with_space
+from .practice import Practice
 from .progress import Progress
 from .resume import begun, drive, kept_flags, not_whole, remove_state, state_path
 
@@ -117,7 +117,8 @@ def method_facts(method) -> dict:
 def filler(options, tokenizer, longest: int) -> np.ndarray:
     """The ids (N,) that texts are filled with."""
     if options.filler == "repeat":
-        space = "" if begins_with_space(tokenizer) else " "
+        plain, spaced = (tokenizer.encode(text, bos=False) for text in ("a", " a"))
+        space = "" if plain == spaced else " "  # not practice's: so its numbers were made
         once = tokenizer.encode(space + REPEATED, bos=False)
         return np.array(once * (longest // len(once) + 2))
     if options.text:
@@ -144,10 +145,14 @@ def publish(options, out: Path | None, run: Run, settings: dict, left_out):
     title = f"{TITLES[options.kind]}, {Path(options.model).name}"
     result = {"task": options.kind, "settings": settings, "results": results.as_json()}
     text = json.dumps(finite(result), indent=1)
-    if out is not None:
-        write_beside(out, (text + "\n").encode())
-    print(text if options.json else f"{title}, {options.trials} trials a cell\n\n" +
-          results.tables(), flush=True)  # fmt: skip
+    shown = text if options.json else (
+        f"{title}, {options.trials} trials a cell\n\n{results.tables()}"
+    )  # fmt: skip
+    try:
+        if out is not None:
+            write_beside(out, (text + "\n").encode())
+    finally:
+        print(shown, flush=True)
     if options.heatmap:
         words = f"{title}: % of answers that are right"
         panels = {axes.METHODS[m]: accuracies(results, m) for m in options.methods}

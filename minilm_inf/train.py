@@ -29,6 +29,7 @@ import torch
 
 from . import corpus
 from . import options as flags
+from .ending import guarded
 from .files import claimed, read_text
 from .options import at_least
 from .practice import Practice
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)  # numbers near 0 are many times slower on some CPUs
     if options.threads:
         torch.set_num_threads(options.threads)
-    return flags.guarded(lambda: run_from(options), smaller="--tokens-per-step or model")
+    return guarded(lambda: run_from(options), smaller="--tokens-per-step or model")
 
 
 def run_from(options) -> int:

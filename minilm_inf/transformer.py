@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         self, tokens, lm=None, cache=None, path="chunked", lengths=None, n_reaching=None
     ) -> Tensor:
         """forward without the head: hidden states (B, T, E), where few logits are needed."""
-        check_call(tokens, self.embed.weight, lm, cache, path, PATHS, n_reaching)
+        check_call(tokens, self, lm, cache, path, PATHS, n_reaching)
         lm = lm or FULL_ATTENTION
         padding, x = padding_of(tokens, lengths), self.embed(tokens)  # (B, T, E)
         n_reaching = lm.reaching(x.shape[1]) if n_reaching is None else n_reaching

@@ -4,6 +4,7 @@ are right before they are spoiled, and a program that is run in this process."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from conftest import ROOT, tiny_model
 from fuzzed_texts import fuzzed_texts
-from tokenizer_json import kinds
+from make_tokenizer_fixtures import FOLDER, piece_kinds, small_kinds
 
 from minilm_inf import generate  # noqa: F401  (its module is in sys.modules now)
 from minilm_inf.checkpoint import save
@@ -37,7 +38,7 @@ BYTES = (
     b"[" * 3000,
     b"\r",
 )
-VOCABULARY, CONTEXT = 1100, 64
+VOCABULARY, CONTEXT = 2100, 64
 MODULES = sys.modules  # where minilm_inf.generate is the program, not the function
 
 
@@ -70,10 +71,11 @@ def spoiled(rng: random.Random, tree):
         elif how < 0.35:
             value = rng.choice(([value], {"a": value}, [value, value], str(value)))
         else:
-            value = rng.choice(VALUES)
+            value = copy.deepcopy(rng.choice(VALUES))
         place[key] = value
         if rng.random() < 0.1 and isinstance(place, dict):
-            place[rng.choice([*place, LONG, "", "\ud800"])] = rng.choice(VALUES)
+            name = rng.choice([*place, LONG, "", "\ud800"])
+            place[name] = copy.deepcopy(rng.choice(VALUES))
     return holder[""]
 
 
@@ -139,7 +141,7 @@ def weights(family: str = "llama") -> dict[str, bytes]:
 @functools.cache
 def tokenizer(kind: str) -> dict[str, bytes]:
     """A tokenizer's files: of sentencepiece, "pieces"; vocab.json and merges.txt, "two files";
-    or a tokenizer.json, of any kind that tokenizer_json.py makes."""
+    or a tokenizer.json, of any of recipes()."""
     if kind == "pieces":
         file = ROOT / "weights" / "nano-llama" / "tokenizer.model"
         return {
@@ -147,18 +149,21 @@ def tokenizer(kind: str) -> dict[str, bytes]:
             "tokenizer_config.json": b'{"add_bos_token": true, "add_eos_token": false}',
             "added_tokens.json": b'{"<|im_start|>": 1024, "<|im_end|>": 1025}',
         }
-    found = ROOT / "tests" / "fixtures" / "tokenizers"
-    files = {name: (found / name).read_bytes() for name in ("vocab.json", "merges.txt")}
     if kind == "two files":
+        files = {name: (FOLDER / name).read_bytes() for name in ("vocab.json", "merges.txt")}
         return files | {"tokenizer_config.json": b'{"add_bos_token": false}'}
-    lines = files["merges.txt"].decode().split("\n")[1:]
-    made = kinds(json.loads(files["vocab.json"]), [line for line in lines if line])
     about = b'{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}'
-    text = json.dumps(made[kind], ensure_ascii=False)
+    text = json.dumps(recipes()[kind], ensure_ascii=False)
     return {"tokenizer.json": text.encode(), "tokenizer_config.json": about}
 
 
-TOKENIZERS = "pieces", "two files", "GPT-2, json", "SmolLM2", "five splits", "NeoX, NFC"
+@functools.cache
+def recipes() -> dict[str, dict]:
+    """A tokenizer.json of every kind that is implemented."""
+    return small_kinds() | piece_kinds()
+
+
+TOKENIZERS = "pieces", "two files", *recipes()
 
 
 def write(files: dict[str, bytes], folder: str = "m") -> str:

@@ -37,14 +37,19 @@ from minilm_inf import resume
 WORDS = "The ship went on, and the men looked at the sea, for it was late. It was cold. "
 ARGUMENTS = (
     "", " ", "0", "-1", "1", "2", "3", "1.5", "nan", "inf", "-inf", "1e309", "1e-300", "0x10",
-    "1e6", str(2**62 - 1), str(2**62), str(2**63), str(2**64), "9" * 400, "None", "none",
-    LONG, "\udcff", "a\nb", "a,b", "1,2", "k=1", "k=", "=1", "-", "--", ".", "/", "..", "m",
+    "1e6", str(2**40), str(2**62 - 1), str(2**62), str(2**63), str(2**64), "9" * 400, "None",
+    LONG, "none", "\udcff", "a\nb",
+    "a,b", "1,2", "k=1", "k=", "=1", "-", "--", ".", "/", "..", "m",
     "t.txt", "true", "latin", "x.json", "x/y/z", "x" * 300, "/dev/null", "/dev/zero",
     "m/config.json", "cuda", "meta", "cpu:7", "owner/name", "ram", "disk", "all", "last",
     "float16", "float64", "mpt",
 )  # fmt: skip
 GROWS = "-n --max-new-tokens --trials --length --lengths --tokens --rounds --documents".split()
-LARGE = {"1e6", str(2**62 - 1)}  # of those flags, what would be a long run and no mistake
+LARGE = {
+    "1e6",
+    str(2**40),
+    str(2**62 - 1),
+}  # of those flags, what would be a long run and no mistake
 TINY = """--vocab-size 330 --n-layer 1 --n-embd 16 --n-head 2 --n-kv-head 1 --head-dim 8
 --n-inner 16 --tokens 256 --tokens-per-step 256""".split()
 BASES = {  # a run that is right: program -> its arguments

@@ -51,6 +51,7 @@ def test_every_kind_of_json_gives_the_ids_of_the_tokenizers_library(tmp_path, ki
     found = checksums(fuzzed_texts(TEXTS, SEED), ours.encode, ours.decode)
     assert found["ids"] == EXPECTED[kind]["ids"]
     assert found["text"] == EXPECTED[kind]["text"]
+    assert found["torn"] == EXPECTED[kind]["torn"]
 
 
 def test_two_files_give_the_ids_of_the_tokenizers_library():

@@ -270,29 +270,35 @@ KNOWN = {  # name -> form, template, and the marks of a byte-level tokenizer: BO
 NO_SYSTEM = ("Mistral 0.1", "Mistral 0.2")
 
 
+def byte_level_folder(folder: Path, name: str, about: dict, special=True):
+    """A tokenizer of bytes and a known template's marks, and a tokenizer_config.json."""
+    form, _, marks = KNOWN[name]
+    fields = {
+        "model": "gpt2", "tokens": [*marks, *byte_letters()], "merges": [],
+        "token_type": [3 if special else 4] * len(marks) + [1] * 256,
+        "pre": "smollm" if form == "ChatML" else "llama-bpe", "bos_token_id": 0,
+        "eos_token_id": 1 if form == "Mistral" else 0,
+        "add_bos_token": form != "ChatML" or name == "renamed",
+    }  # fmt: skip
+    fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    for file, content in tokenizer_files(fields, 64).items():
+        (folder / file).write_bytes(content)
+    about |= json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A function that makes a folder with a tokenizer for a template: bytes, and its marks."""
 
     def make(name: str, template=None, special=True) -> Path:
-        form, known, marks = KNOWN[name]
+        _, known, marks = KNOWN[name]
         about = {"chat_template": known if template is None else template}
         if marks is None:
             shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", tmp_path)
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
         else:
-            letters = byte_letters()
-            fields = {
-                "model": "gpt2", "tokens": [*marks, *letters], "merges": [],
-                "token_type": [3 if special else 4] * len(marks) + [1] * 256,
-                "pre": "smollm" if form == "ChatML" else "llama-bpe", "bos_token_id": 0,
-                "eos_token_id": 1 if form == "Mistral" else 0,
-                "add_bos_token": form != "ChatML" or name == "renamed",
-            }  # fmt: skip
-            fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
-            for file, content in tokenizer_files(fields, 64).items():
-                (tmp_path / file).write_bytes(content)
-            about |= json.loads((tmp_path / "tokenizer_config.json").read_text())
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+            byte_level_folder(tmp_path, name, about, special)
         return tmp_path
 
     return make

@@ -71,6 +71,7 @@ CALLS = [
     lambda: Rotary(8.0), lambda: Rotary(True), lambda: Rotary(2**62), lambda: Rotary("8"),
     lambda: Rotary(8, theta="big"), lambda: Rotary(8, theta=math.nan),
     lambda: Rotary(8, theta=-1), lambda: Rotary(8, layout=["halves"]),
+    lambda: Rotary(8, layout={(1, 2): 3}),
     lambda: Rotary(8, scaling=[1]), lambda: Rotary(8, scaling={"factor": 2.0}),
     lambda: Rotary(8, scaling={"rope_type": "linear"}),
     lambda: Rotary(8, scaling={"rope_type": "linear", "factor": 0.0}),
@@ -94,6 +95,7 @@ def test_settings_that_are_none_are_refused(call):
 
 
 MODEL_CALLS = {
+    "nothing": lambda model: model(None),
     "a list of ids": lambda model: model([[1, 2]]),
     "ids with a point": lambda model: model(torch.ones(1, 3)),
     "an id too many": lambda model: model(torch.tensor([[1, 31]])),
@@ -101,6 +103,9 @@ MODEL_CALLS = {
     "a path": lambda model: model(some_tokens(3), path=None),
     "a setting": lambda model: model(some_tokens(3), 8),
     "a cache": lambda model: model(some_tokens(3), LM, cache={}),
+    "another's cache": lambda model: model(
+        some_tokens(3), cache=tiny_model("gptj").new_cache()
+    ),
     "lengths": lambda model: model(some_tokens(3), lengths=3),
     "a length": lambda model: model(some_tokens(3), lengths=["3"]),
     "reaching": lambda model: model(some_tokens(3), LM, n_reaching=-1),
@@ -118,8 +123,9 @@ MODEL_CALLS = {
 @pytest.mark.parametrize("what", MODEL_CALLS)
 def test_a_model_refuses(what):
     """Catches tracebacks, middle="x" taken for "ram", and positions that are not exact."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError) as caught:
         MODEL_CALLS[what](tiny_model("llama"))
+    assert "NoneType" not in str(caught.value)
 
 
 @pytest.mark.parametrize("family", ["llama", "mpt"])

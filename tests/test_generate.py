@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -587,6 +588,15 @@ def test_a_prompt_of_another_system(run, typed, tmp_path):
         assert as_json(run, *way, "-n", 1)["prompt"] == "It was late,\nand\ncold"
 
 
+def test_a_line_without_an_end(run, typed, monkeypatch):
+    """Catches memory that grows with whatever is piped in."""
+    monkeypatch.setattr("minilm_inf.conversation.LONGEST_LINE", 1000)
+    typed(b"a" * 1000 + b"\n/stats\n" + b"a" * 1001)
+    code, out, err = run("-i", "-n", 1)
+    assert code == 1 and "prompt " in err
+    assert err.endswith("error: a line of standard input has more than 1,000 characters\n")
+
+
 def press_ctrl_c(*_):
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -646,7 +656,7 @@ def test_a_signal_at_the_prompt(run, monkeypatch, number, code):
         line = next(lines)
         return line if isinstance(line, str) else os.kill(os.getpid(), line) or ""
 
-    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("minilm_inf.conversation.read_line", read)
     found, _, err = run("-i")
     assert found == code and ("/exit leaves" in err) == (code == 0)
     assert ("stopped" in err) == (code == 143)
@@ -758,6 +768,28 @@ def test_several_prompts_are_each_as_if_alone(run):
     assert len({len(found["ids"]) for found in together}) > 1  # some met the stop text
 
 
+def test_each_of_several_texts_ends_with_its_own_id(run, shipped, monkeypatch):
+    """Catches ids that the folder calls an end, and that end only a text that is alone."""
+    model, _ = shipped
+    prompts = [flag for prompt in PROMPTS for flag in ("-p", prompt)]
+    usual = [
+        json.loads(line) for line in run(*prompts, "-n", 9, "-t", 0, "--json")[1].splitlines()
+    ]
+    ends = (usual[0]["ids"][2], usual[1]["ids"][5])
+    monkeypatch.setattr(model, "config", replace(model.config, eos_ids=ends))
+    for flags in (prompts, *([*prompts[at : at + 2]] for at in (0, 2, 4))):
+        _, out, _ = run(*flags, "-n", 9, "-t", 0, "--json")
+        for found in map(json.loads, out.splitlines()):
+            whole = usual[PROMPTS.index(found["prompt"])]["ids"]
+            last = next((at for at, id in enumerate(whole) if id in ends), 8)
+            assert found["ids"] == whole[: last + 1]
+    _, out, _ = run(*prompts, "-n", 9, "-t", 0, "--json", "--ignore-eos")
+    assert [json.loads(line)["ids"] for line in out.splitlines()] == [u["ids"] for u in usual]
+    for flags, count in (([], usual[0]["ids"].index(ends[0])), (["--ignore-eos"], 9)):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPTS[0]}\n/stats\n"))
+        assert f"new {count} tokens" in run("-i", "-n", 9, "-t", 0, *flags)[2]
+
+
 def test_several_texts_are_numbered(run):
     """Texts in a row that nobody can tell apart."""
     flags = [flag for prompt in PROMPTS for flag in ("-p", prompt)]
@@ -785,3 +817,25 @@ def test_one_empty_prompt_of_several_is_named(run):
     code, out, err = run("-p", "Oh", "-p", "", "--no-bos", "-n", 2)
     assert code == 1 and not out
     one_sentence(err, "the prompt is empty")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["-t", 0], ["-t", 1], ["-n", 0], ["--json"], ["--explain"], ["--no-stream"],
+        ["--path", "reference"], ["--attention", "full"], ["-p", "a", "-p", "bc"], ["-i"],
+        ["--n-local", 4, "--top-k-middle", 2, "--middle", "disk"],
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers(run, typed, shipped, monkeypatch, flags, number):
+    """Catches a text made of nothing, and NaN in JSON, in whichever way the model is asked."""
+    head = shipped[0].head
+    monkeypatch.setattr(
+        head, "forward", lambda x: head.weight.new_full((*x.shape[:2], 2048), number)
+    )
+    typed(b"The sea\n")
+    code, out, err = run(*flags)
+    assert code == 1 and not out.strip()
+    one_sentence(err.removeprefix("/help lists the commands\n"), "logits are not numbers")

@@ -245,3 +245,14 @@ def test_what_a_target_would_run_exists(target):
     assert not faults(indented, ROOT / "Makefile")
     for script in re.findall(r"python (\S+\.py)", done.stdout):
         assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize("results", ["[]", "{", '{"methods": 3}', '{"methods": [{"nll": 1}]}'])
+def test_pages_of_results_that_are_none(tmp_path, monkeypatch, capsys, results):
+    """A traceback, or a page that a result of another shape has emptied."""
+    (tmp_path / "methods.json").write_text(results)
+    (tmp_path / "methods.md").write_text("as before")
+    monkeypatch.setattr(write_methods_page, "WEIGHTS", tmp_path)
+    assert write_methods_page.main() == 1
+    assert capsys.readouterr().err.startswith("error: the results that methods.md shows are")
+    assert (tmp_path / "methods.md").read_text() == "as before"

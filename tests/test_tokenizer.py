@@ -11,6 +11,7 @@ from make_tokenizer_fixtures import piece_kinds, small_kinds
 from tokenizer_json import added, template
 
 from minilm_inf.tokenizer import StopAt, load
+from minilm_inf.tokenizers.json_parts import Part
 from minilm_inf.tokenizers.sentence_pieces import SentencePieceTokenizer, complete_bytes
 
 
@@ -309,6 +310,28 @@ def test_any_other_shape_is_one_sentence(tmp_path, kind):
                 assert type(error) is ValueError and len(sentence.splitlines()) == 1, path
                 assert str(tmp_path) in sentence and len(sentence) < 600, (path, sentence)
     assert refused > 15
+
+
+@pytest.mark.parametrize("id", [True, 1.5, -1, "3", None, 2**40, 0])
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "added_tokens.json"])
+def test_ids_are_whole_numbers_and_each_given_once(tmp_path, name, id):
+    """true would be 1, and an id of two tokens would be whichever stands last."""
+    if name == "tokenizer.json":
+        raw = piece_kinds()["Llama 2"]
+        raw["model"]["vocab"]["the"] = id
+    elif name == "vocab.json":
+        shutil.copy(ROOT / "tests" / "fixtures" / "tokenizers" / "merges.txt", tmp_path)
+        raw = small_kinds()["GPT-2, json"]["model"]["vocab"] | {"the": id}
+    else:
+        pieces_folder(tmp_path)
+        raw = {"<x>": id}
+    (tmp_path / name).write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(ValueError, match='(?s).*("the"|<x>)') as refusal:
+        load(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
+    if id != 0:
+        with pytest.raises(ValueError, match="f: x must be a whole number"):
+            Part(id, "f", "x").id()
 
 
 def test_spoiled_pieces_are_refused(tmp_path):

@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from pages import read, written
+
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 RUNS = WEIGHTS / "diagnosis"
 MODELS = ("smollm2-135m", "tiny-llama", "tiny-gptj", "tiny-mpt")
@@ -76,17 +78,18 @@ def page(runs: dict[str, dict]) -> str:
 
 def load() -> dict[str, dict]:
     """The published results by model."""
-    return {
-        name: json.loads((RUNS / f"{name}.json").read_text(encoding="utf-8")) for name in MODELS
-    }
+    return {name: read(RUNS / f"{name}.json") for name in MODELS}
+
+
+def made() -> str:
+    """The page, of runs that are slim from then on."""
+    for path in RUNS.glob("*.json"):
+        path.write_text(json.dumps(slim(read(path)), indent=1) + "\n", encoding="utf-8")
+    return page(load())
 
 
 def main() -> int:
-    for path in RUNS.glob("*.json"):
-        found = slim(json.loads(path.read_text(encoding="utf-8")))
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (WEIGHTS / "diagnosis.md").write_text(page(load()), encoding="utf-8")
-    return 0
+    return written(WEIGHTS / "diagnosis.md", made)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
 The page shows what `make methods` measured, and nothing else: test_readme.py holds it to that.
 """
 
-import json
 import sys
 from pathlib import Path
+
+from pages import read, written
 
 from minilm_inf.comparing import table
 
@@ -56,12 +57,11 @@ def page(result: dict) -> str:
 
 def load() -> dict:
     """The published result."""
-    return json.loads((WEIGHTS / "methods.json").read_text(encoding="utf-8"))
+    return read(WEIGHTS / "methods.json")
 
 
 def main() -> int:
-    (WEIGHTS / "methods.md").write_text(page(load()), encoding="utf-8")
-    return 0
+    return written(WEIGHTS / "methods.md", lambda: page(load()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from pages import read, written
+
 from minilm_inf.needles.axes import METHODS
 from minilm_inf.needles.report import PLACES, percent, table
 
@@ -181,18 +183,19 @@ NOTE = "A length of 16,384 tokens takes minutes for each method on two CPU cores
 
 def load(folder: Path = RUNS) -> tuple[dict[str, dict], dict]:
     """The published runs: of the models, and of the sweeps."""
-    read = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            for name in (*MODELS, "sweeps")}  # fmt: skip
-    return {name: read[name] for name in MODELS}, read["sweeps"]
+    runs = {name: read(folder / f"{name}.json") for name in MODELS}
+    return runs, read(folder / "sweeps.json")
+
+
+def made() -> str:
+    """The page, of runs that are slim from then on."""
+    for path in RUNS.glob("*.json"):
+        path.write_text(json.dumps(slim(read(path)), indent=0) + "\n")
+    return page(*load(), COMMANDS, NOTE)
 
 
 def main() -> int:
-    for path in RUNS.glob("*.json"):
-        path.write_text(
-            json.dumps(slim(json.loads(path.read_text(encoding="utf-8"))), indent=0) + "\n"
-        )
-    (WEIGHTS / "retrieval.md").write_text(page(*load(), COMMANDS, NOTE), encoding="utf-8")
-    return 0
+    return written(WEIGHTS / "retrieval.md", made)
 
 
 if __name__ == "__main__":

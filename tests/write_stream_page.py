@@ -5,9 +5,10 @@ The page shows what `make stream-200m` measured, and nothing else: test_readme.p
 that.
 """
 
-import json
 import sys
 from pathlib import Path
+
+from pages import read, written
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 RESULT = WEIGHTS / "stream-200m.json"
@@ -92,6 +93,4 @@ def page(found: dict) -> str:
 
 
 if __name__ == "__main__":
-    found = json.loads(RESULT.read_text(encoding="utf-8"))
-    (WEIGHTS / "README.md").write_text(page(found), encoding="utf-8")
-    print(f"wrote {WEIGHTS.name}/README.md", file=sys.stderr)
+    sys.exit(written(WEIGHTS / "README.md", lambda: page(read(RESULT))))

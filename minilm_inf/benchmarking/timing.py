@@ -135,4 +135,4 @@ def reason(error: Exception) -> str:
     if short or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "there is not enough memory"
     lines = text.strip().splitlines() or ["no more is known"]
-    return f"{type(error).__name__}: {lines[0]}"
+    return lines[0]

@@ -53,9 +53,8 @@ def evaluate(options) -> int:
     if options.plan:
         return show_plan(options)
     flags.check_drawing(options, "figure")
-    inputs = (options.model, *(options.text or [options.corpus]))
     files = {"out": (options.out, RESULT), "figure": (options.figure, PICTURE)}
-    with outputs(inputs, **files):
+    with outputs(flags.inputs(options), **files):
         return measured_and_published(options)
 
 

@@ -213,7 +213,7 @@ class Cache(Guard):
         self, config: ModelConfig, batch: int, lm: LMInfinite | None, dtype: torch.dtype,
         device, first_position: int = 0, middle: str = "ram",
     ):  # fmt: skip
-        self.lm = lm or FULL_ATTENTION
+        self.config, self.lm = config, lm or FULL_ATTENTION
         self.batch, self.length, self.first_position = batch, 0, first_position
         self.padding: Tensor | None = None
         shape = (batch, config.n_kv_head, config.head_dim)

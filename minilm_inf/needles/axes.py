@@ -20,6 +20,7 @@ METHODS = {
 }
 TOP_K = 5  # the paper's
 LONGEST = 2**24  # tokens of a trial
+MOST_TRIALS = 10**6
 SWEEPS = {"k": "top_k", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
 
 
@@ -48,7 +49,7 @@ def sweep(text: str) -> tuple[str, list[int]]:
             f"{shown(text)} names none of {', '.join(SWEEPS)}: write k=1,3,5"
         )
     least = 1 if name == "k" else 0
-    return name, numbers(int, least, 2**62, f"whole numbers of at least {least}")(values)
+    return name, numbers(int, least, flags.MOST, f"whole numbers of at least {least}")(values)
 
 
 def add_axes(task):
@@ -65,7 +66,7 @@ def add_axes(task):
                        default=[i / 10 for i in range(11)], metavar="X,X",
                        help="shares of the filler before what is asked for "
                        "(0,0.1,...,1)")  # fmt: skip
-    group.add_argument("--trials", type=flags.at_least(1), default=20, metavar="N",
+    group.add_argument("--trials", type=flags.at_least(1, MOST_TRIALS), default=20, metavar="N",
                        help="per length, depth and method (%(default)s)")  # fmt: skip
     group.add_argument("--seed", type=flags.seed, default=0, metavar="N",
                        help="of all texts, which are the same for every method "

@@ -32,7 +32,7 @@ class Pairs(Maker):
     def distinct(self, rng, count: int) -> list[str]:
         """Numbers of which no two are the same. Raises ValueError where there are too few."""
         found: list[str] = []
-        for _ in range(1000 * count):
+        for _ in range(100 * count):
             number = self.draw(rng)
             if number not in found:
                 found.append(number)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..files import read_json, shown
 
 LARGEST_ID = 2**24  # no vocabulary comes near it
+SURROGATES = re.compile("[\ud800-\udfff]")
 REQUIRED = object()  # the default of a value that has none
 
 
@@ -55,11 +57,7 @@ class Part:
         """A text that is Unicode."""
         if self.is_null and default is not REQUIRED:
             return default
-        if (
-            not isinstance(self.value, str)
-            or not self.value.isascii()
-            and not is_unicode(self.value)
-        ):
+        if not isinstance(self.value, str) or not is_unicode(self.value):
             raise self.wrong("a text")
         return self.value
 
@@ -73,24 +71,24 @@ class Part:
 
     def id(self) -> int:
         """A token's id."""
-        if type(self.value) is not int or not 0 <= self.value < LARGEST_ID:
+        if not is_id(self.value):
             raise self.wrong(f"a whole number from 0 to {LARGEST_ID - 1}")
         return self.value
 
     def ids(self) -> dict[str, int]:
         """A vocabulary: each token's id, and no two the same."""
-        found: dict[str, int] = {}
         owner: dict[int, str] = {}
         for token, id in self._object().items():
+            if not is_id(id):
+                raise self.fields()[token].wrong(f"a whole number from 0 to {LARGEST_ID - 1}")
             if not is_unicode(token):
                 raise ValueError(f"{self.file}: {self.place} holds a token that is not Unicode")
-            found[token] = Part(id, self.file, f"{self.place}[{shown(token)}]").id()
             if owner.setdefault(id, token) != token:
                 raise ValueError(
                     f"{self.file}: {self.place} gives the id {id} to {shown(owner[id])} and to "
                     f"{shown(token)}"
                 )
-        return found
+        return dict(self._object())
 
     def only(self, *allowed):
         """Raise ValueError where the value is none of those that are implemented."""
@@ -116,6 +114,11 @@ def part_of(path: Path) -> Part:
     return Part(read_json(path) if path.is_file() else None, path)
 
 
+def is_id(value) -> bool:
+    """Whether a value can be a token's id: true is 1 in Python, but no id."""
+    return type(value) is int and 0 <= value < LARGEST_ID
+
+
 def is_unicode(text: str) -> bool:
     """Whether a text holds no half of a surrogate pair."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text.isascii() or not SURROGATES.search(text)

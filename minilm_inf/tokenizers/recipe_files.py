@@ -27,6 +27,8 @@ from .named_tokens import asked_for, kept, listed_tokens, named_ids
 from .pre_tokenizers import GPT2, LLAMA3_PATTERN, cut_by
 
 BYTE_OF = {letter: byte for byte, letter in enumerate(byte_letters())}
+LONGEST_TOKEN = 1000  # bytes; of those in use, 128
+MOST_ROUNDS = 10  # of those in use, 2
 LLAMA3_RANKS = 128_000
 LLAMA3_SPECIAL = (  # the 256 ids behind the ranks begin with these; the others are reserved
     "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 "
@@ -79,6 +81,10 @@ def make_recipe(vocab: dict, pairs, added, ignore_merges: bool, **fields) -> Rec
 
     Raises ValueError where tiktoken would not find the same ids.
     """
+    if not vocab:
+        raise ValueError("it has no tokens")
+    if max(map(len, vocab)) > LONGEST_TOKEN:
+        raise ValueError(f"it has a token of more than {LONGEST_TOKEN} bytes")
     contents = {a.content for a in added}
     spelled = {t: spelled_bytes(t) for t in vocab}
     ids = {spelled[t]: id for t, id in vocab.items() if t not in contents and spelled[t]}
@@ -128,7 +134,7 @@ def spelled_bytes(token: str) -> bytes | None:
 def _reachable(ranks: dict[bytes, int], merges: dict, ignore_merges: bool) -> dict[bytes, int]:
     """The ranks without the tokens that no text is encoded to. See the module's docstring."""
     kept = dict(ranks)
-    while True:
+    for _ in range(MOST_ROUNDS):
         dropped = []
         for token in kept:
             if len(token) == 1:
@@ -144,6 +150,8 @@ def _reachable(ranks: dict[bytes, int], merges: dict, ignore_merges: bool) -> di
             break
         for token in dropped:
             del kept[token]
+    else:
+        raise ValueError("its merges depend on one another in more steps than any known file's")
     for token in ranks.keys() - kept.keys():
         if tuple(joined(token, kept)) in merges.get(token, ()):
             raise ValueError(f"whether {token!r} is reached depends on what stands around it")

@@ -112,17 +112,17 @@ def _byte_fallback(raw: Part, vocab, steps: list[Part], parts: dict) -> ByteFall
 def merges_of(model: Part, vocab: dict[str, int]) -> list[tuple[str, str]]:
     """The merges in their order, each written "a b" or ["a", "b"]. Raises ValueError for one
     whose parts, or what they become, the vocabulary lacks."""
-    pairs = []
-    for merge in model["merges"].items():
-        if isinstance(merge.value, str):
-            pair = tuple(merge.text().split(" "))
-        else:
-            pair = tuple(part.text() for part in merge.items())
+    merges, pairs = model["merges"].items(), []
+    for merge in merges:
+        pair = merge.value.split(" ") if isinstance(merge.value, str) else merge.value
+        if not isinstance(pair, list) or not all(isinstance(token, str) for token in pair):
+            raise merge.wrong("two tokens")
         if len(pair) != 2 or not all(pair):
             raise merge.wrong("two tokens")
-        if not {*pair, pair[0] + pair[1]} <= vocab.keys():
+        a, b = pair
+        if not (a in vocab and b in vocab and a + b in vocab):
             raise merge.wrong("two tokens of its vocabulary, and both joined another")
-        pairs.append(pair)
+        pairs.append((a, b))
     return pairs
 
 

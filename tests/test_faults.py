@@ -1,0 +1,105 @@
+"""Faults at any moment: signals before the work begins and after it has ended, and kills."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import kills
+import pytest
+from conftest import ROOT
+
+from minilm_inf import ending
+from minilm_inf.files import RESULT, claimed
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_program_is_imported(name):
+    """A traceback of an import that somebody's Ctrl-C cut short."""
+    program = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "minilm_inf.inspect", "nowhere"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        for line in program.stderr:
+            if b" torch._" in line:  # in the middle of PyTorch
+                break
+        program.send_signal(name)
+        _, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 128 + name and err.endswith(b"\nstopped\n")
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_program_that_has_ended(monkeypatch, name):
+    """An exit code that says the work was not done, when it was."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(ending, "is_program", lambda: True)
+    try:
+        assert ending.guarded(lambda: 0) == 0
+        signal.raise_signal(name)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_two_signals_are_one(name, capsys):
+    """A traceback for who presses Ctrl-C twice."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def impatient():
+        try:
+            signal.raise_signal(name)
+        finally:
+            ending.say = lambda text: (signal.raise_signal(name), say(text))
+
+    say = ending.say
+    try:
+        assert ending.guarded(impatient) == 128 + name
+    finally:
+        ending.say = say
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
+@pytest.mark.parametrize("kind", ["stream", "convert"])
+def test_kills(kind, capfd):
+    """Half a file, or a last bit that differs; make kills has more of them."""
+    assert kills.hold(kind, 2, random.Random(0))
+    assert "differing: 0" in capfd.readouterr().out
+
+
+def test_a_name_that_is_too_long_or_taken(tmp_path, program):
+    """A number of the system's, or a second run that writes over the first."""
+    from minilm_inf.evaluate import main
+
+    flags = ["perplexity", "-m", ROOT / "weights" / "nano-llama", "--text", ROOT / "README.md"]
+    code, _, err = program(main, *flags, "--out", tmp_path / ("y" * 250))
+    assert code == 1 and "File name too long" in err and "Errno" not in err
+    code, _, err = program(main, "perplexity", "-m", "x" * 300, "--text", ROOT / "README.md")
+    assert code == 1 and "Errno" not in err and "x" * 201 not in err
+    with claimed(tmp_path / "run.json"):
+        code, _, err = program(main, *flags, "--out", tmp_path / "run.json")
+    assert code == 1 and "another run writes" in err
+    (tmp_path / "theirs.json").write_text("[]")
+    code, _, err = program(main, *flags, "--out", tmp_path / "theirs.json")
+    assert code == 1 and "was not written by this program" in err
+    assert RESULT.startswith(b"{") and (tmp_path / "theirs.json").read_text() == "[]"
+
+
+@pytest.mark.parametrize("flag", ["--threads", "--n-global", "--chunk", "--bins", "--seed"])
+@pytest.mark.parametrize("value", [2**63, -1, "1e3", "9" * 5000, "--"])
+def test_counts_have_a_largest_value(program, flag, value):
+    """A crash of the threads, an overflow of PyTorch's, a number of 5,000 digits."""
+    from minilm_inf.evaluate import main
+
+    code, out, err = program(main, "perplexity", f"{flag}={value}")
+    assert code == 2 and not out and flag in err.splitlines()[-1] and len(err) < 4000

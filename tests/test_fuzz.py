@@ -1,0 +1,58 @@
+"""2,000 cases of fuzz.py in this process; `make fuzz` runs 20,000 in processes of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fuzz
+import pytest
+from fuzz import CASES, FAULTS, KINDS, judged
+from fuzz_draw import Refused, Wrong
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_goes_wrong(kind):
+    """Catches a traceback, a hang, an execution, a file outside of its folder, a Python word or
+    a long echo in a sentence, and two paths of attention that disagree."""
+    verdicts = [judged(kind, number) for number in range(CASES // 10 // len(KINDS))]
+    wrong = [f"{number}: {v}" for number, v in enumerate(verdicts) if v.outcome in FAULTS]
+    assert any(v.outcome == "clean" for v in verdicts), (
+        "nothing was right before it was spoiled"
+    )
+    assert not wrong, f"python tests/fuzz.py --kind {kind} --first " + "\n".join(wrong)
+
+
+def spin():
+    while True:
+        pass
+
+
+def say(error: Exception):
+    raise error
+
+
+FAULTY = {
+    "traceback": lambda: {}["a"],
+    "hang": spin,
+    "execution": lambda: os.system("true"),
+    "outside": lambda: Path("../x").write_text("x"),
+    "words": lambda: say(ValueError("KeyError: 'a'")),
+    "wrong": lambda: say(Wrong("the two disagree")),
+    "clean": lambda: Path("x").write_text("x"),
+    "sentence": lambda: say(Refused("error: m is no folder: give the model's")),
+}
+
+
+@pytest.mark.parametrize("outcome", FAULTY)
+def test_the_judge_sees(outcome, monkeypatch):
+    """Catches a judge that lets everything pass, or nothing."""
+    monkeypatch.setitem(KINDS, "faulty", lambda rng: ("", FAULTY[outcome]))
+    monkeypatch.setattr(fuzz, "SECONDS", 0.2)
+    assert judged("faulty", 0).outcome == outcome
+
+
+@pytest.mark.parametrize("sentence", ["", "a\nb", "x" * 1000, "a: " + "long " * 50, "NoneType"])
+def test_the_judge_reads(sentence):
+    """Catches a judge who does not look at the words of an error."""
+    assert fuzz.problem_with(sentence)

@@ -1,0 +1,321 @@
+"""What measures, in bad times: no number is lost, nothing foreign is touched, one sentence."""
+
+import json
+import os
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_llama
+
+from minilm_inf import benchmark, card, corpus, diagnose, evaluate, options
+from minilm_inf.checkpoint import save
+from minilm_inf.compare import by_position
+from minilm_inf.config import LMInfinite
+from minilm_inf.needles.cells import Cell, Run
+from minilm_inf.needles.reading import Method
+from minilm_inf.needles.recall import Pairs
+from minilm_inf.needles.trials import PassKey
+from minilm_inf.practice import Practice, pass_key_accuracy
+
+TEXT = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")[:8000]
+RUNS = {  # a short run of each: its main, and its arguments
+    "passkey": (evaluate.main, "passkey --lengths 1 --depths 0 --trials 1 --methods lambda"),
+    "recall": (evaluate.main, "recall --lengths 1 --depths 0 --trials 1 --methods lambda"),
+    "compare": (evaluate.main, "compare --length 300 --trials 0 --methods lambda,truncate"),
+    "diagnose": (diagnose.main, "--length 300"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model with tiny-llama's tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    save(tiny_llama(vocab_size=2048, context_length=200, dtype=torch.float32), path)
+    shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", path)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def call(program, folder, text, tmp_path, monkeypatch):
+    """A short run: (name, more arguments...) -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "can_draw", lambda: True)
+
+    def run(name, *more, model=folder):
+        main, line = RUNS[name]
+        return program(main, *line.split(), "-m", model, "--text", text, *more)
+
+    return run
+
+
+def broken(number: int):
+    """What a later part does: it fails, or a signal comes."""
+
+    def part(*_, **__):
+        if number:
+            signal.raise_signal(number)
+        raise ValueError("no more of that")
+
+    return part
+
+
+# ---- logits that are not numbers
+
+
+@pytest.mark.parametrize("name", [*RUNS, "benchmark"])
+def test_nan_in_the_weights_is_told(call, program, tmp_path, name):
+    """A table of nan with exit code 0, or "out of memory" of a decomposition that failed."""
+    model = tiny_llama(vocab_size=2048, context_length=200, dtype=torch.float32)
+    model.blocks[0].mlp.down.weight.data[0, 0] = float("nan")
+    save(model, tmp_path / "nan")
+    shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", tmp_path / "nan")
+    if name == "benchmark":
+        line = "--quick --only prefill --device cpu -m".split()
+        code, out, err = program(benchmark.main, *line, tmp_path / "nan")
+    else:
+        code, out, err = call(name, model=tmp_path / "nan")
+    assert code == 1 and not out
+    assert err.splitlines()[-1].startswith("error: the model's logits are not numbers")
+
+
+def test_nan_while_a_card_is_measured(tokenizer):
+    """A card with nan in its table."""
+    model = tiny_llama(vocab_size=2048)
+    model.head.weight.data[5] = float("nan")
+    ids = tokenizer.encode(TEXT)
+    practice = Practice(tokenizer, np.array(ids[1:]))
+    with pytest.raises(ValueError, match="logits are not numbers"):
+        by_position(model, {"a": ids[:20]}, LMInfinite(6, 2, 6), lambda line: None)
+    with pytest.raises(ValueError, match="logits are not numbers"):
+        pass_key_accuracy(model, practice, 100, count=1)
+
+
+# ---- what was measured is not lost
+
+
+@pytest.mark.parametrize("part, number", [
+    ("pass_keys.trials", signal.SIGINT), ("sweep.settings", signal.SIGTERM),
+    ("sweep.settings", 0), ("figure.png", 0), ("figure.png", signal.SIGINT),
+])  # fmt: skip
+def test_a_comparison_is_published_before_its_later_parts(call, monkeypatch, part, number):
+    """Minutes of reading that a picture, a sweep, or one Ctrl-C takes along."""
+    monkeypatch.setattr(f"minilm_inf.comparing.task.{part}", broken(number))
+    code, out, err = call(
+        "compare", "--trials", 1, "--sweep", "--out", "run.json", "--figure", "run.png"
+    )
+    assert code == {0: 1, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert err.splitlines()[-1] == ("stopped" if number else "error: no more of that")
+    assert out.startswith("| method | ")
+    with open("run.json", encoding="utf-8") as file:
+        found = json.load(file)
+    assert [entry["name"] for entry in found["methods"]] == ["lambda", "truncate"]
+    assert sorted(os.listdir()) == ["run.json", "text.txt"]
+
+
+@pytest.mark.parametrize("name, part", [
+    ("passkey", "minilm_inf.needles.heatmap.write"),
+    ("diagnose", "minilm_inf.diagnosis.figures.draw"),
+])  # fmt: skip
+def test_a_picture_that_fails_comes_last(call, monkeypatch, name, part):
+    """Hours of trials that are gone because a disk had no room for a picture."""
+    monkeypatch.setattr(part, broken(0))
+    more = ["--out", "run", "--heatmap", "a.png"] if name == "passkey" else ["--out", "run"]
+    code, out, err = call(name, *more)
+    assert code == 1 and err.splitlines()[-1] == "error: no more of that"
+    assert ("Controls:" if name == "passkey" else "factor 3, ") in out
+    with open("run" if name == "passkey" else "run/diagnosis.json", encoding="utf-8") as file:
+        assert "settings" in json.load(file)
+
+
+def test_rows_of_a_benchmark_that_is_stopped(program, monkeypatch):
+    """Ten minutes of rows that Ctrl-C in the last of them takes along."""
+    row = benchmark.Row("attention", "chunked", 64, [0.1] * 5)
+    monkeypatch.setattr(benchmark, "attention_rows", lambda *_: [row])
+    monkeypatch.setattr(benchmark, "prefill_rows", broken(signal.SIGINT))
+    code, out, err = program(benchmark.main, "--quick", "--device", "cpu")
+    assert code == 130 and "| attention: chunked |" in out and err.split() == ["stopped"]
+
+
+@pytest.mark.parametrize("name", ["compare", "passkey", "diagnose"])
+def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
+    """An empty folder or a part that is left, or a table that is not even printed."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minilm_inf.files.os.replace", full)
+    if name == "passkey":  # whose state would be the first to find no room
+        monkeypatch.setattr("minilm_inf.resume.save_state", lambda *_: None)
+    code, out, err = call(name, "--out", "new/run")
+    assert code == 1 and err.splitlines()[-1].endswith("written: No space left on device")
+    assert os.listdir() == ["text.txt"] and len(out) > 300
+
+
+# ---- outputs
+
+
+@pytest.mark.parametrize("name, flag", [
+    ("compare", "--out"), ("compare", "--figure"), ("passkey", "--heatmap"),
+    ("recall", "--out"), ("diagnose", "--out"),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["text", "model", "other", "pipe", "device"])
+def test_outputs_that_are_none(call, folder, text, monkeypatch, name, flag, kind):
+    """A text, weights, a device or somebody's notes that a result has replaced."""
+    monkeypatch.setattr("minilm_inf.options.load", lambda *_: pytest.fail("told too late"))
+    path = {"text": text, "model": folder / "config.json", "device": "/dev/null"}.get(kind)
+    if path is None:
+        path = text.parent / ("x.png" if flag == "--figure" else "x")
+        os.mkfifo(path) if kind == "pipe" else path.write_text("my notes")
+    if flag == "--figure" and kind in ("text", "model", "device"):
+        path = text.parent / "x.png"  # another name of the same
+        path.symlink_to({"text": text, "model": folder / "config.json"}.get(kind, "/dev/null"))
+    before = text.read_bytes(), (folder / "config.json").read_bytes(), os.listdir()
+    code, out, err = call(name, flag, path)
+    assert code == 1 and not out and err.count("\n") == 1 and str(path) in err
+    assert before == (text.read_bytes(), (folder / "config.json").read_bytes(), os.listdir())
+
+
+def test_two_outputs_of_one_name(call):
+    """A picture that replaces the numbers it shows."""
+    for name, flag in (("compare", "--figure"), ("passkey", "--heatmap")):
+        code, out, err = call(name, "--out", "a.png", flag, "./a.png")
+        assert code == 1 and not out and "are one file" in err
+
+
+def test_a_diagnosis_is_written_into_no_other_folder(call, tmp_path, monkeypatch):
+    """CSV files among a stranger's; and an earlier diagnosis, which is replaced."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "nll.csv").write_text("mine")
+    code, _, err = call("diagnose", "--out", "full")
+    assert code == 1 and "holds other files and no diagnosis" in err
+    drawn = {"factors.png": b"\x89PNG"}
+    monkeypatch.setattr("minilm_inf.diagnosis.figures.draw", lambda *_: drawn)
+    for _ in range(2):
+        code, _, err = call("diagnose", "--out", "new")
+        assert code == 0, err
+    assert not [name for name in os.listdir() if name.startswith(".")]
+    assert {p.suffix for p in (tmp_path / "new").iterdir()} == {".json", ".csv", ".png"}
+
+
+@pytest.mark.parametrize("spoiled", [
+    {"log": []}, {"log": None}, {"phases": []}, {"phases": [{}]}, {"settings": 3},
+    {"log": [{"tokens": "x"}]}, None,
+])  # fmt: skip
+def test_a_card_is_of_whole_records(program, folder, tmp_path, monkeypatch, spoiled):
+    """A card that fails behind minutes of measuring, for a key that is missing."""
+    whole = json.loads((ROOT / "weights" / "tiny-llama" / "training.json").read_text())
+    shutil.copytree(folder, tmp_path / "m")
+    about = [1] if spoiled is None else whole | spoiled
+    (tmp_path / "m" / "training.json").write_text(json.dumps(about))
+    (tmp_path / "c" / "web").mkdir(parents=True)
+    (tmp_path / "c" / "web" / "Acts.txt").write_text(TEXT)
+    (tmp_path / "c" / "corpus.json").write_text("{}")
+    monkeypatch.setattr(card, "load", lambda *_: pytest.fail("told too late"))
+    code, out, err = program(card.main, tmp_path / "m", "--corpus", tmp_path / "c")
+    assert code == 1 and err.count("\n") == 1 and "training.json" in err
+    (tmp_path / "m" / "README.md").write_text("# my model")
+    code, out, err = program(card.main, tmp_path / "m", "--corpus", tmp_path / "c")
+    assert code == 1 and "is not a card" in err
+    assert (tmp_path / "m" / "README.md").read_text() == "# my model"
+
+
+# ---- trials that cannot be made
+
+
+def test_trials_that_have_no_room_are_told_at_once(tokenizer):
+    """A run that ends after hours, at the first wording that is longer than the others."""
+    practice = Practice(tokenizer, np.array(tokenizer.encode(TEXT, bos=False)))
+    maker, model = PassKey(practice, tokenizer), tiny_llama()
+    needed = [len(maker.trial(200, 0.5, [3, 200, n, 0, 500000]).ids) for n in range(40)]
+    assert set(needed) == {200}
+    least = min(n for n in range(20, 80) if fits(maker, n))
+    lm, cells = LMInfinite(6, 2, 6), [Cell("full", least, 0.5)]
+    run = Run(model, maker, {"full": Method(None)}, lm, cells, 40, 3)
+    with pytest.raises(ValueError, match=f"{least} tokens have no room"):
+        run.check()
+
+
+def fits(maker, length: int) -> bool:
+    """Whether any trial has room in so many tokens."""
+    for number in range(40):
+        try:
+            maker.trial(length, 0.5, [3, length, number, 0, 500000])
+        except ValueError:
+            continue
+        return True
+    return False
+
+
+def test_numbers_that_cannot_differ(tokenizer, monkeypatch):
+    """A search without an end for as many numbers as there are not."""
+    practice = Practice(tokenizer, np.array(tokenizer.encode(TEXT, bos=False)))
+    maker = Pairs(practice, tokenizer, 11, digits=1)
+    with pytest.raises(ValueError, match="fewer than 11 numbers of 1 digits"):
+        maker.trial(400, 0.5, [1])
+    monkeypatch.setattr(practice, "encode", lambda words: [5])
+    with pytest.raises(ValueError, match="cannot write"):
+        PassKey(practice, tokenizer)
+
+
+@pytest.mark.parametrize("arguments", [
+    "passkey --lengths 1e9", "passkey --lengths 1e-9", "passkey --length-tokens 1e9",
+    "passkey --length-tokens 99999999999", "passkey --filler repeat --lengths 1000000",
+    "recall --digits 99999999999", "compare --length 4611686018427387904",
+    "compare --n-global 4611686018427387903", "diagnose --length 1099511627776",
+    "passkey --trials 4611686018427387904", "compare --trials 1099511627776",
+])  # fmt: skip
+def test_numbers_beyond_all_bounds(call, arguments):
+    """An allocation without an end, or minutes until it is noticed."""
+    name, *more = arguments.split()
+    code, out, err = call(name, *more)
+    assert code in (1, 2) and not out and "error: " in err.splitlines()[-1]
+    assert "memory" not in err
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_memory_that_ran_out_is_told_with_flags_that_there_are(
+    call, program, monkeypatch, name
+):
+    """Advice to take a smaller --n-local, from a program that knows none."""
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(options, "load", full)
+    code, _, err = call(name)
+    _, usage, _ = program(RUNS[name][0], *RUNS[name][1].split()[: name != "diagnose"], "--help")
+    advised = re.findall("--[a-z-]+", err.rpartition("out of memory: take a smaller ")[2])
+    assert code == 1 and advised and all(f"{flag} " in usage for flag in advised)
+
+
+# ---- a stranger's files
+
+
+def test_a_corpus_with_what_is_no_text(tmp_path, monkeypatch):
+    """A folder, a pipe that nobody writes to, or bytes, in the place of a document."""
+    (tmp_path / "web" / "1Sam.txt").mkdir(parents=True)
+    os.mkfifo(tmp_path / "web" / "pipe.txt")
+    with pytest.raises(ValueError, match="holds no held-out documents"):
+        corpus.documents(tmp_path, held_out=True)
+    (tmp_path / "web" / "Acts.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="Acts.txt is not UTF-8 text"):
+        corpus.documents(tmp_path, held_out=True)
+    package = tmp_path / "x.deb"
+    for size in ("-60", "x"):  # the first stands where it is for ever
+        package.write_bytes(b"!<arch>\n" + f"{'a':<16}{'':<32}{size:<10}`\n".encode())
+        with pytest.raises(ValueError, match="it is no ar archive.*fetch it again"):
+            corpus.extract("austen", package)
+    monkeypatch.setattr(corpus, "LARGEST", 1000)
+    with pytest.raises(ValueError, match="more than 1,000 bytes"):
+        corpus.unpacked(corpus.zlib.decompressobj(), corpus.zlib.compress(bytes(1001)))
