@@ -146,15 +146,7 @@ def check_call(tokens, model, lm, cache, path: str, paths, n_reaching):
     check_lm(lm)
     if path not in tuple(paths):
         raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
-    weight = model.embed.weight  # (V, E)
-    check_tokens(tokens, weight.device)
-    if tokens.device.type == "cpu":  # a GPU would have to wait for the answer
-        low, high = (int(x) for x in tokens.aminmax())
-        if low < 0 or high >= len(weight):
-            raise ValueError(
-                f"token {low if low < 0 else high} is out of range: the vocabulary has the "
-                f"ids 0 to {len(weight) - 1}"
-            )
+    check_tokens(tokens, model.embed.weight.device)
     check_reaching(n_reaching, tokens.shape[1])
     if cache is not None:
         check_cache(cache, model.config, tokens, lm or FULL_ATTENTION, path)
@@ -192,3 +184,12 @@ def check_new_cache(batch, lm, first_position, padding, middle, kinds):
         raise ValueError(
             f"padding must be {batch} whole numbers from 0 on, not {shown(padding)}"
         )
+
+
+def out_of_range(tokens: Tensor, vocab_size: int) -> ValueError:
+    """What is wrong with tokens of which one has no embedding."""
+    low, high = (int(x) for x in tokens.aminmax())
+    return ValueError(
+        f"token {low if low < 0 else high} is out of range: the vocabulary has the ids 0 to "
+        f"{vocab_size - 1}"
+    )

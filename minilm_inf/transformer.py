@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attend
-from .checks import check_call, check_new_cache, padding_of
+from .checks import check_call, check_new_cache, out_of_range, padding_of
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .fast.blocks import KINDS
 from .fast.cache import Cache
@@ -78,7 +78,11 @@ class Transformer(nn.Module):
         """forward without the head: hidden states (B, T, E), where few logits are needed."""
         check_call(tokens, self, lm, cache, path, PATHS, n_reaching)
         lm = lm or FULL_ATTENTION
-        padding, x = padding_of(tokens, lengths), self.embed(tokens)  # (B, T, E)
+        padding = padding_of(tokens, lengths)
+        try:
+            x = self.embed(tokens)  # (B, T, E)
+        except IndexError as error:  # on the CPU; a GPU does not tell
+            raise out_of_range(tokens, self.config.vocab_size) from error
         n_reaching = lm.reaching(x.shape[1]) if n_reaching is None else n_reaching
         if cache is None:
             return self.through(x, self.of_a_text(x, lm, path, padding, n_reaching))

@@ -53,8 +53,10 @@ class LayerCache:
         return self.tensors() | {f"middle.{name}": x for name, x in middle}
 
     def restore(self, state: dict[str, Tensor], length: int, padding: list[int]):
-        """Be, as a fresh one, what `state` was taken of after `length` tokens. Raises ValueError
-        for a state of any other."""
+        """Be, as a fresh one, what `state` was taken of after `length` tokens.
+
+        Raises ValueError for a state of any other.
+        """
         limit, n_global = self.lm.n_local, self.lm.n_global
         n_starting = 0 if limit is None else min(n_global, max(0, length - min(padding)))
         counts = dict.fromkeys(self.TENSORS, n_starting)

@@ -208,7 +208,8 @@ class Reach:
         self.q_positions, self.k_positions, self.stop = q_positions, k_positions, stop
 
     def __call__(self, q: Tensor, rows: slice = slice(None)) -> Found:
-        """The middle keys that come back to those rows of the queries, q (B, H, T, D), unplaced."""
+        """The middle keys that come back to those rows of the queries, q (B, H, T, D), which
+        are not placed."""
         here = self.q_positions[..., rows]
 
         def candidates(columns: Tensor) -> Tensor:

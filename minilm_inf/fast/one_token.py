@@ -97,7 +97,7 @@ class OneToken:
         return gathered.reshape(len(q), n_kv_head * group, 1, -1)
 
     def with_middle(self, q: Tensor, keys: Tensor, values: Tensor, found) -> Tensor:
-        """The same with middle keys, which are each query head's own, under the same softmax."""
+        """The same with middle keys, each query head's own, under the same softmax."""
         exact = torch.float64 if q.dtype == torch.float64 else torch.float32
         near = by_key_head(self.place(q.to(exact)), keys.to(exact).mT) * self.scale
         near = near if self.mask is None else near + self.mask
