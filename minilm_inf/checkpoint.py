@@ -23,7 +23,7 @@ from torch import nn
 
 from .config import ModelConfig
 from .files import named, read_json, shown, write_beside
-from .models import gptj, llama, mpt
+from .models import gptj, llama, mpt, mpt_config
 from .models.raw_config import RawConfig
 from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
 from .tensor_file import write_tensors
@@ -87,10 +87,8 @@ def with_ends(config: ModelConfig, keys: RawConfig) -> ModelConfig:
     The ids that end a text stand in place of config.json's; BOS only where that has none.
     Raises ValueError with the key's name for what is no id.
     """
-    eos, bos = keys.ids("eos_token_id", None), keys.ids("bos_token_id", None)
-    if len(bos) > 1:
-        raise keys.wrong("bos_token_id", "one token id or null", list(bos))
-    bos_id = next(iter(bos), None) if config.bos_id is None else config.bos_id
+    eos, bos_id = keys.ids("eos_token_id", None), keys.bos_id(None)
+    bos_id = bos_id if config.bos_id is None else config.bos_id
     return replace(config, bos_id=bos_id, eos_ids=eos or config.eos_ids)
 
 
@@ -147,7 +145,7 @@ def settled(
         found[embedding] = found.pop(head)
     if family is mpt:
         shapes = {name: place.shape for name, place in found.items()}
-        config = mpt.as_stored(config, shapes)
+        config = mpt_config.as_stored(config, shapes)
     return config, found
 
 

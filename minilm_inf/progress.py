@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -63,3 +64,21 @@ def memory() -> tuple[int | None, int | None]:
     kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
     found = (kilobytes.get(name) for name in ("VmRSS", "VmHWM"))
     return tuple(None if value is None else 1024 * int(value) for value in found)
+
+
+def available_memory() -> int | None:
+    """Bytes that a new program can have: what Linux estimates, or else the free pages.
+
+    None where the system tells neither.
+    """
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+            return 1024 * int(next(found))
+    except (OSError, StopIteration):
+        pass
+    try:
+        pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        return pages * size if pages > 0 else None
+    except (AttributeError, ValueError, OSError):
+        return None

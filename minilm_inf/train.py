@@ -33,6 +33,7 @@ from .ending import guarded
 from .files import claimed, read_text
 from .options import at_least
 from .practice import Practice
+from .progress import available_memory
 from .recipes import SHAPES, network, train_tokenizer
 from .resume import signals_noted
 from .schedule import PHASES, Settings, windows
@@ -101,8 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the folder to write, which load() then reads")
-    add("--corpus", type=Path, default=Path("corpus"), help="folder of minilm_inf.corpus")
-    add("--text", type=Path, nargs="+", help="your own UTF-8 files, instead of the corpus")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--corpus", type=Path, default=Path("corpus"),
+                        help="folder of minilm_inf.corpus")  # fmt: skip
+    source.add_argument("--text", type=Path, nargs="+",
+                        help="your own UTF-8 files, instead of the corpus")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run that OUT.part holds")
     add("--tokens", type=at_least(1), default=30_200_000,
         help="tokens to learn from (%(default)s)")  # fmt: skip
@@ -172,6 +176,17 @@ def run_from(options) -> int:
     return 0
 
 
+def check_memory(model):
+    """Raise ValueError where weights, gradients and both moments of a model, in float32, take
+    more memory than there is: a system may give it out, and then end the program."""
+    needed, there = 16 * sum(x.numel() for x in model.parameters()), available_memory()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"training this model takes {needed / 1e9:,.1f} GB, and {there / 1e9:,.1f} GB are "
+            "free: take smaller sizes"
+        )
+
+
 def begun(options, folder: Path, texts: dict[str, str], held_out_texts: dict[str, str]):
     """The run, where it starts or where its state was saved, and what it learns from and is
     measured on. Raises ValueError for a text that is too short for either."""
@@ -184,6 +199,8 @@ def begun(options, folder: Path, texts: dict[str, str], held_out_texts: dict[str
         options.tokens, options.seed, options.tokens_per_step, options.learning_rate,
         options.vocab_size, options.repeats,
     )  # fmt: skip
+    with torch.device("meta"):
+        check_memory(network(options.family, options.sizes, tokenizer))
     model = network(options.family, options.sizes, tokenizer)
     for part in (practice, held_out):  # or it would be told after an hour
         part.excerpt(np.random.default_rng(0), model.config.context_length + 1)

@@ -15,7 +15,6 @@ from fuzz_draw import (
     LONG,
     MODULES,
     TOKENIZERS,
-    VALUES,
     as_json,
     program,
     some_text,
@@ -26,6 +25,7 @@ from fuzz_draw import (
     write,
 )  # fmt: skip
 from fuzz_files import with_header
+from safetensors.torch import load
 
 import minilm_inf.benchmark
 import minilm_inf.card
@@ -183,11 +183,11 @@ def states(rng):
     header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
     how = rng.random()
     if how < 0.5:
-        about = header["__metadata__"]
-        name = rng.choice(list(about))
-        with_json = about[name].startswith("{")
-        value = spoiled(rng, json.loads(about[name])) if with_json else rng.choice(VALUES)
-        about[name] = json.dumps(value)
+        facts = spoiled(rng, json.loads(header["__metadata__"]["run"]))
+        if isinstance(facts, dict) and rng.random() < 0.8:  # by who knows how to sign them
+            facts.pop("sha256", None)
+            facts["sha256"] = resume.checksum(facts, load(raw).items())
+        header["__metadata__"]["run"] = json.dumps(facts)
         raw = with_header(raw, json.dumps(header).encode())
     elif how < 0.75:
         raw = with_header(raw, as_json(rng, spoiled(rng, header)))

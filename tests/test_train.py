@@ -650,6 +650,14 @@ def test_text_and_sizes_that_do_not_do(tmp_path, capsys, content, more, sentence
     assert not (tmp_path / "model").exists()
 
 
+def test_a_model_that_memory_cannot_hold(text, tmp_path, capsys):
+    """A program that the system ends without a word, after it gave out what it had not."""
+    sizes = ("--n-layer", 1000, "--n-embd", 65536, "--n-inner", 65536)
+    assert train.main(flags(text, tmp_path / "model", *sizes)) == 1
+    assert "GB are free: take smaller sizes" in error(capsys)
+    assert not list(tmp_path.iterdir())
+
+
 def test_text_that_is_not_there(tmp_path, capsys):
     """The corpus is not part of a clone: say how to get it."""
     assert train.main(flags(tmp_path / "missing", tmp_path / "model")) == 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from ..config import LMInfinite, ModelConfig
 from ..planning.cached import cache_bytes
+from ..progress import available_memory
 
 LENGTHS = (4096, 32_768, 1_048_576)  # tokens for which the cache is told
 
@@ -33,21 +32,3 @@ def memory(config: ModelConfig, parameters: int, dtype: torch.dtype) -> dict:
         "available_bytes": available,
         "cache": cache,
     }
-
-
-def available_memory() -> int | None:
-    """Bytes that a new program can have: what Linux estimates, or else the free pages.
-
-    None where the system tells neither.
-    """
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-            return 1024 * int(next(found))
-    except (OSError, StopIteration):
-        pass
-    try:
-        pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-        return pages * size if pages > 0 else None
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from ..config import ModelConfig
 from ..files import named, shown
 
 REQUIRED = object()  # the default of a key that has none
@@ -93,6 +94,28 @@ class RawConfig:
             raise self.wrong(name, "a token id, a list of them or null", value)
         return tuple(dict.fromkeys(ids))
 
+    def bos_id(self, default=REQUIRED) -> int | None:
+        """The one id, if any, that a text begins with."""
+        ids = self.ids("bos_token_id", default)
+        if len(ids) > 1:
+            raise self.wrong("bos_token_id", "one token id or null", list(ids))
+        return ids[0] if ids else None
+
+    def heads(self, width: str, count: str, own: str | None = None) -> tuple[int, int, int]:
+        """n_embd, n_head, and head_dim: the width shared out, or what the key `own` says."""
+        n_embd, n_head = self.integer(width), self.integer(count)
+        head_dim = None if own is None else self.integer(own, None)
+        if head_dim is None and n_embd % n_head:
+            raise ValueError(f"{width} ({n_embd}) must be a multiple of {count} ({n_head})")
+        return n_embd, n_head, head_dim or n_embd // n_head
+
+    def inner(self, name: str, default=REQUIRED) -> RawConfig:
+        """An object's own keys, to be taken and closed like these."""
+        value = self._value(name, default)
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object", value)
+        return RawConfig(value, f"{self.where}{name}.")
+
     def only(self, name: str, allowed: tuple, default=REQUIRED):
         """One of the values that this package implements."""
         value = self._value(name, default)
@@ -101,8 +124,10 @@ class RawConfig:
             raise self.wrong(name, f"{listed} (nothing else is implemented)", value)
         return value
 
-    def unquantised(self):
-        """No quantization_config, nor what MLX calls it."""
+    def plain_decoder(self):
+        """A decoder alone, and no quantization_config, nor what MLX calls it."""
+        for name in ("is_encoder_decoder", "add_cross_attention"):
+            self.only(name, (False,), False)
         for name in ("quantization_config", "quantization"):
             if self._value(name, None) is not None:
                 raise ValueError(
@@ -131,3 +156,15 @@ class RawConfig:
     def _value(self, name: str, default):
         value = self.take(name, default)
         return default if value is None and default is not REQUIRED else value
+
+
+def shared_keys(config: ModelConfig) -> dict:
+    """The part of a config.json that every family spells alike."""
+    eos = list(config.eos_ids)
+    return {
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+    }
