@@ -111,6 +111,8 @@ class OneToken:
         """x at the query's position."""
         if self.turn is None:
             return x
+        if x.dtype == self.turn.dtype:
+            return x @ self.turn
         return (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
 
 
