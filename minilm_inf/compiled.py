@@ -1,10 +1,10 @@
 """A decode step as a program: recorded once, compiled, and run for every token that follows.
 
-decoding.py takes a token in shapes that never change, however long the text is. So on a CPU the
-step can be recorded (torch.export) and compiled ahead of time (AOTInductor). The program is
-handed the weights and the cache's rings, works in them, and copies none. It is called past
-Python: nothing is looked up or checked between two tokens, which with torch.compile takes
-longer than the arithmetic of a small model. A GPU, for which that counts less, has
+fast/one_token.py takes a token in shapes that never change, however long the text is. So on a
+CPU the step can be recorded (torch.export) and compiled ahead of time (AOTInductor). The
+program is handed the weights and the cache's rings, works in them, and copies none. It is
+called past Python: nothing is looked up or checked between two tokens, which with torch.compile
+takes longer than the arithmetic of a small model. A GPU, for which that counts less, has
 torch.compile; and so has a CPU on which PyTorch cannot load what it has compiled.
 
 What is gained is the price of operations, not of bytes: a model whose weights take longer to

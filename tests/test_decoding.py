@@ -1,4 +1,4 @@
-"""decoding.py: one token at a time in shapes that never change, as one graph."""
+"""fast/one_token.py: one token at a time in shapes that never change, as one graph."""
 
 import pytest
 import torch
