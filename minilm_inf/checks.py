@@ -193,3 +193,17 @@ def out_of_range(tokens: Tensor, vocab_size: int) -> ValueError:
         f"token {low if low < 0 else high} is out of range: the vocabulary has the ids 0 to "
         f"{vocab_size - 1}"
     )
+
+
+def fitting(x: Tensor | None, shape, dtype: torch.dtype) -> Tensor:
+    """A tensor of a saved state. Raises ValueError where it is not of this shape and dtype, or
+    not there: nothing is converted, and nothing spread."""
+    if x is None or tuple(x.shape) != tuple(shape) or x.dtype != dtype:
+        raise ValueError(f"there is no tensor of {tuple(shape)}, {dtype}")
+    return x
+
+
+def taken(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """What a saved state holds of a part, "part.name", by name, and no longer holds then."""
+    names = [name for name in state if name.startswith(part + ".")]
+    return {name.removeprefix(part + "."): state.pop(name) for name in names}

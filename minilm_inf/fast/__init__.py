@@ -1,7 +1,8 @@
 """The same numbers as attention.attend in O(n): in reading order chunk, band, (blocks, middle,)
 chunked, cache, one_token, reading.
 
-Every room says which keys it leaves out, and why their weight in the definition is 0. Its words:
+Every room says which keys it leaves out, and why their weight in the definition is 0. The
+words:
 
     window          the last n_local keys that a query sees
     starting keys   the first n_global of a text, once they have left the window
@@ -10,11 +11,11 @@ Every room says which keys it leaves out, and why their weight in the definition
     chunk           queries that are read together
     band            consecutive queries, each with its window
     block           some queries of a band, which share one batched product
-    spare           columns of a block before its window: the starting keys', and padding of rows
+    spare           columns of a block before its window, the starting keys' among them
     stretch         queries of a long text for which the window of placed keys moves on at once
     ring            the slots of a cache, where the newest token takes the place of the oldest
     slot            token p of a text stands in slot p mod n_local
     middle          what has left the window and is no starting key
     to reach        to bring back the top_k best keys of the middle
-    to settle       to give the starting keys their room behind the ring
+    to settle       to give the starting keys their room after the ring
 """

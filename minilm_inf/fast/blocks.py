@@ -146,11 +146,3 @@ class Whole(Blocks):
     def __init__(self, k: Tensor, v: Tensor):
         super().__init__((*k.shape[:2], k.shape[3]), k.dtype, k.device)
         self.made, self.length, self.per_block = [(k, v)], k.shape[2], max(1, k.shape[2])
-
-
-def fitting(x: Tensor | None, shape, dtype: torch.dtype) -> Tensor:
-    """A tensor of a saved state. Raises ValueError where it is not of this shape and dtype, or
-    not there: nothing is converted, and nothing spread."""
-    if x is None or tuple(x.shape) != tuple(shape) or x.dtype != dtype:
-        raise ValueError(f"there is no tensor of {tuple(shape)}, {dtype}")
-    return x

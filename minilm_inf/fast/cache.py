@@ -6,7 +6,7 @@ from the window on their own position no longer matters. What the definition let
 query see is overwritten, so nothing is lost, and memory stops growing after n_global + n_local
 tokens:
 
-    the ring, n_local = 6, after 8 tokens        behind it
+    the ring, n_local = 6, after 8 tokens        after it
     | 6 | 7 | 2 | 3 | 4 | 5 |                    | 0 | 1 |     starting keys, for one_token.py
 
 Only with top_k all that was read is kept as well (see middle.py), and memory grows with it.
@@ -23,8 +23,8 @@ import contextlib
 import torch
 from torch import Tensor
 
+from ..checks import fitting, taken
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
-from .blocks import fitting
 from .chunk import at_ceiling
 from .middle import Middle
 
@@ -74,7 +74,7 @@ class LayerCache:
             # In memory of its own, as the run had it: a kernel's last bits may depend on how
             # its numbers lie there, and those of a file lie anywhere.
             setattr(self, name, new.to(old.device, copy=True))
-        middle = {n.partition(".")[2]: state.pop(n) for n in list(state) if n[:7] == "middle."}
+        middle = taken(state, "middle")
         if self.middle:
             self.middle.restore(middle, length)
         if state or middle:
@@ -167,7 +167,7 @@ class LayerCache:
         self.starting_keys, self.starting_values = new
 
     def settle(self):
-        """Make the starting keys stand behind the ring, once they are all there."""
+        """Make the starting keys stand after the ring, once they are all there."""
         limit, n_global = self.lm.n_local, self.lm.n_global
         if self.values.shape[2] == limit + n_global:
             return
@@ -248,7 +248,7 @@ class Cache(Guard):
         self.length += n_new
 
     def settle(self):
-        """Give the starting keys their room behind the ring, as one_token.py finds them."""
+        """Give the starting keys their room after the ring, as one_token.py finds them."""
         for layer in self.layers:
             layer.settle()
 
@@ -272,9 +272,7 @@ class Cache(Guard):
         if "padding" in state:
             self.pad(fitting(state.pop("padding"), (self.batch,), torch.int64))
         for number, layer in enumerate(self.layers):
-            names = [name for name in state if name.startswith(f"{number}.")]
-            own = {name.partition(".")[2]: state.pop(name) for name in names}
-            layer.restore(own, length, self.paddings)
+            layer.restore(taken(state, str(number)), length, self.paddings)
         if state:
             raise ValueError(f"this cache has no {next(iter(state))}")
         self.length = length

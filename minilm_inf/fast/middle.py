@@ -16,9 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import fitting
 from ..config import LMInfinite
 from ..top_k import largest, middle_bias, middle_mask, middle_queries
-from .blocks import Blocks, DiskBlocks, Whole, fitting
+from .blocks import Blocks, DiskBlocks, Whole
 from .chunk import Found
 
 LOGITS_AT_ONCE = 1 << 20

@@ -1,7 +1,7 @@
 """One token at a time: what a query gathers is one product over all that is kept.
 
 A decode step finds its window in the ring, in any order, since each key carries its position.
-Behind the ring stand the starting keys, placed anew for this very query: from home at -C they
+After the ring stand the starting keys, placed again for this very query: from home at -C they
 are moved to i - C, where a query at i finds each of them exactly C away, as the ceiling asks.
 So one fused call over
 
@@ -65,12 +65,12 @@ class OneToken:
         if not scheme.has_bias:
             self.turn = scheme.matrix(position + cache.first_position, like.shape[-1], exact)
         self.slot = (position if lm.n_local is None else position % lm.n_local).view(1)
-        self.anew = (
+        self.moves = (
             starting is not None and not scheme.has_bias and lm.distance_ceiling is not None
         )
-        if self.anew:
-            behind = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
-            self.slots = torch.cat((self.slot, behind))
+        if self.moves:
+            after = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
+            self.slots = torch.cat((self.slot, after))
         self.mask = None
         if columns is None or scheme.has_bias:
             self.mask = mask_of(cache, scheme, position, like)
@@ -78,7 +78,7 @@ class OneToken:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, reach=None) -> Tensor:
         """Take in a layer's new k, v (B, H_kv, 1, D); what q (B, H, 1, D) gathers."""
         keys, values, starting = self.rings[layer]
-        if self.anew:
+        if self.moves:
             keys.index_copy_(2, self.slots, self.place(torch.cat((k, starting), 2)))
         else:
             keys.index_copy_(2, self.slot, self.place(k))
@@ -118,7 +118,7 @@ class OneToken:
 
 def rings_of(cache: Cache, columns: int | None = None) -> list[tuple]:
     """Of each layer, what a step reads and writes: keys and values (B, H_kv, columns, D), and
-    the starting keys (B, H_kv, n_global, D) to place anew, None where none is seen."""
+    the starting keys (B, H_kv, n_global, D) to place again, None where none is seen."""
     lm, rings = cache.lm, []
     filling = columns is not None and (lm.n_local is None or cache.length < lm.n_local)
     for layer in cache.layers:
