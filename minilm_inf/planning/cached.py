@@ -6,7 +6,6 @@ import torch
 
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
 from ..fast.blocks import TOKENS_PER_BLOCK
-from ..fast.one_token import shape_can_be_fixed
 
 
 def cache_bytes(
@@ -17,22 +16,22 @@ def cache_bytes(
     chunk: int = 1,
     written: int = 0,
     batch: int = 1,
+    shortest: int | None = None,
 ) -> int:
     """Cache.nbytes of `batch` texts of `length` tokens that were read in chunks of `chunk`, and
     of `written` more that were read one by one.
 
+    shortest: the length of the shortest text, where the others are longer.
     Not counted: while a layer's buffer grows, the old one stands beside it.
     """
-    lm = lm or FULL_ATTENTION
-    window = rows(lm.n_local, length, chunk, written)
-    starting = 0 if lm.n_local is None else rows(lm.n_global, length, chunk, written)
-    if length + written >= (lm.n_local or 0) + lm.n_global and shape_can_be_fixed(lm):
-        window += lm.n_global
-    count = 2 * (window + starting)  # keys and values
-    numbers = batch * config.n_layer * config.n_kv_head * config.head_dim
-    return count * numbers * dtype.itemsize + middle_bytes(
-        config, length + written, lm, dtype, batch
-    )
+    lm, end = lm or FULL_ATTENTION, length + written
+    columns = rows(lm.n_local, length, chunk, written)
+    if lm.n_local is not None:
+        columns += min(lm.n_global, end)  # the starting keys, at home
+        if (shortest or length) + written >= lm.n_local + lm.n_global:
+            columns += lm.n_global  # and once more, at the end of the ring
+    numbers = 2 * batch * config.n_layer * config.n_kv_head * config.head_dim
+    return columns * numbers * dtype.itemsize + middle_bytes(config, end, lm, dtype, batch)
 
 
 def middle_bytes(
