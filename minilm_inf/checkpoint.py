@@ -255,7 +255,7 @@ def _checked_device(device) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ValueError(
             f'the device {named(device)} is not available here: try "cpu"'
         ) from error

@@ -26,9 +26,10 @@ DTYPES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors echo no more than 200 characters."""
+    """A parser whose errors are one line, and echo no more than 200 characters."""
 
     def error(self, message: str):
+        message = " ".join(message.split())
         super().error(message if len(message) <= 250 else message[:200] + "...")
 
     def parse_known_args(self, args=None, namespace=None):

@@ -168,7 +168,9 @@ class Alibi:
         require_number("bias_max", bias_max)
         power = 1 << (n_head - 1).bit_length()
         series = 2.0 ** (
-            -bias_max * torch.arange(1, power + 1, dtype=torch.float64, device="cpu") / power
+            -float(bias_max)
+            * torch.arange(1, power + 1, dtype=torch.float64, device="cpu")
+            / power
         )
         if power != n_head:
             series = torch.cat((series[1::2], series[0::2]))[:n_head]
@@ -222,6 +224,7 @@ def scale_frequencies(frequencies: Tensor, scaling) -> Tensor:
         )
     for name in SCALINGS[kind]:
         require_number(f"scaling's {name}", scaling.get(name))
+    scaling = {name: float(scaling[name]) for name in SCALINGS[kind]}
     if kind == "linear":
         return frequencies / scaling["factor"]
     if kind == "llama3":

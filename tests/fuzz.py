@@ -84,7 +84,8 @@ class Watch:
         if not (writes or event in CHANGES) or not isinstance(arguments[0], str | bytes | Path):
             return
         path = os.path.abspath(os.fsdecode(arguments[0]))
-        ours = path.startswith((self.folder + os.sep, "/dev/")) or "__pycache__" in path
+        ours = path.startswith((self.folder + os.sep, "/dev/"))
+        ours = ours or "__pycache__" in path or "matplotlib" in path  # their own caches
         if not ours and path != self.folder:
             self.outside.append(f"{event} {path}")
 

@@ -6,9 +6,17 @@ import math
 
 import pytest
 import torch
-from conftest import READINGS, some_tokens, tiny_model, vectors
+from conftest import READINGS, ROOT, some_tokens, tiny_model, vectors
 
-from minilm_inf import Alibi, LMInfinite, ModelConfig, Rotary, attend, chunked_attend
+from minilm_inf import (
+    Alibi,
+    LMInfinite,
+    ModelConfig,
+    Rotary,
+    attend,
+    chunked_attend,
+    load_model,
+)
 
 LM = LMInfinite(n_local=4, n_global=2, distance_ceiling=4)
 N, D = 5, 8
@@ -149,3 +157,11 @@ def test_a_models_scale_may_be_negative(reading):
         expected = READINGS["reference"](model, some_tokens(14), lm)
         found = READINGS[reading](model, some_tokens(14), lm)
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+def test_whole_numbers_of_any_size():
+    """Catches an overflow where a whole number is taken for one of 64 bits."""
+    assert not Alibi(4, bias_max=2**64).slopes.any()
+    assert Rotary(8, scaling={"rope_type": "linear", "factor": 2**64}).frequencies.all()
+    with pytest.raises(ValueError, match="not available"):
+        load_model(ROOT / "weights" / "nano-llama", device=2**64)
