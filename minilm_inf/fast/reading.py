@@ -74,6 +74,8 @@ class Reading:
         if reach is None:
             some = slice(0, self.n_new)
         window = keys[:, :, spare:], values
+        if not some.stop:
+            return self.chunks(q, slice(0, self.n_new), *window, kept, reach)
         if self.in_all:
             out = attend_all(self.place(q), *window, self.scheme, self.lm, self.scale)
         elif self.in_band:
