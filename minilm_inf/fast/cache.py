@@ -153,7 +153,7 @@ class LayerCache:
         if first_of_all >= n_global:
             return
         end, old = length + v.shape[2], (self.starting_keys, self.starting_values)
-        count = min(n_global, max(0, end - min(padding)))
+        count = max(old[0].shape[2], min(n_global, max(0, end - min(padding))))
         new = [x.new_zeros(*x.shape[:2], count, x.shape[3]) for x in old]
         for x, before in zip(new, old):
             x[:, :, : before.shape[2]] = before

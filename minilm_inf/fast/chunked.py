@@ -53,11 +53,12 @@ def chunked_attend(
     back = slice(q.shape[2] - n_reaching, q.shape[2])
 
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if learns or not are_a_text(q_positions, k_positions) or not ceiling_parts(scheme, lm):
-        out = read_in_chunks(q, k, v, q_positions, k_positions, scheme, lm, scale)
-    elif lm.n_local is None:
+    is_plain = are_a_text(q_positions, k_positions) and ceiling_parts(scheme, lm)
+    if is_plain and lm.n_local is None:
         placed = scheme.place(q, q_positions), scheme.place(k, k_positions)
         out = attend_all(*placed, v, scheme, lm, scale)
+    elif learns or not is_plain:
+        out = read_in_chunks(q, k, v, q_positions, k_positions, scheme, lm, scale)
     else:
         out = torch.empty_like(q)
         for head in range(0, k.shape[1], KEY_HEADS_AT_ONCE):
@@ -126,8 +127,9 @@ def read_as_band(q, k, v, first: int, scheme, lm: LMInfinite, scale: float, out,
     """
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     early = torch.arange(first, max(first, min(lm.n_global, first + k.shape[2])))
-    starting = (x[:, :, : len(early)].to(exact) for x in (k, v))
+    starting = (x[:, :, : len(early)] for x in (k, v))
     starting = keep_starting(*starting, early, scheme, lm)
+    starting = starting._replace(k=starting.k.to(exact), v=starting.v.to(exact))
     spare, reach = spare_columns(lm, len(early)), lm.n_local - 1
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
     columns = spare + reach + min(stretch, q.shape[2])
@@ -144,7 +146,7 @@ def read_as_band(q, k, v, first: int, scheme, lm: LMInfinite, scale: float, out,
         place = scheme.at(torch.arange(first + new, first + last), exact, q.device)
         for at in range(new, last, ROWS_PLACED_AT_ONCE):
             to = min(at + ROWS_PLACED_AT_ONCE, last)
-            fresh = k[:, heads.start : heads.stop, at:to].to(exact)
+            fresh = k[:, heads.start : heads.stop, at:to]
             buffer[:, :, column + at : column + to] = place(fresh, slice(at - new, to - new))
         queries = slice(start, start + last - own)
         attend_band(

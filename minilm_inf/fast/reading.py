@@ -45,14 +45,14 @@ class Reading:
         self.origin = cache.first_position
         if cache.padding is not None:
             self.origin = self.origin + cache.padding[:, None]
-        fits = not learns and ceiling_parts(scheme, lm)
+        fits = ceiling_parts(scheme, lm)
         padded = cache.padding is not None
         if padded and lm.n_local is not None:  # beyond the window no padding is seen
             told_apart = scheme.has_bias and lm.distance_ceiling is None
             furthest = max(lm.n_local, lm.distance_ceiling or 0)
             padded = told_apart or cache.shortest + 1 < furthest + lm.n_global
         self.in_all = fits and not padded and lm.n_local is None
-        self.in_band = fits and not padded and lm.n_local is not None
+        self.in_band = fits and not padded and not learns and lm.n_local is not None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Take in a layer's k, v (B, H_kv, T, D), not placed; what q (B, H, T, D) gathers."""
