@@ -11,8 +11,8 @@ import contextlib
 import signal
 import sys
 
-from .ending import Terminated
-from .reply import Reply, forgive, reply, show_now, statistics
+from .ending import Terminated, forgive
+from .reply import Reply, reply, show_now, statistics
 from .session import Session
 
 LONGEST_LINE = 2**24  # characters, where nobody types them

@@ -24,6 +24,7 @@ def guarded(run, smaller: str = "model") -> int:
 
     smaller: what takes less memory where it is smaller, for the sentence that says so.
     """
+    forgive(sys.stdout, "replace")  # a terminal that lacks a character must not end a program
     with interruptible():
         try:
             code = run()
@@ -33,10 +34,7 @@ def guarded(run, smaller: str = "model") -> int:
             drop_output()
             return 0
         except KeyboardInterrupt as stop:
-            for number in (
-                signal.SIGINT,
-                signal.SIGTERM,
-            ):  # one more changes nothing
+            for number in (signal.SIGINT, signal.SIGTERM):  # one more changes nothing
                 signal.signal(number, signal.SIG_IGN)
             say("\nstopped")
             return 143 if isinstance(stop, Terminated) else 130
@@ -93,3 +91,9 @@ def drop_output():
     """What is still to be written to stdout goes nowhere."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def forgive(file, errors: str):
+    """Let a text file replace what its encoding lacks."""
+    with contextlib.suppress(AttributeError):
+        file.reconfigure(errors=errors)

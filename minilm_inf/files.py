@@ -52,6 +52,8 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
             content = read_up_to(file, info.st_size if known else min(largest, LARGEST_STREAM))
     except OSError as error:
         raise ValueError(f"cannot read {named(path)}: {error.strerror or error}") from error
+    except UnicodeError as error:
+        raise ValueError(f"cannot read {named(path)}: no file has such a name") from error
     except ValueError as error:
         raise ValueError(f"cannot read {named(path)}: {error}") from error
     if content.startswith(LFS_POINTER):

@@ -20,7 +20,7 @@ from .chat_template import KNOWN
 from .conversation import converse
 from .ending import guarded
 from .files import read_standard_input, read_text
-from .reply import Plain, as_json, forgive, replies, reply, show_now, statistics
+from .reply import Plain, as_json, replies, reply, show_now, statistics
 from .session import Session
 from .tokenizer import load as load_tokenizer
 
@@ -180,7 +180,6 @@ def check_output(options):
 
 
 def run(options) -> int:
-    forgive(sys.stdout, "replace")  # a terminal that lacks a character must not end a text
     if options.plan:
         return run_plan(options)
     model, tokenizer = flags.load(options)

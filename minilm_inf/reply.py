@@ -5,7 +5,6 @@ Here the ids of session.py and batch.py meet a tokenizer and somebody who reads 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import NamedTuple
 
@@ -206,9 +205,3 @@ def as_json(
 def show_now(text: str):
     """Print a piece of text where the reader can see it at once."""
     print(text, end="", flush=True)
-
-
-def forgive(file, errors: str):
-    """Let a text file replace what its encoding lacks."""
-    with contextlib.suppress(AttributeError):
-        file.reconfigure(errors=errors)

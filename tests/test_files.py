@@ -132,3 +132,9 @@ def test_an_endless_file_is_refused_by_its_size():
     """Catches a program that reads /dev/zero until the memory is gone."""
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         files.read_bytes("/dev/zero", largest=1000)
+
+
+def test_a_name_that_no_file_can_have():
+    """Catches the words of a codec, for half a character in a name."""
+    with pytest.raises(ValueError, match="no file has such a name"):
+        files.read_bytes("\ud800")

@@ -685,3 +685,11 @@ def test_as_a_program(monkeypatch, capsys):
     assert (ended.value.code, err) == (0, "")
     assert out.startswith("weights/tiny-llama\n")
     assert line_of(out, "parameters") == "1,672,896, the head being the embedding"
+
+
+def test_what_stdout_cannot_encode_ends_no_report(folder, capsys):
+    """Catches an error of the codec in the place of the report, for half a character that a
+    config.json holds."""
+    change_config(folder, vocab_size="\ud800")
+    code, out, err = run(capsys, folder)
+    assert code == 1 and "vocab_size" in out + err and "codec" not in err
