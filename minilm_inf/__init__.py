@@ -1,18 +1,20 @@
 """LM-Infinite (NAACL 2024, arXiv 2308.16137) from scratch: to read, to test against, to run.
 
-In reading order: config, positions, lambda_mask, distance_ceiling, top_k, checks, attention
-(the definition), band, triangles, sight, keys, blocks, middle and chunked (the same in O(n)),
-rows, layer_cache, cache, decoding, transformer, models (llama, mpt and gptj, each with the
-reading of its config.json beside it, on raw_config and layers), checkpoint (on shards and
-tensor_file), tokenizer (on tokenizers/), chat, sampling, compiled, session, explain, batch,
-compare, plan (on planning/: what a run will take), reply, conversation, generate; then
-packages, corpus, practice (what weights/ learned from), documents, tally, stream, perplexity
-(on byte_counts, pairs, progress, resume), retrieval (on intervals and needles/: what a long
-text's end finds in it), comparing/ (methods side by side), evaluate and card (what is
-measured), diagnose (on diagnosis/: why a plain model fails), recipes, schedule, trained_folder,
-training and train (how weights/ came to be), inspect and convert (for folders of others), and
-benchmark (on benchmarking/: what it all costs). startup is what a program does before any of
-this is imported.
+There are two ways to read it. The method: config, positions, lambda_mask, distance_ceiling,
+top_k, attention (the definition), transformer, and one family of models/ (llama, mpt or gptj,
+each with the reading of its config.json beside it, on raw_config and layers). Then the same
+numbers in O(n), which is fast/: chunk, band, chunked, cache, one_token, reading; and middle, on
+blocks, for top_k.
+
+The rest, in reading order: checks, checkpoint (on shards and tensor_file), tokenizer (on
+tokenizers/), chat, sampling, compiled, session, explain, batch, compare, plan (on planning/:
+what a run will take), reply, conversation, generate; then packages, corpus, practice (what
+weights/ learned from), documents, tally, stream, perplexity (on byte_counts, pairs, progress,
+resume), retrieval (on intervals and needles/: what a long text's end finds in it), comparing/
+(methods side by side), evaluate and card (what is measured), diagnose (on diagnosis/: why a
+plain model fails), recipes, schedule, trained_folder, training and train (how weights/ came to
+be), inspect and convert (for folders of others), and benchmark (on benchmarking/: what it all
+costs). startup is what a program does before any of this is imported.
 """
 
 import warnings
@@ -28,8 +30,8 @@ warnings.filterwarnings("ignore", message="'minilm_inf.generate' found in sys.mo
 from . import generate as _program  # noqa: E402, F401  (before the function of the same name)
 from .attention import attend  # noqa: E402
 from .checkpoint import load_model  # noqa: E402
-from .chunked import chunked_attend  # noqa: E402
 from .config import LMInfinite, ModelConfig  # noqa: E402
+from .fast.chunked import chunked_attend  # noqa: E402
 from .positions import Alibi, Rotary  # noqa: E402
 from .session import generate  # noqa: E402
 from .tokenizer import check_fits  # noqa: E402

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 
 from . import sampling
-from .cache import Guard
 from .config import LMInfinite
+from .fast.cache import Guard
 from .session import Step, check_ends, checked_ids
 from .transformer import Transformer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import LMInfinite, require_integer, require_number
+from .config import FULL_ATTENTION, LMInfinite, require_integer, require_number
 from .files import shown
 from .positions import Alibi, Rotary
 
@@ -139,3 +139,71 @@ def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
             f"{shown(lengths)}"
         )
     return longest - torch.tensor(lengths, device="cpu")
+
+
+def check_call(tokens, model, lm, cache, path: str, paths, n_reaching):
+    """Raise ValueError where the arguments of Transformer.forward do not fit together."""
+    check_lm(lm)
+    if path not in tuple(paths):
+        raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
+    check_tokens(tokens, model.embed.weight.device)
+    check_reaching(n_reaching, tokens.shape[1])
+    if cache is not None:
+        check_cache(cache, model.config, tokens, lm or FULL_ATTENTION, path)
+
+
+def check_cache(cache, config, tokens: Tensor, lm: LMInfinite, path: str):
+    """Raise ValueError where a cache cannot carry these tokens."""
+    if path == "reference":
+        raise ValueError("the reference path keeps no cache: give it the whole text each time")
+    if not hasattr(cache, "first_position"):
+        raise ValueError(f"cache must come from new_cache, not be {shown(cache)}")
+    if cache.config != config:
+        raise ValueError("this cache was made for another model")
+    if cache.first_position + cache.length + tokens.shape[1] > LAST_POSITION:
+        raise ValueError(
+            "the text would reach positions beyond 2^53: make a cache whose first_position is "
+            "smaller"
+        )
+    if cache.lm != lm:
+        raise ValueError(f"this cache was made for {cache.lm}, not for {lm}")
+    if cache.batch != tokens.shape[0]:
+        raise ValueError(
+            f"this cache was made for {cache.batch} texts, not for {tokens.shape[0]}"
+        )
+
+
+def check_new_cache(batch, lm, first_position, padding, middle, kinds):
+    """Raise ValueError where the arguments of Transformer.new_cache are none."""
+    check_lm(lm)
+    require_integer("batch", batch, at_least=1)
+    require_integer("first_position", first_position, at_least=0, bits=53)
+    if middle not in tuple(kinds):
+        raise ValueError(f'middle must be "ram" or "disk", not {shown(middle)}')
+    if padding is not None and not are_integers(padding, batch, 0, LAST_POSITION):
+        raise ValueError(
+            f"padding must be {batch} whole numbers from 0 on, not {shown(padding)}"
+        )
+
+
+def out_of_range(tokens: Tensor, vocab_size: int) -> ValueError:
+    """What is wrong with tokens of which one has no embedding."""
+    low, high = (int(x) for x in tokens.aminmax())
+    return ValueError(
+        f"token {low if low < 0 else high} is out of range: the vocabulary has the ids 0 to "
+        f"{vocab_size - 1}"
+    )
+
+
+def fitting(x: Tensor | None, shape, dtype: torch.dtype) -> Tensor:
+    """A tensor of a saved state. Raises ValueError where it is not of this shape and dtype, or
+    not there: nothing is converted, and nothing spread."""
+    if x is None or tuple(x.shape) != tuple(shape) or x.dtype != dtype:
+        raise ValueError(f"there is no tensor of {tuple(shape)}, {dtype}")
+    return x
+
+
+def taken(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """What a saved state holds of a part, "part.name", by name, and no longer holds then."""
+    names = [name for name in state if name.startswith(part + ".")]
+    return {name.removeprefix(part + "."): state.pop(name) for name in names}

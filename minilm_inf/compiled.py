@@ -1,10 +1,10 @@
 """A decode step as a program: recorded once, compiled, and run for every token that follows.
 
-decoding.py takes a token in shapes that never change, however long the text is. So on a CPU the
-step can be recorded (torch.export) and compiled ahead of time (AOTInductor). The program is
-handed the weights and the cache's rings, works in them, and copies none. It is called past
-Python: nothing is looked up or checked between two tokens, which with torch.compile takes
-longer than the arithmetic of a small model. A GPU, for which that counts less, has
+fast/one_token.py takes a token in shapes that never change, however long the text is. So on a
+CPU the step can be recorded (torch.export) and compiled ahead of time (AOTInductor). The
+program is handed the weights and the cache's rings, works in them, and copies none. It is
+called past Python: nothing is looked up or checked between two tokens, which with torch.compile
+takes longer than the arithmetic of a small model. A GPU, for which that counts less, has
 torch.compile; and so has a CPU on which PyTorch cannot load what it has compiled.
 
 What is gained is the price of operations, not of bytes: a model whose weights take longer to
@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .cache import Cache
-from .layer_cache import ring_and_starting
+from .fast.cache import Cache
+from .fast.one_token import rings_of, shape_can_be_fixed
 from .transformer import Transformer
 
 # One row times a matrix is a sum for each column, which fuses with what is around it. PyTorch
@@ -40,7 +40,7 @@ def compiled_step(model: Transformer, cache: Cache | None):
     It serves any cache of the first one's shapes. Raises ValueError for a setting whose steps
     change their shape, and where there is no C++ compiler for the CPU.
     """
-    if cache is None or not ring_and_starting(cache.lm) or cache.lm.top_k:
+    if cache is None or not shape_can_be_fixed(cache.lm) or cache.lm.top_k:
         raise ValueError(
             "only the chunked path with a window, a ceiling of its size or none, and no top-k "
             "can be compiled: leave out --compile"
@@ -67,7 +67,7 @@ class CompiledStep:
 
     def __call__(self, tokens: Tensor, cache: Cache, position: Tensor) -> Tensor:
         """Transformer.decode."""
-        rings = cache.rings()
+        rings = rings_of(cache)
         if not (self.program or self.instead):
             self._compile(tokens, cache, position, rings)
         if self.instead:

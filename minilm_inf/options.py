@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .blocks import KINDS
 from .config import LMInfinite, ModelConfig
+from .fast.blocks import KINDS
 from .files import named, shown
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"

@@ -5,14 +5,15 @@ planning/ ask for. The peak of memory is the largest of three moments:
 
     loading   the weights, and the largest tensor of the files, mapped while it is copied
     reading   the weights, the cache as it is then, and the larger of two: what a layer needs
-              for a chunk (working buffers), or the logits behind it with their hidden states:
+              for a chunk (working buffers), or the logits after it with their hidden states:
               when logits are made, no layer works any more
     writing   the weights, the cache at the end, and the same of a single token
 
-It is the memory of the device that the model is on, beyond the interpreter with PyTorch. Not
-counted are the text and its ids, what --compile makes, and what kernels and matrix libraries
-use inside: on the CPU some 25 MB, whatever the text. And glibc keeps memory that was freed, up
-to half as much again: MALLOC_MMAP_THRESHOLD_=65536 in the environment has it handed back.
+Working buffers are an estimate, within 25%; weights, cache and logits are exact. It is the
+memory of the device that the model is on, beyond the interpreter with PyTorch. Not counted are
+the text and its ids, what --compile makes, and what kernels and matrix libraries use inside: on
+the CPU some 25 MB, whatever the text. And glibc keeps memory that was freed, up to half as much
+again: MALLOC_MMAP_THRESHOLD_=65536 in the environment has it handed back.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Network(NamedTuple):
     """What a folder's config.json and headers tell.
 
     in_layers, in_head: weights that a token is multiplied with; largest: bytes of the largest
-    stored tensor; rotary_dim: as in planning.working.Reading.
+    stored tensor; has_bias: as in planning.working.Reading.
     """
 
     config: ModelConfig
@@ -48,7 +49,7 @@ class Network(NamedTuple):
     in_layers: int
     in_head: int
     largest: int
-    rotary_dim: int | None
+    has_bias: bool
 
 
 def network(options) -> Network:
@@ -64,7 +65,7 @@ def network(options) -> Network:
         in_layers=sum(linear),
         in_head=model.head.weight.numel(),
         largest=max(tensor.end - tensor.begin for tensor in stored.values()),
-        rotary_dim=None if model.scheme.has_bias else model.scheme.rotary_dim,
+        has_bias=model.scheme.has_bias,
     )
 
 
@@ -99,18 +100,15 @@ class Plan:
         }  # fmt: skip
 
 
-def reading(net: Network, lm: LMInfinite | None, batch: int = 1, **facts) -> Reading:
-    """planning.working.Reading of a network on its device."""
-    lm, is_fused = lm or FULL_ATTENTION, net.device.type == "cpu"
-    rotary = net.rotary_dim
-    return Reading(net.config, lm, net.dtype, rotary, batch, is_fused=is_fused, **facts)
+def reading(net: Network, lm: LMInfinite | None, batch: int = 1, is_ragged=False) -> Reading:
+    """planning.working.Reading of a network."""
+    return Reading(net.config, lm or FULL_ATTENTION, net.dtype, net.has_bias, batch, is_ragged)
 
 
 def read_bytes(r: Reading, n: int, chunk: int) -> int:
     """Working buffers at the peak of reading n tokens chunk by chunk."""
     last = (n - 1) // chunk * chunk
-    full = min(r.n_local, last) // chunk * chunk  # the chunk in which a window fills
-    starts = {0, full, min(full + chunk, last), max(0, last - chunk), last}
+    starts = {0, max(0, last - chunk), last}
     return max(working_bytes(r, start, min(chunk, n - start)) for start in starts)
 
 
@@ -143,7 +141,7 @@ def rescoring(net: Network, what: str, length: int, n_texts: int, copies: int) -
     stride = context // 2
     n_windows = len(range(stride, length - 1 - stride, max(1, stride)))
     batch = min(windows_at_once(context), max(1, n_windows))
-    r = reading(net, None, batch, is_cached=False)
+    r = reading(net, None, batch)
     first = min(context, length - 1)
     facts = config, net.in_layers, net.in_head, None
     flops = reading_flops(*facts, first, first)
@@ -166,7 +164,7 @@ def writing(
     net: Network, lm: LMInfinite | None, lengths: list[int], new: int, chunk: int, path: str
 ) -> Plan:
     """The plan of prompts of these lengths that are read side by side, and `new` tokens written
-    behind each."""
+    after each."""
     config, batch, n = net.config, len(lengths), max(lengths)
     written = max(0, new - 1)  # the last one is never read
     r = reading(net, lm, batch, is_ragged=min(lengths) < n)
@@ -179,16 +177,15 @@ def writing(
         token = sum(reading_flops(*facts, length + written, 1) for length in lengths)
         working = reference_bytes(r, n + written)
         return joined(net, what, 0, working, logits, 0, flops, token if new > 1 else None)
-    sizes = config, n, lm, net.dtype, chunk
-    cache = cache_bytes(*sizes, written, batch)
-    read = cache_bytes(*sizes, 0, batch) + max(read_bytes(r, n, chunk), logits)
+    sizes, shortest = (config, n, lm, net.dtype, chunk), min(lengths)
+    cache = cache_bytes(*sizes, written, batch, shortest)
+    read = cache_bytes(*sizes, 0, batch, shortest)
     # While the buffers of a layer grow, the old ones stand beside them.
-    old = cache // (2 * config.n_layer) if cache > cache_bytes(*sizes, 0, batch) else 0
+    old = cache // (2 * config.n_layer) if cache > read else 0
     step = working_bytes(replace(r, is_ragged=False), n + written - 1, 1)
     token = sum(token_flops(*facts, length + written) for length in lengths)
-    working = read_bytes(r, n, chunk)
     plan = joined(
-        net, what, read - working, working, logits, 0, flops, token if new > 1 else None,
+        net, what, read, read_bytes(r, n, chunk), logits, 0, flops, token if new > 1 else None,
         cache + max(old, step + logits),
     )  # fmt: skip
     return replace(plan, cache=cache)

@@ -141,10 +141,9 @@ def statistics(session: Session, result: Reply) -> list[str]:
     cache = f"cache {session.cache_bytes:,} bytes" if session.cache else "no cache"
     far = []
     if session.cache and session.cache.middle_bytes:
-        share = session.cache.pages_read / max(1, session.cache.pages_there)
         far = [
             f"top-k: {session.cache.middle_bytes:,} of these bytes hold the whole text, and "
-            f"grow with it; single queries read {share:.0%} of its pages"
+            "grow with it"
         ]
     return [
         f"prompt {result.prompt_tokens} tokens ({prefill:,.0f} tokens/s), "

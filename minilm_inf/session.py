@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 
 from . import sampling
-from .cache import Guard
 from .checks import check_lm
 from .compiled import compiled_step
 from .config import LMInfinite, require_integer
-from .decoding import has_fixed_shape
+from .fast.cache import Guard
+from .fast.one_token import has_fixed_shape
 from .files import shown
 from .transformer import Transformer
 
@@ -133,7 +133,7 @@ class Session(Guard):
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """read for one token (1, 1), compiled."""
         with self.cache.changing():
-            self.cache.settle(whole=True)
+            self.cache.settle()
             position = torch.full((), self.cache.length, device=self.device)
             logits = self.decode(tokens, self.cache, position)
             self.cache.count(1)

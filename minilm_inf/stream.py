@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .byte_counts import ByteCounts
+from .checks import fitting, taken
 from .config import LMInfinite
 from .documents import Reading
-from .keys import fitting, taken
 from .pairs import Pairs
 from .progress import memory
 from .sampling import require_numbers

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .keys import fitting
+from .checks import fitting
 from .practice import Practice, pass_key_accuracy
 from .recipes import initialise
 from .resume import not_whole, read_facts, read_tensors, write_state

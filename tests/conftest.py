@@ -189,11 +189,15 @@ def small_chunks(monkeypatch):
     """A function that sets how many queries and keys one product of the chunked path takes."""
 
     def use(queries: int, keys: int = 4096):
-        monkeypatch.setattr("minilm_inf.sight.QUERIES_PER_CHUNK", queries)
-        monkeypatch.setattr("minilm_inf.sight.KEYS_PER_BLOCK", keys)
-        monkeypatch.setattr("minilm_inf.band.QUERIES_PER_BLOCK", (queries + 1) // 2)
-        monkeypatch.setattr("minilm_inf.band.LOGITS_AT_ONCE", 16 * queries)
-        monkeypatch.setattr("minilm_inf.chunked.QUERIES_PER_STRETCH", 2 * queries + 1)
+        rows = (queries + 1) // 2
+        monkeypatch.setattr("minilm_inf.fast.chunk.QUERIES_AT_ONCE", queries)
+        for room in ("chunk", "band"):
+            monkeypatch.setattr(f"minilm_inf.fast.{room}.LOGITS_AT_ONCE", 16 * keys)
+        monkeypatch.setattr("minilm_inf.fast.band.ROWS", rows)
+        monkeypatch.setattr("minilm_inf.fast.chunked.ROWS", rows)
+        monkeypatch.setattr("minilm_inf.fast.band.BLOCK_LOGITS", 16 * queries)
+        monkeypatch.setattr("minilm_inf.fast.chunked.QUERIES_PER_STRETCH", 2 * queries + 1)
+        monkeypatch.setattr("minilm_inf.fast.chunked.KEY_HEADS_AT_ONCE", 2)
 
     return use
 

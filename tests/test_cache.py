@@ -107,27 +107,6 @@ def test_full_attention_keeps_every_key(model):
         assert length * per_key <= cache.nbytes <= 2 * length * per_key
 
 
-@pytest.mark.parametrize(
-    "name, forms",
-    [
-        ("LM-Infinite", (2, 2)),
-        ("Λ without ceiling", (2, 2)),
-        ("ceiling beyond the window", (2, 3)),
-        ("ceiling below the window", (3, 2)),
-    ],
-)
-def test_a_key_is_kept_in_both_forms_only_where_both_are_asked_for(model, name, forms):
-    """Catches a setting that pays for placed and unplaced keys and reads one of them."""
-    lm = SETTINGS[name]
-    cache = model.new_cache(1, lm)
-    model(some_tokens(20), lm, cache=cache)
-    per_tensor = 2 * 8 * 8
-    window, starting = cache.layers[0].window, cache.layers[0].starting
-    behind = 0 if "ceiling b" in name else lm.n_global
-    assert window.nbytes == forms[0] * (lm.n_local + behind) * per_tensor
-    assert starting.nbytes == forms[1] * lm.n_global * per_tensor
-
-
 def test_rows_of_a_batch_do_not_mix(model):
     """Catches a cache that writes one row's keys over another's."""
     tokens = some_tokens(N, batch=3)
@@ -155,12 +134,12 @@ def test_the_starting_keys_stay_while_the_window_moves(model):
     cache = model.new_cache(1, LM)
     model(tokens[:, :20], LM, cache=cache)
     layer = cache.layers[0]
-    before = [x.clone() for x in layer.starting.buffers if x is not None]
-    window = layer.window.buffers.values.clone()
+    before = {name: x.clone() for name, x in layer.tensors().items()}
     model(tokens[:, 20:], LM, cache=cache)
-    after = [x for x in layer.starting.buffers if x is not None]
-    assert len(before) == 2 and all(map(torch.equal, before, after))
-    assert not torch.equal(window, layer.window.buffers.values)
+    after = layer.tensors()
+    for name in ("starting_keys", "starting_values"):
+        assert torch.equal(before[name], after[name]) and before[name].shape[2] == LM.n_global
+    assert not torch.equal(before["values"], after["values"])
 
 
 def test_a_cache_of_another_kind_is_refused(model):

@@ -7,10 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minilm_inf.attention import attend
-from minilm_inf.chunked import chunked_attend
 from minilm_inf.config import LMInfinite
+from minilm_inf.fast.chunked import chunked_attend
 from minilm_inf.positions import Alibi, Rotary
-from minilm_inf.sight import MASKS_KEPT, Sight
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -281,21 +280,6 @@ def test_working_memory_of_the_lambda_does_not_grow(name, scheme, small_chunks):
         made = tensors_made(n, scheme, SETTINGS[name])
         working.append(max(size for shape, size in made.items() if not {n, n - 1} & set(shape)))
     assert working[0] == working[1] <= 4 * 16 * (16 + 6 + 2)
-
-
-def test_masks_of_a_long_text_are_shared(small_chunks):
-    """Catches a mask made anew for every chunk, and a store of masks without a limit."""
-    small_chunks(4)
-    n, lm = torch.arange(800), SETTINGS["LM-Infinite"]
-    sight = Sight(n, n, n[: lm.n_global], Rotary(8), lm, (2, 2), torch.float32, "cpu")
-    chunks = list(sight.chunks())
-    assert len(chunks) == 200
-    parts = [part for chunk in chunks for part in chunk.parts]
-    hidden = [part.mask for part in parts]
-    different = {id(mask) for mask in hidden if mask is not None}
-    assert sum(mask is not None for mask in hidden) > 200
-    assert len(different) < 12, "a few at the start, and one whenever the store was emptied"
-    assert len(sight.masks_made) <= MASKS_KEPT
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,5 +1,5 @@
 """The same code on a GPU: every path against its own numbers on the CPU. Where there is no GPU,
-what can be said without one is in test_band.py (the triangles) and test_decoding.py."""
+what can be said without one is in test_band.py and test_decoding.py."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_a_decode_step_never_waits(family):
     model = tiny_model(family, dtype=torch.float32).to("cuda")
     cache = model.new_cache(1, lm)
     model(tokens, lm, cache=cache)
-    cache.settle(whole=True)
+    cache.settle()
     position = torch.tensor(cache.length, device="cuda")
     model.decode(tokens[:, :1], cache, position)
     torch.cuda.synchronize()

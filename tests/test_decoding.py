@@ -1,4 +1,4 @@
-"""decoding.py: one token at a time in shapes that never change, as one graph."""
+"""fast/one_token.py: one token at a time in shapes that never change, as one graph."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm_inf.config import LMInfinite
-from minilm_inf.decoding import has_fixed_shape, sees_all
+from minilm_inf.fast.one_token import has_fixed_shape, kept_columns
 
 N = 30
 FIXED = (
@@ -17,7 +17,7 @@ FIXED = (
 
 def step(model, cache, tokens, decode=None):
     """Logits behind one more token of each row, in the fixed shape."""
-    cache.settle(whole=True)
+    cache.settle()
     logits = (decode or model.decode)(
         tokens, cache, torch.tensor(cache.length, device=tokens.device)
     )
@@ -75,14 +75,14 @@ def test_what_has_a_fixed_shape():
         assert fixed[name] == [name in FIXED and i >= lm.n_global for i in range(1, 21)], name
 
 
-def test_a_step_without_masks_waits_until_all_is_seen(monkeypatch):
+def test_a_step_without_masks_waits_until_all_is_seen():
     """Catches the shorter step taken while a starting key is still in the window."""
     model, lm, masked = tiny_model("llama"), LMInfinite(6, 3, 6), []
-    for n in range(1, 20):
+    for n in range(3, 20):
         cache = model.new_cache(1, lm)
         model(some_tokens(n), lm, cache=cache)
-        masked.append(not sees_all(cache))
-    assert masked == [n < 6 + 3 - 1 for n in range(1, 20)]
+        masked.append(kept_columns(cache, model.scheme) is None)
+    assert masked == [6 <= n < 6 + 3 - 1 for n in range(3, 20)]
 
 
 class Operations(TorchDispatchMode):
@@ -105,7 +105,7 @@ def test_a_step_never_waits_for_the_device(family):
     cache = model.new_cache(1, lm)
     model(tokens, lm, cache=cache)
     position = torch.tensor(cache.length)
-    cache.settle(whole=True)
+    cache.settle()
     with Operations() as found:
         model.decode(tokens[:, :1], cache, position)
     waiting = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::item"}

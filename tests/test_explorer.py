@@ -9,9 +9,9 @@ import torch
 from browser import BrowserError, Page, find
 from conftest import ROOT, tiny_llama
 
-from minilm_inf.cache import Cache
 from minilm_inf.config import LMInfinite
 from minilm_inf.distance_ceiling import capped_logits
+from minilm_inf.fast.cache import Cache
 from minilm_inf.lambda_mask import lambda_mask
 from minilm_inf.top_k import largest, middle_mask
 

@@ -18,9 +18,9 @@ from conftest import ROOT, tiny_model
 from safetensors.torch import load_file, save_file
 
 from minilm_inf import checkpoint, load, shards
-from minilm_inf.cache import Cache
 from minilm_inf.checkpoint import load_model, save
 from minilm_inf.config import LMInfinite
+from minilm_inf.fast.cache import Cache
 from minilm_inf.inspect import main, ranges
 from minilm_inf.inspection import folder_facts, memory, probe
 from minilm_inf.inspection.folder_facts import look
@@ -248,10 +248,10 @@ def test_the_cache_by_formula_is_the_cache(family, n_global):
 def feed(cache: Cache, config, count: int):
     """Let a cache take in `count` tokens of zeros."""
     shape = (1, config.n_kv_head, count, config.head_dim)
-    x = torch.zeros(shape, dtype=cache.layers[0].window.buffers.values.dtype)
+    x = torch.zeros(shape, dtype=cache.layers[0].values.dtype)
     for layer in cache.layers:
-        layer.extend(x, x, x, lambda k: k)
-    cache.length += count
+        layer.extend(x, x, x, cache.length, [0], Alibi(config.n_head))
+    cache.count(count)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

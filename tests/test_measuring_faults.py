@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_llama
 
-from minilm_inf import benchmark, card, corpus, diagnose, evaluate, options
+from minilm_inf import benchmark, card, corpus, diagnose, evaluate, options, packages
 from minilm_inf.checkpoint import save
 from minilm_inf.compare import by_position
 from minilm_inf.config import LMInfinite
@@ -316,6 +316,6 @@ def test_a_corpus_with_what_is_no_text(tmp_path, monkeypatch):
         package.write_bytes(b"!<arch>\n" + f"{'a':<16}{'':<32}{size:<10}`\n".encode())
         with pytest.raises(ValueError, match="it is no ar archive.*fetch it again"):
             corpus.extract("austen", package)
-    monkeypatch.setattr(corpus, "LARGEST", 1000)
+    monkeypatch.setattr(packages, "LARGEST", 1000)
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
-        corpus.unpacked(corpus.zlib.decompressobj(), corpus.zlib.compress(bytes(1001)))
+        packages.unpacked(packages.zlib.decompressobj(), packages.zlib.compress(bytes(1001)))

@@ -11,12 +11,12 @@ import torch
 from conftest import FAMILIES, ROOT, SCHEMES, fuzz, read_in_chunks, some_tokens, tiny_model
 from test_top_k import DRAWS, drawn
 
-from minilm_inf import blocks, middle
 from minilm_inf.attention import attend
 from minilm_inf.batch import Batch, write_all
-from minilm_inf.chunked import chunked_attend
 from minilm_inf.config import LMInfinite
-from minilm_inf.middle import Middle
+from minilm_inf.fast import blocks, middle
+from minilm_inf.fast.chunked import chunked_attend
+from minilm_inf.fast.middle import Middle
 from minilm_inf.positions import Rotary
 from minilm_inf.session import Session, generate
 
@@ -25,11 +25,10 @@ KINDS = blocks.KINDS
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks and pages of a few tokens, so that short texts have many of them."""
+    """Blocks of a few tokens, so that short texts have many of them."""
     for kind in (blocks.Blocks, blocks.DiskBlocks):
         monkeypatch.setattr(kind, "per_block", 8)
-    monkeypatch.setattr(middle, "TOKENS_PER_PAGE", 4)
-    monkeypatch.setattr(middle, "PROMISING", 1)
+    monkeypatch.setattr(middle, "LOGITS_AT_ONCE", 8)
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: " ".join(map(str, draw.values())))
@@ -122,45 +121,11 @@ def test_the_last_token_of_a_prompt_is_the_last_of_all(small_blocks):
         assert (session.read(ids) - right).abs().max() <= 1e-10
 
 
-# ---- searching by pages
+# ---- searching
 
 
-def alike(n: int, kinds: int = 25, dim: int = 8):
-    """Keys in long runs of the same kind, a little apart, and the values (1, 2, n, D)."""
-    generator = torch.Generator().manual_seed(3)
-    centres = 4 * torch.randn(1, 2, kinds, dim, generator=generator, dtype=torch.float64)
-    which = torch.arange(n) * kinds // n
-    noise = torch.randn(2, 1, 2, n, dim, generator=generator, dtype=torch.float64)
-    return centres[:, :, which] + 0.1 * noise[0], noise[1]
-
-
-@pytest.mark.parametrize("k", (1, 3, 30))
-@pytest.mark.parametrize("n", (30, 240, 1000))
-def test_pages_that_are_left_alone_hold_none_of_the_best(n, k, small_blocks):
-    """Catches a bound that is too small, and bounds that are never used."""
-    keys, values = alike(n)
-    bounded = Middle.empty("ram", (1, 2, 8), torch.float64, "cpu")
-    for start in range(0, n, 13):
-        bounded.append(keys[:, :, start : start + 13], values[:, :, start : start + 13])
-    plain = Middle.of(keys, values)
-
-    def candidates(columns):
-        return ((columns > 2) & (columns < n - 9))[None]
-
-    for seed in range(6):
-        generator = torch.Generator().manual_seed(seed)
-        asked = torch.randn(1, 4, 1, 8, generator=generator, dtype=torch.float64)
-        found, right = (x.search(asked, k, n - 9, candidates) for x in (bounded, plain))
-        assert torch.equal(found.columns[found.valid], right.columns[right.valid])
-        assert torch.allclose(found.logits[found.valid], right.logits[right.valid], rtol=1e-12)
-        values = bounded.values(found)[found.valid], plain.values(right)[right.valid]
-        assert torch.equal(*values)
-    if n == 1000:
-        assert bounded.pages_read < bounded.pages_there / 2
-
-
-def test_equal_keys_of_different_pages(small_blocks):
-    """Catches a page that is left alone although it ties with the best, and is more recent."""
+def test_equal_keys_of_different_blocks(small_blocks):
+    """Catches a key that ties with the best, is more recent, and is not taken."""
     keys = torch.ones(1, 1, 100, 8, dtype=torch.float64)
     store = Middle.empty("ram", (1, 1, 8), torch.float64, "cpu")
     store.append(keys, keys)
@@ -178,8 +143,6 @@ def test_keys_that_are_all_but_equal(small_blocks):
     keys = (one + 1e-6 * torch.randn(1, 1, 900, 64, generator=generator)).float()
     store = Middle.empty("ram", (1, 1, 64), torch.float32, "cpu")
     store.append(keys, keys)
-    store.searches = middle.TRIALS  # bounds were tried, and gave nothing
-    store.pages_read = store.pages_there = 10
     exact = Middle.of(keys, keys)
     for seed in range(20):
         generator.manual_seed(seed)
@@ -187,21 +150,6 @@ def test_keys_that_are_all_but_equal(small_blocks):
         found, right = (x.search(asked, 4, 880, lambda columns: (columns < 880)[None])
                         for x in (store, exact))  # fmt: skip
         assert torch.equal(found.columns, right.columns), seed
-
-
-def test_bounds_that_spare_nothing_are_given_up(small_blocks):
-    """Catches bounds that are worked out for ever although every page is read."""
-    generator = torch.Generator().manual_seed(0)
-    store = Middle.empty("ram", (1, 1, 8), torch.float64, "cpu")
-    right = torch.randn(1, 1, 400, 8, generator=generator, dtype=torch.float64)
-    for start in range(0, 400, 4):
-        store.append(right[:, :, start : start + 4], right[:, :, start : start + 4])
-        if start >= 100:
-            asked = torch.randn(1, 1, 1, 8, generator=generator, dtype=torch.float64)
-            found = store.search(asked, 2, start, lambda columns: (columns >= 0)[None])
-            best = (asked @ right[:, :, :start].mT).topk(2).indices.sort().values
-            assert torch.equal(found.columns, best)
-    assert store.low is None and store.pages_read > 0.9 * store.pages_there
 
 
 def test_what_nobody_may_see_is_never_looked_at(small_blocks):
@@ -217,11 +165,9 @@ def test_what_nobody_may_see_is_never_looked_at(small_blocks):
         assert (found - right).abs().max() <= 1e-10
     store, exact = Middle.empty("ram", (1, 2, 8), torch.float64, "cpu"), Middle.of(k, v)
     store.append(k, v)
-    for store.searches in (0, middle.TRIALS):  # by bounds, and by rough scores
-        store.pages_read = store.pages_there = store.searches
-        here, there = (x.search(q[:, :, -1:], 3, 30, lambda c: ((c > 2) & (c < 30))[None])
-                       for x in (store, exact))  # fmt: skip
-        assert torch.equal(here.columns, there.columns) and here.valid.all()
+    here, there = (x.search(q[:, :, -1:], 3, 30, lambda c: ((c > 2) & (c < 30))[None])
+                   for x in (store, exact))  # fmt: skip
+    assert torch.equal(here.columns, there.columns) and here.valid.all()
 
 
 # ---- where it is kept
@@ -283,7 +229,7 @@ def test_a_full_disk_ends_in_a_sentence(monkeypatch):
 
 RESIDENT = """
     import torch
-    from minilm_inf.blocks import DiskBlocks
+    from minilm_inf.fast.blocks import DiskBlocks
 
     def resident():
         with open("/proc/self/statm") as file:

@@ -25,6 +25,7 @@ from minilm_inf.checkpoint import save
 from minilm_inf.compare import reencoded_nll, stream_nll
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
 from minilm_inf.documents import Separate, TokensFile
+from minilm_inf.fast.band import window_mask
 from minilm_inf.generate import main as generate
 from minilm_inf.planning.arithmetic import reaching_flops, token_flops, visible_together
 from minilm_inf.planning.cached import cache_bytes, middle_bytes
@@ -111,7 +112,8 @@ def test_the_peak_of_memory_is_the_predicted_one(largest, tmp_path, monkeypatch,
 
     Measured is VmHWM in a process of its own, beyond what is resident once PyTorch and this
     package are imported and one product was computed; with one thread, and with a C library
-    that hands freed memory back at once.
+    that hands freed memory back at once. The working memory is an estimate, so the whole may be
+    off by 25%; it was 10% while each buffer had a formula of its own.
     """
     facts, arguments = SIZES[largest]
     big_folder(tmp_path, facts)
@@ -130,7 +132,7 @@ def test_the_peak_of_memory_is_the_predicted_one(largest, tmp_path, monkeypatch,
     plan = found["plan"][0]
     parts = {name: plan[f"{name}_bytes"] for name in ("weights", "cache", "working", "logits")}
     assert max(parts, key=parts.get) == largest, parts
-    assert found["total_bytes"] == pytest.approx(measured, rel=0.1), (parts, measured)
+    assert found["total_bytes"] == pytest.approx(measured, rel=0.25), (parts, measured)
 
 
 # ---- the formulas, part by part
@@ -187,23 +189,29 @@ LMS = {
 @pytest.mark.parametrize("family", NETWORKS)
 @torch.inference_mode()
 def test_the_working_buffers_are_those_that_exist(family, lm, dtype):
-    """A buffer of one family, one setting or one dtype that the three sizes above lack.
+    """A large buffer of one family, one setting or one dtype that the three sizes above lack.
 
-    Tensors are counted one by one as they come and go, so that the number is exact: first
-    chunks, chunks behind a full window, and one across its edge.
+    Tensors are counted one by one as they come and go, so that the measured number is exact;
+    the predicted one is an estimate, and may be off by 25% (10% until fast/ was rewritten, when
+    each buffer had a formula of its own), but by no more than 12.5% too small. First chunks,
+    chunks that follow a full window, and one across its edge.
     """
     model = tiny_model(family, dtype=dtype, vocab_size=64, **NETWORKS[family])
-    rotary_dim = None if model.scheme.has_bias else model.scheme.rotary_dim
     for before, tokens, batch in ((0, 512, 1), (256, 512, 2), (2560, 700, 2)):
+        window_mask.cache_clear()  # it stays for the next text, and belongs to the first
         cache = model.new_cache(batch, lm)
         for layer in cache.layers:  # as if `before` tokens were read, and no buffer grows
-            layer.window.reserve(before + tokens if lm is None else lm.n_local)
-            layer.starting.reserve(0 if lm is None else lm.n_global)
+            layer.reserve(before + tokens)
+            if lm is not None and before:
+                shape = (*layer.keys.shape[:2], lm.n_global, layer.keys.shape[3])
+                layer.starting_keys = layer.starting_values = torch.zeros(shape, dtype=dtype)
+            if lm is not None and before and before + tokens >= lm.n_local + lm.n_global:
+                layer.settle()
         cache.count(before)
         with LiveBytes() as live:
             model.read(torch.zeros(batch, tokens, dtype=torch.long), lm, cache)
-        r = Reading(model.config, lm or FULL_ATTENTION, dtype, rotary_dim, batch)
-        assert working_bytes(r, before, tokens) == pytest.approx(live.peak, rel=0.1), before
+        r = Reading(model.config, lm or FULL_ATTENTION, dtype, model.scheme.has_bias, batch)
+        assert 0.875 * live.peak <= working_bytes(r, before, tokens) <= 1.25 * live.peak, before
 
 
 @pytest.mark.parametrize("lm", [None, *SETTINGS.values()], ids=["vanilla", *SETTINGS])
@@ -217,6 +225,20 @@ def test_the_cache_has_the_predicted_bytes(lm):
             for written, _ in enumerate(write(session, logits, 12)):
                 found = cache_bytes(model.config, length, lm, torch.float64, chunk, written)
                 assert found == session.cache_bytes, (chunk, length, written)
+
+
+@pytest.mark.parametrize("lm", [None, *SETTINGS.values()], ids=["vanilla", *SETTINGS])
+def test_the_cache_of_uneven_texts_has_the_predicted_bytes(lm):
+    """Starting keys that join the ring when the longest text fills it, not the shortest."""
+    model = tiny_llama()
+    for chunk, lengths in ((1, (2, 5)), (4, (1, 9)), (40, (7, 30))):
+        batch = Batch(model, [[1] * length for length in lengths], lm, prefill_chunk=chunk)
+        sizes = model.config, lengths[1], lm, torch.float64, chunk
+        for written in range(12):
+            batch.read()
+            assert cache_bytes(*sizes, written, 2, lengths[0]) == batch.cache_bytes
+            for text in batch.texts:
+                text.append(1)
 
 
 @pytest.mark.parametrize("first", (0, 1))

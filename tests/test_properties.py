@@ -20,8 +20,8 @@ from conftest import (
 )
 
 from minilm_inf.attention import attend
-from minilm_inf.chunked import chunked_attend
 from minilm_inf.config import LMInfinite
+from minilm_inf.fast.chunked import chunked_attend
 from minilm_inf.positions import Alibi, Rotary
 
 L = 6
@@ -409,10 +409,8 @@ def test_poison_in_the_unused_room_of_a_cache(model):
     for start in range(0, 30, 3):
         logits.append(model(tokens[:, start : start + 3], lm, cache=cache))
         for layer in cache.layers:
-            for rows in (layer.window, layer.starting):
-                for x in rows.buffers:
-                    if x is not None:
-                        x[:, :, cache.length :] = math.nan
+            for x in layer.tensors().values():
+                x[:, :, cache.length :] = math.nan
     assert (torch.cat(logits, 1) - model(tokens, lm)).abs().max() <= 1e-10
 
 

@@ -5,8 +5,9 @@
 # result. Can the same numbers be had without computing what is hidden?
 #
 # `attend` is the definition, O(n²). `chunked_attend` cuts the queries into blocks: a block sees
-# a band (its own keys and the n_local - 1 before them) and the starting tokens. Two softmaxes
-# over parts of the keys are joined by what each part weighs, its log-sum-exp.
+# a band (its own keys and the n_local - 1 before them) and the starting tokens. Both stand side
+# by side in the same logits, under one softmax, as in the definition. A key that is left out
+# would have had a weight of exactly 0.
 #
 # **Predict.** With a window of 256 and 4 starting tokens, how does the work for 4,096 tokens
 # compare, between the two? And what happens to either when the text doubles?
@@ -46,8 +47,9 @@ print(f"largest difference in float64: {worst:.0e}")
 assert worst < 1e-10
 
 # %% [markdown]
-# How two parts are joined, in one line: a softmax over all keys is the average of the softmaxes
-# over two groups of them, weighted by the softmax of their log-sum-exps.
+# One softmax is not the only way. A kernel that is given the keys in parts can join its answers
+# afterwards: a softmax over all keys is the average of the softmaxes over two groups of them,
+# weighted by the softmax of their log-sum-exps.
 
 # %%
 logits, values = torch.randn(10, dtype=torch.float64), torch.randn(10, dtype=torch.float64)
@@ -101,7 +103,7 @@ assert costs[chunked_attend][-1][1] == 4 * H * D * 2**16  # the output, in float
 # %% [markdown]
 # More than 4,096 / 260 = 16: the definition computes all logits twice, near and at the ceiling,
 # which with the product by the values makes 1.5 · 4,096 = 6,144 keys for each query; a block
-# computes 348, since it takes its queries' keys together. When the text doubles, work and
+# computes 354, since it takes its queries' keys together. When the text doubles, work and
 # memory of the definition grow fourfold; the work of the chunked path doubles, for what each
 # query costs stays. Its largest tensor grows up to 4,096 tokens, and is the same at 8,192. What
 # still grows with n is one vector per token, such as the output.
@@ -130,9 +132,9 @@ plot.show(drawing, "What a block sees; keys for each query and the largest tenso
 # In seconds, beside PyTorch's own kernels: `python -m minilm_inf.benchmark --quick`, a table in
 # the README.
 #
-# **Where this lives.** [chunked.py](../minilm_inf/chunked.py), on
-# [band.py](../minilm_inf/band.py) and [triangles.py](../minilm_inf/triangles.py); the
-# definition is [attention.py](../minilm_inf/attention.py).
+# **Where this lives.** [chunked.py](../minilm_inf/fast/chunked.py), on
+# [band.py](../minilm_inf/fast/band.py), and [chunk.py](../minilm_inf/fast/chunk.py) for
+# whatever is no band; the definition is [attention.py](../minilm_inf/attention.py).
 #
 # ## Exercises
 #

@@ -47,7 +47,7 @@ assert sizes["vanilla"][-1] == 4 * token * 2048
 
 # %% [markdown]
 # So after 2,048 tokens, and after a million, it holds 141,312 numbers: 256 + 10 tokens, and
-# room for the 10 once more behind the window, so that one product answers a query. (Texts of
+# room for the 10 once more beside the window, so that one product answers a query. (Texts of
 # different lengths that are read side by side are padded in front; padding has negative
 # positions, and nobody sees it.)
 #
@@ -118,7 +118,7 @@ plot.show(
 # %% [markdown]
 # Constant memory is not memory of everything: lesson 10.
 #
-# **Where this lives.** [cache.py](../minilm_inf/cache.py),
+# **Where this lives.** [cache.py](../minilm_inf/fast/cache.py),
 # [positions.py](../minilm_inf/positions.py) and [stream.py](../minilm_inf/stream.py);
 # `make stream-200m` reads the stream again, in about an hour.
 #

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import attend
-from ..chunked import chunked_attend
 from ..config import LMInfinite
+from ..fast.chunked import chunked_attend
 from ..inspection.memory import available_memory
 from ..positions import Rotary
 from .timing import CannotRun

@@ -20,8 +20,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        root = torch.sqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        wide = x if x.dtype == torch.float64 else x.float()
+        root = (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()
         return (wide / root * self.weight).to(x.dtype)
 
 

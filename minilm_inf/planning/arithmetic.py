@@ -3,7 +3,7 @@ sum are two of them.
 
 A token costs two operations for each weight that it is multiplied with, and 4 * D for each head
 and each key that it sees: 2 * D for the logit, 2 * D for its share of the values; with top-k,
-2 * D more for each middle key that is scored, and seen or not. Counted is
+2 * D more for each middle key that is scored, seen or not. Counted is
 what the definition asks for; norms, angles and softmax, and what chunked.py computes in vain to
 work in blocks, are not.
 """
@@ -53,7 +53,7 @@ def sum_of_least(n: int, most: int) -> int:
 def reading_flops(
     config: ModelConfig, weights: int, head: int, lm: LMInfinite | None, n: int, scored: int
 ) -> int:
-    """Of a text of n tokens, behind `scored` of which the logits are asked for.
+    """Of a text of n tokens, for `scored` of which the logits are asked for.
 
     weights, head: how many weights each token meets in all layers, and in the head.
     """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..blocks import TOKENS_PER_BLOCK
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
-from ..layer_cache import ring_and_starting
-from ..sight import starting_is_placed, window_is_capped
+from ..fast.blocks import TOKENS_PER_BLOCK
 
 
 def cache_bytes(
@@ -18,24 +16,22 @@ def cache_bytes(
     chunk: int = 1,
     written: int = 0,
     batch: int = 1,
+    shortest: int | None = None,
 ) -> int:
     """Cache.nbytes of `batch` texts of `length` tokens that were read in chunks of `chunk`, and
     of `written` more that were read one by one.
 
+    shortest: the length of the shortest text, where the others are longer.
     Not counted: while a layer's buffer grows, the old one stands beside it.
     """
-    lm = lm or FULL_ATTENTION
-    window = rows(lm.n_local, length, chunk, written)
-    starting = 0 if lm.n_local is None else rows(lm.n_global, length, chunk, written)
-    if window == lm.n_local and ring_and_starting(lm):
-        window += lm.n_global
-    # Values, and keys placed, capped or both, as LayerCache keeps them.
-    count = window * (2 + window_is_capped(lm))
-    count += starting * (1 + starting_is_placed(lm) + (lm.distance_ceiling is not None))
-    numbers = batch * config.n_layer * config.n_kv_head * config.head_dim
-    return count * numbers * dtype.itemsize + middle_bytes(
-        config, length + written, lm, dtype, batch
-    )
+    lm, end = lm or FULL_ATTENTION, length + written
+    columns = rows(lm.n_local, length, chunk, written)
+    if lm.n_local is not None:
+        columns += min(lm.n_global, end)  # the starting keys, at home
+        if (shortest or length) + written >= lm.n_local + lm.n_global:
+            columns += lm.n_global  # and once more, at the end of the ring
+    numbers = 2 * batch * config.n_layer * config.n_kv_head * config.head_dim
+    return columns * numbers * dtype.itemsize + middle_bytes(config, end, lm, dtype, batch)
 
 
 def middle_bytes(
