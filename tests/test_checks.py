@@ -159,6 +159,17 @@ def test_a_models_scale_may_be_negative(reading):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("family", ["llama", "mpt"])
+def test_a_window_longer_than_any_text(family, reading):
+    """Catches a mask, or a buffer, as long as the window in place of the text."""
+    model, tokens = tiny_model(family), some_tokens(14)
+    expected = READINGS["reference"](model, tokens, None)
+    for lm in (LMInfinite(2**61, 2, 2**61), LMInfinite(2**40, 2**61, None)):
+        found = READINGS[reading](model, tokens, lm)
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
 def test_whole_numbers_of_any_size():
     """Catches an overflow where a whole number is taken for one of 64 bits."""
     assert not Alibi(4, bias_max=2**64).slopes.any()

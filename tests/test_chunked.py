@@ -152,7 +152,7 @@ def test_rows_padded_on_the_left(scheme, small_chunks):
 
 
 @pytest.mark.parametrize("scheme", ("halves", "alibi"))
-@pytest.mark.parametrize("scale", (0.0, 1.0, 0.05, -1.0, -0.05))
+@pytest.mark.parametrize("scale", (0.0, 1e-300, 1.0, 0.05, -1.0, -0.05))
 def test_a_scale_of_the_callers(scale, scheme, small_chunks):
     """Catches a scale that reaches only one of the two runs, or only the plain softmax; and NaN
     from kernels that multiply what they hide by a scale of 0 or less."""

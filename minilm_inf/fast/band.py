@@ -17,6 +17,7 @@ definition. Near the beginning of a text the same block is cut off on its left.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -29,6 +30,7 @@ from .chunk import LOGITS_AT_ONCE, Keys
 
 ROWS = 96  # queries of a block: of n_local + 95 keys, 95 are computed in vain
 BLOCK_LOGITS = 13 << 18  # 16 blocks of one key head, at n_local 2048: they share its keys
+LEAST_SCALE = 1e-30  # PyTorch's causal mask is -inf * scale, and less is 0 in float32
 ALIGNED = 16  # floats: a product is slower where rows begin at odd addresses
 
 
@@ -56,13 +58,14 @@ def attend_band(
     first:   the position of the first query, counted as starting.positions are
     key_heads: which of H_kv are in `keys`, and answered for; None: all
     """
+    lm = replace(lm, n_local=min(lm.n_local, values.shape[2]))  # a longer one has no more keys
     key_heads = key_heads or range(values.shape[1])
     n_kv_head, n_starting, exact = values.shape[1], starting.k.shape[2], keys.dtype
     group, before = q.shape[1] // n_kv_head, values.shape[2] - q.shape[2]
     spare = keys.shape[2] - values.shape[2]
     begins = not before and not (n_starting and int(starting.positions[0]) < first)
     early = 0
-    if begins and not scheme.has_bias and scale > 0:  # PyTorch's causal mask is -inf * scale
+    if begins and not scheme.has_bias and scale > LEAST_SCALE:
         early = min(q.shape[2], lm.n_local)
         attend_early(q[:, :, :early], place, keys[:, :, spare:], values, scale, out, key_heads)
     mask = window_mask(scheme, lm, ROWS, exact, q.device)  # (1 or H, ROWS, n_local - 1 + ROWS)
@@ -191,7 +194,7 @@ def attend_all(q, k, v, scheme, lm: LMInfinite, scale: float) -> Tensor:
     )
     if q.shape[2] == 1 and not scheme.has_bias:
         return attention(q, k, v)
-    if before == 0 and not scheme.has_bias and scale > 0:  # its causal mask is -inf * scale
+    if before == 0 and not scheme.has_bias and scale > LEAST_SCALE:
         return attention(q, k, v, is_causal=True)
     heads = q.shape[1] if scheme.has_bias else 1
     rows, out = max(1, min(256, LOGITS_AT_ONCE // (heads * k.shape[2]))), []

@@ -8,6 +8,7 @@ only keys whose weight in the definition is exactly 0.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def chunked_attend(
     """
     check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reaching)
     lm = lm or FULL_ATTENTION
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     q_positions, k_positions = (x.cpu().long() for x in (q_positions, k_positions))
     for name, positions in (("q_positions", q_positions), ("k_positions", k_positions)):
         if (positions.diff(dim=-1) <= 0).any():
@@ -125,6 +126,7 @@ def read_as_band(q, k, v, first: int, scheme, lm: LMInfinite, scale: float, out,
     The placed keys of a stretch of queries stand in a buffer, those before the stretch's own
     in its first columns: from there the next stretch moves on, so that each is placed once.
     """
+    lm = replace(lm, n_local=min(lm.n_local, k.shape[2]))  # a longer window has no more keys
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     early = torch.arange(first, max(first, min(lm.n_global, first + k.shape[2])))
     starting = (x[:, :, : len(early)] for x in (k, v))

@@ -31,7 +31,7 @@ class Reading:
     ):
         self.cache, self.scheme, self.lm = cache, scheme, cache.lm
         scale = config.softmax_scale
-        self.scale = 1 / math.sqrt(config.head_dim) if scale is None else scale
+        self.scale = 1 / math.sqrt(config.head_dim) if scale is None else float(scale)
         self.n_new, self.n_reaching, self.paddings = n_new, n_reaching, cache.paddings
         columns = None if learns or n_new > 1 else kept_columns(cache, scheme)
         self.one = None
