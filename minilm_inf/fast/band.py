@@ -29,6 +29,7 @@ from .chunk import LOGITS_AT_ONCE, Keys
 
 ROWS = 96  # queries of a block: of n_local + 95 keys, 95 are computed in vain
 BLOCK_LOGITS = 13 << 18  # 16 blocks of one key head, at n_local 2048: they share its keys
+TIMES_ON_A_GPU = 16  # as much at once: there a call costs more than what passes through memory
 ALIGNED = 16  # floats: a product is slower where rows begin at odd addresses
 
 
@@ -67,7 +68,7 @@ def attend_band(
         attend_early(q[:, :, :early], place, keys[:, :, spare:], values, scale, out, key_heads)
     mask = window_mask(scheme, lm, ROWS, exact, q.device)  # (1 or H, ROWS, n_local - 1 + ROWS)
     block = group * ROWS * (spare + mask.shape[-1])
-    at_once = max(1, BLOCK_LOGITS // block)
+    at_once = max(1, BLOCK_LOGITS * (TIMES_ON_A_GPU if q.is_cuda else 1) // block)
     scratch = q.new_empty(min(at_once, -(-(q.shape[2] - early) // ROWS)) * block, dtype=exact)
     for start, count, rows in runs_of_blocks(early, q.shape[2], before, lm.n_local, at_once):
         here = slice(start, start + count * rows)
