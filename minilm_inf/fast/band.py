@@ -31,6 +31,7 @@ from .chunk import LOGITS_AT_ONCE, Keys
 ROWS = 96  # queries of a block: of n_local + 95 keys, 95 are computed in vain
 BLOCK_LOGITS = 13 << 18  # 16 blocks of one key head, at n_local 2048: they share its keys
 LEAST_SCALE = 1e-30  # PyTorch's causal mask is -inf * scale, and less is 0 in float32
+TIMES_ON_A_GPU = 16  # as much at once: there a call costs more than what passes through memory
 ALIGNED = 16  # floats: a product is slower where rows begin at odd addresses
 
 
@@ -70,45 +71,63 @@ def attend_band(
         attend_early(q[:, :, :early], place, keys[:, :, spare:], values, scale, out, key_heads)
     mask = window_mask(scheme, lm, ROWS, exact, q.device)  # (1 or H, ROWS, n_local - 1 + ROWS)
     block = group * ROWS * (spare + mask.shape[-1])
-    at_once = max(1, BLOCK_LOGITS // block)
+    at_once = max(1, BLOCK_LOGITS * (TIMES_ON_A_GPU if q.is_cuda else 1) // block)
     scratch = q.new_empty(min(at_once, -(-(q.shape[2] - early) // ROWS)) * block, dtype=exact)
     for start, count, rows in runs_of_blocks(early, q.shape[2], before, lm.n_local, at_once):
         here = slice(start, start + count * rows)
         begin = max(0, before + start - (lm.n_local - 1))
         left = lm.n_local - 1 - (before + start - begin)  # columns that a text's start cuts off
         marks = mask[:, :rows, left : lm.n_local - 1 + rows]
+        end = begin + marks.shape[-1] + (count - 1) * rows
         positions = range(first + here.start, first + here.stop)
         far = starting_mask(scheme, lm, positions, starting.positions, exact, q.device)
-        width = marks.shape[-1]
-        some = slice(begin, begin + spare + width + (count - 1) * rows)
-        shape = (count, group, rows, spare + width)
-        logits = scratch[: count * group * rows * (spare + width)].view(shape)
         for row, head in product(range(len(q)), key_heads):
             heads = slice(head * group, (head + 1) * group)
             mine = q[row, heads, here].to(exact)  # (H / H_kv, N * rows, D)
             placed = place(mine, here)
-            into = logits.flatten(1, 2)
-            k = keys[row, head - key_heads.start, some].unfold(
-                0, spare + width, rows
-            )  # (N, D, columns)
-            x = by_block(placed, count).flatten(1, 2)
-            torch.baddbmm(into, x, k, beta=0, alpha=scale, out=into)
-            add_marks(logits[..., spare:], marks[heads] if scheme.has_bias else marks, scheme)
-            logits[..., :spare] = torch.finfo(exact).min
-            if n_starting:
-                asked = placed if starting.home is None else mine
-                at_home = asked @ starting.k[row, head].mT * scale
-                if far is not None:
-                    at_home = at_home + (far[heads] if scheme.has_bias else far)
-                logits[..., :n_starting] = by_block(at_home, count)
-            weights = torch.softmax(logits, -1, out=logits).flatten(1, 2)
-            v = values[row, head, begin : some.stop - spare].unfold(0, width, rows).mT
-            gathered = torch.bmm(weights[..., spare:], v)
-            if n_starting:
-                v = starting.v[row, head].expand(count, -1, -1)
-                gathered.baddbmm_(weights[..., :n_starting], v)
-            gathered = gathered.unflatten(1, (group, rows))
+            at_home = starting_logits(mine, placed, starting, row, head, scale)
+            if far is not None:
+                at_home = at_home + (far[heads] if scheme.has_bias else far)
+            gathered = attend_blocks(
+                by_block(placed, count), keys[row, head - key_heads.start, begin : spare + end],
+                values[row, head, begin:end], by_block(at_home, count), starting.v[row, head],
+                marks[heads] if scheme.has_bias else marks, scheme.has_bias, scale, scratch,
+            )  # fmt: skip
             by_block(out[row, heads, here], count).copy_(gathered)
+
+
+def starting_logits(q, placed, starting: Keys, row: int, head: int, scale: float) -> Tensor:
+    """The logits of one head's starting keys, (H / H_kv, T, G): from home at -C for queries
+    that are not placed, from their own positions for those that are."""
+    asked = placed if starting.home is None else q
+    return asked @ starting.k[row, head].mT * scale
+
+
+def attend_blocks(
+    q, k, v, at_home, starting_v, marks, has_bias: bool, scale: float, scratch: Tensor
+) -> Tensor:
+    """What N blocks of queries gather that share one key head, (N, H / H_kv, rows, D).
+
+    q:       (N, H / H_kv, rows, D), placed
+    k, v:    (spare + S, D) and (S, D): of all blocks, one after the other
+    at_home: the logits of the starting keys, (N, H / H_kv, rows, G); starting_v: (G, D)
+    marks:   the window's mask, (1 or H / H_kv, rows, width)
+    """
+    (count, group, rows, _), n_starting = q.shape, at_home.shape[-1]
+    spare, width = len(k) - len(v), marks.shape[-1]
+    logits = scratch[: count * group * rows * (spare + width)]
+    logits = logits.view(count, group * rows, spare + width)
+    windows = k.unfold(0, spare + width, rows)  # (N, D, spare + width)
+    torch.baddbmm(logits, q.flatten(1, 2), windows, beta=0, alpha=scale, out=logits)
+    by_head = logits.unflatten(1, (group, rows))
+    add_marks(by_head[..., spare:], marks, has_bias)
+    by_head[..., :spare] = torch.finfo(logits.dtype).min
+    by_head[..., :n_starting] = at_home
+    weights = torch.softmax(logits, -1, out=logits)
+    gathered = torch.bmm(weights[..., spare:], v.unfold(0, width, rows).mT)
+    if n_starting:
+        gathered.baddbmm_(weights[..., :n_starting], starting_v.expand(count, -1, -1))
+    return gathered.unflatten(1, (group, rows))
 
 
 def attend_early(q, place, k, v, scale: float, out, key_heads: range):
@@ -172,11 +191,11 @@ def bias_of(scheme, lm: LMInfinite, d: Tensor, dtype) -> Tensor:
     return scheme.bias(d).to(dtype)
 
 
-def add_marks(logits: Tensor, marks: Tensor, scheme):
+def add_marks(logits: Tensor, marks: Tensor, has_bias: bool):
     """Add a window's mask (1 or H / H_kv, rows, width) to logits (N, H / H_kv, rows, width);
-    where there is no bias, it is 0 but for both ends of the rows."""
+    without a bias it is 0 but for both ends of the rows."""
     width, rows = marks.shape[-1], logits.shape[2]
-    whole = scheme.has_bias or width <= 2 * ROWS
+    whole = has_bias or width <= 2 * ROWS
     for ends in (slice(None),) if whole else (slice(0, ROWS), slice(width - rows, width)):
         logits[..., ends] += marks[..., ends]
 

@@ -61,12 +61,10 @@ class Reading:
             if kept.middle:
                 kept.middle.append(k, v)
             return self.one(layer, q, k, v, self.reach(kept))
-        n_starting = 0
+        spare = 0
         if self.in_band:
-            n_starting = min(
-                self.lm.n_global, max(0, cache.length + self.n_new - max(self.paddings))
-            )
-        spare = spare_columns(self.lm, n_starting) if self.in_band else 0
+            n_starting = min(self.lm.n_global, cache.shortest + self.n_new)
+            spare = spare_columns(self.lm, max(n_starting, kept.starting_keys.shape[2]))
         keys, values = kept.extend(
             self.place(k), k, v, cache.length, self.paddings, self.scheme, spare
         )
