@@ -13,6 +13,7 @@ from minilm_inf.config import LMInfinite
 from minilm_inf.distance_ceiling import capped_logits
 from minilm_inf.fast.cache import Cache
 from minilm_inf.lambda_mask import lambda_mask
+from minilm_inf.positions import Alibi
 from minilm_inf.top_k import largest, middle_mask
 
 FILE = ROOT / "tutorials" / "explorer.html"
@@ -90,13 +91,12 @@ def slots_of(length: int, lm: LMInfinite, chunk: int) -> tuple[list, list]:
         read = torch.arange(start, min(start + chunk, length), dtype=torch.float64)
         values = read[:, None].expand(1, config.n_kv_head, -1, config.head_dim).reshape(shape)
         for layer in cache.layers:
-            cap = None if lm.distance_ceiling is None else (lambda k: k)
-            layer.extend(values, values, values, cap)
+            places_nothing = Alibi(config.n_head)
+            layer.extend(values, values, values, start, [0], places_nothing)
         cache.count(len(read))
     layer = cache.layers[-1]
     in_ring = length if lm.n_local is None else min(length, lm.n_local)
-    window = layer.window.read(0, in_ring).values
-    starting = layer.starting.read(0, layer.n_starting(length)).values
+    window, starting = layer.values[:, :, :in_ring], layer.starting_values
     return window[0, 0, :, 0].tolist(), starting[0, 0, :, 0].tolist()
 
 
