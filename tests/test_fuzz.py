@@ -15,7 +15,7 @@ from fuzz_draw import Refused, Wrong
 def test_nothing_goes_wrong(kind):
     """Catches a traceback, a hang, an execution, a file outside of its folder, a Python word or
     a long echo in a sentence, and two paths of attention that disagree."""
-    verdicts = [judged(kind, number) for number in range(CASES // 10 // len(KINDS))]
+    verdicts = [judged(kind, number) for number in range(-(-CASES // (10 * len(KINDS))))]
     wrong = [f"{number}: {v}" for number, v in enumerate(verdicts) if v.outcome in FAULTS]
     assert any(v.outcome == "clean" for v in verdicts), (
         "nothing was right before it was spoiled"
