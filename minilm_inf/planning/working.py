@@ -80,7 +80,7 @@ def mask_bytes(r: Reading, tokens: int, seen: int) -> int:
 
 def band_bytes(r: Reading, before: int, tokens: int) -> int:
     """band.py's mask, and the logits and vectors of the blocks that share a key head."""
-    config, columns = r.config, r.lm.n_local + band.ROWS
+    config, columns = r.config, min(r.lm.n_local, before + tokens) + band.ROWS
     mask = band.ROWS * columns * (config.n_head if r.has_bias else 1)
     group = config.n_head // config.n_kv_head
     early = 0 if before or r.has_bias else min(tokens, r.lm.n_local)
