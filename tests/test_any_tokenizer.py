@@ -140,7 +140,7 @@ def test_retrieval(program, folder, text, tmp_path, task):
 
 
 def test_comparison(program, folder, text):
-    """Pass keys that end the program behind minutes of reading, and take its table along."""
+    """Pass keys that end the program after minutes of reading, and take its table along."""
     flags = ["--text", text, "--length", 1100, "--methods", "full,truncate,topk"]
     flags += ["--n-local", 60, "--trials", 1]
     code, said, err = program(evaluate.main, "compare", "-m", folder, *flags)
