@@ -12,7 +12,7 @@ import torch
 
 from . import sampling
 from .config import LMInfinite
-from .fast.cache import Guard
+from .checks import Guard
 from .session import Step, check_ends, checked_ids
 from .transformer import Transformer
 

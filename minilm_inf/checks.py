@@ -5,6 +5,8 @@ They look at kinds, shapes and ends alone, never at a vector.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -193,6 +195,29 @@ def out_of_range(tokens: Tensor, vocab_size: int) -> ValueError:
         f"token {low if low < 0 else high} is out of range: the vocabulary has the ids 0 to "
         f"{vocab_size - 1}"
     )
+
+
+class Guard:
+    """What is changed in several steps: once an exception has interrupted them, its parts no
+    longer agree, and every further use is refused."""
+
+    interrupted = False
+
+    @contextlib.contextmanager
+    def changing(self):
+        """Inside are the steps of one change. Raises ValueError after an interrupted one."""
+        self.check_whole()
+        self.interrupted = True
+        yield
+        self.interrupted = False
+
+    def check_whole(self):
+        """Raise ValueError after an interrupted change."""
+        if self.interrupted:
+            raise ValueError(
+                f"this {type(self).__name__.lower()} was interrupted while it read, and is no "
+                "longer whole: make a new one and read the text again"
+            )
 
 
 def fitting(x: Tensor | None, shape, dtype: torch.dtype) -> Tensor:

@@ -15,8 +15,8 @@ from . import sampling
 from .checks import check_lm
 from .compiled import compiled_step
 from .config import LMInfinite, require_integer
-from .fast.cache import Guard
-from .fast.one_token import has_fixed_shape
+from .checks import Guard
+from .fast.one_token import starting_tokens_are_read
 from .files import shown
 from .transformer import Transformer
 
@@ -116,7 +116,7 @@ class Session(Guard):
         tokens = torch.tensor([ids], device=self.device)
         if self.cache is None:
             hidden = self._read_anew(ids)
-        elif self.decode and len(ids) == 1 and has_fixed_shape(self.cache):
+        elif self.decode and len(ids) == 1 and starting_tokens_are_read(self.cache):
             return self._step(tokens)
         else:
             hidden = self.model.prefill(tokens, self.lm, self.cache, self.prefill_chunk, enough)
@@ -136,7 +136,7 @@ class Session(Guard):
             self.cache.settle()
             position = torch.full((), self.cache.length, device=self.device)
             logits = self.decode(tokens, self.cache, position)
-            self.cache.count(1)
+            self.cache.length += 1
         return logits[0].cpu()
 
     def accept(self, id: int):

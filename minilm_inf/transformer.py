@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from .attention import attend
 from .checks import check_call, check_new_cache, out_of_range, padding_of
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
-from .fast.blocks import KINDS
 from .fast.cache import Cache
 from .fast.chunked import chunked_attend
-from .fast.one_token import OneToken
+from .fast.middle import KINDS
+from .fast.one_token import OneToken, rings_of
 from .fast.reading import Reading
 
 PATHS = {"reference": attend, "chunked": chunked_attend}
@@ -83,16 +83,20 @@ class Transformer(nn.Module):
             x = self.embed(tokens)  # (B, T, E)
         except IndexError as error:  # on the CPU; a GPU does not tell
             raise out_of_range(tokens, self.config.vocab_size) from error
-        n_reaching = lm.reaching(x.shape[1]) if n_reaching is None else n_reaching
+        if lm.top_k and n_reaching is None:
+            n_reaching = lm.reaching(x.shape[1])
         if cache is None:
-            return self.through(x, self.of_a_text(x, lm, path, padding, n_reaching))
+            positions = torch.arange(x.shape[1])
+            if padding is not None:
+                positions = positions - padding[:, None]  # (B, T), negative before a text
+            of_a_text = partial(self.attention_of_a_text, PATHS[path], positions, lm, n_reaching)
+            return self.through(x, of_a_text)
         if padding is not None:
             cache.pad(padding)
-        with cache.changing():
-            learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-            now = Reading(cache, self.config, self.scheme, x.shape[1], n_reaching, learns, x)
+        with torch.no_grad(), cache.changing():
+            now = Reading(cache, self.config, self.scheme, x.shape[1], n_reaching or 0, x)
             x = self.through(x, now)
-            cache.count(x.shape[1])
+            cache.length += tokens.shape[1]
         return x
 
     def through(self, x: Tensor, attention) -> Tensor:
@@ -102,19 +106,12 @@ class Transformer(nn.Module):
             x = block(x, partial(attention, layer))
         return self.norm(x)
 
-    def of_a_text(self, x: Tensor, lm: LMInfinite, path: str, padding, n_reaching: int):
-        """Attention within a text that is there whole, by the definition or in O(n)."""
-        positions = torch.arange(x.shape[1])
-        if padding is not None:
-            positions = positions - padding[:, None]  # (B, T), negative where there is padding
-
-        def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return PATHS[path](
-                q, k, v, positions, positions, self.scheme, lm.for_layer(layer),
-                self.config.softmax_scale, n_reaching,
-            )  # fmt: skip
-
-        return attention
+    def attention_of_a_text(self, path, positions, lm, n_reaching, layer, q, k, v) -> Tensor:
+        """Within a text that is there whole, by the definition or in O(n)."""
+        return path(
+            q, k, v, positions, positions, self.scheme, lm.for_layer(layer),
+            self.config.softmax_scale, n_reaching,
+        )  # fmt: skip
 
     def prefill(
         self, tokens: Tensor, lm, cache: Cache, chunk: int, enough=lambda: False
@@ -136,11 +133,12 @@ class Transformer(nn.Module):
         """Logits (B, V) that follow one more token of each row (B, 1): what can be compiled.
 
         position: (), how many tokens the cache has read, on the model's device. The caller
-        sees to one_token.has_fixed_shape and cache.settle before, and to cache.count after.
-        rings: one_token.rings_of(cache), for a caller who hands them over as tensors of their
-        own.
+        sees to one_token.starting_tokens_are_read and cache.settle before, and counts the token
+        after. rings: those of rings_of, for a caller who hands them over as tensors.
         """
-        one = OneToken(cache, self.scheme, position, self.config.softmax_scale, rings=rings)
+        rings = rings_of(cache) if rings is None else rings
+        scale = self.config.softmax_scale
+        one = OneToken(cache, self.scheme, position, scale, rings, is_fixed=True)
         return self.head(self.through(self.embed(tokens), one))[:, -1]
 
     def new_cache(

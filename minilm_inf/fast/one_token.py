@@ -7,8 +7,8 @@ So one fused call over
 
     | ring: n_local keys | starting keys at i - C |
 
-is the definition's softmax over the same keys, however long the text is. Its shapes do not
-change, and its position may be a tensor, so one compiled graph serves every step.
+is the definition's softmax over the same keys, however long the text is. What a row does not
+see of it, since it is padding, or a starting key that is still in the window, a mask hides.
 """
 
 from __future__ import annotations
@@ -18,48 +18,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import LMInfinite
-from .band import ceiling_parts
+from .band import ceiling_is_the_window
 from .cache import Cache
-from .chunk import by_key_head
+from .chunk import Found, by_key_head
 
 
 def shape_can_be_fixed(lm: LMInfinite) -> bool:
-    """Whether a setting has steps of shapes that never change, in every family."""
+    """Whether a setting has steps of shapes that never change, in every family: these can be
+    compiled, with the position as a tensor."""
     return lm.n_local is not None and lm.distance_ceiling in (None, lm.n_local)
 
 
-def has_fixed_shape(cache: Cache) -> bool:
-    """Whether such a step serves this cache now: every row's starting tokens have been read."""
-    return shape_can_be_fixed(cache.lm) and cache.shortest >= cache.lm.n_global
+def starting_tokens_are_read(cache: Cache) -> bool:
+    """Whether the next token of no row is a starting token, which a step would not keep."""
+    return cache.lm.n_local is None or cache.shortest >= cache.lm.n_global
 
 
-def kept_columns(cache: Cache, scheme) -> int | None:
-    """How many columns the next token of each row sees, all of them; None where it does not
-    see all that is kept, so that it must be read as a chunk."""
-    lm, end = cache.lm, cache.length + 1
-    starting_are_read = lm.n_local is None or cache.shortest >= lm.n_global
-    if not ceiling_parts(scheme, lm) or not starting_are_read:
-        return None
-    if lm.n_local is None or end <= lm.n_local:
-        return None if cache.padding is not None else end
-    has_left = cache.shortest + 1 >= lm.n_local + lm.n_global
-    return lm.n_local + lm.n_global if has_left else None
+def serves(cache: Cache, scheme) -> bool:
+    """Whether the next token of each row can be read by OneToken."""
+    return ceiling_is_the_window(scheme, cache.lm) and starting_tokens_are_read(cache)
 
 
 class OneToken:
     """What the next token of each row sees, for all layers.
 
     position: (), integer: the tokens that the cache has read, on its device.
-    columns:  how many columns of the cache it sees, all of them; None: all that there will
-              ever be, of which a mask hides empty slots, padding, and starting keys that are
-              still in the window. has_fixed_shape must then hold.
-    rings:    the cache's rings(), for a caller who hands them over as tensors of their own.
+    rings:    rings_of(cache, ...); with all columns that there will ever be, is_fixed, and a
+              mask hides the empty ones.
     """
 
-    def __init__(self, cache: Cache, scheme, position: Tensor, scale, columns=None, rings=None):
-        lm, self.scale = cache.lm, scale
-        self.rings = rings_of(cache, columns) if rings is None else rings
-        like, starting = self.rings[0][1:]
+    def __init__(self, cache: Cache, scheme, position: Tensor, scale, rings, is_fixed: bool):
+        lm, self.scale, self.rings = cache.lm, scale, rings
+        like, starting = rings[0][1:]
         exact = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.turn = None
         if not scheme.has_bias:
@@ -72,19 +62,20 @@ class OneToken:
             after = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
             self.slots = torch.cat((self.slot, after))
         self.mask = None
-        if columns is None or scheme.has_bias:
+        if is_fixed or scheme.has_bias or some_is_hidden(cache):
             self.mask = mask_of(cache, scheme, position, like)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, reach=None) -> Tensor:
-        """Take in a layer's new k, v (B, H_kv, 1, D); what q (B, H, 1, D) gathers."""
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, found=None) -> Tensor:
+        """Take in a layer's new k, v (B, H_kv, 1, D); what q (B, H, 1, D) gathers, all unplaced.
+        found: the middle keys that come back, if any."""
         keys, values, starting = self.rings[layer]
         if self.moves:
             keys.index_copy_(2, self.slots, self.place(torch.cat((k, starting), 2)))
         else:
             keys.index_copy_(2, self.slot, self.place(k))
         values.index_copy_(2, self.slot, v)
-        if reach is not None:
-            return self.with_middle(q, keys, values, reach(q))
+        if found is not None:
+            return self.with_middle(q, keys, values, found)
         q, n_kv_head, mask = self.place(q), k.shape[1], self.mask
         group = q.shape[1] // n_kv_head
         if mask is not None:  # (.., H_kv, H / H_kv, S): the queries of a key head, in its rows
@@ -96,7 +87,7 @@ class OneToken:
         )
         return gathered.reshape(len(q), n_kv_head * group, 1, -1)
 
-    def with_middle(self, q: Tensor, keys: Tensor, values: Tensor, found) -> Tensor:
+    def with_middle(self, q: Tensor, keys: Tensor, values: Tensor, found: Found) -> Tensor:
         """The same with middle keys, each query head's own, under the same softmax."""
         exact = torch.float64 if q.dtype == torch.float64 else torch.float32
         near = by_key_head(self.place(q.to(exact)), keys.to(exact).mT) * self.scale
@@ -116,41 +107,49 @@ class OneToken:
         return (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
 
 
-def rings_of(cache: Cache, columns: int | None = None) -> list[tuple]:
+def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
     """Of each layer, what a step reads and writes: keys and values (B, H_kv, columns, D), and
-    the starting keys (B, H_kv, n_global, D) to place again, None where none is seen."""
-    lm, rings = cache.lm, []
-    filling = columns is not None and (lm.n_local is None or cache.length < lm.n_local)
+    the starting keys (B, H_kv, n_global, D) to place again, None where none is seen.
+
+    is_fixed: all columns that there will ever be, instead of those that are filled.
+    """
+    lm, end, rings = cache.lm, cache.length + 1, []
+    is_filling = not is_fixed and (lm.n_local is None or end <= lm.n_local)
     for layer in cache.layers:
-        if filling:
-            layer.reserve(columns)
-            rings.append((layer.keys[:, :, :columns], layer.values[:, :, :columns], None))
+        layer.make_room(end, cache.shortest + 1)
+        if is_filling:
+            rings.append((layer.keys[:, :, :end], layer.values[:, :, :end], None))
         else:
-            layer.settle()
             starting = layer.starting_keys if lm.n_global else None
             rings.append((layer.keys, layer.values, starting))
     return rings
 
 
+def some_is_hidden(cache: Cache) -> bool:
+    """Whether the next token of some row does not see all columns that are filled."""
+    lm, end, shortest = cache.lm, cache.length + 1, cache.shortest + 1
+    if lm.n_local is None or end <= lm.n_local:
+        return shortest < end
+    return shortest < lm.n_local + lm.n_global
+
+
 def mask_of(cache: Cache, scheme, position: Tensor, like: Tensor) -> Tensor:
     """What is added to the logits of each column, the bias of its distance or the lowest number
-    where it is hidden: (1 or B, 1 or H, 1, columns)."""
+    where it is hidden: (B, 1 or H, 1, columns)."""
     lm, device = cache.lm, like.device
     n_ring = like.shape[2] if lm.n_local is None else min(like.shape[2], lm.n_local)
     slots = torch.arange(n_ring, device=device)
     near = position - slots if lm.n_local is None else (position - slots) % lm.n_local
-    far = position - torch.arange(like.shape[2] - n_ring, device=device)
-    padding = cache.padding
-    padding = position.new_zeros(1, 1) if padding is None else padding.to(device)[:, None]
+    padding = cache.padding.to(device)[:, None]
+    far = position - padding - torch.arange(like.shape[2] - n_ring, device=device)  # (B, G)
     hidden = position - near < padding
-    d = near.expand(len(padding), -1)
-    if len(far):
-        hidden = torch.cat((hidden, far - padding < lm.n_local), -1)
-        d = torch.cat((d, far - padding), -1)
+    if far.shape[1]:
+        hidden = torch.cat((hidden, far < lm.n_local), -1)
+    d = torch.cat((near.expand(len(far), -1), far), -1)
     exact = torch.float64 if like.dtype == torch.float64 else torch.float32
     bias = torch.zeros((), dtype=exact, device=device)
     if scheme.has_bias:
         d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
-        bias = scheme.bias(d[:, None]).to(exact)  # (1 or B, H, 1, S)
+        bias = scheme.bias(d[:, None]).to(exact)  # (B, H, 1, S)
     mask = torch.where(hidden[:, None, None], torch.finfo(like.dtype).min, bias)
     return mask.to(like.dtype)
