@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 
 from . import sampling
-from .config import LMInfinite
 from .checks import Guard
+from .config import LMInfinite
 from .session import Step, check_ends, checked_ids
 from .transformer import Transformer
 

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 
 from . import sampling
-from .checks import check_lm
+from .checks import Guard, check_lm
 from .compiled import compiled_step
 from .config import LMInfinite, require_integer
-from .checks import Guard
 from .fast.one_token import starting_tokens_are_read
 from .files import shown
 from .transformer import Transformer

@@ -89,10 +89,12 @@ class Transformer(nn.Module):
             positions = torch.arange(x.shape[1])
             if padding is not None:
                 positions = positions - padding[:, None]  # (B, T), negative before a text
-            of_a_text = partial(self.attention_of_a_text, PATHS[path], positions, lm, n_reaching)
+            of_a_text = partial(
+                self.attention_of_a_text, PATHS[path], positions, lm, n_reaching
+            )
             return self.through(x, of_a_text)
         if padding is not None:
-            cache.pad(padding)
+            cache.pad(padding.tolist())
         with torch.no_grad(), cache.changing():
             now = Reading(cache, self.config, self.scheme, x.shape[1], n_reaching or 0, x)
             x = self.through(x, now)
@@ -159,5 +161,5 @@ class Transformer(nn.Module):
             self.config, batch, lm, weight.dtype, weight.device, first_position, middle
         )
         if padding is not None:
-            cache.pad(torch.tensor(padding, device="cpu"))
+            cache.pad(padding)
         return cache

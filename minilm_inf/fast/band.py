@@ -8,17 +8,16 @@ With n_local=8, blocks of 4 queries, and one position per column:
                      # #          . . # # # # # # # # .
     query a + 3      # #          . . . # # # # # # # #
 
-Only both ends of a row need a mask, which depends on distances alone. The window is a view of
-keys that overlaps the next block's, so many blocks are one batched product. The starting keys
-have columns of their own in the same logits: one softmax over the keys of the definition. Near
-the beginning of a text the same block is cut off on its left.
+What a row hides depends on distances alone. The window is a view of keys that overlaps the next
+block's, so many blocks are one batched product. The starting keys have columns of their own in
+the same logits: one softmax over the keys of the definition, and no others. Near the beginning
+of a text the same block is cut off on its left.
 """
 
 from __future__ import annotations
 
 import functools
 from itertools import product
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +25,20 @@ from torch import Tensor
 
 from ..config import LMInfinite
 from ..lambda_mask import distances, is_local, is_past
-from .chunk import Keys
+from .chunk import How, Keys
 
 ROWS = 64  # queries of a block: of n_local + 63 keys, 63 are computed in vain
 BLOCK_LOGITS = 13 << 18  # 24 blocks of one key head, at n_local 2048: they share its keys
 TIMES_ON_A_GPU = 16  # as much at once: there a call costs more than what passes through memory
 ALIGNED = 16  # floats: a product is slower where rows begin at odd addresses
+LONG = 512  # a window of more than this: its logits are masked at both ends alone
 LEAST_SCALE = 1e-30  # PyTorch's causal mask is -inf * scale, and less is 0 in float32
 
 
-def ceiling_is_the_window(scheme, lm: LMInfinite) -> bool:
+def ceiling_is_the_window(how: How) -> bool:
     """Whether every window key stands below the ceiling and every starting key at it, or the
     scheme places nothing: then placed queries meet the window, and unplaced ones home."""
-    return scheme.has_bias or lm.distance_ceiling in (None, lm.n_local)
+    return how.scheme.has_bias or how.lm.distance_ceiling in (None, how.lm.n_local)
 
 
 def spare_columns(n_starting: int, n_local: int) -> int:
@@ -47,141 +47,118 @@ def spare_columns(n_starting: int, n_local: int) -> int:
     return n_starting + -(n_starting + n_local - 1 + ROWS) % ALIGNED
 
 
-class Run(NamedTuple):
-    """Blocks that are one product: `count` of them, for the queries `here`.
+def attend_band(
+    q: Tensor, place, keys: Tensor, values: Tensor, starting: Keys, first: int, how: How,
+    out: Tensor, first_head: int = 0,
+):  # fmt: skip
+    """Write to out what consecutive queries gather.
 
-    keys: of all blocks, one after the other; mask: of the window, and far of the starting keys,
-    None where all are seen as they are; both (1 or H, rows, columns).
+    q, out: (B, H, T, D), q not placed; place(q, rows) places those rows of it
+    keys:   (B, H_kv, spare + S, D), placed; the last T are the queries' own, and the first
+            spare ones, at least as many as there are starting keys, may be anything
+    values: (B, H_kv, S, D)
+    first:  the position of the first query, counted as those of the starting keys are
+    first_head: the number of H's first head in the scheme
     """
+    scheme, lm, scale = how
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    keys, values, home_k, home_v = (x.to(exact) for x in (keys, values, *starting[:2]))
+    (_, n_head, length, _), (_, n_kv_head, n_keys, _) = q.shape, values.shape
+    n_local = min(n_keys, lm.n_local or n_keys)  # a longer window has no more keys
+    group, before, spare = n_head // n_kv_head, n_keys - length, keys.shape[2] - n_keys
+    each_head = [
+        (row, head, slice(head * group, (head + 1) * group))
+        for row, head in product(range(len(q)), range(n_kv_head))
+    ]
+    early = 0  # queries that see all of the past
+    is_beginning = not before and not (
+        len(starting.positions) and starting.positions[0] < first
+    )
+    if is_beginning and not scheme.has_bias and scale > LEAST_SCALE:
+        early = min(length, n_local)
+        for row, head, heads in each_head:
+            placed = place(q[row, heads, :early].to(exact), slice(0, early))
+            past = keys[row, head, spare : spare + early], values[row, head, :early]
+            out[row, heads, :early] = attend_past(placed, *past, scale)
+    mask = window_mask(scheme, lm, n_local, exact, q.device)
+    block = group * ROWS * (spare + n_local - 1 + ROWS)  # logits
+    at_once = max(1, BLOCK_LOGITS * (TIMES_ON_A_GPU if q.is_cuda else 1) // block)
+    scratch = q.new_empty(min(at_once, -(-(length - early) // ROWS)) * block, dtype=exact)
+    for start, count, rows in runs_of_blocks(early, length, n_local - 1 - before, at_once):
+        here = slice(start, start + count * rows)
+        cut = max(0, n_local - 1 - before - start)  # columns before the text's first token
+        oldest = before + start - (n_local - 1) + cut
+        window = slice(oldest, before + here.stop)  # of all blocks, one after the other
+        positions = torch.arange(first + here.start, first + here.stop)
+        far = starting_mask(scheme, lm, positions, starting.positions, exact, q.device)
+        for row, head, heads in each_head:
+            biased = slice(0, 1)
+            if scheme.has_bias:
+                biased = slice(first_head + heads.start, first_head + heads.stop)
+            unplaced = q[row, heads, here].to(exact)
+            placed = place(unplaced, here)
+            asked = placed if starting.home is None else unplaced
+            at_home = asked @ home_k[row, head].mT * scale + far[biased]
+            gathered = attend_blocks(
+                by_block(placed, count), keys[row, head, oldest : spare + window.stop],
+                values[row, head, window], by_block(at_home, count), home_v[row, head],
+                mask[biased, :rows], cut, scale, scratch,
+            )  # fmt: skip
+            by_block(out[row, heads, here], count).copy_(gathered)
 
-    here: slice
-    count: int
-    keys: slice
-    cut: int
-    far: Tensor | None
+
+def runs_of_blocks(start: int, length: int, n_cut: int, at_once: int):
+    """(first query, number of blocks, queries of each) from `start` on: blocks with a whole
+    window together, the first n_cut queries' one by one."""
+    while start < length:
+        rows = min(ROWS, length - start)
+        count = 1 if start < n_cut else min(at_once, (length - start) // rows)
+        yield start, count, rows
+        start += count * rows
 
 
-class Band:
-    """Consecutive queries, each with its window: what all heads and layers share.
+def attend_past(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """All of the past, in PyTorch's own causal attention: placed q (H / H_kv, T, D), and k and
+    v (T, D) of their key head."""
+    past = (x.expand(1, len(q), -1, -1) for x in (k, v))
+    return F.scaled_dot_product_attention(q[None], *past, is_causal=True, scale=scale)[0]
 
-    positions: of the queries, as range(first, last); place: scheme.at of them
-    n_keys:    how many keys there are in order, of which the last are the queries' own
-    starting:  the positions of the starting keys, (G,)
-    spare:     spare_columns; group: query heads of a key head
+
+def attend_blocks(q, k, v, at_home, home_v, mask, cut: int, scale: float, scratch) -> Tensor:
+    """What N blocks of queries gather that share one key head, (N, H / H_kv, rows, D).
+
+    q:       (N, H / H_kv, rows, D), placed
+    k, v:    (spare + S, D) and (S, D): of all blocks, one after the other
+    at_home: the logits of the starting keys, (N, H / H_kv, rows, G); home_v: (G, D)
+    mask:    of the window, (1 or H / H_kv, rows, cut + width)
     """
+    (count, group, rows, _), n_starting = q.shape, at_home.shape[-1]
+    spare, width = len(k) - len(v), len(v) - (count - 1) * rows
+    logits = scratch[: count * group * rows * (spare + width)]
+    logits = logits.view(count, group * rows, spare + width)
+    windows = k.unfold(0, spare + width, rows)  # (N, D, spare + width)
+    torch.baddbmm(logits, q.flatten(1, 2), windows, beta=0, alpha=scale, out=logits)
+    by_head = logits.unflatten(1, (group, rows))
+    hide(by_head[..., spare:], mask, cut)
+    by_head[..., :spare] = torch.finfo(logits.dtype).min
+    by_head[..., :n_starting] = at_home
+    weights = torch.softmax(logits, -1, out=logits)
+    gathered = torch.bmm(weights[..., spare:], v.unfold(0, width, rows).mT)
+    if n_starting:
+        gathered.baddbmm_(weights[..., :n_starting], home_v.expand(count, -1, -1))
+    return gathered.unflatten(1, (group, rows))
 
-    def __init__(
-        self, scheme, lm: LMInfinite, scale: float, place, positions: range, n_keys: int,
-        starting: Tensor, spare: int, group: int, like: Tensor,
-    ):  # fmt: skip
-        self.scheme, self.lm, self.scale, self.place = scheme, lm, scale, place
-        self.spare, self.group, self.n_starting = spare, group, len(starting)
-        self.exact = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.n_local = min(n_keys, lm.n_local or n_keys)  # a longer window has no more keys
-        self.mask = window_mask(scheme, lm, self.n_local, self.exact, like.device)
-        before = n_keys - len(positions)
-        is_first = before == 0 and not (self.n_starting and starting[0] < positions[0])
-        self.n_early = 0
-        if is_first and not scheme.has_bias and scale > LEAST_SCALE:
-            self.n_early = min(len(positions), self.n_local)
-        columns = self.spare + self.n_local - 1 + ROWS
-        times = TIMES_ON_A_GPU if like.is_cuda else 1
-        self.at_once = max(1, BLOCK_LOGITS * times // (group * ROWS * columns))
-        self.runs = list(self._runs(positions, before, starting, like.device))
 
-    def _runs(self, positions: range, before: int, starting: Tensor, device):
-        """Blocks with a whole window together, others one by one."""
-        start = self.n_early
-        while start < len(positions):
-            rows = min(ROWS, len(positions) - start)
-            cut = max(0, self.n_local - 1 - before - start)  # columns before the text's start
-            count = 1 if cut else min(self.at_once, (len(positions) - start) // rows)
-            here = slice(start, start + count * rows)
-            first = before + start - (self.n_local - 1) + cut
-            far = starting_mask(
-                self.scheme, self.lm, positions[here], starting, self.exact, device
-            )
-            yield Run(here, count, slice(first, before + here.stop), cut, far)
-            start = here.stop
-
-    def __call__(self, q, keys, v, starting: Keys, out, first_head: int = 0):
-        """Write to out what the queries gather.
-
-        q, out:     (B, H, T, D), q not placed
-        keys:       (B, H_kv, spare + S, D), placed, of which the spare ones may be anything
-        v:          (B, H_kv, S, D)
-        first_head: the number of H's first head in the scheme
-        """
-        blocks = max((run.count for run in self.runs), default=0)
-        columns = self.spare + self.n_local - 1 + ROWS
-        scratch = q.new_empty(blocks * self.group * ROWS * columns, dtype=self.exact)
-        for row, head in product(range(len(q)), range(v.shape[1])):
-            heads = slice(head * self.group, (head + 1) * self.group)
-            biased = slice(first_head + heads.start, first_head + heads.stop)
-            of_head = q[row, heads], keys[row, head], v[row, head]
-            home = starting.k[row, head], starting.v[row, head]
-            if self.n_early:
-                self._attend_early(*of_head, out[row, heads])
-            for run in self.runs:
-                self._attend(run, *of_head, *home, out[row, heads], biased, scratch)
-
-    def _attend_early(self, q, keys, v, out):
-        """The first queries of a text, no more than n_local: all of the past, in PyTorch's own
-        causal attention."""
-        here = slice(0, self.n_early)
-        placed = self.place(q[:, here].to(self.exact), here)
-        past = keys[self.spare :][here], v[here]
-        out[:, here] = F.scaled_dot_product_attention(
-            placed[None], *(x[None, None] for x in past), is_causal=True, scale=self.scale,
-            enable_gqa=self.group > 1,
-        )[0]  # fmt: skip
-
-    def _attend(self, run: Run, q, keys, v, home_k, home_v, out, heads: slice, scratch):
-        """The blocks of a run, of the queries that share a key head.
-
-        q, out: (H / H_kv, T, D); keys, v: (spare + S, D), (S, D); home_k, home_v: (G, D)
-        """
-        count, n_starting, spare = run.count, self.n_starting, self.spare
-        rows = (run.here.stop - run.here.start) // count
-        width = run.keys.stop - run.keys.start - (count - 1) * rows  # a block's window
-        unplaced = q[:, run.here].to(self.exact)
-        placed = self.place(unplaced, run.here)  # (H / H_kv, count * rows, D)
-        logits = scratch[: count * self.group * rows * (spare + width)]
-        logits = logits.view(count, self.group * rows, spare + width)
-        with_spare = keys[run.keys.start : spare + run.keys.stop]
-        windows = with_spare.unfold(0, spare + width, rows)  # (count, D, spare + width)
-        asked = by_block(placed, count).flatten(1, 2)
-        torch.baddbmm(logits, asked, windows, beta=0, alpha=self.scale, out=logits)
-        by_head = logits.unflatten(1, (self.group, rows))
-        self._hide(by_head[..., spare:], run.cut, heads)
-        by_head[..., :spare] = torch.finfo(self.exact).min
-        if n_starting:
-            # From home at -C, an unplaced query is C away; without a ceiling all are placed.
-            asked = placed if self.lm.distance_ceiling is None else unplaced
-            at_home = by_block(asked @ home_k.mT * self.scale, count)
-            if run.far is not None:
-                far = run.far[heads] if self.scheme.has_bias else run.far
-                at_home = at_home + by_block(far, count)
-            by_head[..., :n_starting] = at_home
-        weights = torch.softmax(logits, -1, out=logits)
-        values = v[run.keys].unfold(0, width, rows).mT  # (count, width, D)
-        gathered = torch.bmm(weights[..., spare:], values)
-        if n_starting:
-            gathered.baddbmm_(weights[..., :n_starting], home_v.expand(count, -1, -1))
-        by_block(out[:, run.here], count).copy_(gathered.unflatten(1, (self.group, rows)))
-
-    def _hide(self, logits: Tensor, cut: int, heads: slice):
-        """Add the mask to logits (count, H / H_kv, rows, width), whose first `cut` columns are
-        missing; without a bias it is 0 but for both ends of the rows."""
-        rows, width = logits.shape[2:]
-        if self.scheme.has_bias:
-            logits += self.mask[heads, :rows, cut : cut + width]
-        elif cut + width <= 2 * ROWS:
-            logits += self.mask[:, :rows, cut : cut + width]
-        else:
-            logits[..., : max(0, ROWS - cut)] += self.mask[:, :rows, cut:ROWS]
-            last = self.mask.shape[-1] - ROWS
-            logits[..., -rows:] += self.mask[:, :rows, last : last + rows]
+def hide(logits: Tensor, mask: Tensor, cut: int):
+    """Add a window's mask to logits (N, H / H_kv, rows, width), whose first `cut` columns are
+    missing. A mask that has fewer columns is 0 between its ends."""
+    rows, width = logits.shape[2:]
+    if cut + width <= mask.shape[-1]:
+        logits += mask[..., cut : cut + width]
+        return
+    last = mask.shape[-1] - ROWS
+    logits[..., : max(0, ROWS - cut)] += mask[..., cut:ROWS]
+    logits[..., -rows:] += mask[..., last : last + rows]
 
 
 def by_block(x: Tensor, count: int) -> Tensor:
@@ -194,34 +171,30 @@ def window_mask(scheme, lm: LMInfinite, n_local: int, dtype, device) -> Tensor:
     """What is added to a block's logits: the bias of each distance, the lowest number for what
     is not in the window; (1 or H, ROWS, n_local - 1 + ROWS).
 
-    Without a bias all windows of more than 2 * ROWS have the same ends.
+    Without a bias all long windows have the same ends, and no more is kept of them.
     """
-    if not scheme.has_bias:
-        n_local = min(n_local, 2 * ROWS)
+    if n_local > LONG and not scheme.has_bias:
+        n_local = ROWS + 1
     with torch.inference_mode(False):
         d = distances(torch.arange(ROWS), torch.arange(1 - n_local, ROWS))
-        hidden = ~(is_past(d) & is_local(d, n_local))
-        bias = bias_of(scheme, lm, d, dtype)
-        return bias.masked_fill(hidden, torch.finfo(dtype).min).to(device)
+        return masked_bias(scheme, lm, d, is_past(d) & is_local(d, n_local), dtype).to(device)
 
 
-def starting_mask(scheme, lm: LMInfinite, queries: range, starting: Tensor, dtype, device):
-    """The same for starting keys and queries at these positions, (1 or H, T, G); None where it
-    would be 0 throughout."""
-    if not len(starting):
-        return None
-    have_left = lm.n_local is not None and queries[0] - int(starting[-1]) >= lm.n_local
-    if have_left and not scheme.has_bias:
-        return None
-    d = distances(torch.arange(queries.start, queries.stop), starting)
-    hidden = is_local(d, lm.n_local)
-    return bias_of(scheme, lm, d, dtype).masked_fill(hidden, torch.finfo(dtype).min).to(device)
+def starting_mask(scheme, lm: LMInfinite, positions, starting: Tensor, dtype, device) -> Tensor:
+    """The same for starting keys, of which those are seen that have left the window:
+    (1 or H, T, G), or (1, 1, 1) where it would be 0 throughout."""
+    all_left = not len(starting) or positions[0] - starting[-1] >= lm.n_local
+    if all_left and not scheme.has_bias:
+        return torch.zeros(1, 1, 1, dtype=dtype, device=device)
+    d = distances(positions, starting)
+    return masked_bias(scheme, lm, d, ~is_local(d, lm.n_local), dtype).to(device)
 
 
-def bias_of(scheme, lm: LMInfinite, d: Tensor, dtype) -> Tensor:
-    """The bias of distances (T, S), of which none seems beyond the ceiling: (H, T, S), or
-    (1, 1, 1) where there is none."""
-    if not scheme.has_bias:
-        return torch.zeros(1, 1, 1, dtype=dtype)
-    d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
-    return scheme.bias(d).to(dtype)
+def masked_bias(scheme, lm: LMInfinite, d: Tensor, seen: Tensor, dtype) -> Tensor:
+    """The bias of distances (T, S), of which none seems beyond the ceiling, and the lowest
+    number for what is not seen: (1 or H, T, S)."""
+    bias = torch.zeros(1, *d.shape, dtype=dtype)
+    if scheme.has_bias:
+        d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
+        bias = scheme.bias(d).to(dtype)
+    return bias.masked_fill(~seen, torch.finfo(dtype).min)

@@ -52,24 +52,22 @@ class LayerCache:
             return min(doubled, limit), n_starting
         return limit + n_global, n_starting
 
-    def extend(self, placed, k, v, home, length: int, padding: Tensor, spare: int):
-        """Take in the next tokens: placed, not placed, their values, and placed at home,
-        (B, H_kv, T, D) each; without a ceiling, home is placed.
+    def extend(self, placed, home, v, length: int, padding: list[int], spare: int):
+        """Take in the next tokens: keys where they stand and at home, and values, (B, H_kv, T,
+        D) each.
 
         Returns the keys and values that these tokens have in their windows, oldest first, with
         `spare` columns before the keys.
         """
         limit, end = self.lm.n_local, length + v.shape[2]
-        if self.middle:
-            self.middle.append(k, v)
         first = 0 if limit is None else max(0, length - limit + 1)
         old = self._slots(first, length)
         before = placed.new_zeros(*placed.shape[:2], spare, placed.shape[3])
         keys = torch.cat((before, *(self.keys[:, :, slots] for slots in old), placed), 2)
         values = torch.cat((*(self.values[:, :, slots] for slots in old), v), 2)
-        if limit is not None and length - int(padding.max()) < self.lm.n_global:
+        if limit is not None and length - max(padding) < self.lm.n_global:
             self._take_starting(home, v, length, padding)
-        self.make_room(end, end - int(padding.max()))
+        self.make_room(end, end - max(padding))
         kept, done = min(v.shape[2], limit or end), 0
         for slots in self._slots(end - kept, end):
             count = slots.stop - slots.start
@@ -97,10 +95,12 @@ class LayerCache:
                 grown[:, :, self.lm.n_local :] = getattr(self, f"starting_{name}")
             setattr(self, name, grown)
 
-    def _take_starting(self, home, v, length: int, padding: Tensor):
+    def _take_starting(self, home, v, length: int, padding: list[int]):
         """Take in each row's own first n_global tokens, which follow its padding."""
-        count = self.columns(length + v.shape[2] - int(padding.min()), 0)[1]
-        among = padding[:, None] + torch.arange(count) - length  # of the new tokens, (B, count)
+        count = self.columns(length + v.shape[2] - min(padding), 0)[1]
+        among = (
+            torch.tensor(padding)[:, None] + torch.arange(count) - length
+        )  # of the new tokens, (B, count)
         is_new = ((among >= 0) & (among < v.shape[2]))[:, None, :, None].to(v.device)
         among = among.clamp(0, v.shape[2] - 1)[:, None, :, None].to(v.device)
         for name, new in (("starting_keys", home), ("starting_values", v)):
@@ -113,10 +113,10 @@ class LayerCache:
         middle = self.middle.state().items() if self.middle else ()
         return self.tensors() | {f"middle.{name}": x for name, x in middle}
 
-    def restore(self, state: dict[str, Tensor], length: int, padding: Tensor):
+    def restore(self, state: dict[str, Tensor], length: int, padding: list[int]):
         """Be, as a fresh one, what `state` was taken of after `length` tokens. Raises
         ValueError for a state of any other."""
-        longest, shortest = length - int(padding.min()), length - int(padding.max())
+        longest, shortest = length - min(padding), length - max(padding)
         ring, starting = self.columns(length, shortest)[0], self.columns(longest, shortest)[1]
         for name, count in zip(self.TENSORS, (ring, ring, starting, starting)):
             old = getattr(self, name)
@@ -142,7 +142,7 @@ class Cache(Guard):
     """The past of `batch` texts that a model reads under one LMInfinite setting.
 
     length: tokens read so far, padding included.
-    padding: (B,) tokens of padding before each row's text.
+    padding: tokens of padding before each row's text.
     nbytes: bytes of all buffers; constant from n_global + n_local tokens on, unless n_local is
         None, or lm has a top_k. middle_bytes: those of them that hold the whole past for top_k,
         in memory or in a file.
@@ -156,7 +156,7 @@ class Cache(Guard):
     ):  # fmt: skip
         self.config, self.lm = config, lm or FULL_ATTENTION
         self.length, self.first_position = 0, first_position
-        self.padding = torch.zeros(batch, dtype=torch.long, device="cpu")
+        self.padding = [0] * batch
         shape = (batch, config.n_kv_head, config.head_dim)
         self.layers = [
             LayerCache(self.lm.for_layer(layer), shape, dtype, device, middle)
@@ -170,7 +170,7 @@ class Cache(Guard):
     @property
     def shortest(self) -> int:
         """How many tokens of text the row with most padding has."""
-        return self.length - int(self.padding.max())
+        return self.length - max(self.padding)
 
     @property
     def nbytes(self) -> int:
@@ -181,12 +181,12 @@ class Cache(Guard):
     def middle_bytes(self) -> int:
         return sum(layer.middle.nbytes for layer in self.layers if layer.middle)
 
-    def pad(self, padding: Tensor):
-        """Say how many tokens of padding each row begins with, (B,), before anything is read.
+    def pad(self, padding: list[int]):
+        """Say how many tokens of padding each row begins with, before anything is read.
 
         Raises ValueError where something was, and for numbers that do not fit.
         """
-        if self.length or padding.shape != self.padding.shape or bool((padding < 0).any()):
+        if self.length or len(padding) != self.batch or min(padding) < 0:
             raise ValueError(
                 f"the padding of {self.batch} rows must be given before anything is read, as "
                 "many whole numbers from 0 on"
@@ -202,14 +202,15 @@ class Cache(Guard):
     def keep(self, rows: list[int]):
         """Forget all rows but these, which ascend: a text that has ended costs nothing more."""
         with self.changing():
-            self.padding = self.padding[rows]
+            self.padding = [self.padding[row] for row in rows]
             for layer in self.layers:
                 layer.keep(rows)
 
     def state(self) -> dict[str, Tensor]:
         """All that a fresh cache needs to go on from here, by name; the buffers themselves."""
         self.check_whole()
-        tensors = {"length": torch.tensor(self.length, device="cpu"), "padding": self.padding}
+        counts = {"length": self.length, "padding": self.padding}
+        tensors = {name: torch.tensor(x, device="cpu") for name, x in counts.items()}
         for number, layer in enumerate(self.layers):
             tensors |= {f"{number}.{name}": x for name, x in layer.state().items()}
         return tensors
@@ -219,7 +220,7 @@ class Cache(Guard):
         Raises ValueError for a state of any other."""
         state = dict(state)
         length = int(fitting(state.pop("length", None), (), torch.int64))
-        self.pad(fitting(state.pop("padding", None), (self.batch,), torch.int64))
+        self.pad(fitting(state.pop("padding", None), (self.batch,), torch.int64).tolist())
         if not 0 <= length < 2**53:
             raise ValueError(f"a cache cannot hold {length} tokens")
         for number, layer in enumerate(self.layers):

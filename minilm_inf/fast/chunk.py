@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config import LMInfinite
 from ..lambda_mask import distances, is_local, is_past
+from ..positions import Alibi, Rotary
 
 QUERIES_AT_ONCE = 256
 LOGITS_AT_ONCE = 1 << 23
@@ -53,16 +54,18 @@ class Keys(NamedTuple):
         return scheme.place(k, further) if further.any() else k
 
 
-def starting_keys(k: Tensor, v: Tensor, positions: Tensor, scheme, lm: LMInfinite) -> Keys:
-    """Unplaced starting keys as all of fast/ keeps them: at home, which is at -C. A query that
-    is not placed, as if it stood at 0, finds each of them there exactly C away.
+class How(NamedTuple):
+    """How queries look back: Rotary or Alibi, the setting, and the factor of q . k."""
 
-    Without a ceiling each is kept at its own position.
-    """
-    if lm.distance_ceiling is None:
-        return Keys(scheme.place(k, positions), v, positions)
-    home = -lm.distance_ceiling
-    return Keys(scheme.place(k, torch.tensor([home])), v, positions, home)
+    scheme: Rotary | Alibi
+    lm: LMInfinite
+    scale: float
+
+    @property
+    def home(self) -> int | None:
+        """Where all of fast/ keeps the starting keys: at -C. A query that is not placed, as if
+        it stood at 0, finds each of them there exactly C away."""
+        return None if self.lm.distance_ceiling is None else -self.lm.distance_ceiling
 
 
 class Found(NamedTuple):
@@ -73,11 +76,15 @@ class Found(NamedTuple):
     v: Tensor
     valid: Tensor
 
+    @classmethod
+    def of_rows(cls, found: list[Found]) -> Found | None:
+        """Of rows that were searched one by one; None where none was."""
+        return cls(*(torch.cat(parts) for parts in zip(*found))) if found else None
+
 
 def attend_chunks(
-    q: Tensor, q_positions: Tensor, window: Keys, starting: Keys, scheme, lm: LMInfinite,
-    scale: float, reach=None,
-) -> Tensor:  # fmt: skip
+    q: Tensor, q_positions: Tensor, window: Keys, starting: Keys, how: How, reach=None
+) -> Tensor:
     """What queries gather, (B, H, T, D), as many at a time as memory allows.
 
     q, q_positions: not placed; (T,), ascending, counted as the keys' positions are
@@ -89,26 +96,25 @@ def attend_chunks(
     for start in range(0, q.shape[2], rows):
         here = slice(start, start + rows)
         some, positions = q[:, :, here], q_positions[here]
-        first = 0 if lm.n_local is None else int(positions[0]) - lm.n_local + 1
+        n_local = how.lm.n_local
+        first = 0 if n_local is None else int(positions[0]) - n_local + 1
         near = window.between(first, int(positions[-1]))
-        found = reach.find(some, here, scheme, scale) if reach else None
-        out.append(attend_chunk(some, positions, near, starting, scheme, lm, scale, found))
+        found = reach.find(some, here) if reach else None
+        out.append(attend_chunk(some, positions, near, starting, how, found))
     return torch.cat(out, 2) if out else torch.empty_like(q)
 
 
-def attend_chunk(
-    q, q_positions, window: Keys, starting: Keys, scheme, lm: LMInfinite, scale, found=None
-) -> Tensor:
+def attend_chunk(q, q_positions, window: Keys, starting: Keys, how: How, found=None) -> Tensor:
     """attend_chunks for one chunk: logits, mask, softmax and weighted sum, as in attend."""
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     unplaced = q.to(exact)
-    placed = scheme.place(unplaced, q_positions)
+    placed = how.scheme.place(unplaced, q_positions)
     logits, seen, values = [], [], []
     for keys, is_window in ((window, True), (starting, False)):
         d = distances(q_positions, keys.positions)  # (T, S)
-        local = is_local(d, lm.n_local)
+        local = is_local(d, how.lm.n_local)
         sees = is_past(d) & (local if is_window else ~local)
-        logits.append(logits_of(unplaced, placed, keys, d, sees, scheme, lm, scale))
+        logits.append(logits_of(unplaced, placed, keys, d, sees, how))
         seen.append(sees.to(q.device).expand(*q.shape[:3], -1))
         # What nobody sees has no influence, not even as NaN.
         seen_by_none = ~sees.any(0)[:, None].to(q.device)  # (S, 1)
@@ -126,10 +132,10 @@ def attend_chunk(
     return out.to(q.dtype)
 
 
-def logits_of(unplaced, placed, keys: Keys, d, sees, scheme, lm: LMInfinite, scale) -> Tensor:
+def logits_of(unplaced, placed, keys: Keys, d, sees, how: How) -> Tensor:
     """w(q, k, min(d, C)) as distance_ceiling.py defines it, (B, H, T, S); what nobody sees may
     be anything."""
-    ceiling, dtype = lm.distance_ceiling, placed.dtype
+    scheme, (ceiling, dtype) = how.scheme, (how.lm.distance_ceiling, placed.dtype)
     within = torch.ones_like(sees) if ceiling is None or scheme.has_bias else d <= ceiling
     some_beyond = bool((sees & ~within).any())
     logits = None
@@ -139,7 +145,7 @@ def logits_of(unplaced, placed, keys: Keys, d, sees, scheme, lm: LMInfinite, sca
         capped = by_key_head(unplaced, keys.at(torch.tensor(-ceiling), scheme, dtype).mT)
         within = within.to(capped.device)
         logits = capped if logits is None else torch.where(within, logits, capped)
-    logits = logits * scale
+    logits = logits * how.scale
     if scheme.has_bias:
         d = d if ceiling is None else d.clamp(max=ceiling)
         logits = logits + scheme.bias(d.to(logits.device)).to(dtype)

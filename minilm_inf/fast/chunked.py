@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..checks import check_attention
 from ..config import FULL_ATTENTION, LMInfinite
-from .band import ROWS, Band, ceiling_is_the_window, spare_columns
-from .chunk import Keys, attend_chunks, starting_keys
+from .band import ROWS, attend_band, ceiling_is_the_window, spare_columns
+from .chunk import How, Keys, attend_chunks
 from .middle import Middle, Reach
 
 QUERIES_PER_STRETCH = 24 * ROWS  # for which the window moves along at once
@@ -51,7 +51,7 @@ def chunked_attend(
         if (positions.diff(dim=-1) <= 0).any():
             raise ValueError(f"{name} must ascend in each row; attend takes them in any order")
     n_reaching = lm.reaching(q.shape[2]) if n_reaching is None else n_reaching
-    how = scheme, lm, scale, n_reaching if lm.top_k else 0
+    how = How(scheme, lm, scale), n_reaching if lm.top_k else 0
     if q_positions.dim() == k_positions.dim() == 1:
         return attend_text(q, k, v, q_positions, k_positions, *how)
     of_rows = (x.expand(len(q), -1).split(1) for x in (q_positions, k_positions))
@@ -59,41 +59,39 @@ def chunked_attend(
     return torch.cat([attend_text(*x, i[0], j[0], *how) for *x, i, j in rows])
 
 
-def attend_text(
-    q, k, v, q_positions, k_positions, scheme, lm: LMInfinite, scale: float, n_reaching: int
-) -> Tensor:
+def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) -> Tensor:
     """chunked_attend where all rows stand at the same positions, (T,) and (S,)."""
+    scheme, lm, scale = how
+    text = slice(int((k_positions < 0).sum()), None)
+    k, v, k_positions = k[:, :, text], v[:, :, text], k_positions[text]
     padding = int((q_positions < 0).sum())
     if padding:
-        some = q[:, :, padding:], k, v, q_positions[padding:], k_positions
-        n_reaching = min(n_reaching, some[0].shape[2])
-        out = attend_text(*some, scheme, lm, scale, n_reaching)
+        text = slice(padding, None)
+        n_reaching = min(n_reaching, len(q_positions) - padding)
+        out = attend_text(q[:, :, text], k, v, q_positions[text], k_positions, how, n_reaching)
         return F.pad(out, (0, 0, padding, 0))
-    some = slice(int((k_positions < 0).sum()), None)
-    k, v, k_positions = k[:, :, some], v[:, :, some], k_positions[some]
-    n_starting = 0 if lm.n_local is None else int((k_positions < lm.n_global).sum())
-    starting = (x[:, :, :n_starting] for x in (k, v))
-    starting = starting_keys(*starting, k_positions[:n_starting], scheme, lm)
 
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    is_band = are_consecutive(q_positions, k_positions) and ceiling_is_the_window(scheme, lm)
-    out = q.new_empty(*q.shape[:2], 0, q.shape[3])
-    if is_band and not learns:
-        out = torch.empty_like(q)
-        read_as_band(q, k, v, int(k_positions[0]), starting, scheme, lm, scale, out)
-    elif n_reaching < q.shape[2] or not n_reaching:
-        window = Keys(scheme.place(k, k_positions), v, k_positions)
-        out = attend_chunks(q, q_positions, window, starting, scheme, lm, scale)
-    if not n_reaching:
-        return out
-    back = slice(q.shape[2] - n_reaching, None)
-    ends = torch.searchsorted(k_positions, q_positions[back] - lm.n_local, right=True)
-    reach = Reach(Middle.of(k, v), lm, int((k_positions < lm.n_global).sum()), ends)
-    window = Keys(scheme.place(k, k_positions), v, k_positions)
-    last = attend_chunks(
-        q[:, :, back], q_positions[back], window, starting, scheme, lm, scale, reach
+    first = slice(0, 0 if lm.n_local is None else int((k_positions < lm.n_global).sum()))
+    home = k_positions[first] if how.home is None else torch.tensor([how.home])
+    starting = Keys(
+        scheme.place(k[:, :, first], home), v[:, :, first], k_positions[first], how.home
     )
-    return torch.cat((out[:, :, : back.start], last), 2)
+    out, n = torch.empty_like(q), len(q_positions) - n_reaching
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    is_band = are_consecutive(q_positions, k_positions) and ceiling_is_the_window(how)
+    if is_band and n and not learns:
+        read_as_band(q, k, v, int(k_positions[0]), starting, how, out)
+        if not n_reaching:
+            return out
+    window = Keys(scheme.place(k, k_positions), v, k_positions)
+    if learns or not is_band:
+        out = attend_chunks(q[:, :, :n], q_positions[:n], window, starting, how)
+    reach = None
+    if n_reaching:
+        ends = torch.searchsorted(k_positions, q_positions[n:] - lm.n_local, right=True)
+        reach = Reach(Middle.of(k, v), how, first.stop, ends)
+    last = attend_chunks(q[:, :, n:], q_positions[n:], window, starting, how, reach)
+    return torch.cat((out[:, :, :n], last), 2)
 
 
 def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
@@ -104,7 +102,7 @@ def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
     return torch.equal(q_positions, k_positions[n - m :])
 
 
-def read_as_band(q, k, v, first: int, starting: Keys, scheme, lm: LMInfinite, scale, out):
+def read_as_band(q, k, v, first: int, starting: Keys, how: How, out: Tensor):
     """Write to out what consecutive queries gather; the first key is token `first`.
 
     The placed keys of a stretch of queries stand in a buffer, those before the stretch's own
@@ -112,15 +110,14 @@ def read_as_band(q, k, v, first: int, starting: Keys, scheme, lm: LMInfinite, sc
     """
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     (n, n_kv_head), n_queries = (k.shape[2], k.shape[1]), q.shape[2]
-    group, reach = q.shape[1] // n_kv_head, min(n, lm.n_local or n) - 1
+    group, reach = q.shape[1] // n_kv_head, min(n, how.lm.n_local or n) - 1
     spare = spare_columns(starting.k.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
     columns = spare + reach + min(stretch, n_queries)
     for some in torch.arange(n_kv_head).split(KEY_HEADS_AT_ONCE):
         heads = slice(int(some[0]), int(some[-1]) + 1)
         query_heads = slice(heads.start * group, heads.stop * group)
-        at_home = (x[:, heads].to(exact) for x in starting[:2])
-        at_home = Keys(*at_home, starting.positions, starting.home)
+        at_home = starting._replace(k=starting.k[:, heads], v=starting.v[:, heads])
         buffer = q.new_empty(len(q), len(some), columns, q.shape[3], dtype=exact)
         for start in range(0, n_queries, stretch):
             own = n - n_queries + start  # the first query's own key
@@ -131,23 +128,21 @@ def read_as_band(q, k, v, first: int, starting: Keys, scheme, lm: LMInfinite, sc
             if start:
                 moved = buffer[:, :, column + oldest + stretch : column + own + stretch]
                 buffer[:, :, column + oldest : column + own] = moved
-            place = scheme.at(torch.arange(first + new, first + last), exact, q.device)
+            place = how.scheme.at(torch.arange(first + new, first + last), exact, q.device)
             for at in range(new, last, ROWS_PLACED_AT_ONCE):
                 to = min(at + ROWS_PLACED_AT_ONCE, last)
                 fresh = k[:, heads, at:to].to(exact)
-                buffer[:, :, column + at : column + to] = place(fresh, slice(at - new, to - new))
+                buffer[:, :, column + at : column + to] = place(
+                    fresh, slice(at - new, to - new)
+                )
 
             def place_queries(x, rows, place=place, shift=own - new):
                 return place(x, slice(rows.start + shift, rows.stop + shift))
 
             queries = slice(start, start + last - own)
-            band = Band(
-                scheme, lm, scale, place_queries, range(first + own, first + last),
-                last - oldest, starting.positions, spare, group, q,
-            )  # fmt: skip
-            band(
-                q[:, query_heads, queries],
+            attend_band(
+                q[:, query_heads, queries], place_queries,
                 buffer[:, :, column + oldest - spare : column + last],
-                v[:, heads, oldest:last].to(exact), at_home, out[:, query_heads, queries],
-                query_heads.start,
+                v[:, heads, oldest:last], at_home, first + own, how,
+                out[:, query_heads, queries], query_heads.start,
             )  # fmt: skip

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from ..checks import fitting
-from ..config import LMInfinite
 from ..top_k import largest, middle_bias, middle_queries
-from .chunk import Found
+from .chunk import Found, How
 from .on_disk import MappedFile
 
 TOKENS_PER_BLOCK = 4096
@@ -162,7 +161,9 @@ class Middle:
         """
         u = asked.detach().float()
         rough = scores(u, keys.detach().float())  # (B, H, 1, m)
-        longest = self.longest[rows].to(u.device).repeat_interleave(u.shape[1] // keys.shape[1], 1)
+        longest = (
+            self.longest[rows].to(u.device).repeat_interleave(u.shape[1] // keys.shape[1], 1)
+        )
         off = ROUNDING * (u.shape[-1] + 2) * u.norm(dim=-1) * longest[..., None]
         known = best.logits.float().masked_fill(~best.valid, -torch.inf)
         kth = torch.cat((known, rough), -1).topk(k).values[..., -1:]
@@ -208,15 +209,16 @@ class Reach(NamedTuple):
     """How queries reach back to the middle of some rows; first and ends as in search."""
 
     middle: Middle
-    lm: LMInfinite
+    how: How
     first: int
     ends: Tensor
     rows: slice = slice(None)
 
-    def find(self, q: Tensor, here: slice, scheme, scale: float) -> Found:
-        """The middle keys that come back to queries q (B, H, T, D), not placed, those of
-        `here` among all that reach back."""
-        asked = middle_queries(q, scheme, self.lm, scale)
-        best = self.middle.search(asked, self.lm.top_k, self.first, self.ends[here], self.rows)
-        logits = best.logits + middle_bias(scheme, self.lm, q.device)
+    def find(self, q: Tensor, here: slice = slice(None)) -> Found:
+        """The middle keys that come back to queries q (B, H, T, D), not placed: those of `here`
+        among all that reach back."""
+        scheme, lm, scale = self.how
+        asked = middle_queries(q, scheme, lm, scale)
+        best = self.middle.search(asked, lm.top_k, self.first, self.ends[here], self.rows)
+        logits = best.logits + middle_bias(scheme, lm, q.device)
         return Found(logits, self.middle.values(best, self.rows), best.valid)

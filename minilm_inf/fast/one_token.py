@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import LMInfinite
-from .band import ceiling_is_the_window
 from .cache import Cache
 from .chunk import Found, by_key_head
 
@@ -32,11 +31,6 @@ def shape_can_be_fixed(lm: LMInfinite) -> bool:
 def starting_tokens_are_read(cache: Cache) -> bool:
     """Whether the next token of no row is a starting token, which a step would not keep."""
     return cache.lm.n_local is None or cache.shortest >= cache.lm.n_global
-
-
-def serves(cache: Cache, scheme) -> bool:
-    """Whether the next token of each row can be read by OneToken."""
-    return ceiling_is_the_window(scheme, cache.lm) and starting_tokens_are_read(cache)
 
 
 class OneToken:
@@ -140,7 +134,7 @@ def mask_of(cache: Cache, scheme, position: Tensor, like: Tensor) -> Tensor:
     n_ring = like.shape[2] if lm.n_local is None else min(like.shape[2], lm.n_local)
     slots = torch.arange(n_ring, device=device)
     near = position - slots if lm.n_local is None else (position - slots) % lm.n_local
-    padding = cache.padding.to(device)[:, None]
+    padding = torch.tensor(cache.padding, device=device)[:, None]
     far = position - padding - torch.arange(like.shape[2] - n_ring, device=device)  # (B, G)
     hidden = position - near < padding
     if far.shape[1]:
