@@ -18,8 +18,9 @@ from conftest import FAMILIES, some_tokens, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minilm_inf import checkpoint, convert, tensor_file
-from minilm_inf.checkpoint import load_model, read_config, save
+from minilm_inf.checkpoint import checkpoint, load_model, save, tensor_file
+from minilm_inf.checkpoint.checkpoint import read_config
+from minilm_inf.convert import __main__ as convert
 from minilm_inf.models import llama
 
 INDEX = "model.safetensors.index.json"

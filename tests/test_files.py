@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minilm_inf import files
+from minilm_inf.terminal import files
 
 
 def leftovers(folder):

@@ -1,1 +1,1 @@
-"""What benchmark.py measures: sizes, timing, memory, three races, and the table of them all."""
+"""python -m minilm_inf.benchmark: sizes, timing, memory, three races, and a table of them."""

@@ -24,19 +24,19 @@ from pathlib import Path
 
 import torch
 
-from . import options as flags
-from .benchmarking.attention_calls import Shape
-from .benchmarking.attention_race import attention_rows
-from .benchmarking.decoding_race import decoding_rows
-from .benchmarking.prefill_race import prefill_rows, random_ids
-from .benchmarking.rows import Row, as_dicts
-from .benchmarking.sizes import FULL, QUICK, Sizes
-from .benchmarking.table import table
-from .checkpoint import load_model
-from .ending import guarded
-from .inspection.memory import available_memory
-from .planning.units import scaled
-from .sampling import require_numbers
+from ..checkpoint.checkpoint import load_model
+from ..inspect.memory import available_memory
+from ..terminal import options as flags
+from ..terminal.ending import guarded
+from ..writing.planning.units import scaled
+from ..writing.sampling import require_numbers
+from .attention_calls import Shape
+from .attention_race import attention_rows
+from .decoding_race import decoding_rows
+from .prefill_race import prefill_rows, random_ids
+from .rows import Row, as_dicts
+from .sizes import FULL, QUICK, Sizes
+from .table import table
 
 MOST_TOKENS = 2**28  # of a size: their ids alone take two gigabytes
 PARTS = ("attention", "prefill", "decoding")

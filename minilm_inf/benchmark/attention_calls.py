@@ -17,7 +17,7 @@ from torch import Tensor
 from ..attention import attend
 from ..config import LMInfinite
 from ..fast.chunked import chunked_attend
-from ..inspection.memory import available_memory
+from ..inspect.memory import available_memory
 from ..positions import Rotary
 from .timing import CannotRun
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from ..config import LMInfinite
-from ..inspection.memory import cache_bytes
-from ..session import Session
+from ..inspect.memory import cache_bytes
 from ..transformer import Transformer
+from ..writing.session import Session
 from .attention_race import told
 from .prefill_race import random_ids
 from .rows import Row

@@ -15,7 +15,7 @@ was resident then, less the output. Three things make it trustworthy:
 The kernel counts pages per thread and adds them up now and then: below a megabyte the number
 says nothing.
 
-    python -m minilm_inf.benchmarking.memory JSON
+    python -m minilm_inf.benchmark.memory JSON
 
 is that process; it prints a line of JSON for each length.
 """

@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .config import ModelConfig
-from .files import named, read_json, shown, write_beside
-from .models import gptj, llama, mpt, mpt_config
-from .models.raw_config import RawConfig
+from ..config import ModelConfig
+from ..models import gptj, llama, mpt, mpt_config
+from ..models.raw_config import RawConfig
+from ..terminal.files import named, read_json, shown, write_beside
+from ..transformer import Transformer
 from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
 from .tensor_file import write_tensors
-from .transformer import Transformer
 
 FAMILIES = {
     "llama": llama,

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import LFS_POINTER, named, parse_object, read_json, shown
+from ..terminal.files import LFS_POINTER, named, parse_object, read_json, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import beside, claimed
+from ..terminal.files import beside, claimed
 from .shards import FLOATS, LARGEST_HEADER
 
 DTYPES = {dtype: name for name, dtype in FLOATS.items()} | {

@@ -16,16 +16,16 @@ import json
 import sys
 from pathlib import Path
 
-from . import shards
-from .checkpoint import FAMILIES, read_config
-from .conversion.gguf_file import GGUF
-from .conversion.gguf_tokenizer import tokenizer_files
-from .conversion.pickles import find_pickles, read_pickle, same_memory
-from .ending import guarded
-from .files import beside, claimed, named, reason
-from .models import llama
-from .options import Parser
-from .tensor_file import Pending, new_file, write_safetensors
+from ..checkpoint import shards
+from ..checkpoint.checkpoint import FAMILIES, read_config
+from ..checkpoint.tensor_file import Pending, new_file, write_safetensors
+from ..models import llama
+from ..terminal.ending import guarded
+from ..terminal.files import beside, claimed, named, reason
+from ..terminal.options import Parser
+from .gguf_file import GGUF
+from .gguf_tokenizer import tokenizer_files
+from .pickles import find_pickles, read_pickle, same_memory
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import named_pieces
-from ..files import named, shown
+from ..checkpoint.checkpoint import named_pieces
+from ..checkpoint.tensor_file import Pending
 from ..models import llama
 from ..models.raw_config import RawConfig
 from ..positions import SCALINGS, Rotary
-from ..tensor_file import Pending
+from ..terminal.files import named, shown
 from .gguf_header import Place, read_header
 
 BLOCK = 2**22  # numbers that are dequantised at a time

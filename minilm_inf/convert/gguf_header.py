@@ -16,7 +16,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import LFS_POINTER, named, reason
+from ..terminal.files import LFS_POINTER, named, reason
 
 LARGEST_HEADER = 2**24  # bytes; that of Llama 3 takes half
 MOST_NAMES = 2**16  # tensors, or fields; the largest Llama has some 1,100

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import struct
 
-from ..files import named, shown
-from ..tokenizers.recipe_files import LLAMA3_PATTERN
+from ..terminal.files import named, shown
+from ..text.recipe_files import LLAMA3_PATTERN
 
 REQUIRED = object()
 KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "list"}

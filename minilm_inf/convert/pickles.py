@@ -19,9 +19,9 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor
 
-from ..files import LFS_POINTER, named
-from ..shards import nothing_to_load, read_weight_map
-from ..tensor_file import DTYPES
+from ..checkpoint.shards import nothing_to_load, read_weight_map
+from ..checkpoint.tensor_file import DTYPES
+from ..terminal.files import LFS_POINTER, named
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"

@@ -1,1 +1,1 @@
-"""What diagnose measures: rows of attention, hidden states, and distances told apart."""
+"""python -m minilm_inf.diagnose: rows of attention, hidden states, and distances told apart."""

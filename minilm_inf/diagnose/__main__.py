@@ -10,7 +10,7 @@
                 how much attention they get, and what it costs to drop them
 
 each of the vanilla model beside LM-Infinite with the given flags. Prints a line for each
-factor, which says whether this model shows it (by the rules in minilm_inf/diagnosis/verdict.py)
+factor, which says whether this model shows it (by the rules in minilm_inf/diagnose/verdict.py)
 and writes all numbers to a folder: diagnosis.json, a CSV file for each table, and, where
 matplotlib is installed, factors.png and states.png. Memory is that of one layer: it grows with
 the length of a text, and never with its square.
@@ -28,15 +28,15 @@ from pathlib import Path
 
 import torch
 
-from . import corpus
-from . import options as flags
-from .compare import encoded
-from .diagnosis import figures
-from .diagnosis.measure import Diagnosis
-from .diagnosis.tables import tables_of
-from .diagnosis.verdict import verdicts
-from .ending import guarded
-from .files import begins_with, check_output, claimed, read_text, write_beside
+from .. import corpus
+from ..evaluate.compare import encoded
+from ..terminal import options as flags
+from ..terminal.ending import guarded
+from ..terminal.files import begins_with, check_output, claimed, read_text, write_beside
+from . import figures
+from .measure import Diagnosis
+from .tables import tables_of
+from .verdict import verdicts
 
 TIMES_TRAINED = 16  # the text's length, in trained lengths
 CHEAP = 4096  # tokens up to which that many are read unasked; beyond, twice the trained length

@@ -6,7 +6,7 @@ LM-Infinite differ in colour (orange and blue, which colour-blind readers tell a
 lightness and in line, so that greyscale shows them too. No time is written into the files: the
 same numbers give the same bytes.
 
-This room alone needs matplotlib; diagnose.py imports it where figures are drawn.
+This room alone needs matplotlib; the program imports it where figures are drawn.
 """
 
 from __future__ import annotations

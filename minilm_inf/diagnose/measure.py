@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import FULL_ATTENTION, LMInfinite
-from ..sampling import require_numbers
+from ..writing.sampling import require_numbers
 from . import theorem
 from .logits import Rows
 from .places import log_edges, some_queries, stretches

@@ -14,13 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import options as flags
+from ..terminal import options as flags
+from ..terminal.ending import guarded
+from ..train.practice import NAMES
 from . import perplexity, retrieval
 from .comparing import task as comparison
 from .comparing.methods import LABELS
-from .ending import guarded
 from .needles import axes
-from .practice import NAMES
 
 
 def main(arguments: list[str] | None = None) -> int:

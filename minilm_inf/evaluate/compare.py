@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import LMInfinite
-from .sampling import require_numbers
-from .tokenizer import opening
-from .transformer import Transformer
+from ..config import LMInfinite
+from ..text.tokenizer import opening
+from ..transformer import Transformer
+from ..writing.sampling import require_numbers
 
 
 def stream_nll(model: Transformer, ids: list[int], lm: LMInfinite | None, chunk=512) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import shown
+from ..terminal.files import shown
 
 LONGEST_HEADER = 10_000
 MOST_DOCUMENTS = 10**7  # whose lengths and places are kept in memory

@@ -12,8 +12,8 @@ dimension is one document, two are a row for each, with the BOS and EOS that are
 are encoded as a whole, in memory; for more text than that, write a --tokens file.
 
 The result says nll by position, in bins that double and in equal ones; mean and interval (what
-an interval covers is told in minilm_inf/tally.py); bits per byte; of a stream, how the same
-tokens fared early and late; and, under "timing", what differs from run to run.
+an interval covers is told in minilm_inf/evaluate/tally.py); bits per byte; of a stream, how the
+same tokens fared early and late; and, under "timing", what differs from run to run.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from pathlib import Path
 
 import torch
 
-from . import corpus, load, plan
-from . import options as flags
+from .. import corpus, load
+from ..checkpoint.checkpoint import load_model
+from ..checkpoint.shards import find_tensors
+from ..terminal import options as flags
+from ..terminal.files import read_text, shown, write_beside
+from ..terminal.progress import Progress
+from ..text.tokenizer import check_fits, opening
+from ..text.tokenizer import load as load_tokenizer
+from ..writing import plan
 from .byte_counts import ByteCounts
-from .checkpoint import load_model
 from .documents import Encoded, Joined, Separate, TokensFile, digest
-from .files import read_text, shown, write_beside
-from .progress import Progress
 from .resume import (
     begun,
     drive,
@@ -42,10 +46,7 @@ from .resume import (
     remove_state,
     state_path,
 )  # fmt: skip
-from .shards import find_tensors
 from .stream import Run
-from .tokenizer import check_fits, opening
-from .tokenizer import load as load_tokenizer
 
 
 def evaluate(options) -> int:

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from . import options as flags
-from .files import PICTURE, RESULT, outputs, parse_object, shown
-from .tensor_file import as_bytes, write_tensors
+from ..checkpoint.tensor_file import as_bytes, write_tensors
+from ..terminal import options as flags
+from ..terminal.files import PICTURE, RESULT, outputs, parse_object, shown
 
 
 def state_path(out: Path) -> Path:

@@ -24,17 +24,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import corpus
-from . import options as flags
-from .files import read_text, write_beside
+from .. import corpus
+from ..terminal import options as flags
+from ..terminal.files import read_text, write_beside
+from ..terminal.progress import Progress
+from ..train.practice import Practice
 from .needles import axes, heatmap
 from .needles.cells import Run
 from .needles.recall import Pairs, Variables
 from .needles.report import Results
 from .needles.trials import REPEATED, Maker, PassKey, check_filler
 from .perplexity import check_same, finite, weights_sha256
-from .practice import Practice
-from .progress import Progress
 from .resume import begun, drive, kept_flags, not_whole, remove_state, state_path
 
 TITLES = {

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import fitting, taken
+from ..config import LMInfinite
+from ..terminal.progress import memory
+from ..transformer import Transformer
+from ..writing.sampling import require_numbers
 from .byte_counts import ByteCounts
-from .checks import fitting, taken
-from .config import LMInfinite
 from .documents import Reading
 from .pairs import Pairs
-from .progress import memory
-from .sampling import require_numbers
 from .tally import DocumentsTally, StreamTally
-from .transformer import Transformer
 
 
 def scores(model: Transformer, ids: Tensor, lm: LMInfinite | None, cache) -> Tensor:

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .fast.cache import Cache
-from .fast.one_token import rings_of, shape_can_be_fixed
-from .transformer import Transformer
+from ..transformer import Transformer
+from .cache import Cache
+from .one_token import rings_of, shape_can_be_fixed
 
 # One row times a matrix is a sum for each column, which fuses with what is around it. PyTorch
 # does so up to 2,048 rows and columns; larger matrices stay products.

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 
-from . import options as flags
-from .ending import guarded
-from .files import named
-from .inspection.folder_facts import look
-from .inspection.memory import LENGTHS
-from .inspection.probe import load_and_probe
-from .planning.units import scaled
+from ..terminal import options as flags
+from ..terminal.ending import guarded
+from ..terminal.files import named
+from ..writing.planning.units import scaled
+from .folder_facts import look
+from .memory import LENGTHS
+from .probe import load_and_probe
 
 
 def report(facts: dict, every: bool) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..checkpoint import (
+from ..checkpoint.checkpoint import (
     FAMILIES,
     build_on_meta,
     check,
@@ -20,9 +20,9 @@ from ..checkpoint import (
     read_config,
     settled,
 )
+from ..checkpoint.shards import Stored, find_tensors
 from ..config import ModelConfig
-from ..shards import Stored, find_tensors
-from ..tokenizer import load as load_tokenizer
+from ..text.tokenizer import load as load_tokenizer
 from ..transformer import Transformer
 from .memory import memory
 from .probe import positions

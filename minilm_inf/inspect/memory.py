@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..config import LMInfinite, ModelConfig
-from ..planning.cached import cache_bytes
-from ..progress import available_memory
+from ..terminal.progress import available_memory
+from ..writing.planning.cached import cache_bytes
 
 LENGTHS = (4096, 32_768, 1_048_576)  # tokens for which the cache is told
 

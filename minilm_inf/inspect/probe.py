@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import options as flags
-from ..compare import stream_nll
 from ..config import ModelConfig
-from ..planning.units import scaled
+from ..evaluate.compare import stream_nll
 from ..positions import Alibi, Rotary
+from ..terminal import options as flags
 from ..transformer import Transformer
+from ..writing.planning.units import scaled
 
 SOURCE = "chapter 1 of Jane Austen's Northanger Abbey (1817)"
 TEXT = (

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .config import LMInfinite, ModelConfig
-from .fast.blocks import KINDS
+from ..config import LMInfinite, ModelConfig
+from ..fast.blocks import KINDS
 from .files import named, shown
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
@@ -252,7 +252,7 @@ def check_drawing(options, *names: str):
 
 def load(options):
     """The model and tokenizer that the flags name."""
-    from . import load
+    from .. import load
 
     if options.threads:
         torch.set_num_threads(options.threads)

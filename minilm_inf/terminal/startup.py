@@ -16,7 +16,7 @@ def is_program() -> bool:
     """Whether this process was started to run a module of this package."""
     words = sys.orig_argv
     after = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-    return bool(after) and after[0].partition(".")[0] == __package__
+    return bool(after) and after[0].partition(".")[0] == __package__.partition(".")[0]
 
 
 def begin():

@@ -2,8 +2,8 @@
 and again, until there are enough (Sennrich et al., arXiv 1508.07909).
 
 Text is cut into words first (a word keeps the space before it, every digit stands alone), and
-no token reaches beyond a word. The result is a tokenizer.json, which minilm_inf.tokenizer and
-the tokenizers library both read.
+no token reaches beyond a word. The result is a tokenizer.json, which text.tokenizer and the
+tokenizers library both read.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import re
 from datetime import date
 from pathlib import Path
 
+from ..terminal.files import named
 from .chat_template import FORMS, SYSTEM, USER, read_template
-from .files import named
 from .template_unrolled import BOS, DATE, EOS, STRIP, STRIPPED
 
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import named, read_json, read_text
+from ..terminal.files import named, read_json, read_text
 from .template_syntax import UnknownTemplate, parsed
 from .template_unrolled import (
     BOS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..files import read_json, shown
+from ..terminal.files import read_json, shown
 
 LARGEST_ID = 2**24  # no vocabulary comes near it
 SURROGATES = re.compile("[\ud800-\udfff]")

@@ -21,7 +21,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..files import shown
+from ..terminal.files import shown
 from .json_parts import Part
 from .normalizers import flat, plain_text
 

@@ -19,7 +19,7 @@ import base64
 import re
 from pathlib import Path
 
-from ..files import read_text, shown
+from ..terminal.files import read_text, shown
 from .around import Added
 from .byte_level import Recipe, byte_letters, joined
 from .json_parts import part_of

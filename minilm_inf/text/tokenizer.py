@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .checkpoint import existing_folder
-from .files import read_bytes
-from .tokenizers.around import Around, Tokenizer
-from .tokenizers.byte_level import ByteLevelTokenizer
-from .tokenizers.json_parts import part_of
-from .tokenizers.named_tokens import asked_for, kept, listed_tokens, named_ids
-from .tokenizers.recipe_files import from_rank_file, from_vocab_and_merges, is_rank_file
-from .tokenizers.sentence_pieces import SentencePieceTokenizer, processor_of
-from .tokenizers.tokenizer_json import around, from_tokenizer_json
+from ..checkpoint.checkpoint import existing_folder
+from ..terminal.files import read_bytes
+from .around import Around, Tokenizer
+from .byte_level import ByteLevelTokenizer
+from .json_parts import part_of
+from .named_tokens import asked_for, kept, listed_tokens, named_ids
+from .recipe_files import from_rank_file, from_vocab_and_merges, is_rank_file
+from .sentence_pieces import SentencePieceTokenizer, processor_of
+from .tokenizer_json import around, from_tokenizer_json
 
 LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import shown
+from ..terminal.files import shown
 from .around import Tokenizer
 from .byte_fallback import ByteFallbackTokenizer, Metaspace, Pieces
 from .byte_level import ByteLevelTokenizer

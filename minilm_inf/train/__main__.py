@@ -27,17 +27,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import corpus
-from . import options as flags
-from .ending import guarded
-from .files import claimed, read_text
-from .options import at_least
+from .. import corpus
+from ..evaluate.resume import signals_noted
+from ..terminal import options as flags
+from ..terminal.ending import guarded
+from ..terminal.files import claimed, read_text
+from ..terminal.options import at_least
+from ..terminal.progress import available_memory
+from ..text.tokenizer import load as load_tokenizer
 from .practice import Practice
-from .progress import available_memory
 from .recipes import SHAPES, network, train_tokenizer
-from .resume import signals_noted
 from .schedule import PHASES, Settings, windows
-from .tokenizer import load as load_tokenizer
 from .trained_folder import STATE_FILE, check_folder, clear, part_of, publish, working_in
 from .training import Run
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from .files import parse_object, read_bytes
+from ..terminal.files import parse_object, read_bytes
 
 LARGEST = 2**28  # bytes that a compressed part of a package may hold
 FOR_A_BLOCK = 2**14  # that each block counts more: no package has many

@@ -14,8 +14,8 @@ import functools
 import numpy as np
 import torch
 
-from .sampling import require_numbers
-from .tokenizer import opening
+from ..text.tokenizer import opening
+from ..writing.sampling import require_numbers
 
 NAMES = """Alice Arthur Bertha Charles Clara Daniel Edith Edward Emily Frank George Grace Hannah
 Harriet Henry Isabel Jacob James Jane John Julia Laura Lewis Lucy Margaret Martha Mary Nathan

@@ -15,9 +15,9 @@ from pathlib import Path
 import sentencepiece
 import torch
 
-from .files import write_beside
-from .models import gptj, llama, mpt
-from .tokenizers import byte_pairs
+from ..models import gptj, llama, mpt
+from ..terminal.files import write_beside
+from ..text import byte_pairs
 
 CONTEXT_LENGTH = 256
 SHAPES = {

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from .checkpoint import save
-from .files import begins_with, check_output, write_beside
+from ..checkpoint.checkpoint import save
+from ..terminal.files import begins_with, check_output, write_beside
 
 STATE_FILE, LOG_FILE = "state.safetensors", "training.json"
 LOG_BEGINS = b'{\n "command": "python -m minilm_inf.train '

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .checks import fitting
+from ..checks import fitting
+from ..evaluate.resume import not_whole, read_facts, read_tensors, write_state
 from .practice import Practice, pass_key_accuracy
 from .recipes import initialise
-from .resume import not_whole, read_facts, read_tensors, write_state
 from .schedule import Settings
 from .trained_folder import STATE_FILE
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import torch
 
+from ..config import LMInfinite
+from ..fast.cache import Guard
+from ..transformer import Transformer
 from . import sampling
-from .config import LMInfinite
-from .fast.cache import Guard
 from .session import Step, check_ends, checked_ids
-from .transformer import Transformer
 
 
 class Batch(Guard):

@@ -11,7 +11,7 @@ import contextlib
 import signal
 import sys
 
-from .ending import Terminated, forgive
+from ..terminal.ending import Terminated, forgive
 from .reply import Reply, reply, show_now, statistics
 from .session import Session
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import FULL_ATTENTION
+from ..config import FULL_ATTENTION
 from .session import Session
 
 NEIGHBOURS = 4  # tokens on either side of a middle token that are shown with it

@@ -25,10 +25,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import options as flags
-from .checkpoint import from_headers, own_dtype
-from .compare import windows_at_once
-from .config import FULL_ATTENTION, LMInfinite, ModelConfig
+from ..checkpoint.checkpoint import from_headers, own_dtype
+from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
+from ..evaluate.compare import windows_at_once
+from ..terminal import options as flags
 from .planning.arithmetic import reading_flops, token_flops
 from .planning.cached import cache_bytes, middle_bytes
 from .planning.units import scaled

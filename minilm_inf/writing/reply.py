@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..text.tokenizer import StopAt
 from .batch import Batch, write_all
 from .session import Session, Step, write
-from .tokenizer import StopAt
 
 
 class Reply(NamedTuple):

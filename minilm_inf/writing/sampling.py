@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import require_integer, require_number
-from .files import shown
+from ..config import require_integer, require_number
+from ..terminal.files import shown
 
 
 def require_numbers(logits: Tensor):

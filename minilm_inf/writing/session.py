@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import torch
 
+from ..checks import check_lm
+from ..config import LMInfinite, require_integer
+from ..fast.cache import Guard
+from ..fast.compiled import compiled_step
+from ..fast.one_token import has_fixed_shape
+from ..terminal.files import shown
+from ..transformer import Transformer
 from . import sampling
-from .checks import check_lm
-from .compiled import compiled_step
-from .config import LMInfinite, require_integer
-from .fast.cache import Guard
-from .fast.one_token import has_fixed_shape
-from .files import shown
-from .transformer import Transformer
 
 
 class Session(Guard):

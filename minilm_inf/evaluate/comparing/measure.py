@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...config import ModelConfig
+from ...writing.sampling import require_numbers
 from ..compare import bins
-from ..config import ModelConfig
-from ..sampling import require_numbers
 from ..tally import interval
 
 TIMED = 5  # chunks, at least

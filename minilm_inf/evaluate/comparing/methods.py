@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...config import LMInfinite, ModelConfig
+from ...transformer import Transformer
+from ...writing.sampling import require_numbers
+from ...writing.session import generate
 from ..compare import reencoded_pieces, stream_pieces
-from ..config import LMInfinite, ModelConfig
-from ..sampling import require_numbers
-from ..session import generate
-from ..transformer import Transformer
 from .streaming_llm import StreamingLLM
 
 LABELS = {

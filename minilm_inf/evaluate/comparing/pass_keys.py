@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import LMInfinite, ModelConfig
+from ...config import LMInfinite, ModelConfig
+from ...text.tokenizer import opening
+from ...train.practice import Practice
 from ..intervals import wilson
 from ..needles.reading import where_it_lies
 from ..needles.trials import PassKey
-from ..practice import Practice
-from ..tokenizer import opening
 
 TIMES = 4  # tokens of a trial, in visible keys or trained lengths
 DEPTHS = (0.3, 0.4, 0.5, 0.6)  # shares of the filler before the key

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..transformer import Transformer
+from ...transformer import Transformer
 
 
 class Kept(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..planning.units import scaled
+from ...writing.planning.units import scaled
 
 
 def cell(found: dict | None) -> str:

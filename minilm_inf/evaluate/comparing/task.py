@@ -33,14 +33,15 @@ from pathlib import Path
 
 import torch
 
-from .. import corpus, plan
-from .. import options as flags
+from ... import corpus
+from ...config import ModelConfig
+from ...terminal import options as flags
+from ...terminal.files import PICTURE, RESULT, outputs, read_text, write_beside
+from ...terminal.progress import Progress
+from ...text.tokenizer import opening
+from ...writing import plan
 from ..compare import encoded
-from ..config import ModelConfig
-from ..files import PICTURE, RESULT, outputs, read_text, write_beside
 from ..perplexity import finite
-from ..progress import Progress
-from ..tokenizer import opening
 from . import figure, pass_keys, sweep, table
 from .measure import chunk_for, measure, result_of
 from .methods import Budget, Reencoded, Stream, methods

@@ -1,1 +1,1 @@
-"""What retrieval.py is made of: trials, how a method answers them, cells, report, picture."""
+"""What retrieval is made of: trials, how a method answers them, cells, report, picture."""

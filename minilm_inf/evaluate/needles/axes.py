@@ -6,9 +6,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from .. import options as flags
-from ..config import LMInfinite, ModelConfig
-from ..files import shown
+from ...config import LMInfinite, ModelConfig
+from ...terminal import options as flags
+from ...terminal.files import shown
 from .cells import ABSENT, ALONE, Cell
 from .reading import Method
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..config import LMInfinite
+from ...config import LMInfinite
 from .reading import WHERE, Method, answering, rows_at_once, where_it_lies
 from .trials import Maker, Trial
 

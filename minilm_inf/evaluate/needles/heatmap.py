@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from ..files import write_beside
+from ...terminal.files import write_beside
 
 
 def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):

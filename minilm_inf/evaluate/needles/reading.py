@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import LMInfinite
-from ..sampling import require_numbers
+from ...config import LMInfinite
+from ...writing.sampling import require_numbers
 from .trials import Trial
 
 WHERE = ("starting", "middle", "window")

@@ -8,7 +8,7 @@ are not comparable with RULER's leaderboard.
 
 from __future__ import annotations
 
-from ..practice import ASK_NUMBER, NAMES, STATE_NUMBER, Practice
+from ...train.practice import ASK_NUMBER, NAMES, STATE_NUMBER, Practice
 from .trials import Maker
 
 ASSIGN = "The number of {} is {}."

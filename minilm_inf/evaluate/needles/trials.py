@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..practice import ASK_KEY, STATE_KEY, Practice
+from ...train.practice import ASK_KEY, STATE_KEY, Practice
 
 REPEATED = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."

@@ -1,1 +1,1 @@
-"""What plan.py reckons with: cache, working buffers and arithmetic, each by formula."""
+"""What plan reckons with: cache, working buffers and arithmetic, each by formula."""

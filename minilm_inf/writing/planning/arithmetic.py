@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import LMInfinite, ModelConfig
+from ...config import LMInfinite, ModelConfig
 
 
 def attention_flops(config: ModelConfig, keys: int) -> int:

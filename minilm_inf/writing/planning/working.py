@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import LMInfinite, ModelConfig
-from ..fast import band, chunk, middle
-from ..fast.blocks import TOKENS_PER_BLOCK
+from ...config import LMInfinite, ModelConfig
+from ...fast import band, chunk, middle
+from ...fast.blocks import TOKENS_PER_BLOCK
 
 
 @dataclass(frozen=True)
