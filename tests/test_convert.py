@@ -445,7 +445,7 @@ def test_the_loader_names_the_command(tmp_path):
 
 MEASURE = """
 import sys
-from minilm_inf import convert
+from minilm_inf.convert import __main__ as convert
 
 def status(field):  # in bytes
     with open("/proc/self/status") as lines:

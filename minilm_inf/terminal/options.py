@@ -15,7 +15,7 @@ from ..config import LMInfinite, ModelConfig
 from ..fast.blocks import KINDS
 from .files import named, shown
 
-SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny-llama"
+SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "tiny-llama"
 DTYPES = {
     "auto": None,
     "float32": torch.float32,
