@@ -6,20 +6,19 @@ each with the reading of its config.json beside it, on raw_config and layers). T
 numbers in O(n), which is fast/: chunk, band, chunked, cache, one_token, reading; and middle, on
 blocks, for top_k.
 
-The rest, in reading order: checks, checkpoint (on shards and tensor_file), tokenizer (on
-tokenizers/), chat, sampling, compiled, session, explain, batch, compare, plan (on planning/:
-what a run will take), reply, conversation, generate; then packages, corpus, practice (what
-weights/ learned from), documents, tally, stream, perplexity (on byte_counts, pairs, progress,
-resume), retrieval (on intervals and needles/: what a long text's end finds in it), comparing/
-(methods side by side), evaluate and card (what is measured), diagnose (on diagnosis/: why a
-plain model fails), recipes, schedule, trained_folder, training and train (how weights/ came to
-be), inspect and convert (for folders of others), and benchmark (on benchmarking/: what it all
-costs). startup is what a program does before any of this is imported.
+The rest, in reading order: checks; checkpoint/ (a folder becomes a model), text/ (text becomes
+ids, and a chat a text), writing/ (sampling, session, explain, batch, plan, reply, conversation)
+and generate; then corpus (what weights/ learned from), evaluate/ (perplexity, needles/ in long
+texts, comparing/ methods side by side) and card, which is what is measured; diagnose/ (why a
+plain model fails), train/ (how weights/ came to be), inspect/ and convert/ (for folders of
+others), and benchmark/ (what it all costs). A folder with a __main__.py is a program, and holds
+what only it needs. terminal/ is what programs share: flags, progress, files, their end, and
+startup, which is what one does before any of this is imported.
 """
 
 import warnings
 
-from . import startup
+from .terminal import startup
 
 if startup.is_program():
     startup.begin()
@@ -33,9 +32,9 @@ from .checkpoint import load_model  # noqa: E402
 from .config import LMInfinite, ModelConfig  # noqa: E402
 from .fast.chunked import chunked_attend  # noqa: E402
 from .positions import Alibi, Rotary  # noqa: E402
-from .session import generate  # noqa: E402
-from .tokenizer import check_fits  # noqa: E402
-from .tokenizer import load as load_tokenizer  # noqa: E402
+from .text.tokenizer import check_fits  # noqa: E402
+from .text.tokenizer import load as load_tokenizer  # noqa: E402
+from .writing.session import generate  # noqa: E402
 
 __all__ = [
     "Alibi", "LMInfinite", "ModelConfig", "Rotary", "attend", "chunked_attend", "generate",

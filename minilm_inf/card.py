@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from . import corpus, load
-from .compare import by_position, encoded, table
 from .config import LMInfinite
-from .ending import guarded
-from .files import (
+from .evaluate.compare import by_position, encoded, table
+from .terminal.ending import guarded
+from .terminal.files import (
     check_output,
     claimed,
     read_bytes,
@@ -30,11 +30,11 @@ from .files import (
     read_text,
     write_beside,
 )
-from .options import Parser
-from .practice import Practice, pass_key_accuracy
-from .session import generate
-from .tokenizer import opening
-from .tokenizers.sentence_pieces import SentencePieceTokenizer
+from .terminal.options import Parser
+from .text.sentence_pieces import SentencePieceTokenizer
+from .text.tokenizer import opening
+from .train.practice import Practice, pass_key_accuracy
+from .writing.session import generate
 
 PROMPT = (
     "The number of Clara is 4071. Emma walked slowly to the window, and was silent. "

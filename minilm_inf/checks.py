@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .config import FULL_ATTENTION, LMInfinite, require_integer, require_number
-from .files import shown
 from .positions import Alibi, Rotary
+from .terminal.files import shown
 
 LAST_POSITION = 2**53  # float64 holds no larger numbers one by one, and a bias needs them
 FLOATS = torch.float64, torch.float32, torch.float16, torch.bfloat16

@@ -26,7 +26,7 @@ import sys
 from dataclasses import dataclass, replace
 from numbers import Real
 
-from .files import shown
+from .terminal.files import shown
 
 
 def require_integer(name: str, value, at_least: int, bits: int = 62):

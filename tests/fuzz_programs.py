@@ -13,9 +13,9 @@ from unittest import mock
 
 from fuzz_draw import (
     LONG,
-    MODULES,
     TOKENIZERS,
     as_json,
+    module_of,
     program,
     some_text,
     spoiled,
@@ -27,12 +27,12 @@ from fuzz_draw import (
 from fuzz_files import with_header
 from safetensors.torch import load
 
-import minilm_inf.benchmark
+import minilm_inf.benchmark.__main__
 import minilm_inf.card
-import minilm_inf.diagnose
-import minilm_inf.evaluate
-import minilm_inf.train  # noqa: F401
-from minilm_inf import resume
+import minilm_inf.diagnose.__main__
+import minilm_inf.evaluate.__main__
+import minilm_inf.train.__main__  # noqa: F401
+from minilm_inf.evaluate import resume
 
 WORDS = "The ship went on, and the men looked at the sea, for it was late. It was cold. "
 ARGUMENTS = (
@@ -81,7 +81,7 @@ def flags_of(command: str) -> list[str]:
     name, *task = command.split()
     with mock.patch("argparse.ArgumentParser.parse_args", found):
         try:
-            MODULES[f"minilm_inf.{name}"].main([])
+            module_of(name).main([])
         except Found as error:
             parser = error.args[0]
     for action in parser._actions:

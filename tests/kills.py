@@ -23,8 +23,11 @@ from pathlib import Path
 
 import torch
 
-from minilm_inf import convert, evaluate, train
-from minilm_inf.checkpoint import load_model, named_pieces
+from minilm_inf.checkpoint import load_model
+from minilm_inf.checkpoint.checkpoint import named_pieces
+from minilm_inf.convert import __main__ as convert
+from minilm_inf.evaluate import __main__ as evaluate
+from minilm_inf.train import __main__ as train
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "weights" / "nano-llama"

@@ -23,8 +23,8 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from fuzzed_texts import fuzzed_texts  # noqa: E402
 from tokenizer_json import byte_fallback_kinds, kinds, llama3  # noqa: E402
 
-from minilm_inf.tokenizers.byte_pairs import learn_merges, tokenizer_json  # noqa: E402
-from minilm_inf.tokenizers.recipe_files import LLAMA3_PATTERN  # noqa: E402
+from minilm_inf.text.byte_pairs import learn_merges, tokenizer_json  # noqa: E402
+from minilm_inf.text.recipe_files import LLAMA3_PATTERN  # noqa: E402
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 MERGES, TEXTS, SEED = 500, 300, 5

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from minilm_inf import checkpoint, shards  # noqa: E402
+from minilm_inf.checkpoint import checkpoint, shards  # noqa: E402
 
 ALLOWANCE = 2 << 20
 """Bytes for all else: modules and headers in Python, the pages around a mapped tensor, and the

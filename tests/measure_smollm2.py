@@ -25,7 +25,7 @@ from fuzzed_texts import fuzzed_texts
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minilm_inf import LMInfinite, generate, load, load_model
-from minilm_inf.chat import Chat
+from minilm_inf.text.chat import Chat
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOAT32 = 1e-5  # the largest difference that is allowed, as a share of the largest logit

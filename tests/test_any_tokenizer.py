@@ -10,17 +10,18 @@ import torch
 from conftest import ROOT, tiny_llama
 from test_compare import nll_after
 
-from minilm_inf import diagnose, evaluate
 from minilm_inf.checkpoint import save
-from minilm_inf.compare import encoded, reencoded_nll
-from minilm_inf.comparing import pass_keys
-from minilm_inf.comparing.methods import Reencoded
 from minilm_inf.config import LMInfinite
-from minilm_inf.needles.reading import Method
-from minilm_inf.needles.recall import Pairs
-from minilm_inf.needles.trials import PassKey, Trial
-from minilm_inf.practice import Practice
-from minilm_inf.tokenizer import load, opening
+from minilm_inf.diagnose import __main__ as diagnose
+from minilm_inf.evaluate import __main__ as evaluate
+from minilm_inf.evaluate.compare import encoded, reencoded_nll
+from minilm_inf.evaluate.comparing import pass_keys
+from minilm_inf.evaluate.comparing.methods import Reencoded
+from minilm_inf.evaluate.needles.reading import Method
+from minilm_inf.evaluate.needles.recall import Pairs
+from minilm_inf.evaluate.needles.trials import PassKey, Trial
+from minilm_inf.text.tokenizer import load, opening
+from minilm_inf.train.practice import Practice
 
 TEXT = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")[:12000]
 BOS = {  # kind of tokenizer -> what it puts before a text
@@ -149,7 +150,7 @@ def test_comparison(program, folder, text):
 
 def test_diagnosis(program, folder, text, tmp_path, monkeypatch):
     """A diagnosis that cannot be made of a model without BOS."""
-    monkeypatch.setattr("minilm_inf.options.can_draw", lambda: False)
+    monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
     flags = ["--text", text, "--length", 400, "--out", tmp_path / "d"]
     code, said, err = program(diagnose.main, "-m", folder, *flags)
     assert code == 0 and said.startswith("factor 1, "), err

@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import SETTINGS, interrupted, some_tokens, tiny_model
 
-from minilm_inf.batch import Batch, write_all
 from minilm_inf.config import LMInfinite
-from minilm_inf.session import Session, generate, write
+from minilm_inf.writing.batch import Batch, write_all
+from minilm_inf.writing.session import Session, generate, write
 
 PROMPTS = [some_tokens(n, seed=n)[0].tolist() for n in (9, 1, 4, 25)]
 

@@ -1,4 +1,4 @@
-"""benchmark.py and benchmarking/: what is counted, timed, compared and said is so."""
+"""benchmark.py and benchmark/: what is counted, timed, compared and said is so."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, some_tokens, tiny_model
 
-from minilm_inf import benchmark
-from minilm_inf.benchmarking import attention_calls, decoding_race, memory, prefill_race, timing
-from minilm_inf.benchmarking.attention_calls import (
+from minilm_inf.benchmark import __main__ as benchmark
+from minilm_inf.benchmark import attention_calls, decoding_race, memory, prefill_race, timing
+from minilm_inf.benchmark.attention_calls import (
     CHUNKED,
     FLEX,
     REFERENCE,
@@ -22,11 +22,11 @@ from minilm_inf.benchmarking.attention_calls import (
     Shape,
     visible_pairs,
 )
-from minilm_inf.benchmarking.attention_race import attention_rows
-from minilm_inf.benchmarking.rows import Row, as_dicts
-from minilm_inf.benchmarking.sizes import FULL, QUICK
-from minilm_inf.benchmarking.table import LEGEND, table
-from minilm_inf.benchmarking.timing import CannotRun, Contestant, race
+from minilm_inf.benchmark.attention_race import attention_rows
+from minilm_inf.benchmark.rows import Row, as_dicts
+from minilm_inf.benchmark.sizes import FULL, QUICK
+from minilm_inf.benchmark.table import LEGEND, table
+from minilm_inf.benchmark.timing import CannotRun, Contestant, race
 from minilm_inf.config import LMInfinite
 from minilm_inf.lambda_mask import lambda_mask
 

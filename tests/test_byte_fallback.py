@@ -9,7 +9,7 @@ from fuzzed_texts import fuzzed_texts
 from make_tokenizer_fixtures import FOLDER, SEED, TEXTS, checksums, piece_kinds
 from tokenizer_json import PREPEND, UNDERLINE, added, metaspace, steps, template
 
-from minilm_inf.tokenizer import load
+from minilm_inf.text.tokenizer import load
 
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 KINDS = piece_kinds()

@@ -10,18 +10,12 @@ from fuzzed_texts import fuzzed_texts
 from make_tokenizer_fixtures import FOLDER, SEED, TEXTS, checksums, small_kinds
 from tokenizer_json import LEVEL, added, digits, sequence, split, template, whole
 
-from minilm_inf.tokenizer import load
-from minilm_inf.tokenizers import recipe_files
-from minilm_inf.tokenizers.byte_level import ByteLevelTokenizer, byte_letters
-from minilm_inf.tokenizers.byte_pairs import learn_merges, merged, tokenizer_json
-from minilm_inf.tokenizers.normalizers import nfc
-from minilm_inf.tokenizers.pre_tokenizers import (
-    GPT2,
-    LLAMA3_PATTERN,
-    QWEN2,
-    cut_by,
-    is_plain,
-)
+from minilm_inf.text import recipe_files
+from minilm_inf.text.byte_level import ByteLevelTokenizer, byte_letters
+from minilm_inf.text.byte_pairs import learn_merges, merged, tokenizer_json
+from minilm_inf.text.normalizers import nfc
+from minilm_inf.text.pre_tokenizers import GPT2, LLAMA3_PATTERN, QWEN2, cut_by, is_plain
+from minilm_inf.text.tokenizer import load
 
 KINDS = small_kinds()
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())

@@ -11,13 +11,14 @@ import torch
 from conftest import ROOT
 from safetensors import safe_open
 
-from minilm_inf import LMInfinite, card, evaluate, generate, load, load_model
+from minilm_inf import LMInfinite, card, generate, load, load_model
 from minilm_inf.checkpoint import save
-from minilm_inf.compare import by_position, encoded, table
 from minilm_inf.corpus import HELD_OUT
+from minilm_inf.evaluate import __main__ as evaluate
+from minilm_inf.evaluate.compare import by_position, encoded, table
 from minilm_inf.models import llama
-from minilm_inf.recipes import initialise
-from minilm_inf.schedule import PHASES
+from minilm_inf.train.recipes import initialise
+from minilm_inf.train.schedule import PHASES
 
 FOLDERS = sorted(path.parent for path in (ROOT / "weights").glob("*/training.json"))
 MEGABYTE = 2**20

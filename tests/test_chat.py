@@ -17,15 +17,16 @@ import pytest
 import torch
 from conftest import ROOT, tiny_llama
 
-from minilm_inf import chat, load_tokenizer
-from minilm_inf.chat import Chat
-from minilm_inf.chat_template import USER, recognise
+from minilm_inf import load_tokenizer
 from minilm_inf.checkpoint import save
-from minilm_inf.conversion.gguf_tokenizer import tokenizer_files
+from minilm_inf.convert.gguf_tokenizer import tokenizer_files
 from minilm_inf.generate import main
-from minilm_inf.session import Session
-from minilm_inf.template_unrolled import BOS, DATE, EOS, STRIP, STRIPPED
-from minilm_inf.tokenizers.byte_level import byte_letters
+from minilm_inf.text import chat
+from minilm_inf.text.byte_level import byte_letters
+from minilm_inf.text.chat import Chat
+from minilm_inf.text.chat_template import USER, recognise
+from minilm_inf.text.template_unrolled import BOS, DATE, EOS, STRIP, STRIPPED
+from minilm_inf.writing.session import Session
 
 DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 CHATML = (
@@ -662,7 +663,7 @@ def writes(monkeypatch):
             left.extend([] if left else ids)
             return left.pop(0)
 
-        monkeypatch.setattr("minilm_inf.sampling.choose", choose)
+        monkeypatch.setattr("minilm_inf.writing.sampling.choose", choose)
 
     return use
 

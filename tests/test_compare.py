@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SETTINGS, some_tokens, tiny_llama
 
-from minilm_inf.compare import (
+from minilm_inf.evaluate.compare import (
     bins,
     by_position,
     encoded,

@@ -11,9 +11,10 @@ from test_compare import nll_after, reencoded
 from test_streaming_llm import SlowCache
 
 from minilm_inf import LMInfinite, Rotary, attend
-from minilm_inf.compare import by_position, stream_nll
-from minilm_inf.comparing import figure, pass_keys, sweep, table
-from minilm_inf.comparing.measure import (
+from minilm_inf.evaluate.__main__ import main
+from minilm_inf.evaluate.compare import by_position, stream_nll
+from minilm_inf.evaluate.comparing import figure, pass_keys, sweep, table
+from minilm_inf.evaluate.comparing.measure import (
     TIMED,
     Measured,
     cache_bytes,
@@ -24,11 +25,10 @@ from minilm_inf.comparing.measure import (
     result_of,
     timed_per_document,
 )
-from minilm_inf.comparing.methods import LABELS, Budget, methods
-from minilm_inf.comparing.streaming_llm import StreamingLLM
-from minilm_inf.evaluate import main
-from minilm_inf.intervals import wilson
-from minilm_inf.tally import interval
+from minilm_inf.evaluate.comparing.methods import LABELS, Budget, methods
+from minilm_inf.evaluate.comparing.streaming_llm import StreamingLLM
+from minilm_inf.evaluate.intervals import wilson
+from minilm_inf.evaluate.tally import interval
 
 BUDGET = Budget(n_local=5, n_global=2, top_k=2)  # 7 keys
 ALL = list(LABELS)
@@ -622,7 +622,7 @@ def test_a_figure_is_written(call, texts, tmp_path):
 
 def test_a_figure_needs_matplotlib(call, texts, tmp_path, monkeypatch):
     """A run of ten minutes that ends in an ImportError."""
-    monkeypatch.setattr("minilm_inf.options.can_draw", lambda: False)
+    monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
     code, out, err = call("--text", texts / "a", "--figure", tmp_path / "x.png")
     assert code == 1 and not out and err.count("\n") == 1
     assert "--figure draws with matplotlib" in err and not list(tmp_path.iterdir())

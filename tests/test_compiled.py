@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
 
-from minilm_inf import compiled as compiled_room
+from minilm_inf.fast import compiled as compiled_room
 from minilm_inf.fast.one_token import rings_of
-from minilm_inf.session import Session, generate
+from minilm_inf.writing.session import Session, generate
 
 LM = SETTINGS["LM-Infinite"]
 

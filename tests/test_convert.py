@@ -25,11 +25,12 @@ from fuzzed_texts import fuzzed_texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from minilm_inf import convert, tensor_file
-from minilm_inf.checkpoint import load_model, named_pieces, save
-from minilm_inf.conversion import gguf_file
-from minilm_inf.shards import read_header
-from minilm_inf.tokenizer import load as load_tokenizer
+from minilm_inf.checkpoint import load_model, save, tensor_file
+from minilm_inf.checkpoint.checkpoint import named_pieces
+from minilm_inf.checkpoint.shards import read_header
+from minilm_inf.convert import __main__ as convert
+from minilm_inf.convert import gguf_file
+from minilm_inf.text.tokenizer import load as load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 
@@ -444,7 +445,7 @@ def test_the_loader_names_the_command(tmp_path):
 
 MEASURE = """
 import sys
-from minilm_inf import convert
+from minilm_inf.convert import __main__ as convert
 
 def status(field):  # in bytes
     with open("/proc/self/status") as lines:

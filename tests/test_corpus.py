@@ -12,7 +12,8 @@ import zlib
 
 import pytest
 
-from minilm_inf import corpus, packages
+from minilm_inf import corpus
+from minilm_inf.train import packages
 
 
 def tar_of(files: dict[str, bytes], mode: str) -> bytes:

@@ -16,7 +16,7 @@ from conftest import (
 from minilm_inf import attend, chunked_attend
 from minilm_inf.config import LMInfinite
 from minilm_inf.positions import Rotary
-from minilm_inf.session import Session, generate
+from minilm_inf.writing.session import Session, generate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}

@@ -13,17 +13,17 @@ from conftest import FAMILIES, ROOT, logit_of, seen_by, some_tokens, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm_inf import LMInfinite, attend
-from minilm_inf.compare import stream_nll
 from minilm_inf.config import FULL_ATTENTION
-from minilm_inf.diagnose import default_length, main
-from minilm_inf.diagnosis import theorem
-from minilm_inf.diagnosis.logits import Rows
-from minilm_inf.diagnosis.measure import Diagnosis
-from minilm_inf.diagnosis.places import log_edges, n_first, some_queries, stretches
-from minilm_inf.diagnosis.recorder import recording
-from minilm_inf.diagnosis.states import separation
-from minilm_inf.diagnosis.tables import tables_of
-from minilm_inf.diagnosis.verdict import factor_1, verdicts
+from minilm_inf.diagnose import theorem
+from minilm_inf.diagnose.__main__ import default_length, main
+from minilm_inf.diagnose.logits import Rows
+from minilm_inf.diagnose.measure import Diagnosis
+from minilm_inf.diagnose.places import log_edges, n_first, some_queries, stretches
+from minilm_inf.diagnose.recorder import recording
+from minilm_inf.diagnose.states import separation
+from minilm_inf.diagnose.tables import tables_of
+from minilm_inf.diagnose.verdict import factor_1, verdicts
+from minilm_inf.evaluate.compare import stream_nll
 from minilm_inf.positions import Alibi, Rotary
 
 LM = LMInfinite(n_local=6, n_global=2, distance_ceiling=6)
@@ -100,7 +100,7 @@ def row_by_hand(q, k, i: int, lm, scheme, head: int, scale: float) -> dict[int, 
 @pytest.mark.parametrize("at_once", [1 << 24, 300])
 def test_rows_are_the_definition(family, seen, at_once, monkeypatch):
     """A maximum that takes a felt distance for a true one, or an entropy over hidden keys."""
-    monkeypatch.setattr("minilm_inf.diagnosis.logits.LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr("minilm_inf.diagnose.logits.LOGITS_AT_ONCE", at_once)
     model, tokens, lm = tiny(family, softmax_scale=0.4), some_tokens(20), SEEN[seen]
     edges, queries = log_edges(6, 20, 2), torch.tensor([0, 1, 5, 6, 7, 12, 19])
     rows = Rows(model, queries, edges, 2, lm)
@@ -431,12 +431,12 @@ class LargestTensor(TorchDispatchMode):
 def test_memory_grows_with_the_length_only(family, monkeypatch, small_chunks):
     """A tensor of n x n elements, which 16 x context_length of a real model cannot have."""
     small_chunks(queries=16, keys=64)
-    monkeypatch.setattr("minilm_inf.diagnosis.logits.LOGITS_AT_ONCE", 4096)
-    monkeypatch.setattr("minilm_inf.diagnosis.places.QUERIES_PER_OCTAVE", 4)
-    monkeypatch.setattr("minilm_inf.diagnosis.measure.LOGITS_PER_PIECE", 64)
+    monkeypatch.setattr("minilm_inf.diagnose.logits.LOGITS_AT_ONCE", 4096)
+    monkeypatch.setattr("minilm_inf.diagnose.places.QUERIES_PER_OCTAVE", 4)
+    monkeypatch.setattr("minilm_inf.diagnose.measure.LOGITS_PER_PIECE", 64)
     for name, value in dict(AT_ONCE=4096, MOST_DISTANCES=16, N_PAIRS=4).items():
-        monkeypatch.setattr(f"minilm_inf.diagnosis.theorem.{name}", value)
-    monkeypatch.setattr("minilm_inf.diagnosis.theorem.N_DIFFERENCES", 64)
+        monkeypatch.setattr(f"minilm_inf.diagnose.theorem.{name}", value)
+    monkeypatch.setattr("minilm_inf.diagnose.theorem.N_DIFFERENCES", 64)
     model, largest = tiny(family, context_length=32, n_layer=1), {}
     for n in (16 * 32, 32 * 32):
         with LargestTensor() as seen:
@@ -667,7 +667,7 @@ def test_flags_that_make_no_sense(call, arguments, word):
 
 def test_a_diagnosis_needs_no_matplotlib_to_start(texts):
     """Matplotlib imported at the top, in everybody's way."""
-    program = "import sys, minilm_inf.diagnose; print('matplotlib' in sys.modules)"
+    program = "import sys, minilm_inf.diagnose.__main__; print('matplotlib' in sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

@@ -5,8 +5,8 @@ import pytest
 from conftest import ROOT
 
 from minilm_inf import load_tokenizer
-from minilm_inf.byte_counts import ByteCounts
-from minilm_inf.documents import Encoded, Joined, Separate, TokensFile, digest
+from minilm_inf.evaluate.byte_counts import ByteCounts
+from minilm_inf.evaluate.documents import Encoded, Joined, Separate, TokensFile, digest
 
 TEXTS = {"a": "The sea was cold. ", "b": " It was late", "c": "No — never, said the old man."}
 

@@ -8,9 +8,9 @@ import torch
 from conftest import FAMILIES, SETTINGS, fuzz, some_tokens, tiny_model
 
 from minilm_inf.config import LMInfinite
-from minilm_inf.explain import explain
 from minilm_inf.generate import main as generate
-from minilm_inf.session import Session
+from minilm_inf.writing.explain import explain
+from minilm_inf.writing.session import Session
 
 
 def logits_of(model, lm, x, path="reference"):

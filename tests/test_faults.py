@@ -10,8 +10,8 @@ import kills
 import pytest
 from conftest import ROOT
 
-from minilm_inf import ending
-from minilm_inf.files import RESULT, claimed
+from minilm_inf.terminal import ending
+from minilm_inf.terminal.files import RESULT, claimed
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
@@ -79,7 +79,7 @@ def test_kills(kind, capfd):
 
 def test_a_name_that_is_too_long_or_taken(tmp_path, program):
     """A number of the system's, or a second run that writes over the first."""
-    from minilm_inf.evaluate import main
+    from minilm_inf.evaluate.__main__ import main
 
     flags = ["perplexity", "-m", ROOT / "weights" / "nano-llama", "--text", ROOT / "README.md"]
     code, _, err = program(main, *flags, "--out", tmp_path / ("y" * 250))
@@ -99,7 +99,7 @@ def test_a_name_that_is_too_long_or_taken(tmp_path, program):
 @pytest.mark.parametrize("value", [2**63, -1, "1e3", "9" * 5000, "--"])
 def test_counts_have_a_largest_value(program, flag, value):
     """A crash of the threads, an overflow of PyTorch's, a number of 5,000 digits."""
-    from minilm_inf.evaluate import main
+    from minilm_inf.evaluate.__main__ import main
 
     code, out, err = program(main, "perplexity", f"{flag}={value}")
     assert code == 2 and not out and flag in err.splitlines()[-1] and len(err) < 4000

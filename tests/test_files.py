@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minilm_inf import files
+from minilm_inf.terminal import files
 
 
 def leftovers(folder):
@@ -65,7 +65,7 @@ def test_an_output_is_held_by_one_run(tmp_path):
     holds nothing, and what it left is swept."""
     out = tmp_path / "r.json"
     hold = (
-        "import os, sys; from pathlib import Path; from minilm_inf import files\n"
+        "import os, sys; from pathlib import Path; from minilm_inf.terminal import files\n"
         "out = Path(sys.argv[1])\n"
         "with files.claimed(out), files.beside(out) as part:\n"
         "    print('held', flush=True); sys.stdin.read(); os._exit(9)\n"

@@ -18,7 +18,7 @@ from conftest import ROOT
 from minilm_inf import LMInfinite, generate
 from minilm_inf import generate as generate_ids
 from minilm_inf.generate import PROMPT, main, parser
-from minilm_inf.session import Session
+from minilm_inf.writing.session import Session
 
 COMMAND = [sys.executable, "-m", "minilm_inf.generate"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8
 @pytest.fixture(autouse=True)
 def loaded_once(shipped, monkeypatch):
     """The shipped folder is read once for all calls that name no other."""
-    from minilm_inf import options
+    from minilm_inf.terminal import options
 
     load = options.load
 
@@ -38,7 +38,7 @@ def loaded_once(shipped, monkeypatch):
         )
         return shipped if usual else load(given)
 
-    monkeypatch.setattr("minilm_inf.options.load", load_or_take)
+    monkeypatch.setattr("minilm_inf.terminal.options.load", load_or_take)
 
 
 @pytest.fixture
@@ -590,7 +590,7 @@ def test_a_prompt_of_another_system(run, typed, tmp_path):
 
 def test_a_line_without_an_end(run, typed, monkeypatch):
     """Catches memory that grows with whatever is piped in."""
-    monkeypatch.setattr("minilm_inf.conversation.LONGEST_LINE", 1000)
+    monkeypatch.setattr("minilm_inf.writing.conversation.LONGEST_LINE", 1000)
     typed(b"a" * 1000 + b"\n/stats\n" + b"a" * 1001)
     code, out, err = run("-i", "-n", 1)
     assert code == 1 and "prompt " in err
@@ -612,7 +612,7 @@ def test_ctrl_c_in_a_reply_leaves_all_that_was_said(run, typed, shipped, monkeyp
         if len(shown) == 4:
             press_ctrl_c()
 
-    monkeypatch.setattr("minilm_inf.conversation.show_now", show)
+    monkeypatch.setattr("minilm_inf.writing.conversation.show_now", show)
     typed(b"The sea\nand the ship\n/exit\n")
     flags = ["--attention", "full"] if lm is None else ["--n-local", 12]
     code, _, err = run("-i", "-n", 9, "-t", 0, "--ignore-eos", *flags)
@@ -656,7 +656,7 @@ def test_a_signal_at_the_prompt(run, monkeypatch, number, code):
         line = next(lines)
         return line if isinstance(line, str) else os.kill(os.getpid(), line) or ""
 
-    monkeypatch.setattr("minilm_inf.conversation.read_line", read)
+    monkeypatch.setattr("minilm_inf.writing.conversation.read_line", read)
     found, _, err = run("-i")
     assert found == code and ("/exit leaves" in err) == (code == 0)
     assert ("stopped" in err) == (code == 143)

@@ -12,56 +12,62 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
-    "startup", "files",
-    "config", "positions", "lambda_mask", "distance_ceiling", "top_k", "checks",
-    "attention", "fast", "fast.chunk", "fast.band", "fast.blocks", "fast.middle",
-    "fast.chunked", "fast.cache", "fast.one_token", "fast.reading", "transformer",
-    "models.raw_config",
-    "models.llama_config", "models.mpt_config", "models.gptj_config", "models.layers",
-    "models.llama", "models.mpt", "models.gptj", "models", "shards", "tensor_file",
-    "checkpoint", "tokenizers.json_parts", "tokenizers.around", "tokenizers.merging",
-    "tokenizers.sentence_pieces", "tokenizers.byte_level", "tokenizers.normalizers",
-    "tokenizers.pre_tokenizers", "tokenizers.decoders", "tokenizers.byte_fallback",
-    "tokenizers.named_tokens", "tokenizers.recipe_files", "tokenizers.tokenizer_json",
-    "tokenizers", "tokenizer", "template_syntax", "template_unrolled",
-    "chat_template", "chat", "sampling", "ending", "options", "compiled", "session",
-    "explain", "batch", "compare", "planning", "planning.cached", "planning.working",
-    "planning.arithmetic", "planning.units", "plan",
-    "reply", "conversation", "generate", "packages", "corpus", "practice", "documents",
-    "byte_counts",
-    "tally", "pairs", "progress", "stream", "resume", "perplexity", "intervals",
-    "needles.trials", "needles.recall", "needles.reading", "needles.cells", "needles.axes",
-    "needles.report",
-    "needles.heatmap", "needles", "retrieval", "comparing", "comparing.streaming_llm",
-    "comparing.methods", "comparing.measure", "comparing.pass_keys", "comparing.sweep",
-    "comparing.table", "comparing.figure", "comparing.task", "evaluate", "card",
-    "diagnosis.recorder", "diagnosis.places", "diagnosis.logits", "diagnosis.states",
-    "diagnosis.theorem", "diagnosis.measure", "diagnosis.tables", "diagnosis.verdict",
-    "diagnosis.figures", "diagnosis", "diagnose", "tokenizers.byte_pairs", "recipes",
-    "schedule", "trained_folder", "training", "train", "inspection.memory",
-    "inspection.probe", "inspection.folder_facts",
-    "inspection", "inspect", "conversion.pickles",
-    "conversion.gguf_header", "conversion.gguf_file", "conversion.gguf_tokenizer",
-    "conversion", "convert",
-    "benchmarking.sizes", "benchmarking.timing", "benchmarking.attention_calls",
-    "benchmarking.memory", "benchmarking.rows", "benchmarking.attention_race",
-    "benchmarking.prefill_race", "benchmarking.decoding_race", "benchmarking.table",
-    "benchmarking", "benchmark",
+    "terminal", "terminal.startup", "terminal.files", "config", "positions", "lambda_mask",
+    "distance_ceiling", "top_k", "checks", "attention", "fast", "fast.chunk", "fast.band",
+    "fast.blocks", "fast.middle", "fast.chunked", "fast.cache", "fast.one_token",
+    "fast.reading", "transformer", "fast.compiled", "models.raw_config", "models.llama_config",
+    "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",
+    "models.gptj", "models", "checkpoint.shards", "checkpoint.tensor_file",
+    "checkpoint.checkpoint", "checkpoint", "text", "text.json_parts", "text.around",
+    "text.merging", "text.sentence_pieces", "text.byte_level", "text.normalizers",
+    "text.pre_tokenizers", "text.decoders", "text.byte_fallback", "text.named_tokens",
+    "text.recipe_files", "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
+    "text.template_syntax", "text.template_unrolled", "text.chat_template", "text.chat",
+    "terminal.ending", "terminal.options", "terminal.progress", "writing", "writing.sampling",
+    "writing.session", "writing.explain", "writing.batch", "evaluate", "evaluate.compare",
+    "writing.planning", "writing.planning.cached", "writing.planning.working",
+    "writing.planning.arithmetic", "writing.planning.units", "writing.plan", "writing.reply",
+    "writing.conversation", "generate", "train", "train.packages", "corpus", "train.practice",
+    "evaluate.documents", "evaluate.byte_counts", "evaluate.tally", "evaluate.pairs",
+    "evaluate.stream", "evaluate.resume", "evaluate.perplexity", "evaluate.intervals",
+    "evaluate.needles.trials", "evaluate.needles.recall", "evaluate.needles.reading",
+    "evaluate.needles.cells", "evaluate.needles.axes", "evaluate.needles.report",
+    "evaluate.needles.heatmap", "evaluate.needles", "evaluate.retrieval", "evaluate.comparing",
+    "evaluate.comparing.streaming_llm", "evaluate.comparing.methods",
+    "evaluate.comparing.measure", "evaluate.comparing.pass_keys", "evaluate.comparing.sweep",
+    "evaluate.comparing.table", "evaluate.comparing.figure", "evaluate.comparing.task",
+    "evaluate.__main__", "card", "diagnose", "diagnose.recorder", "diagnose.places",
+    "diagnose.logits", "diagnose.states", "diagnose.theorem", "diagnose.measure",
+    "diagnose.tables", "diagnose.verdict", "diagnose.figures", "diagnose.__main__",
+    "train.recipes", "train.schedule", "train.trained_folder", "train.training",
+    "train.__main__", "inspect", "inspect.memory", "inspect.probe", "inspect.folder_facts",
+    "inspect.__main__", "convert", "convert.pickles", "convert.gguf_header",
+    "convert.gguf_file", "convert.gguf_tokenizer", "convert.__main__", "benchmark",
+    "benchmark.sizes", "benchmark.timing", "benchmark.attention_calls", "benchmark.memory",
+    "benchmark.rows", "benchmark.attention_race", "benchmark.prefill_race",
+    "benchmark.decoding_race", "benchmark.table", "benchmark.__main__",
 ]  # fmt: skip
-LOAD_STANDS_AFTER = "tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
+LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 
 DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
-    "conversion.gguf_file": {"gguf"},
-    "benchmarking.decoding_race": {"transformers"},
-    "needles.heatmap": {"matplotlib"},
-    "diagnosis.figures": {"matplotlib"},
-    "comparing.figure": {"matplotlib"},
+    "convert.gguf_file": {"gguf"},
+    "benchmark.decoding_race": {"transformers"},
+    "evaluate.needles.heatmap": {"matplotlib"},
+    "diagnose.figures": {"matplotlib"},
+    "evaluate.comparing.figure": {"matplotlib"},
 }
 
 TOP_LEVEL = {
     "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", ".ruff.toml",
     "Makefile", "requirements.txt", "README.md", "LICENSE",
+}  # fmt: skip
+
+ROOMS = {
+    "__init__.py", "config.py", "positions.py", "lambda_mask.py", "distance_ceiling.py",
+    "top_k.py", "attention.py", "checks.py", "fast", "transformer.py", "models", "checkpoint",
+    "text", "writing", "terminal", "generate.py", "corpus.py", "card.py", "evaluate",
+    "diagnose", "train", "inspect", "convert", "benchmark",
 }  # fmt: skip
 
 
@@ -183,6 +189,12 @@ def test_nothing_else_stands_at_the_top():
     """Catches scratch files, and a second place for what has one."""
     entries = {path.name for path in ROOT.iterdir()} - ignored()
     assert entries <= TOP_LEVEL
+
+
+def test_a_room_for_each_purpose():
+    """Catches a top of the package in which nobody finds the method any more."""
+    entries = {path.name for path in PACKAGE.iterdir()} - ignored()
+    assert entries == ROOMS and len(ROOMS) <= 24
 
 
 def test_the_smallest_import_pulls_in_no_tools():

@@ -1,4 +1,4 @@
-"""inspect.py and inspection/: what they tell of a folder is so, and takes no weights."""
+"""inspect.py and inspect/: what they tell of a folder is so, and takes no weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 from conftest import ROOT, tiny_model
 from safetensors.torch import load_file, save_file
 
-from minilm_inf import checkpoint, load, shards
-from minilm_inf.checkpoint import load_model, save
+from minilm_inf import load
+from minilm_inf.checkpoint import checkpoint, load_model, save, shards
 from minilm_inf.config import LMInfinite
 from minilm_inf.fast.cache import Cache
-from minilm_inf.inspect import main, ranges
-from minilm_inf.inspection import folder_facts, memory, probe
-from minilm_inf.inspection.folder_facts import look
+from minilm_inf.inspect import folder_facts, memory, probe
+from minilm_inf.inspect.__main__ import main, ranges
+from minilm_inf.inspect.folder_facts import look
 from minilm_inf.models import llama
 from minilm_inf.positions import Alibi, Rotary
 
@@ -677,7 +677,8 @@ def test_a_probe_that_cannot_be(folder, capsys, monkeypatch):
 def test_as_a_program(monkeypatch, capsys):
     """Catches a module that does nothing when it is run."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.delitem(sys.modules, "minilm_inf.inspect")  # runpy warns of what is there
+    # runpy warns of what is there
+    monkeypatch.delitem(sys.modules, "minilm_inf.inspect.__main__")
     monkeypatch.setattr(sys, "argv", ["inspect", "weights/tiny-llama"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("minilm_inf.inspect", run_name="__main__")

@@ -11,15 +11,20 @@ import pytest
 import torch
 from conftest import ROOT, tiny_llama
 
-from minilm_inf import benchmark, card, corpus, diagnose, evaluate, options, packages
+from minilm_inf import card, corpus
+from minilm_inf.benchmark import __main__ as benchmark
 from minilm_inf.checkpoint import save
-from minilm_inf.compare import by_position
 from minilm_inf.config import LMInfinite
-from minilm_inf.needles.cells import Cell, Run
-from minilm_inf.needles.reading import Method
-from minilm_inf.needles.recall import Pairs
-from minilm_inf.needles.trials import PassKey
-from minilm_inf.practice import Practice, pass_key_accuracy
+from minilm_inf.diagnose import __main__ as diagnose
+from minilm_inf.evaluate import __main__ as evaluate
+from minilm_inf.evaluate.compare import by_position
+from minilm_inf.evaluate.needles.cells import Cell, Run
+from minilm_inf.evaluate.needles.reading import Method
+from minilm_inf.evaluate.needles.recall import Pairs
+from minilm_inf.evaluate.needles.trials import PassKey
+from minilm_inf.terminal import options
+from minilm_inf.train import packages
+from minilm_inf.train.practice import Practice, pass_key_accuracy
 
 TEXT = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")[:8000]
 RUNS = {  # a short run of each: its main, and its arguments
@@ -110,7 +115,7 @@ def test_nan_while_a_card_is_measured(tokenizer):
 ])  # fmt: skip
 def test_a_comparison_is_published_before_its_later_parts(call, monkeypatch, part, number):
     """Minutes of reading that a picture, a sweep, or one Ctrl-C takes along."""
-    monkeypatch.setattr(f"minilm_inf.comparing.task.{part}", broken(number))
+    monkeypatch.setattr(f"minilm_inf.evaluate.comparing.task.{part}", broken(number))
     code, out, err = call(
         "compare", "--trials", 1, "--sweep", "--out", "run.json", "--figure", "run.png"
     )
@@ -124,8 +129,8 @@ def test_a_comparison_is_published_before_its_later_parts(call, monkeypatch, par
 
 
 @pytest.mark.parametrize("name, part", [
-    ("passkey", "minilm_inf.needles.heatmap.write"),
-    ("diagnose", "minilm_inf.diagnosis.figures.draw"),
+    ("passkey", "minilm_inf.evaluate.needles.heatmap.write"),
+    ("diagnose", "minilm_inf.diagnose.figures.draw"),
 ])  # fmt: skip
 def test_a_picture_that_fails_comes_last(call, monkeypatch, name, part):
     """Hours of trials that are gone because a disk had no room for a picture."""
@@ -154,9 +159,9 @@ def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minilm_inf.files.os.replace", full)
+    monkeypatch.setattr("minilm_inf.terminal.files.os.replace", full)
     if name == "passkey":  # whose state would be the first to find no room
-        monkeypatch.setattr("minilm_inf.resume.save_state", lambda *_: None)
+        monkeypatch.setattr("minilm_inf.evaluate.resume.save_state", lambda *_: None)
     code, out, err = call(name, "--out", "new/run")
     assert code == 1 and err.splitlines()[-1].endswith("written: No space left on device")
     assert os.listdir() == ["text.txt"] and len(out) > 300
@@ -172,7 +177,9 @@ def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
 @pytest.mark.parametrize("kind", ["text", "model", "other", "pipe", "device"])
 def test_outputs_that_are_none(call, folder, text, monkeypatch, name, flag, kind):
     """A text, weights, a device or somebody's notes that a result has replaced."""
-    monkeypatch.setattr("minilm_inf.options.load", lambda *_: pytest.fail("told too late"))
+    monkeypatch.setattr(
+        "minilm_inf.terminal.options.load", lambda *_: pytest.fail("told too late")
+    )
     path = {"text": text, "model": folder / "config.json", "device": "/dev/null"}.get(kind)
     if path is None:
         path = text.parent / ("x.png" if flag == "--figure" else "x")
@@ -200,7 +207,7 @@ def test_a_diagnosis_is_written_into_no_other_folder(call, tmp_path, monkeypatch
     code, _, err = call("diagnose", "--out", "full")
     assert code == 1 and "holds other files and no diagnosis" in err
     drawn = {"factors.png": b"\x89PNG"}
-    monkeypatch.setattr("minilm_inf.diagnosis.figures.draw", lambda *_: drawn)
+    monkeypatch.setattr("minilm_inf.diagnose.figures.draw", lambda *_: drawn)
     for _ in range(2):
         code, _, err = call("diagnose", "--out", "new")
         assert code == 0, err

@@ -12,13 +12,13 @@ from conftest import FAMILIES, ROOT, SCHEMES, fuzz, read_in_chunks, some_tokens,
 from test_top_k import DRAWS, drawn
 
 from minilm_inf.attention import attend
-from minilm_inf.batch import Batch, write_all
 from minilm_inf.config import LMInfinite
 from minilm_inf.fast import blocks, middle
 from minilm_inf.fast.chunked import chunked_attend
 from minilm_inf.fast.middle import Middle
 from minilm_inf.positions import Rotary
-from minilm_inf.session import Session, generate
+from minilm_inf.writing.batch import Batch, write_all
+from minilm_inf.writing.session import Session, generate
 
 KINDS = blocks.KINDS
 

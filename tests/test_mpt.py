@@ -23,7 +23,7 @@ from conftest import (
 )
 
 from minilm_inf.checkpoint import load_model, save
-from minilm_inf.inspection.folder_facts import look
+from minilm_inf.inspect.folder_facts import look
 from minilm_inf.models.mpt import MptConfig, config_from_hf, config_to_hf
 
 LM_INFINITE = SETTINGS["LM-Infinite"]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from minilm_inf.config import LMInfinite
-from minilm_inf.intervals import Z, wilson
-from minilm_inf.needles.reading import where_it_lies
-from minilm_inf.needles.recall import Pairs, Variables
-from minilm_inf.needles.trials import PassKey, Trial
-from minilm_inf.practice import ASK_KEY, STATE_KEY, Practice
+from minilm_inf.evaluate.intervals import Z, wilson
+from minilm_inf.evaluate.needles.reading import where_it_lies
+from minilm_inf.evaluate.needles.recall import Pairs, Variables
+from minilm_inf.evaluate.needles.trials import PassKey, Trial
+from minilm_inf.train.practice import ASK_KEY, STATE_KEY, Practice
 
 SENTENCES = [f"The {a} {b} the {c}." for a, b, c in itertools.product(
     ("ship", "sea", "captain", "wind", "old man", "boy"),

@@ -11,7 +11,7 @@ from conftest import FAMILIES
 from parity import TOLERANCE, WAYS, difference
 from safetensors import safe_open
 
-from minilm_inf.checkpoint import read_config
+from minilm_inf.checkpoint.checkpoint import read_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(

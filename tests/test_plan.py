@@ -18,21 +18,21 @@ from conftest import ROOT, SETTINGS, tiny_llama, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minilm_inf import checkpoint, evaluate
-from minilm_inf.batch import Batch
-from minilm_inf.byte_counts import ByteCounts
-from minilm_inf.checkpoint import save
-from minilm_inf.compare import reencoded_nll, stream_nll
+from minilm_inf.checkpoint import checkpoint, save
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
-from minilm_inf.documents import Separate, TokensFile
+from minilm_inf.evaluate import __main__ as evaluate
+from minilm_inf.evaluate.byte_counts import ByteCounts
+from minilm_inf.evaluate.compare import reencoded_nll, stream_nll
+from minilm_inf.evaluate.documents import Separate, TokensFile
+from minilm_inf.evaluate.stream import Run
 from minilm_inf.fast.band import window_mask
 from minilm_inf.generate import main as generate
-from minilm_inf.planning.arithmetic import reaching_flops, token_flops, visible_together
-from minilm_inf.planning.cached import cache_bytes, middle_bytes
-from minilm_inf.planning.units import scaled
-from minilm_inf.planning.working import Reading, working_bytes
-from minilm_inf.session import Session, write
-from minilm_inf.stream import Run
+from minilm_inf.writing.batch import Batch
+from minilm_inf.writing.planning.arithmetic import reaching_flops, token_flops, visible_together
+from minilm_inf.writing.planning.cached import cache_bytes, middle_bytes
+from minilm_inf.writing.planning.units import scaled
+from minilm_inf.writing.planning.working import Reading, working_bytes
+from minilm_inf.writing.session import Session, write
 
 LM = SETTINGS["LM-Infinite"]
 SHIPPED = ROOT / "weights" / "tiny-llama"
@@ -61,8 +61,8 @@ import contextlib, io, json, sys
 import torch
 torch.set_num_threads(1)
 import minilm_inf
-from minilm_inf import evaluate
-from minilm_inf.benchmarking import memory
+from minilm_inf.evaluate import __main__ as evaluate
+from minilm_inf.benchmark import memory
 memory.keep_no_freed_memory()
 torch.ones(64, 64) @ torch.ones(64, 64)
 before = memory.reset_peak()
@@ -355,7 +355,9 @@ def test_a_plan_loads_and_runs_nothing(name, capsys, monkeypatch):
     """A plan that reads the weights, or takes the memory that it should warn of."""
     program, arguments = RUNS[name]
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("minilm_inf.shards.Stored.read_into", lambda *_: pytest.fail("loads"))
+    monkeypatch.setattr(
+        "minilm_inf.checkpoint.shards.Stored.read_into", lambda *_: pytest.fail("loads")
+    )
     code, out, err = run(capsys, program, *arguments, "--plan")
     assert code == 0 and not err
     labels = ["weights", "cache", "working buffers", "logits", "at the peak", "reading"]

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from minilm_inf.practice import (
+from minilm_inf.text.byte_pairs import END_OF_TEXT, learn_merges, tokenizer_json
+from minilm_inf.text.tokenizer import load
+from minilm_inf.train.practice import (
     NAMES,
     STATE_KEY,
     Practice,
     begins_with_space,
     pass_key_accuracy,
 )
-from minilm_inf.tokenizer import load
-from minilm_inf.tokenizers.byte_pairs import END_OF_TEXT, learn_merges, tokenizer_json
 
 TEXT = """The ship went out in the morning, and the men stood at the rail. "Is it far?" said
 one. Nobody knew! It was cold, it was late, and the sea was grey for as far as we could see.

@@ -14,7 +14,7 @@ import write_retrieval_page
 import write_stream_page
 from conftest import ROOT
 
-from minilm_inf.recipes import SHAPES
+from minilm_inf.train.recipes import SHAPES
 
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "tutorials").rglob("*.md"), *(ROOT / "weights").rglob("*.md")]
@@ -41,7 +41,7 @@ def commands(text: str) -> tuple[set[str], list[tuple[str, list[str]]]]:
 
 
 TASKS = {  # program -> rooms in which it declares flags, beside its own and options.py
-    "minilm_inf.evaluate": ("needles/axes.py",),
+    "minilm_inf.evaluate": ("evaluate/needles/axes.py",),
 }
 
 
@@ -53,10 +53,12 @@ def faults(text: str, page: Path) -> list[str]:
         if module.partition(".")[0] != "minilm_inf":
             continue
         spec = importlib.util.find_spec(module) if "." in module else None
+        if spec and spec.submodule_search_locations:  # a folder: its program is in __main__.py
+            spec = importlib.util.find_spec(f"{module}.__main__")
         source = Path(spec.origin).read_text(encoding="utf-8") if spec else ""
         if '__name__ == "__main__"' not in source:
             found.append(f"python -m {module}")
-        rooms = ("options.py", *TASKS.get(module, ()))
+        rooms = ("terminal/options.py", *TASKS.get(module, ()))
         known = source + "".join(
             (ROOT / "minilm_inf" / room).read_text(encoding="utf-8") for room in rooms
         )

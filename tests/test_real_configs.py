@@ -12,7 +12,7 @@ import pytest
 from test_gptj import SIX_B
 from test_mpt import ATTENTION, SEVEN_B
 
-from minilm_inf.checkpoint import read_config
+from minilm_inf.checkpoint.checkpoint import read_config
 
 LLAMA_2 = {
     "_name_or_path": "meta-llama/Llama-2-7b-hf", "architectures": ["LlamaForCausalLM"],

@@ -12,15 +12,16 @@ import pytest
 import torch
 from conftest import FAMILIES, ROOT, some_tokens, tiny_llama, tiny_model
 
-from minilm_inf import generate, resume, retrieval
+from minilm_inf import generate
 from minilm_inf.config import LMInfinite
-from minilm_inf.evaluate import main
-from minilm_inf.needles import axes, reading
-from minilm_inf.needles.cells import ABSENT, ALONE, Cell, Run
-from minilm_inf.needles.reading import Method, answering, rows_at_once
-from minilm_inf.needles.report import Results
-from minilm_inf.needles.trials import PassKey
-from minilm_inf.practice import Practice
+from minilm_inf.evaluate import resume, retrieval
+from minilm_inf.evaluate.__main__ import main
+from minilm_inf.evaluate.needles import axes, reading
+from minilm_inf.evaluate.needles.cells import ABSENT, ALONE, Cell, Run
+from minilm_inf.evaluate.needles.reading import Method, answering, rows_at_once
+from minilm_inf.evaluate.needles.report import Results
+from minilm_inf.evaluate.needles.trials import PassKey
+from minilm_inf.train.practice import Practice
 
 SETTINGS = {
     "full": None,
@@ -393,7 +394,7 @@ def test_a_heatmap_is_written(call, tmp_path):
 
 def test_without_matplotlib_one_sentence(call, monkeypatch, tmp_path):
     """A run of hours that ends in an ImportError."""
-    monkeypatch.setattr("minilm_inf.options.can_draw", lambda: False)
+    monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
     monkeypatch.setattr(Run, "step", lambda run: pytest.fail("it is told before"))
     said = error(call, *SMALL, "--heatmap", tmp_path / "map.png")
     assert "install it, or leave out --heatmap" in said

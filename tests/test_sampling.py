@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from minilm_inf.sampling import check, choose, keep_min_p, keep_top_k, keep_top_p, penalise
+from minilm_inf.writing.sampling import (
+    check,
+    choose,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise,
+)
 
 
 def kept(logits) -> list[int]:

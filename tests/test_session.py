@@ -7,8 +7,8 @@ import torch
 from conftest import SETTINGS, interrupted, some_tokens, tiny_llama
 
 from minilm_inf import LMInfinite, generate
-from minilm_inf.explain import explain
-from minilm_inf.session import Session, write
+from minilm_inf.writing.explain import explain
+from minilm_inf.writing.session import Session, write
 
 LM = SETTINGS["LM-Infinite"]
 PROMPT = some_tokens(9)[0].tolist()

@@ -17,12 +17,12 @@ import pytest
 import torch
 from conftest import ROOT, SETTINGS, some_tokens, tiny_llama, tiny_model
 
-from minilm_inf import perplexity, resume, tensor_file
-from minilm_inf.byte_counts import ByteCounts
-from minilm_inf.checkpoint import save
-from minilm_inf.documents import Joined, Separate, TokensFile
-from minilm_inf.evaluate import main
-from minilm_inf.stream import Run
+from minilm_inf.checkpoint import save, tensor_file
+from minilm_inf.evaluate import perplexity, resume
+from minilm_inf.evaluate.__main__ import main
+from minilm_inf.evaluate.byte_counts import ByteCounts
+from minilm_inf.evaluate.documents import Joined, Separate, TokensFile
+from minilm_inf.evaluate.stream import Run
 
 LM = SETTINGS["LM-Infinite"]
 WORDS = "The ship went on, and the men looked at the sea, for it was late. "

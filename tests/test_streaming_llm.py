@@ -5,7 +5,7 @@ import torch
 from conftest import FAMILIES, some_tokens, tiny_model
 
 from minilm_inf import LMInfinite
-from minilm_inf.comparing.streaming_llm import StreamingLLM
+from minilm_inf.evaluate.comparing.streaming_llm import StreamingLLM
 
 
 class SlowCache:

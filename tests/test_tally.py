@@ -5,9 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from minilm_inf import tally
-from minilm_inf.pairs import Pairs
-from minilm_inf.tally import DocumentsTally, StreamTally, blocks, interval, linear_edges
+from minilm_inf.evaluate import tally
+from minilm_inf.evaluate.pairs import Pairs
+from minilm_inf.evaluate.tally import (
+    DocumentsTally,
+    StreamTally,
+    blocks,
+    interval,
+    linear_edges,
+)
 
 
 def made_up(n: int, seed=0) -> np.ndarray:

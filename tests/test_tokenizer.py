@@ -10,9 +10,9 @@ from fuzzed_texts import fuzzed_texts
 from make_tokenizer_fixtures import piece_kinds, small_kinds
 from tokenizer_json import added, template
 
-from minilm_inf.tokenizer import StopAt, load
-from minilm_inf.tokenizers.json_parts import Part
-from minilm_inf.tokenizers.sentence_pieces import SentencePieceTokenizer, complete_bytes
+from minilm_inf.text.json_parts import Part
+from minilm_inf.text.sentence_pieces import SentencePieceTokenizer, complete_bytes
+from minilm_inf.text.tokenizer import StopAt, load
 
 
 @pytest.fixture(params=["tiny-llama", "tiny-mpt", "tiny-gptj"])

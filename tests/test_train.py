@@ -15,18 +15,20 @@ import pytest
 import torch
 from conftest import ROOT
 
-from minilm_inf import (
-    generate,
-    load,
-    recipes,
-    resume,
-    tensor_file,
-    train,
-    trained_folder,
-    training,
-)  # fmt: skip
-from minilm_inf.files import claimed
-from minilm_inf.practice import ASK_KEY, ASK_NUMBER, NAMES, STATE_KEY, STATE_NUMBER, Practice
+from minilm_inf import generate, load
+from minilm_inf.checkpoint import tensor_file
+from minilm_inf.evaluate import resume
+from minilm_inf.terminal.files import claimed
+from minilm_inf.train import __main__ as train
+from minilm_inf.train import recipes, trained_folder, training
+from minilm_inf.train.practice import (
+    ASK_KEY,
+    ASK_NUMBER,
+    NAMES,
+    STATE_KEY,
+    STATE_NUMBER,
+    Practice,
+)
 
 SIZES = [
     "--vocab-size", 640, "--n-layer", 1, "--n-head", 2, "--n-kv-head", 1, "--head-dim", 8,

@@ -25,9 +25,9 @@ from fuzzed_texts import SPECIALS, fuzzed_texts  # noqa: E402
 from make_tokenizer_fixtures import piece_kinds  # noqa: E402
 from tokenizer_json import kinds, llama3  # noqa: E402
 
-from minilm_inf.tokenizer import load  # noqa: E402
-from minilm_inf.tokenizers.byte_level import byte_letters  # noqa: E402
-from minilm_inf.tokenizers.recipe_files import LLAMA3_PATTERN  # noqa: E402
+from minilm_inf.text.byte_level import byte_letters  # noqa: E402
+from minilm_inf.text.recipe_files import LLAMA3_PATTERN  # noqa: E402
+from minilm_inf.text.tokenizer import load  # noqa: E402
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 COUNT = 20_000

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pages import read, written
 
-from minilm_inf.needles.axes import METHODS
-from minilm_inf.needles.report import PLACES, percent, table
+from minilm_inf.evaluate.needles.axes import METHODS
+from minilm_inf.evaluate.needles.report import PLACES, percent, table
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 RUNS = WEIGHTS / "retrieval"

@@ -98,8 +98,8 @@ print(tokenizer.decode(grown))
 # see it fail and recover in the lessons that follow.
 #
 # **Where this lives.** [transformer.py](../minilm_inf/transformer.py) is the spine that reads,
-# [sampling.py](../minilm_inf/sampling.py) takes an id from logits,
-# [session.py](../minilm_inf/session.py) holds `generate`, and
+# [sampling.py](../minilm_inf/writing/sampling.py) takes an id from logits,
+# [session.py](../minilm_inf/writing/session.py) holds `generate`, and
 # [config.py](../minilm_inf/config.py) the letters.
 #
 # ## Exercises

@@ -19,7 +19,7 @@ import plot
 import torch
 
 from minilm_inf import load
-from minilm_inf.compare import reencoded_nll, stream_nll
+from minilm_inf.evaluate.compare import reencoded_nll, stream_nll
 
 TEXT = (plot.HERE / "text.txt").read_text(encoding="utf-8")
 N, PIECES, L = 2048, 6, 256
@@ -92,7 +92,7 @@ plot.show(drawing, "The nll by position: both RoPE models fail beyond 256, ALiBi
 # perplexity on ArXiv papers is 5.5 at 2,000 tokens and 250 at 4,000, which is 1.7 and 5.5 nats
 # (perplexity is e^nll). What a small model survives is no promise for a large one.
 #
-# **Where this lives.** [compare.py](../minilm_inf/compare.py): `stream_nll` and
+# **Where this lives.** [compare.py](../minilm_inf/evaluate/compare.py): `stream_nll` and
 # `reencoded_nll`; `python -m minilm_inf.evaluate compare` makes the table of the README.
 #
 # ## Exercises

@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.diagnosis.logits import Rows
-from minilm_inf.diagnosis.recorder import recording
+from minilm_inf.diagnose.logits import Rows
+from minilm_inf.diagnose.recorder import recording
 
 N, L, BINS = 4096, 256, list(range(0, 4097, 128))  # bins of distances
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
@@ -147,9 +147,9 @@ for name, weights in real.items():  # a query every 50 positions: 5 of them with
 # `python -m minilm_inf.diagnose` takes all these measurements of any checkpoint, with intervals
 # and Theorem 1's own bound: [diagnosis.md](../weights/diagnosis.md).
 #
-# **Where this lives.** [logits.py](../minilm_inf/diagnosis/logits.py) and
-# [theorem.py](../minilm_inf/diagnosis/theorem.py), of
-# [diagnose.py](../minilm_inf/diagnose.py).
+# **Where this lives.** [logits.py](../minilm_inf/diagnose/logits.py) and
+# [theorem.py](../minilm_inf/diagnose/theorem.py), of
+# [diagnose/](../minilm_inf/diagnose/__main__.py).
 #
 # ## Exercises
 #

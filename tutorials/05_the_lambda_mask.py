@@ -19,7 +19,7 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.compare import stream_nll
+from minilm_inf.evaluate.compare import stream_nll
 from minilm_inf.lambda_mask import lambda_mask
 
 

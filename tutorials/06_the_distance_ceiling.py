@@ -16,8 +16,8 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, Rotary, load
-from minilm_inf.compare import stream_nll
 from minilm_inf.distance_ceiling import capped_logits
+from minilm_inf.evaluate.compare import stream_nll
 from minilm_inf.lambda_mask import distances, lambda_mask
 
 D, C, T = 32, 5, 13

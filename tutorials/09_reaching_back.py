@@ -21,10 +21,10 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, Rotary, load
-from minilm_inf.needles.reading import answering
-from minilm_inf.needles.trials import PassKey
-from minilm_inf.practice import Practice
+from minilm_inf.evaluate.needles.reading import answering
+from minilm_inf.evaluate.needles.trials import PassKey
 from minilm_inf.top_k import bring_back
+from minilm_inf.train.practice import Practice
 
 
 def comes_back(logits: list[float], i: int, n_local: int, n_global: int, k: int) -> set[int]:

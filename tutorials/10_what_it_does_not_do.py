@@ -14,8 +14,8 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.compare import reencoded_nll, stream_nll, stream_pieces
-from minilm_inf.comparing.streaming_llm import StreamingLLM
+from minilm_inf.evaluate.compare import reencoded_nll, stream_nll, stream_pieces
+from minilm_inf.evaluate.comparing.streaming_llm import StreamingLLM
 
 folder = plot.ROOT / "weights" / "tiny-llama"
 model, tokenizer = load(folder, dtype=torch.float64)
@@ -114,9 +114,9 @@ assert window > max(real.values()) + 0.5 and max(real.values()) - min(real.value
 # If the answer stands in the middle, reach back (lesson 09), or use another method:
 # [neighbours](neighbours.md).
 #
-# **Where this lives.** [explain.py](../minilm_inf/explain.py) shows what a token was made from;
-# [compare.py](../minilm_inf/compare.py) measures fluency,
-# [retrieval.py](../minilm_inf/retrieval.py) memory.
+# **Where this lives.** [explain.py](../minilm_inf/writing/explain.py) shows what a token was
+# made from; [compare.py](../minilm_inf/evaluate/compare.py) measures fluency,
+# [retrieval.py](../minilm_inf/evaluate/retrieval.py) memory.
 #
 # ## Exercises
 #

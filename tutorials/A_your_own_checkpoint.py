@@ -20,9 +20,11 @@ import plot
 import torch
 from safetensors.torch import load_file
 
-from minilm_inf import LMInfinite, ModelConfig, convert, generate, inspect, load
-from minilm_inf.inspection.folder_facts import look
-from minilm_inf.planning.cached import cache_bytes
+from minilm_inf import LMInfinite, ModelConfig, generate, load
+from minilm_inf.convert.__main__ import main as convert
+from minilm_inf.inspect.__main__ import summary
+from minilm_inf.inspect.folder_facts import look
+from minilm_inf.writing.planning.cached import cache_bytes
 
 original, place = plot.ROOT / "weights" / "tiny-gptj", Path(tempfile.mkdtemp())
 mine = place / "mine"
@@ -39,8 +41,8 @@ torch.save(load_file(original / "model.safetensors"), mine / "pytorch_model.bin"
 
 # %%
 with contextlib.chdir(place):
-    assert convert.main(["mine"]) == 0
-for label, words in inspect.summary(look(mine, torch.float32)):
+    assert convert(["mine"]) == 0
+for label, words in summary(look(mine, torch.float32)):
     print(f"{label:12} {words}")
 
 # %% [markdown]
@@ -99,8 +101,9 @@ shutil.rmtree(place)
 # model loads and babbles, `python -m minilm_inf.inspect FOLDER --probe` asks whether another
 # reading of the same numbers, such as the other RoPE layout, fits better.
 #
-# **Where this lives.** [checkpoint.py](../minilm_inf/checkpoint.py),
-# [inspect.py](../minilm_inf/inspect.py) and [convert.py](../minilm_inf/convert.py).
+# **Where this lives.** [checkpoint.py](../minilm_inf/checkpoint/checkpoint.py),
+# [inspect/](../minilm_inf/inspect/__main__.py) and
+# [convert/](../minilm_inf/convert/__main__.py).
 #
 # ## Exercises
 #

@@ -21,8 +21,9 @@ from pathlib import Path
 import plot
 import torch
 
-from minilm_inf import LMInfinite, generate, load, train
-from minilm_inf.compare import stream_nll
+from minilm_inf import LMInfinite, generate, load
+from minilm_inf.evaluate.compare import stream_nll
+from minilm_inf.train.__main__ import main as train
 
 place = Path(tempfile.mkdtemp())
 sizes = {"vocab-size": 512, "n-layer": 2, "n-embd": 64, "n-head": 2, "n-kv-head": 1}
@@ -30,7 +31,7 @@ sizes |= {"head-dim": 32, "n-inner": 128}
 budget = {"tokens": 600_000, "tokens-per-step": 2048, "learning-rate": 0.004, "every": 50}
 options = {"text": plot.HERE / "text.txt", "out": place / "mine", "repeats": 0, "threads": 1}
 flags = [f"--{name}={value}" for name, value in (options | sizes | budget).items()]
-assert train.main(flags) == 0
+assert train(flags) == 0
 
 # %% [markdown]
 # The folder that it wrote is a checkpoint like any other: lesson A's commands read it.
@@ -84,9 +85,9 @@ shutil.rmtree(place)
 # your own text: `python -m minilm_inf.train --text FILE --out FOLDER`. It stops and resumes at
 # any step.
 #
-# **Where this lives.** [train.py](../minilm_inf/train.py), with
-# [schedule.py](../minilm_inf/schedule.py) (what is read when) and
-# [recipes.py](../minilm_inf/recipes.py) (sizes and initial weights).
+# **Where this lives.** [train/](../minilm_inf/train/__main__.py), with
+# [schedule.py](../minilm_inf/train/schedule.py) (what is read when) and
+# [recipes.py](../minilm_inf/train/recipes.py) (sizes and initial weights).
 #
 # ## Exercises
 #

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import ModelConfig
-from ..files import shown
 from ..positions import SCALINGS
+from ..terminal.files import shown
 from .raw_config import RawConfig, shared_keys
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from ..config import ModelConfig
-from ..files import named, shown
+from ..terminal.files import named, shown
 
 REQUIRED = object()  # the default of a key that has none
 LARGEST_SIZE = 2**20  # no width, count or vocabulary of a language model comes near it

@@ -9,7 +9,7 @@ import here
 import torch
 
 from minilm_inf import load
-from minilm_inf.compare import reencoded_nll, stream_nll
+from minilm_inf.evaluate.compare import reencoded_nll, stream_nll
 
 torch.set_num_threads(1)
 model, tokenizer = load(here.ROOT / "weights" / "tiny-llama")

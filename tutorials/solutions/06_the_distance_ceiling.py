@@ -6,7 +6,7 @@ import here
 import torch
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.compare import stream_nll
+from minilm_inf.evaluate.compare import stream_nll
 
 torch.set_num_threads(1)
 model, tokenizer = load(here.ROOT / "weights" / "tiny-llama")

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.diagnosis.recorder import recording
-from minilm_inf.needles.reading import answering
-from minilm_inf.needles.trials import PassKey
-from minilm_inf.practice import Practice
+from minilm_inf.diagnose.recorder import recording
+from minilm_inf.evaluate.needles.reading import answering
+from minilm_inf.evaluate.needles.trials import PassKey
 from minilm_inf.top_k import bring_back
+from minilm_inf.train.practice import Practice
 
 torch.set_num_threads(1)
 model, tokenizer = load(here.ROOT / "weights" / "tiny-llama")

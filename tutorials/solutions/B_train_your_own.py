@@ -11,8 +11,8 @@ import here
 import torch
 
 from minilm_inf import load
-from minilm_inf.recipes import train_tokenizer
-from minilm_inf.tokenizer import load as load_tokenizer
+from minilm_inf.text.tokenizer import load as load_tokenizer
+from minilm_inf.train.recipes import train_tokenizer
 
 torch.set_num_threads(1)
 text = here.TEXT.read_text(encoding="utf-8")

@@ -1,0 +1,206 @@
+"""What LM-Infinite costs on this machine: one table, of attention, of reading and of decoding.
+
+    python -m minilm_inf.benchmark             # everything, about ten minutes on two cores
+    python -m minilm_inf.benchmark --quick     # smaller sizes, under a minute
+    python -m minilm_inf.benchmark --only attention --lengths 16384
+
+All rows are measured in one run, and those that are compared take turns in it, so that the
+ratios hold even where the times are another machine's. What cannot run here says why. Progress
+goes to stderr. For the rows of transformers and of FlexAttention on a CPU, that package and a
+C++ compiler must be there; nothing else needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.checkpoint import load_model
+from ..inspect.memory import available_memory
+from ..terminal import options as flags
+from ..terminal.ending import guarded
+from ..writing.planning.units import scaled
+from ..writing.sampling import require_numbers
+from .attention_calls import Shape
+from .attention_race import attention_rows
+from .decoding_race import decoding_rows
+from .prefill_race import prefill_rows, random_ids
+from .rows import Row, as_dicts
+from .sizes import FULL, QUICK, Sizes
+from .table import table
+
+MOST_TOKENS = 2**28  # of a size: their ids alone take two gigabytes
+PARTS = ("attention", "prefill", "decoding")
+
+
+def arguments_of(line: argparse.ArgumentParser):
+    """Add the flags to a command line."""
+    line.add_argument("--quick", action="store_true",
+                      help="smaller sizes; under a minute on two cores")  # fmt: skip
+    line.add_argument("--only", choices=PARTS, help="one part of the table")
+    line.add_argument("--json", action="store_true",
+                      help="print one JSON object, with the times of every round")  # fmt: skip
+    flags.add_model(line)
+    sizes = line.add_argument_group("sizes (the defaults: of the full run)")
+    counts = {"type": flags.at_least(1, MOST_TOKENS), "nargs": "+", "metavar": "N"}
+    count = {"type": flags.at_least(1, MOST_TOKENS), "metavar": "N"}
+    for flag, kind, words in (
+        ("--lengths", counts, "tokens of attention alone"),
+        ("--heads", count | {"type": flags.at_least(1, 4096)}, "heads of attention alone"),
+        ("--head-dim", count | {"type": flags.at_least(1, 4096)}, "their dimension"),
+        ("--n-local", count, "its window and ceiling; a model's is its context length"),
+        ("--n-global", count | {"type": flags.at_least(0, MOST_TOKENS)}, "its starting tokens"),
+        ("--tokens", counts, "tokens that a model reads"),
+        ("--contexts", counts, "tokens read before decoding"),
+        ("--positions", counts, "where decoding is timed"),
+        ("--steps", count, "tokens of a round of decoding"),
+        ("--endurance", count | {"type": flags.at_least(0, MOST_TOKENS)},
+         "tokens of one long run of decoding; 0 for none"),
+    ):  # fmt: skip
+        default = getattr(FULL, flag[2:].replace("-", "_"))
+        default = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        sizes.add_argument(flag, **kind, help=f"{words} ({default})")
+    sizes.add_argument("--rounds", type=flags.at_least(5), metavar="N",
+                       help=f"times that each is timed ({FULL.rounds}; decoding "
+                            f"{FULL.decoding_rounds})")  # fmt: skip
+    sizes.add_argument("--prefill-chunk", type=flags.at_least(1), default=512, metavar="N",
+                       help="tokens that a model reads at a time (%(default)s)")  # fmt: skip
+
+
+def sizes_of(options) -> Sizes:
+    """The sizes that the flags ask for. Raises ValueError for those that make no sense."""
+    sizes = QUICK if options.quick else FULL
+    given = {}
+    for field in dataclasses.fields(Sizes):
+        value = getattr(options, field.name, None)
+        if value is not None:
+            several = isinstance(value, list)
+            given[field.name] = tuple(sorted(set(value))) if several else value
+    if options.rounds is not None:
+        given["decoding_rounds"] = options.rounds
+    sizes = dataclasses.replace(sizes, **given)
+    if sizes.head_dim % 2:
+        raise ValueError(f"--head-dim must be even, as RoPE turns pairs, not {sizes.head_dim}")
+    if 0 < sizes.endurance < 100:
+        raise ValueError("--endurance must be 0, or at least 100, to have an early and a late "
+                         "part")  # fmt: skip
+    return sizes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
+    line.formatter_class = argparse.RawDescriptionHelpFormatter
+    arguments_of(line)
+    options = line.parse_args(arguments)
+    try:
+        sizes = sizes_of(options)
+    except ValueError as error:
+        line.error(str(error))
+    smaller = "--lengths, --tokens or --contexts"
+    return guarded(lambda: run(options, sizes), smaller)
+
+
+def run(options, sizes: Sizes) -> int:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device, dtype = flags.device(options.device), flags.DTYPES[options.dtype]
+    shape = Shape(
+        sizes.heads, sizes.head_dim, sizes.n_local, sizes.n_global,
+        str(dtype or torch.float32).removeprefix("torch."), str(device),
+    )  # fmt: skip
+    parts = [options.only] if options.only else PARTS
+    if "attention" in parts:
+        check_room(sizes, shape, device)
+    model = None if parts == ["attention"] else load_model(options.model, device, dtype)
+    if model is not None:
+        require_numbers(model(random_ids(model, 8)))
+    facts = facts_of(device, shape, model, options, sizes)
+    rows: list[Row] = []
+    try:
+        measure(parts, rows, model, options, sizes, shape)
+    finally:  # what was measured is not lost with what was not
+        if rows:
+            show(facts, sizes, as_dicts(rows), options.json)
+    return 0
+
+
+def check_room(sizes: Sizes, shape: Shape, device: torch.device):
+    """Raise ValueError where q, k and v, the first two placed as well, are more than memory."""
+    needed = 5 * max(sizes.lengths) * shape.heads * shape.head_dim * shape.itemsize
+    available = available_memory() if device.type == "cpu" else None
+    if available is not None and needed > available:
+        raise ValueError(
+            f"--lengths, --heads and --head-dim ask for vectors of {scaled(needed)}, and "
+            f"{scaled(available)} of memory is available: take smaller ones"
+        )
+
+
+def measure(parts, rows: list[Row], model, options, sizes: Sizes, shape: Shape):
+    """Add the rows of each part as they are measured."""
+    report = functools.partial(print, file=sys.stderr, flush=True)
+    if "attention" in parts:
+        rows += attention_rows(sizes, shape, report)
+    if "prefill" in parts:
+        rows += prefill_rows(model, sizes.tokens, options.prefill_chunk, sizes.rounds, report)
+    if "decoding" in parts:
+        rows += decoding_rows(model, Path(options.model), sizes, report)
+
+
+def show(facts: dict, sizes: Sizes, found: list[dict], as_json: bool):
+    """Print the rows, as a table or as JSON."""
+    if as_json:
+        result = {"facts": facts, "sizes": dataclasses.asdict(sizes), "rows": found}
+        print(json.dumps(result), flush=True)
+    else:
+        print(table(facts, found), flush=True)
+
+
+def facts_of(device: torch.device, shape: Shape, model, options, sizes: Sizes) -> dict:
+    """What must be known of a run to compare it with another."""
+    rounds = f"{sizes.rounds}, decoding {sizes.decoding_rounds} of {sizes.steps} tokens"
+    facts = {
+        "PyTorch": torch.__version__,
+        "device": device_name(device),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPUs",
+        "rounds": rounds + ", --quick" * options.quick,
+    }
+    if options.only in (None, "attention"):
+        facts["attention"] = (
+            f"B 1, H {shape.heads}, D {shape.head_dim}, n_local {shape.n_local}, n_global "
+            f"{shape.n_global}, {shape.dtype}"
+        )
+    if model is not None:
+        config = model.config
+        facts["model"] = (
+            f"{Path(options.model).name}, {config.n_layer} layers, H {config.n_head}, D "
+            f"{config.head_dim}, n_local {config.context_length}, n_global 10, "
+            f"{str(model.embed.weight.dtype).removeprefix('torch.')}, read in chunks of "
+            f"{options.prefill_chunk}"
+        )
+    return facts
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's own name, where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE)[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine() or "CPU"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""A Llama in a GGUF file (llama.cpp's format) as a config, and tensors in a checkpoint's names.
+
+A GGUF holds metadata (general.architecture, llama.block_count, ...), the tokenizer, and tensors
+whose rows are quantised one by one. Its queries and keys lie in another order: llama.cpp turns
+the pairs of coordinates (2m, 2m + 1), Llama's own weights the pairs (m, m + D/2), so that the
+rows of a head were interleaved when the file was made:
+
+    row in the checkpoint   0 1 2 3 4 5 6 7      (D = 8)
+    row in the GGUF         0 2 4 6 1 3 5 7
+
+The package gguf knows the kinds of numbers; it is asked for here only. gguf_header.py reads the
+format, and gguf_tokenizer.py does the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint.checkpoint import named_pieces
+from ..checkpoint.tensor_file import Pending
+from ..models import llama
+from ..models.raw_config import RawConfig
+from ..positions import SCALINGS, Rotary
+from ..terminal.files import named, shown
+from .gguf_header import Place, read_header
+
+BLOCK = 2**22  # numbers that are dequantised at a time
+NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
+    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
+}
+ROPE_FACTORS = "rope_freqs.weight"  # what each frequency is divided by, (D/2,)
+# The numbers of every Llama 3.1 to 3.3; a GGUF keeps only the factors that follow from them.
+LLAMA3 = {
+    "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+class GGUF:
+    """An opened file: metadata by name, and tensors by their names in the checkpoint.
+
+    Raises ValueError where the package gguf is missing, for a damaged file, another
+    architecture than llama, and a tensor that is unknown or quantised in an unknown way.
+    """
+
+    def __init__(self, path: Path):
+        kinds = Kinds(path)
+        self.path, (self.fields, found) = path, read_header(path)
+        architecture = self.fields.get("general.architecture")
+        if architecture != "llama":
+            raise ValueError(
+                f'{path} holds the architecture {shown(architecture)}; only "llama" is '
+                "implemented"
+            )
+        self.factors = None
+        self.tensors = {}
+        data = np.memmap(path, np.uint8, "r")
+        for place in found:
+            rows = kinds.rows(data, place)
+            if place.name == ROPE_FACTORS:
+                self.factors = rows(slice(None)).reshape(-1)
+            else:
+                self.tensors[_their_name(path, place.name)] = (place, rows)
+
+    def config(self) -> llama.LlamaConfig:
+        """The network's config. Raises ValueError for metadata that is missing or unknown."""
+        try:
+            return self._config()
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
+    def _config(self) -> llama.LlamaConfig:
+        facts = {name: _shortest(value) for name, value in self.fields.items()}
+        keys = RawConfig(
+            {n.removeprefix("llama."): v for n, v in facts.items() if n.startswith("llama.")},
+            "llama.",
+        )
+        ids = RawConfig(facts)
+        n_embd, n_head = keys.integer("embedding_length"), keys.integer("attention.head_count")
+        head_dim = keys.integer("attention.key_length", n_embd // n_head)
+        if head_dim % 2:
+            raise keys.wrong("attention.key_length", "even", head_dim)
+        for name in ("attention.value_length", "rope.dimension_count"):
+            keys.only(name, (head_dim,), head_dim)
+        for name in ("expert_count", "expert_used_count"):
+            keys.only(name, (0,), 0)
+        eos = [ids.ids(f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot")]
+        embedding = self.tensors.get("model.embed_tokens.weight")
+        if embedding is None:
+            raise ValueError("the tensor token_embd.weight is missing")
+        rows = embedding[0].shape[0]
+        theta = keys.number("rope.freq_base", 10000.0)
+        config = llama.LlamaConfig(
+            family="llama",
+            vocab_size=keys.only("vocab_size", (rows,), rows),
+            n_layer=keys.integer("block_count"),
+            n_head=n_head,
+            n_kv_head=keys.integer("attention.head_count_kv", n_head),
+            n_embd=n_embd,
+            head_dim=head_dim,
+            n_inner=keys.integer("feed_forward_length"),
+            context_length=keys.integer("context_length", at_most=2**62),
+            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            tied="lm_head.weight" not in self.tensors,
+            bos_id=next(iter(ids.ids("tokenizer.ggml.bos_token_id", None)), None),
+            eos_ids=tuple(dict.fromkeys(eos[0] + eos[1])),
+            rope_theta=theta,
+            rope_scaling=self._scaling(keys, head_dim, theta),
+            attention_bias="model.layers.0.self_attn.q_proj.bias" in self.tensors,
+            mlp_bias="model.layers.0.mlp.gate_proj.bias" in self.tensors,
+        )
+        keys.close({"tensor_data_layout"})
+        return config
+
+    def _scaling(self, keys: RawConfig, head_dim: int, theta: float) -> tuple | None:
+        """LlamaConfig.rope_scaling, from the metadata or from the factors of Llama 3.1."""
+        # A factor without a type means "linear", as it does in llama.cpp.
+        kind = keys.only("rope.scaling.type", ("none", "linear"), "linear")
+        old = keys.number("rope.scale_linear", 1)  # the factor's first name
+        factor = keys.number("rope.scaling.factor", old)
+        if kind == "linear" and factor != 1:
+            return ("rope_type", "linear"), ("factor", factor)
+        if self.factors is None or (self.factors == 1).all():
+            return None
+        scaling = {**LLAMA3, "factor": float(self.factors.max())}
+        plain = Rotary(head_dim, theta).frequencies
+        scaled = Rotary(head_dim, theta, scaling=scaling).frequencies
+        theirs = torch.tensor(self.factors, dtype=torch.float64)
+        if plain.shape != theirs.shape or not torch.allclose(plain / scaled, theirs, rtol=1e-5):
+            raise ValueError(f"the factors of {ROPE_FACTORS} are not those of Llama 3.1")
+        return tuple((name, scaling[name]) for name in ("rope_type", *SCALINGS["llama3"]))
+
+    def pending(self, config: llama.LlamaConfig) -> list[Pending]:
+        """The tensors in float16, in the checkpoint's names, shapes and order of rows.
+
+        Raises ValueError by name for a tensor that is missing, surplus or misshapen.
+        """
+        if config.n_layer > len(self.tensors):  # a mistaken number must not build without end
+            raise ValueError(
+                f"{self.path} tells of {config.n_layer} layers, but holds only "
+                f"{len(self.tensors)} tensors"
+            )
+        try:
+            with torch.device("meta"):
+                pieces = named_pieces(llama.build(config))
+        except ValueError as error:
+            raise ValueError(f"{self.path} tells of sizes that make no model") from error
+        for name in [*pieces, *self.tensors]:
+            if name not in self.tensors:
+                raise ValueError(
+                    f"{self.path} lacks the tensor that is called {name} elsewhere"
+                )
+            if name not in pieces:
+                raise ValueError(
+                    f"{self.path} holds {self.tensors[name][0].name}, which has no place in "
+                    "the model that its metadata describe"
+                )
+        return [
+            self._pending(name, tuple(piece.shape), config) for name, piece in pieces.items()
+        ]
+
+    def _pending(self, name: str, shape: tuple[int, ...], config) -> Pending:
+        place, rows = self.tensors[name]
+        if place.shape != shape:
+            raise ValueError(
+                f"{self.path}: the tensor {place.name} has the shape {place.shape}, but the "
+                f"metadata ask for {shape}"
+            )
+        order = np.arange(shape[0])
+        if re.search(r"\.[qk]_proj\.", name):
+            order = rows_in_halves(shape[0], config.head_dim)
+        step = max(1, BLOCK // math.prod(shape[1:]))
+
+        def blocks() -> Iterator[Tensor]:
+            for start in range(0, len(order), step):
+                # A row is quantised by itself, so rows may be ordered before they are read.
+                yield self._half(place.name, rows(order[start : start + step]))
+
+        return Pending(name, torch.float16, shape, blocks)
+
+    def _half(self, name: str, rows: np.ndarray) -> Tensor:
+        with np.errstate(over="ignore"):
+            half = rows.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ValueError(
+                f"{self.path}: the tensor {name} holds numbers that float16 cannot"
+            )
+        return torch.from_numpy(half)
+
+
+class Kinds:
+    """The package gguf, which knows how each kind of numbers lies in a file.
+
+    Raises ValueError where it is missing; path: the file for which it is asked.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+            from gguf.quants import dequantize
+        except ImportError as error:
+            raise ValueError(
+                f"reading {path} takes the package gguf: install it (pip install gguf)"
+            ) from error
+        self.path, self.dequantize = path, dequantize
+        self.sizes, self.kinds = GGML_QUANT_SIZES, GGMLQuantizationType
+
+    def rows(self, data: np.ndarray, place: Place) -> Callable:
+        """A function from the numbers of rows to what they hold in float32, (rows, ...).
+
+        data: the bytes of the file. Raises ValueError for a kind that is not known, and for a
+        tensor that is not all there.
+        """
+        try:
+            kind = self.kinds(place.kind)
+            in_block, block_bytes = self.sizes[kind]
+            self.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise ValueError(
+                f"{self.path}: the tensor {named(place.name)} is stored in a way that the "
+                f"package gguf does not read (kind {place.kind})"
+            ) from error
+        *rows, width = place.shape
+        row_bytes = width // in_block * block_bytes
+        end = place.begin + math.prod(rows) * row_bytes
+        if width % in_block or end > len(data):
+            raise ValueError(
+                f"{self.path} is cut short, or wrong about the tensor {named(place.name)}: "
+                "fetch it again"
+            )
+        data = data[place.begin : end].reshape(*rows, row_bytes)
+
+        def read(numbers) -> np.ndarray:
+            if rows:
+                return self.dequantize(data[numbers], kind)
+            return self.dequantize(data, kind)[numbers]
+
+        return read
+
+
+def rows_in_halves(rows: int, head_dim: int) -> np.ndarray:
+    """Which row of the GGUF is each row of a query's or key's weights in the checkpoint.
+
+    >>> rows_in_halves(8, 8).tolist()
+    [0, 2, 4, 6, 1, 3, 5, 7]
+    """
+    pairs = np.arange(rows).reshape(-1, head_dim // 2, 2)  # head, pair, first or second
+    return pairs.swapaxes(1, 2).reshape(rows)
+
+
+def _their_name(path: Path, name: str) -> str:
+    """The checkpoint's name of a GGUF's tensor. Raises ValueError for one that is unknown."""
+    stem, _, leaf = name.rpartition(".")
+    layer = re.match(r"blk\.(\d+)\.", stem)
+    pattern = stem.replace(layer[0], "blk.{}.", 1) if layer else stem
+    if pattern not in NAMES or leaf not in ("weight", "bias"):
+        raise ValueError(
+            f"{path} holds the tensor {named(name)}, which is not known in a Llama"
+        )
+    return NAMES[pattern].format(layer and layer[1]) + "." + leaf
+
+
+def _shortest(value):
+    """A number as people wrote it: the float32 0.00000999999975 is 1e-05."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value))) if isinstance(value, float) else value

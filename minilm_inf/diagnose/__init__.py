@@ -1,0 +1,1 @@
+"""python -m minilm_inf.diagnose: rows of attention, hidden states, and distances told apart."""

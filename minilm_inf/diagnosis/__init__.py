@@ -1,1 +1,0 @@
-"""What diagnose measures: rows of attention, hidden states, and distances told apart."""

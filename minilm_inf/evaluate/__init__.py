@@ -1,0 +1,1 @@
+"""python -m minilm_inf.evaluate: perplexity, retrieval and a comparison of methods."""

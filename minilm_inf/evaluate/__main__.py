@@ -1,0 +1,228 @@
+"""What a model can do with a text, measured.
+
+    python -m minilm_inf.evaluate perplexity --corpus corpus/ --out run.json
+    python -m minilm_inf.evaluate compare --corpus corpus/
+    python -m minilm_inf.evaluate passkey
+    python -m minilm_inf.evaluate recall --task pairs
+
+Each task says in its own --help what it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..terminal import options as flags
+from ..terminal.ending import guarded
+from ..train.practice import NAMES
+from . import perplexity, retrieval
+from .comparing import task as comparison
+from .comparing.methods import LABELS
+from .needles import axes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parsed(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: options.run(options), options.smaller)
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The flags of a command line; it ends the program where they make no sense."""
+    line = flags.Parser(prog="python -m minilm_inf.evaluate", description=__doc__)
+    line.formatter_class = argparse.RawDescriptionHelpFormatter
+    tasks = line.add_subparsers(dest="task", required=True)
+    add_perplexity(tasks)
+    add_compare(tasks)
+    add_passkey(tasks)
+    add_recall(tasks)
+    options = line.parse_args(arguments)
+    options.given, options.parse = arguments[1:], parsed
+    try:
+        options.check(options)
+    except ValueError as error:
+        tasks.choices[options.task].error(str(error))
+    return options
+
+
+# ---- perplexity: any number of tokens, in constant memory
+
+
+def add_perplexity(tasks):
+    task = tasks.add_parser(
+        "perplexity", help="nll by position of any number of tokens, resumable",
+        description=perplexity.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    text = task.add_argument_group("text, from one of these")
+    one = text.add_mutually_exclusive_group()
+    one.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 files")
+    one.add_argument(
+        "--tokens", type=Path, metavar="FILE.npy", help="ids, as numpy.save writes them"
+    )
+    one.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
+                     help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
+    text = task.add_argument_group("reading")
+    text.add_argument("--stream", action="store_true", help="all documents as one text")
+    text.add_argument("--length", type=flags.at_least(2), metavar="N",
+                      help="tokens of the stream (one pass), or of each document at most "
+                      "(all)")  # fmt: skip
+    text.add_argument("--chunk", type=flags.at_least(1), default=2048, metavar="N",
+                      help="tokens read at a time (%(default)s)")  # fmt: skip
+    text.add_argument("--bins", type=flags.at_least(1, 10**6), default=200, metavar="N",
+                      help="equal bins of positions (%(default)s)")  # fmt: skip
+    text.add_argument("--seed", type=flags.seed, default=0, metavar="N",
+                      help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
+    kept = task.add_argument_group("result")
+    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    flags.add_saving(kept)
+    flags.add_plan(kept)
+    flags.add_model(task)
+    flags.add_sight(task, queries="all")
+    task.set_defaults(
+        check=check_perplexity, run=perplexity.evaluate, smaller="--chunk or --n-local"
+    )
+
+
+def check_perplexity(options):
+    """Raise ValueError for flags that this task cannot follow."""
+    flags.check_attention(options)
+    if options.top_k_middle and options.top_k_queries == "last":
+        raise ValueError(
+            "of a text that is scored, --top-k-queries last lets no token reach back: take all"
+        )
+    check_resume(options)
+
+
+def check_resume(options):
+    """Raise ValueError for --resume with another flag."""
+    alone = len(options.given) == 2 and "--resume".startswith(options.given[0])
+    if options.resume and not alone and len(options.given) > 1:  # --resume=RUN.json is one
+        raise ValueError("--resume takes no other flag: the run goes on with its own")
+
+
+# ---- compare: methods on the same documents, with as many visible keys
+
+
+def add_compare(tasks):
+    task = tasks.add_parser(
+        "compare", help="methods on the same documents, with as many visible keys",
+        description=comparison.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    text = task.add_argument_group("text")
+    text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
+                      help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
+    text.add_argument(
+        "--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files"
+    )
+    text.add_argument("--documents", type=flags.at_least(1), metavar="N",
+                      help="the first N of them (all)")  # fmt: skip
+    text.add_argument("--length", type=flags.at_least(2), metavar="N",
+                      help="tokens of each document (16 x context_length)")  # fmt: skip
+    text.add_argument("--prefill-chunk", "--chunk", type=flags.at_least(1), default=512,
+                      dest="chunk", metavar="N",
+                      help="tokens read at a time (%(default)s, or less, so that at least five "
+                      "such chunks can be timed)")  # fmt: skip
+    text.add_argument("--trials", type=flags.at_least(0, axes.MOST_TRIALS), default=50,
+                      metavar="N",
+                      help="pass keys that each method is asked for (%(default)s)")  # fmt: skip
+    kept = task.add_argument_group("result")
+    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    kept.add_argument("--out", type=Path, metavar="FILE.json", help="write the same there")
+    kept.add_argument("--figure", type=comparison.picture, metavar="FILE.png",
+                      help="draw nll by position (needs matplotlib)")  # fmt: skip
+    flags.add_plan(kept)
+    flags.add_model(task)
+    add_methods(task)
+    task.set_defaults(
+        check=lambda options: None,
+        run=comparison.evaluate,
+        smaller="--length or --prefill-chunk",
+    )
+
+
+def add_methods(task):
+    """The flags of what is compared."""
+    group = task.add_argument_group("methods")
+    group.add_argument("--methods", type=flags.some_of(LABELS), default=list(LABELS),
+                       metavar="NAME,NAME", help=f"of {', '.join(LABELS)} (all)")  # fmt: skip
+    group.add_argument("--sweep", action="store_true",
+                       help="LM-Infinite with other n_global and n_local as well, a table "
+                       "each")  # fmt: skip
+    group.add_argument("--n-local", type=flags.at_least(1), metavar="N",
+                       help="keys of the window; with the starting tokens, what each method "
+                       "sees (context_length - n_global)")  # fmt: skip
+    group.add_argument("--n-global", type=flags.at_least(0), default=10, metavar="N",
+                       help="starting tokens that are always seen (%(default)s)")  # fmt: skip
+    group.add_argument("--distance-ceiling", type=flags.at_least(0), metavar="N",
+                       help="of the methods that have one (the window's size)")  # fmt: skip
+    group.add_argument("--top-k-middle", type=flags.at_least(1), default=5, metavar="K",
+                       help="middle tokens of topk, which its window is smaller by "
+                       "(%(default)s)")  # fmt: skip
+    group.add_argument("--top-k-distance", type=flags.at_least(0), metavar="N",
+                       help="how far away they seem (half its window)")  # fmt: skip
+    group.add_argument("--top-k-from-layer", type=flags.at_least(0), metavar="N",
+                       help="the first layer, from 0, in which they come back (an eighth of "
+                       "the layers)")  # fmt: skip
+
+
+# ---- passkey and recall: what a long text's end finds in it
+
+
+def add_passkey(tasks):
+    task = add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
+    task.add_argument("--digits", type=flags.at_least(1, 100), default=5, metavar="N",
+                      help="of the pass key (%(default)s)")  # fmt: skip
+    task.set_defaults(kind="passkey", pairs=None, chains=None, hops=None)
+
+
+def add_recall(tasks):
+    task = add_retrieval(tasks, "recall", "the same for one fact among several")
+    task.add_argument("--task", dest="kind", choices=("pairs", "variables"), default="pairs",
+                      help="people's numbers, or chains of assignments in the style of RULER, "
+                      "not comparable with its leaderboard (%(default)s)")  # fmt: skip
+    task.add_argument("--pairs", type=flags.at_least(1), default=4, metavar="N",
+                      help="people whose numbers are told (%(default)s)")  # fmt: skip
+    task.add_argument("--chains", type=flags.at_least(1), default=2, metavar="N",
+                      help="values of variables (%(default)s)")  # fmt: skip
+    task.add_argument("--hops", type=flags.at_least(0), default=1, metavar="N",
+                      help="how often a value is handed on (%(default)s)")  # fmt: skip
+    task.add_argument("--digits", type=flags.at_least(1, 100), default=4, metavar="N",
+                      help="of a number (%(default)s)")  # fmt: skip
+
+
+def add_retrieval(tasks, name: str, what: str):
+    task = tasks.add_parser(
+        name, help=what, description=retrieval.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    axes.add_axes(task)
+    axes.add_methods(task)
+    kept = task.add_argument_group("result")
+    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    kept.add_argument("--heatmap", type=Path, metavar="FILE.png",
+                      help="draw it, a panel for each method; needs matplotlib")  # fmt: skip
+    flags.add_saving(kept)
+    task.set_defaults(
+        check=check_retrieval,
+        run=retrieval.evaluate,
+        smaller="--rows, --prefill-chunk or --lengths",
+    )
+    return task
+
+
+def check_retrieval(options):
+    """Raise ValueError for flags that these tasks cannot follow."""
+    check_resume(options)
+    axes.check(options)
+    if options.kind == "pairs" and options.pairs > len(NAMES):
+        raise ValueError(f"--pairs {options.pairs}: there are {len(NAMES)} names")
+    needed = (options.chains or 0) * ((options.hops or 0) + 1)
+    if options.kind == "variables" and needed > len(NAMES):
+        raise ValueError(f"--chains and --hops need {needed} names, and there are {len(NAMES)}")
+    if options.kind != "passkey" and 10**options.digits < max(options.pairs, options.chains):
+        raise ValueError("--digits is too small for numbers that all differ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

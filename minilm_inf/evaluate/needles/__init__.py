@@ -1,0 +1,1 @@
+"""What retrieval is made of: trials, how a method answers them, cells, report, picture."""

@@ -1,0 +1,1 @@
+"""What the programs share: their start and end, flags, progress, and files written whole."""

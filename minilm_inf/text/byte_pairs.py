@@ -1,0 +1,137 @@
+"""How a byte-level BPE tokenizer is learned: the pair that occurs most often becomes one token,
+and again, until there are enough (Sennrich et al., arXiv 1508.07909).
+
+Text is cut into words first (a word keeps the space before it, every digit stands alone), and
+no token reaches beyond a word. The result is a tokenizer.json, which text.tokenizer and the
+tokenizers library both read.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from .byte_level import byte_letters
+
+END_OF_TEXT = "<|endoftext|>"
+# The cuts that the file's pre-tokenizers make, as far as Python's own expressions know letters
+# and digits; where they differ (²), a merge may go unused.
+WORDS = re.compile(r"\d|'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?(?:[^\s\w]|_)+|\s+(?![^\s\d])|\s+")
+
+
+def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
+    """The first `count` merges, most frequent first; of equally frequent pairs the smaller.
+
+    Raises ValueError where the texts have no more pairs to merge.
+    """
+    counts = Counter(word for text in texts for word in WORDS.findall(text))
+    words = [[bytes([byte]) for byte in word.encode("utf-8")] for word in counts]
+    weights = list(counts.values())
+    frequency: Counter = Counter()
+    places = defaultdict(set)  # the words that hold a pair, or once did
+    for number, word in enumerate(words):
+        for pair in zip(word, word[1:]):
+            frequency[pair] += weights[number]
+            places[pair].add(number)
+    queue = [(-n, pair) for pair, n in frequency.items()]
+    heapq.heapify(queue)
+    merges: list[tuple[bytes, bytes]] = []
+    tokens = set()
+    while len(merges) < count:
+        if not queue:
+            raise ValueError(
+                f"the text has only {len(merges)} pairs to merge, not {count}: give more text "
+                "or a smaller vocabulary"
+            )
+        n, pair = heapq.heappop(queue)
+        if -n != frequency[pair] or pair[0] + pair[1] in tokens:
+            continue  # it changed since, and stands elsewhere in the queue
+        merges.append(pair)
+        tokens.add(pair[0] + pair[1])
+        changed = set()
+        for number in sorted(places.pop(pair)):
+            old, new = words[number], merged(words[number], pair)
+            for sign, word in ((-1, old), (1, new)):
+                for other in zip(word, word[1:]):
+                    frequency[other] += sign * weights[number]
+                    places[other].add(number)
+                    changed.add(other)
+            words[number] = new
+        for other in changed:
+            if frequency[other] > 0:
+                heapq.heappush(queue, (-frequency[other], other))
+    return merges
+
+
+def merged(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+    """A word in which the pair, wherever it stands, is one token.
+
+    >>> merged([b"a", b"b", b"a", b"b"], (b"a", b"b"))
+    [b'ab', b'ab']
+    """
+    out, at = [], 0
+    while at < len(word):
+        if tuple(word[at : at + 2]) == pair:
+            out.append(word[at] + word[at + 1])
+            at += 2
+        else:
+            out.append(word[at])
+            at += 1
+    return out
+
+
+def tokenizer_json(merges: list[tuple[bytes, bytes]]) -> str:
+    """The tokenizer.json of these merges: END_OF_TEXT is id 0, and is put before every text."""
+    letters = byte_letters()
+
+    def spelled(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    tokens = [bytes([byte]) for byte in range(256)] + [a + b for a, b in merges]
+    end = {"id": 0, "content": END_OF_TEXT, "special": True, "normalized": False,
+           "single_word": False, "lstrip": False, "rstrip": False}  # fmt: skip
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                  "use_regex": True}  # fmt: skip
+    raw = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [end],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {
+                END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}
+            },
+        },
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {END_OF_TEXT: 0}
+            | {spelled(token): id for id, token in enumerate(tokens, 1)},
+            "merges": [[spelled(a), spelled(b)] for a, b in merges],
+        },
+    }
+    return json.dumps(raw, ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,94 @@
+"""What stands in files beside a tokenizer's own: added tokens, and which are BOS and EOS.
+
+tokenizer_config.json      bos_token, eos_token, added_tokens_decoder
+special_tokens_map.json    bos_token, eos_token
+added_tokens.json          content -> id
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..terminal.files import shown
+from .around import Added
+from .json_parts import Part, part_of
+
+
+def added_token(raw: Part, id: Part | None = None) -> Added:
+    """An added token as tokenizer.json and tokenizer_config.json write it."""
+    names = ("special", "normalized", "single_word", "lstrip", "rstrip")
+    flags = {name: raw[name].flag() for name in names}
+    return Added(raw["content"].text(), (id or raw["id"]).id(), **flags)
+
+
+def listed_tokens(folder: Path, unless_said: bool) -> list[Added]:
+    """The added tokens of a folder whose tokenizer is in another file than tokenizer.json;
+    unless_said: whether those that no file calls special are."""
+    decoder = part_of(folder / "tokenizer_config.json")["added_tokens_decoder"]
+    if not decoder.is_null:
+        found = []
+        for id, raw in decoder.fields().items():
+            number = int(id) if id.isdecimal() and len(id) < 10 else id
+            found.append(added_token(raw, Part(number, raw.file, raw.place)))
+        return found
+    whole = part_of(folder / "tokenizer.json")["added_tokens"]
+    if not whole.is_null:
+        return [added_token(raw) for raw in whole.items()]
+    ids = part_of(folder / "added_tokens.json").ids()
+    return [
+        Added(token, id, unless_said, normalized=not unless_said) for token, id in ids.items()
+    ]
+
+
+def kept(
+    tokens: list[Added], vocab: dict[str, int], limit: int | None, path: Path
+) -> tuple[tuple[Added, ...], dict[str, int]]:
+    """The added tokens that a model of `limit` ids can have, and the vocabulary without the
+    others, whose text is text like any other; path: for the sentence.
+
+    Raises ValueError for an id or a content that is given twice, or that the vocabulary has
+    otherwise.
+    """
+    ids, owners = dict(vocab), {id: token for token, id in vocab.items()}
+    added: dict[str, Added] = {}
+    for token in tokens:
+        same = ids.setdefault(token.content, token.id) == token.id
+        same = same and owners.setdefault(token.id, token.content) == token.content
+        if not same or token.content in added:
+            raise ValueError(
+                f"{path}: the added token {shown(token.content)} has the id {token.id}, but "
+                "the token or the id is given twice"
+            )
+        added[token.content] = token
+    beyond = {a.content for a in added.values() if limit is not None and a.id >= limit}
+    return (
+        tuple(a for a in added.values() if a.content and a.content not in beyond),
+        {token: id for token, id in vocab.items() if token not in beyond},
+    )
+
+
+def named_ids(folder: Path, ids: dict[str, int]) -> dict[str, int | None]:
+    """The ids of the tokens that a folder's files name as bos_token and eos_token, where they
+    name any: None for one that is no token."""
+    files = [
+        part_of(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")
+    ]
+    found = {}
+    for name in ("bos_token", "eos_token"):
+        said = [file[name] for file in files if not file[name].is_null]
+        if said:
+            token = said[0]["content"] if isinstance(said[0].value, dict) else said[0]
+            found[name] = ids.get(token.text())
+    return found
+
+
+def asked_for(folder: Path, bos_id: int | None, eos_id: int | None, bos: bool) -> dict:
+    """Around's fields before and after, as tokenizer_config.json asks for them; bos: whether
+    BOS stands before a text where it says nothing."""
+    about = part_of(folder / "tokenizer_config.json")
+    add_bos = about["add_bos_token"].flag(bos and "add_bos_token" not in about)
+    add_eos = about["add_eos_token"].flag()
+    return {
+        "before": (bos_id,) if add_bos and bos_id is not None else (),
+        "after": (eos_id,) if add_eos and eos_id is not None else (),
+    }

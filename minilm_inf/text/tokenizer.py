@@ -1,0 +1,139 @@
+"""Text to ids and back, by whatever tokenizer a checkpoint's folder holds.
+
+    tokenizer.model            sentencepiece (Llama 1 and 2, Mistral, TinyLlama), or tiktoken's
+                               ranks (Llama 3)
+    tokenizer.json             byte-level BPE (GPT-NeoX for MPT, GPT-J, Llama 3, SmolLM2), or
+                               BPE with byte fallback (Llama 1 and 2, Mistral, TinyLlama)
+    vocab.json, merges.txt     byte-level BPE in GPT-2's files
+
+The first of these that is there is used. Every tokenizer has encode, decode, stream, bytes_of,
+mark_id, bos_id, bos_token_id, eos_id, special_ids and vocab_size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..checkpoint.checkpoint import existing_folder
+from ..terminal.files import read_bytes
+from .around import Around, Tokenizer
+from .byte_level import ByteLevelTokenizer
+from .json_parts import part_of
+from .named_tokens import asked_for, kept, listed_tokens, named_ids
+from .recipe_files import from_rank_file, from_vocab_and_merges, is_rank_file
+from .sentence_pieces import SentencePieceTokenizer, processor_of
+from .tokenizer_json import around, from_tokenizer_json
+
+LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
+
+
+def load(folder) -> Tokenizer:
+    """The tokenizer that a checkpoint's folder holds.
+
+    An added token beyond the embedding of the folder's model (its config.json tells) is no
+    token: it is found in no text. Raises ValueError, in one sentence, where the folder holds no
+    tokenizer, or one that cannot be used exactly.
+    """
+    folder = existing_folder(folder)
+    size = part_of(folder / "config.json")["vocab_size"]
+    limit = None if size.is_null else size.id()
+    tokenizer = _load(folder, limit)
+    for id in (*tokenizer.around.before, *tokenizer.around.after):
+        if id >= tokenizer.vocab_size:
+            raise ValueError(
+                f"the tokenizer in {folder} puts the id {id} around a text, which is beyond "
+                f"the {tokenizer.vocab_size} ids that the model and it have"
+            )
+    return tokenizer
+
+
+def check_fits(tokenizer: Tokenizer, vocab_size: int, folder: Path):
+    """Raise ValueError for a tokenizer that has more ids than the model."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only "
+            f"{vocab_size}: they do not belong together"
+        )
+
+
+def _load(folder: Path, limit: int | None) -> Tokenizer:
+    """The first kind of tokenizer that is there; limit: the model's ids, None where nothing
+    tells."""
+    model, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
+    if model.is_file():
+        content = read_bytes(model, LARGEST_MODEL)
+        if is_rank_file(content):
+            return ByteLevelTokenizer(from_rank_file(model, content, limit))
+        return sentence_pieces(model, content, limit)
+    if json_file.is_file():
+        return from_tokenizer_json(json_file, limit)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return ByteLevelTokenizer(from_vocab_and_merges(folder, limit))
+    raise ValueError(
+        f"{folder} holds no tokenizer: copy the model's tokenizer.model or tokenizer.json there"
+    )
+
+
+def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePieceTokenizer:
+    """A sentencepiece model, and what the files beside it add to it."""
+    folder, model = path.parent, processor_of(content, path)
+    pieces = {model.IdToPiece(id): id for id in range(model.GetPieceSize())}
+    added, _ = kept(listed_tokens(folder, unless_said=True), pieces, limit, path)
+    ids = pieces | {token.content: token.id for token in added}
+    own = {"bos_token": model.bos_id(), "eos_token": model.eos_id()}
+    own = {name: id if id >= 0 else None for name, id in own.items()}
+    bos_id, eos_id = (own | named_ids(folder, ids)).values()
+    fields = asked_for(folder, bos_id, eos_id, bos=True)
+    template = part_of(folder / "tokenizer.json")["post_processor"]
+    if not template.is_null:  # then it alone tells what stands around a text
+        fields = dict(zip(("before", "after"), around(template)))
+    return SentencePieceTokenizer(
+        content,
+        path,
+        Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields),
+        spaced=part_of(folder / "tokenizer_config.json")["legacy"].flag(),
+    )
+
+
+def opening(tokenizer) -> list[int]:
+    """What encode puts before a text: BOS, or nothing."""
+    bos = tokenizer.bos_id
+    return [bos] if bos is not None and tokenizer.encode("a")[:1] == [bos] else []
+
+
+class StopAt:
+    """Text that passes until one of `stops` is complete in it, however it was cut into pieces.
+
+    What could still become a stop text is held back.
+    """
+
+    def __init__(self, stops: list[str]):
+        self.stops = stops
+        self.held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that may be shown now; `stopped` is set where a stop text was found."""
+        self.held += text
+        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self.held = self.held[: min(found)], ""
+            return shown
+        keep = max(
+            (
+                n
+                for stop in self.stops
+                for n in range(1, len(stop))
+                if self.held.endswith(stop[:n])
+            ),
+            default=0,
+        )
+        cut = len(self.held) - keep
+        shown, self.held = self.held[:cut], self.held[cut:]
+        return shown
+
+    def flush(self) -> str:
+        """What was held back, where no stop text came of it."""
+        shown, self.held = self.held, ""
+        return shown

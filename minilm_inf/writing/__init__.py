@@ -1,0 +1,1 @@
+"""From logits to text: sampling, sessions, batches, replies, and what a run will take."""

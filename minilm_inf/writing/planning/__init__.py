@@ -1,0 +1,1 @@
+"""What plan reckons with: cache, working buffers and arithmetic, each by formula."""
