@@ -13,8 +13,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
     "terminal", "terminal.startup", "terminal.files", "config", "positions", "lambda_mask",
-    "distance_ceiling", "top_k", "checks", "attention", "fast", "fast.chunk", "fast.band",
-    "fast.blocks", "fast.middle", "fast.chunked", "fast.cache", "fast.one_token",
+    "distance_ceiling", "top_k", "checks", "attention", "terminal.mapped_file", "fast",
+    "fast.chunk",    "fast.band", "fast.middle", "fast.chunked", "fast.cache", "fast.one_token",
     "fast.reading", "transformer", "fast.compiled", "models.raw_config", "models.llama_config",
     "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",
     "models.gptj", "models", "checkpoint.shards", "checkpoint.tensor_file",
@@ -23,7 +23,8 @@ READING_ORDER = [
     "text.pre_tokenizers", "text.decoders", "text.byte_fallback", "text.named_tokens",
     "text.recipe_files", "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
     "text.template_syntax", "text.template_unrolled", "text.chat_template", "text.chat",
-    "terminal.ending", "terminal.options", "terminal.progress", "writing", "writing.sampling",
+    "terminal.ending", "terminal.options", "terminal.progress", "writing",
+    "writing.saved_cache", "writing.sampling",
     "writing.session", "writing.explain", "writing.batch", "evaluate", "evaluate.compare",
     "writing.planning", "writing.planning.cached", "writing.planning.working",
     "writing.planning.arithmetic", "writing.planning.units", "writing.plan", "writing.reply",

@@ -80,7 +80,7 @@ def attend_band(
             placed = place(q[row, heads, :early].to(exact), slice(0, early))
             past = keys[row, head, spare : spare + early], values[row, head, :early]
             out[row, heads, :early] = attend_past(placed, *past, scale)
-    mask = window_mask(scheme, lm, n_local, exact, q.device)
+    mask = window_mask(scheme, lm, n_local, ROWS, exact, q.device)
     block = group * ROWS * (spare + n_local - 1 + ROWS)  # logits
     at_once = max(1, BLOCK_LOGITS * (TIMES_ON_A_GPU if q.is_cuda else 1) // block)
     scratch = q.new_empty(min(at_once, -(-(length - early) // ROWS)) * block, dtype=exact)
@@ -167,16 +167,16 @@ def by_block(x: Tensor, count: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=2)
-def window_mask(scheme, lm: LMInfinite, n_local: int, dtype, device) -> Tensor:
+def window_mask(scheme, lm: LMInfinite, n_local: int, rows: int, dtype, device) -> Tensor:
     """What is added to a block's logits: the bias of each distance, the lowest number for what
-    is not in the window; (1 or H, ROWS, n_local - 1 + ROWS).
+    is not in the window; (1 or H, rows, n_local - 1 + rows).
 
     Without a bias all long windows have the same ends, and no more is kept of them.
     """
     if n_local > LONG and not scheme.has_bias:
-        n_local = ROWS + 1
+        n_local = rows + 1
     with torch.inference_mode(False):
-        d = distances(torch.arange(ROWS), torch.arange(1 - n_local, ROWS))
+        d = distances(torch.arange(rows), torch.arange(1 - n_local, rows))
         return masked_bias(scheme, lm, d, is_past(d) & is_local(d, n_local), dtype).to(device)
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import Guard, fitting, taken
+from ..checks import Guard
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .middle import Middle
 
@@ -108,28 +108,6 @@ class LayerCache:
             old = F.pad(old, (0, 0, 0, count - old.shape[2]))
             setattr(self, name, torch.where(is_new, new.take_along_dim(among, 2), old))
 
-    def state(self) -> dict[str, Tensor]:
-        """All that restore needs, by name; the buffers themselves."""
-        middle = self.middle.state().items() if self.middle else ()
-        return self.tensors() | {f"middle.{name}": x for name, x in middle}
-
-    def restore(self, state: dict[str, Tensor], length: int, padding: list[int]):
-        """Be, as a fresh one, what `state` was taken of after `length` tokens. Raises
-        ValueError for a state of any other."""
-        longest, shortest = length - min(padding), length - max(padding)
-        ring, starting = self.columns(length, shortest)[0], self.columns(longest, shortest)[1]
-        for name, count in zip(self.TENSORS, (ring, ring, starting, starting)):
-            old = getattr(self, name)
-            shape = *old.shape[:2], count, old.shape[3]
-            # In memory of its own, as the run had it: a kernel's last bits may depend on how
-            # its numbers lie there, and those of a file lie anywhere.
-            new = fitting(state.pop(name, None), shape, old.dtype)
-            setattr(self, name, new.to(old.device, copy=True))
-        if self.middle:
-            self.middle.restore(taken(state, "middle"), length)
-        if state:
-            raise ValueError(f"this layer has no {next(iter(state))}")
-
     def keep(self, rows: list[int]):
         """Forget all rows but these."""
         for name, x in self.tensors().items():
@@ -205,26 +183,3 @@ class Cache(Guard):
             self.padding = [self.padding[row] for row in rows]
             for layer in self.layers:
                 layer.keep(rows)
-
-    def state(self) -> dict[str, Tensor]:
-        """All that a fresh cache needs to go on from here, by name; the buffers themselves."""
-        self.check_whole()
-        counts = {"length": self.length, "padding": self.padding}
-        tensors = {name: torch.tensor(x, device="cpu") for name, x in counts.items()}
-        for number, layer in enumerate(self.layers):
-            tensors |= {f"{number}.{name}": x for name, x in layer.state().items()}
-        return tensors
-
-    def restore(self, state: dict[str, Tensor]):
-        """Be, as a fresh cache of the same model, batch and lm, what `state` was taken of.
-        Raises ValueError for a state of any other."""
-        state = dict(state)
-        length = int(fitting(state.pop("length", None), (), torch.int64))
-        self.pad(fitting(state.pop("padding", None), (self.batch,), torch.int64).tolist())
-        if not 0 <= length < 2**53:
-            raise ValueError(f"a cache cannot hold {length} tokens")
-        for number, layer in enumerate(self.layers):
-            layer.restore(taken(state, str(number)), length, self.padding)
-        if state:
-            raise ValueError(f"this cache has no {next(iter(state))}")
-        self.length = length

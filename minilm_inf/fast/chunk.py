@@ -67,6 +67,12 @@ class How(NamedTuple):
         it stood at 0, finds each of them there exactly C away."""
         return None if self.lm.distance_ceiling is None else -self.lm.distance_ceiling
 
+    def at_home(self, k: Tensor, positions: Tensor) -> Tensor:
+        """Starting keys as they are kept; without a ceiling that is at their own positions."""
+        return self.scheme.place(
+            k, positions if self.home is None else torch.tensor([self.home])
+        )
+
 
 class Found(NamedTuple):
     """The middle keys that come back: logits, values and which are keys at all, where a query

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_attention
@@ -61,35 +60,25 @@ def chunked_attend(
 
 def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) -> Tensor:
     """chunked_attend where all rows stand at the same positions, (T,) and (S,)."""
-    scheme, lm, scale = how
-    text = slice(int((k_positions < 0).sum()), None)
+    text = slice(int((k_positions < 0).sum()), None)  # what stands before it is padding
     k, v, k_positions = k[:, :, text], v[:, :, text], k_positions[text]
-    padding = int((q_positions < 0).sum())
-    if padding:
-        text = slice(padding, None)
-        n_reaching = min(n_reaching, len(q_positions) - padding)
-        out = attend_text(q[:, :, text], k, v, q_positions[text], k_positions, how, n_reaching)
-        return F.pad(out, (0, 0, padding, 0))
-
-    first = slice(0, 0 if lm.n_local is None else int((k_positions < lm.n_global).sum()))
-    home = k_positions[first] if how.home is None else torch.tensor([how.home])
-    starting = Keys(
-        scheme.place(k[:, :, first], home), v[:, :, first], k_positions[first], how.home
-    )
-    out, n = torch.empty_like(q), len(q_positions) - n_reaching
+    first = 0 if how.lm.n_local is None else int((k_positions < how.lm.n_global).sum())
+    starting = k[:, :, :first], v[:, :, :first], k_positions[:first]
+    starting = Keys(how.at_home(starting[0], starting[2]), *starting[1:], how.home)
+    n = q.shape[2] - n_reaching  # the others see no middle
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    is_band = are_consecutive(q_positions, k_positions) and ceiling_is_the_window(how)
-    if is_band and n and not learns:
-        read_as_band(q, k, v, int(k_positions[0]), starting, how, out)
+    is_band = ceiling_is_the_window(how) and are_consecutive(q_positions, k_positions)
+    if is_band and not learns and n:
+        out = read_as_band(q, k, v, int(k_positions[0]), starting, how)
         if not n_reaching:
             return out
-    window = Keys(scheme.place(k, k_positions), v, k_positions)
-    if learns or not is_band:
+    window = Keys(how.scheme.place(k, k_positions), v, k_positions)
+    if learns or not is_band or not n:
         out = attend_chunks(q[:, :, :n], q_positions[:n], window, starting, how)
-    reach = None
-    if n_reaching:
-        ends = torch.searchsorted(k_positions, q_positions[n:] - lm.n_local, right=True)
-        reach = Reach(Middle.of(k, v), how, first.stop, ends)
+        if not n_reaching:
+            return out
+    ends = torch.searchsorted(k_positions, q_positions[n:] - how.lm.n_local, right=True)
+    reach = Reach(Middle.of(k, v), how, first, ends)
     last = attend_chunks(q[:, :, n:], q_positions[n:], window, starting, how, reach)
     return torch.cat((out[:, :, :n], last), 2)
 
@@ -102,14 +91,14 @@ def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
     return torch.equal(q_positions, k_positions[n - m :])
 
 
-def read_as_band(q, k, v, first: int, starting: Keys, how: How, out: Tensor):
-    """Write to out what consecutive queries gather; the first key is token `first`.
+def read_as_band(q, k, v, first: int, starting: Keys, how: How) -> Tensor:
+    """What consecutive queries gather; the first key is token `first`.
 
     The placed keys of a stretch of queries stand in a buffer, those before the stretch's own
     in its first columns: from there the next stretch moves on, so that each is placed once.
     """
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    (n, n_kv_head), n_queries = (k.shape[2], k.shape[1]), q.shape[2]
+    out, n, n_kv_head, n_queries = torch.empty_like(q), k.shape[2], k.shape[1], q.shape[2]
     group, reach = q.shape[1] // n_kv_head, min(n, how.lm.n_local or n) - 1
     spare = spare_columns(starting.k.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
@@ -146,3 +135,4 @@ def read_as_band(q, k, v, first: int, starting: Keys, how: How, out: Tensor):
                 v[:, heads, oldest:last], at_home, first + own, how,
                 out[:, query_heads, queries], query_heads.start,
             )  # fmt: skip
+    return out

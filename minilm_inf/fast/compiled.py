@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..transformer import Transformer
 from .cache import Cache
-from .one_token import rings_of, shape_can_be_fixed
+from .one_token import rings_of
 
 # One row times a matrix is a sum for each column, which fuses with what is around it. PyTorch
 # does so up to 2,048 rows and columns; larger matrices stay products.
@@ -40,7 +40,8 @@ def compiled_step(model: Transformer, cache: Cache | None):
     It serves any cache of the first one's shapes. Raises ValueError for a setting whose steps
     change their shape, and where there is no C++ compiler for the CPU.
     """
-    if cache is None or not shape_can_be_fixed(cache.lm) or cache.lm.top_k:
+    lm = cache and cache.lm
+    if not lm or not lm.n_local or lm.distance_ceiling not in (None, lm.n_local) or lm.top_k:
         raise ValueError(
             "only the chunked path with a window, a ceiling of its size or none, and no top-k "
             "can be compiled: leave out --compile"

@@ -16,10 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import fitting
+from ..terminal.mapped_file import MappedFile
 from ..top_k import largest, middle_bias, middle_queries
 from .chunk import Found, How
-from .on_disk import MappedFile
 
 TOKENS_PER_BLOCK = 4096
 LOGITS_AT_ONCE = 1 << 20
@@ -106,24 +105,6 @@ class Middle:
                     x[: len(rows)] = mine
                 kept = tuple(x[: len(rows)] for x in block)
             self.blocks[number] = kept
-
-    def state(self) -> dict[str, Tensor]:
-        """All that restore needs, by name: keys and values, block by block, as they lie."""
-        found = {}
-        for number, block in enumerate(self.blocks):
-            count = self.length - number * self.per_block
-            found |= {f"{kind}.{number}": x[:, :, :count] for kind, x in zip("kv", block)}
-        return found
-
-    def restore(self, state: dict[str, Tensor], length: int):
-        """Take in what another middle gave as its state after `length` tokens. Raises
-        ValueError where it is no such thing."""
-        batch, n_kv_head, head_dim = self.shape
-        for number in range(-(-length // self.per_block)):
-            count = min(self.per_block, length - number * self.per_block)
-            shape = batch, n_kv_head, count, head_dim
-            new = (state.pop(f"{kind}.{number}", None) for kind in "kv")
-            self.append(*(fitting(x, shape, self.dtype) for x in new))
 
     def search(self, asked: Tensor, k: int, first: int, ends: Tensor, rows=slice(None)) -> Best:
         """The k keys with the largest logits of each query.

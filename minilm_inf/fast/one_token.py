@@ -17,15 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import LMInfinite
 from .cache import Cache
 from .chunk import Found, by_key_head
-
-
-def shape_can_be_fixed(lm: LMInfinite) -> bool:
-    """Whether a setting has steps of shapes that never change, in every family: these can be
-    compiled, with the position as a tensor."""
-    return lm.n_local is not None and lm.distance_ceiling in (None, lm.n_local)
 
 
 def starting_tokens_are_read(cache: Cache) -> bool:
@@ -60,7 +53,7 @@ class OneToken:
             self.mask = mask_of(cache, scheme, position, like)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, found=None) -> Tensor:
-        """Take in a layer's new k, v (B, H_kv, 1, D); what q (B, H, 1, D) gathers, all unplaced.
+        """Take in a layer's new k, v (B, H_kv, 1, D), not placed; what q (B, H, 1, D) gathers.
         found: the middle keys that come back, if any."""
         keys, values, starting = self.rings[layer]
         if self.moves:
@@ -107,15 +100,15 @@ def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
 
     is_fixed: all columns that there will ever be, instead of those that are filled.
     """
-    lm, end, rings = cache.lm, cache.length + 1, []
-    is_filling = not is_fixed and (lm.n_local is None or end <= lm.n_local)
+    lm, rings = cache.lm, []
     for layer in cache.layers:
-        layer.make_room(end, cache.shortest + 1)
-        if is_filling:
-            rings.append((layer.keys[:, :, :end], layer.values[:, :, :end], None))
-        else:
-            starting = layer.starting_keys if lm.n_global else None
-            rings.append((layer.keys, layer.values, starting))
+        if not is_fixed:
+            layer.make_room(cache.length + 1, cache.shortest + 1)
+        keys, values, starting = layer.keys, layer.values, layer.starting_keys
+        if not is_fixed and (lm.n_local is None or cache.length < lm.n_local):
+            filled = slice(0, cache.length + 1)
+            keys, values, starting = keys[:, :, filled], values[:, :, filled], None
+        rings.append((keys, values, starting if lm.n_global else None))
     return rings
 
 

@@ -38,7 +38,8 @@ class Reading:
         ]
         if len(set(cache.padding)) == 1:
             self.rows = [(slice(None), cache.padding[0])]
-        if n_new == 1 and self.is_band and starting_tokens_are_read(cache):
+        has_begun = max(cache.padding) <= cache.length  # no row is padding still
+        if n_new == 1 and self.is_band and has_begun and starting_tokens_are_read(cache):
             position = torch.full((), cache.length, device=like.device)
             rings = rings_of(cache, is_fixed=False)
             self.one = OneToken(cache, scheme, position, scale, rings, is_fixed=False)
@@ -96,10 +97,13 @@ class Reading:
 
         n_reaching = min(n, self.n_reaching) if kept.middle else 0
         skipped = self.n_new - n
+
+        def place(x: Tensor, here: slice) -> Tensor:
+            return self.place(x, slice(skipped + here.start, skipped + here.stop))
+
         if n_reaching < n and self.is_band:
             attend_band(
-                q, lambda x, here: self.place(x, slice(skipped + here.start, skipped + here.stop)),
-                keys, values, starting, end - n, self.how, out,
+                q, place, keys, values, starting, end - n, self.how, out,
             )  # fmt: skip
         elif n_reaching < n:
             out.copy_(attend_chunks(q, positions, window, starting, self.how))

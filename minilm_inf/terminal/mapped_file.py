@@ -44,8 +44,9 @@ class MappedFile:
                 f"{self.folder} has no room for another {n_bytes / 1e6:,.0f} MB of middle "
                 "tokens: free some, name another folder in TMPDIR, or take --middle ram"
             ) from error
-        flat = torch.frombuffer(self.maps[-1], dtype=dtype, count=count)
-        return tuple(flat.view(2, *shape).unbind(0))
+        with torch.inference_mode(False):  # or it could be written to in that mode alone
+            flat = torch.frombuffer(self.maps[-1], dtype=dtype, count=count)
+            return tuple(flat.view(2, *shape).unbind(0))
 
     def let_go(self):
         """Say that what was read or written is not needed for now."""
