@@ -6,7 +6,7 @@ from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm_inf.config import LMInfinite
-from minilm_inf.fast.one_token import some_is_hidden, starting_tokens_are_read
+from minilm_inf.fast.reading import some_is_hidden, starting_tokens_are_read
 
 N = 30
 FIXED = (

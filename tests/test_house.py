@@ -14,8 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 READING_ORDER = [
     "terminal", "terminal.startup", "terminal.files", "config", "positions", "lambda_mask",
     "distance_ceiling", "top_k", "checks", "attention", "terminal.mapped_file", "fast",
-    "fast.chunk",    "fast.band", "fast.middle", "fast.chunked", "fast.cache", "fast.one_token",
-    "fast.reading", "transformer", "fast.compiled", "models.raw_config", "models.llama_config",
+    "fast.band", "fast.chunk", "fast.middle", "fast.chunked", "fast.cache", "fast.reading",
+    "transformer", "fast.compiled", "models.raw_config", "models.llama_config",
     "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",
     "models.gptj", "models", "checkpoint.shards", "checkpoint.tensor_file",
     "checkpoint.checkpoint", "checkpoint", "text", "text.json_parts", "text.around",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import READINGS, SETTINGS, fuzz, some_tokens, tiny_model
 
-from minilm_inf.fast.one_token import some_is_hidden
+from minilm_inf.fast.reading import some_is_hidden
 
 FAMILIES = ("llama", "mpt", "gptj")
 LENGTHS = ([5, 1, 9], [1, 23], [17, 16, 2, 30], [4, 4], [30, 6, 29, 1])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 from itertools import product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ..config import LMInfinite
 from ..lambda_mask import distances, is_local, is_past
-from .chunk import How, Keys
+from ..positions import Alibi, Rotary
 
 ROWS = 64  # queries of a block: of n_local + 63 keys, 63 are computed in vain
 BLOCK_LOGITS = 13 << 18  # 24 blocks of one key head, at n_local 2048: they share its keys
@@ -33,6 +34,53 @@ TIMES_ON_A_GPU = 16  # as much at once: there a call costs more than what passes
 ALIGNED = 16  # floats: a product is slower where rows begin at odd addresses
 LONG = 512  # a window of more than this: its logits are masked at both ends alone
 LEAST_SCALE = 1e-30  # PyTorch's causal mask is -inf * scale, and less is 0 in float32
+
+
+class Keys(NamedTuple):
+    """Placed keys of a text, in ascending order, and their values.
+
+    k, v:      (B, H_kv, S, D)
+    positions: of the tokens themselves, integers on the CPU, (S,)
+    home:      the one position where all are kept; None: each at its own
+    """
+
+    k: Tensor
+    v: Tensor
+    positions: Tensor
+    home: int | None = None
+
+    def between(self, first: int, last: int) -> Keys:
+        """Those at positions first to last."""
+        start, stop = torch.searchsorted(self.positions, torch.tensor([first, last + 1]))
+        k, v, positions, home = self
+        return Keys(k[:, :, start:stop], v[:, :, start:stop], positions[start:stop], home)
+
+    def at(self, positions, scheme, dtype) -> Tensor:
+        """The keys, placed at one position or at one each: placing adds to where they are."""
+        now = self.positions if self.home is None else self.home
+        further = (positions - now).expand_as(self.positions)
+        k = self.k.to(dtype)
+        return scheme.place(k, further) if further.any() else k
+
+
+class How(NamedTuple):
+    """How queries look back: Rotary or Alibi, the setting, and the factor of q . k."""
+
+    scheme: Rotary | Alibi
+    lm: LMInfinite
+    scale: float
+
+    @property
+    def home(self) -> int | None:
+        """Where all of fast/ keeps the starting keys: at -C. A query that is not placed, as if
+        it stood at 0, finds each of them there exactly C away."""
+        return None if self.lm.distance_ceiling is None else -self.lm.distance_ceiling
+
+    def at_home(self, k: Tensor, positions: Tensor) -> Tensor:
+        """Starting keys as they are kept; without a ceiling that is at their own positions."""
+        return self.scheme.place(
+            k, positions if self.home is None else torch.tensor([self.home])
+        )
 
 
 def ceiling_is_the_window(how: How) -> bool:
@@ -79,7 +127,8 @@ def attend_band(
         for row, head, heads in each_head:
             placed = place(q[row, heads, :early].to(exact), slice(0, early))
             past = keys[row, head, spare : spare + early], values[row, head, :early]
-            out[row, heads, :early] = attend_past(placed, *past, scale)
+            past = (x[None, None] for x in past)
+            out[row, heads, :early] = attend_past(placed[None], *past, scale)[0]
     mask = window_mask(scheme, lm, n_local, ROWS, exact, q.device)
     block = group * ROWS * (spare + n_local - 1 + ROWS)  # logits
     at_once = max(1, BLOCK_LOGITS * (TIMES_ON_A_GPU if q.is_cuda else 1) // block)
@@ -118,10 +167,12 @@ def runs_of_blocks(start: int, length: int, n_cut: int, at_once: int):
 
 
 def attend_past(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """All of the past, in PyTorch's own causal attention: placed q (H / H_kv, T, D), and k and
-    v (T, D) of their key head."""
-    past = (x.expand(1, len(q), -1, -1) for x in (k, v))
-    return F.scaled_dot_product_attention(q[None], *past, is_causal=True, scale=scale)[0]
+    """All of the past, in PyTorch's own causal attention: placed q (B, H, T, D) and k, and v,
+    (B, H_kv, T, D)."""
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
+    )
 
 
 def attend_blocks(q, k, v, at_home, home_v, mask, cut: int, scale: float, scratch) -> Tensor:

@@ -130,11 +130,11 @@ class Cache(Guard):
 
     def __init__(
         self, config: ModelConfig, batch: int, lm: LMInfinite | None, dtype: torch.dtype,
-        device, first_position: int = 0, middle: str = "ram",
+        device, first_position: int = 0, middle: str = "ram", padding: list[int] | None = None,
     ):  # fmt: skip
         self.config, self.lm = config, lm or FULL_ATTENTION
         self.length, self.first_position = 0, first_position
-        self.padding = [0] * batch
+        self.padding = padding or [0] * batch
         shape = (batch, config.n_kv_head, config.head_dim)
         self.layers = [
             LayerCache(self.lm.for_layer(layer), shape, dtype, device, middle)

@@ -19,59 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import LMInfinite
 from ..lambda_mask import distances, is_local, is_past
-from ..positions import Alibi, Rotary
+from .band import How, Keys
 
 QUERIES_AT_ONCE = 256
 LOGITS_AT_ONCE = 1 << 23
-
-
-class Keys(NamedTuple):
-    """Placed keys of a text, in ascending order, and their values.
-
-    k, v:      (B, H_kv, S, D)
-    positions: of the tokens themselves, integers on the CPU, (S,)
-    home:      the one position where all are kept; None: each at its own
-    """
-
-    k: Tensor
-    v: Tensor
-    positions: Tensor
-    home: int | None = None
-
-    def between(self, first: int, last: int) -> Keys:
-        """Those at positions first to last."""
-        start, stop = torch.searchsorted(self.positions, torch.tensor([first, last + 1]))
-        k, v, positions, home = self
-        return Keys(k[:, :, start:stop], v[:, :, start:stop], positions[start:stop], home)
-
-    def at(self, positions, scheme, dtype) -> Tensor:
-        """The keys, placed at one position or at one each: placing adds to where they are."""
-        now = self.positions if self.home is None else self.home
-        further = (positions - now).expand_as(self.positions)
-        k = self.k.to(dtype)
-        return scheme.place(k, further) if further.any() else k
-
-
-class How(NamedTuple):
-    """How queries look back: Rotary or Alibi, the setting, and the factor of q . k."""
-
-    scheme: Rotary | Alibi
-    lm: LMInfinite
-    scale: float
-
-    @property
-    def home(self) -> int | None:
-        """Where all of fast/ keeps the starting keys: at -C. A query that is not placed, as if
-        it stood at 0, finds each of them there exactly C away."""
-        return None if self.lm.distance_ceiling is None else -self.lm.distance_ceiling
-
-    def at_home(self, k: Tensor, positions: Tensor) -> Tensor:
-        """Starting keys as they are kept; without a ceiling that is at their own positions."""
-        return self.scheme.place(
-            k, positions if self.home is None else torch.tensor([self.home])
-        )
 
 
 class Found(NamedTuple):
@@ -81,11 +33,6 @@ class Found(NamedTuple):
     logits: Tensor
     v: Tensor
     valid: Tensor
-
-    @classmethod
-    def of_rows(cls, found: list[Found]) -> Found | None:
-        """Of rows that were searched one by one; None where none was."""
-        return cls(*(torch.cat(parts) for parts in zip(*found))) if found else None
 
 
 def attend_chunks(

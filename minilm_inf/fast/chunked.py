@@ -15,8 +15,17 @@ from torch import Tensor
 
 from ..checks import check_attention
 from ..config import FULL_ATTENTION, LMInfinite
-from .band import ROWS, attend_band, ceiling_is_the_window, spare_columns
-from .chunk import How, Keys, attend_chunks
+from .band import (
+    LEAST_SCALE,
+    ROWS,
+    How,
+    Keys,
+    attend_band,
+    attend_past,
+    ceiling_is_the_window,
+    spare_columns,
+)
+from .chunk import attend_chunks
 from .middle import Middle, Reach
 
 QUERIES_PER_STRETCH = 24 * ROWS  # for which the window moves along at once
@@ -68,6 +77,9 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
     n = q.shape[2] - n_reaching  # the others see no middle
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     is_band = ceiling_is_the_window(how) and are_consecutive(q_positions, k_positions)
+    if is_band and learns and sees_all_past(how, len(q_positions), len(k_positions)):
+        placed = (how.scheme.place(x, k_positions) for x in (q, k))
+        return attend_past(*placed, v, how.scale)
     if is_band and not learns and n:
         out = read_as_band(q, k, v, int(k_positions[0]), starting, how)
         if not n_reaching:
@@ -81,6 +93,12 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
     reach = Reach(Middle.of(k, v), how, first, ends)
     last = attend_chunks(q[:, :, n:], q_positions[n:], window, starting, how, reach)
     return torch.cat((out[:, :, :n], last), 2)
+
+
+def sees_all_past(how: How, n_queries: int, n_keys: int) -> bool:
+    """Whether every query sees all before it, as they are: what PyTorch can do, gradients too."""
+    fits = n_queries == n_keys and n_keys <= (how.lm.n_local or n_keys)
+    return fits and not how.scheme.has_bias and how.scale > LEAST_SCALE
 
 
 def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..transformer import Transformer
 from .cache import Cache
-from .one_token import rings_of
+from .reading import rings_of
 
 # One row times a matrix is a sum for each column, which fuses with what is around it. PyTorch
 # does so up to 2,048 rows and columns; larger matrices stay products.

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..terminal.mapped_file import MappedFile
 from ..top_k import largest, middle_bias, middle_queries
-from .chunk import Found, How
+from .band import How
+from .chunk import Found
 
 TOKENS_PER_BLOCK = 4096
 LOGITS_AT_ONCE = 1 << 20

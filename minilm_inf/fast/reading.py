@@ -1,9 +1,19 @@
 """The next tokens of texts whose past a cache keeps: what they see, worked out once for all
 layers.
 
-One token is a single product over all that is kept. More are a band, or, where the ceiling is
-not the window, chunks; and so are those that reach back to the middle. Rows of different
-lengths are read one by one, each without its padding.
+One token is one product over all that is kept. Its window is in the ring, in any order, since
+each key carries its position. After the ring stand the starting keys, placed again for this
+very query: from home at -C they are moved to i - C, where a query at i finds each of them
+exactly C away, as the ceiling asks. So one fused call over
+
+    | ring: n_local keys | starting keys at i - C |
+
+is the definition's softmax over the same keys, however long the text is. What a row does not
+see of it, since it is padding, or a starting key that is still in the window, a mask hides.
+
+More tokens are a band, or, where the ceiling is not the window, chunks; and so are those that
+reach back to the middle. Rows of different lengths are then read one by one, each without its
+padding.
 """
 
 from __future__ import annotations
@@ -11,13 +21,13 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .band import attend_band, ceiling_is_the_window, spare_columns
+from .band import How, Keys, attend_band, ceiling_is_the_window, spare_columns
 from .cache import Cache
-from .chunk import Found, How, Keys, attend_chunks
+from .chunk import Found, attend_chunks, by_key_head
 from .middle import Reach
-from .one_token import OneToken, rings_of, starting_tokens_are_read
 
 
 class Reading:
@@ -61,9 +71,10 @@ class Reading:
         if kept.middle:
             kept.middle.append(k, v)
         if self.one:
-            reaches = kept.middle and self.n_reaching
-            found = [self.reach(kept, *row, 1).find(q[row[0]]) for row in self.rows if reaches]
-            return self.one(layer, q, k, v, Found.of_rows(found))
+            if not (kept.middle and self.n_reaching):
+                return self.one(layer, q, k, v)
+            found = [self.reach(kept, *row, 1).find(q[row[0]]) for row in self.rows]
+            return self.one(layer, q, k, v, Found(*map(torch.cat, zip(*found))))
         if self.is_padding is not None:  # what is masked in a later step must not be NaN
             k, v = (x.masked_fill(self.is_padding, 0) for x in (k, v))
         spare = self.spare(kept)
@@ -119,3 +130,124 @@ class Reading:
         lm = kept.lm
         ends = torch.arange(self.end - n_reaching, self.end) - lm.n_local + 1
         return Reach(kept.middle, self.how, padding + lm.n_global, ends, rows)
+
+
+def starting_tokens_are_read(cache: Cache) -> bool:
+    """Whether the next token of no row is a starting token, which a step would not keep."""
+    return cache.lm.n_local is None or cache.shortest >= cache.lm.n_global
+
+
+class OneToken:
+    """What the next token of each row sees, for all layers.
+
+    position: (), integer: the tokens that the cache has read, on its device.
+    rings:    rings_of(cache, ...); with all columns that there will ever be, is_fixed, and a
+              mask hides the empty ones.
+    """
+
+    def __init__(self, cache: Cache, scheme, position: Tensor, scale, rings, is_fixed: bool):
+        lm, self.scale, self.rings = cache.lm, scale, rings
+        like, starting = rings[0][1:]
+        exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.turn = None
+        if not scheme.has_bias:
+            self.turn = scheme.matrix(position + cache.first_position, like.shape[-1], exact)
+        self.slot = (position if lm.n_local is None else position % lm.n_local).view(1)
+        self.moves = (
+            starting is not None and not scheme.has_bias and lm.distance_ceiling is not None
+        )
+        if self.moves:
+            after = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
+            self.slots = torch.cat((self.slot, after))
+        self.mask = None
+        if is_fixed or scheme.has_bias or some_is_hidden(cache):
+            self.mask = mask_of(cache, scheme, position, like)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, found=None) -> Tensor:
+        """Take in a layer's new k, v (B, H_kv, 1, D), not placed; what q (B, H, 1, D) gathers.
+        found: the middle keys that come back, if any."""
+        keys, values, starting = self.rings[layer]
+        if self.moves:
+            keys.index_copy_(2, self.slots, self.place(torch.cat((k, starting), 2)))
+        else:
+            keys.index_copy_(2, self.slot, self.place(k))
+        values.index_copy_(2, self.slot, v)
+        if found is not None:
+            return self.with_middle(q, keys, values, found)
+        q, n_kv_head, mask = self.place(q), k.shape[1], self.mask
+        group = q.shape[1] // n_kv_head
+        if mask is not None:  # (.., H_kv, H / H_kv, S): the queries of a key head, in its rows
+            by_head = mask.shape[1] > 1
+            mask = mask.view(len(mask), n_kv_head, group, -1) if by_head else mask
+        q = q.view(len(q), n_kv_head, group, q.shape[3])
+        gathered = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask, scale=self.scale
+        )
+        return gathered.reshape(len(q), n_kv_head * group, 1, -1)
+
+    def with_middle(self, q: Tensor, keys: Tensor, values: Tensor, found: Found) -> Tensor:
+        """The same with middle keys, each query head's own, under the same softmax."""
+        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+        near = by_key_head(self.place(q.to(exact)), keys.to(exact).mT) * self.scale
+        near = near if self.mask is None else near + self.mask
+        at_middle = found.logits.to(exact).masked_fill(~found.valid, torch.finfo(exact).min)
+        weights = torch.cat((near, at_middle), -1).softmax(-1)
+        near, at_middle = weights.split([keys.shape[2], found.logits.shape[3]], -1)
+        gathered = torch.einsum("bhtk,bhtkd->bhtd", at_middle, found.v.to(exact))
+        return (by_key_head(near, values.to(exact)) + gathered).to(q.dtype)
+
+    def place(self, x: Tensor) -> Tensor:
+        """x at the query's position."""
+        if self.turn is None:
+            return x
+        if x.dtype == self.turn.dtype:
+            return x @ self.turn
+        return (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
+
+
+def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
+    """Of each layer, what a step reads and writes: keys and values (B, H_kv, columns, D), and
+    the starting keys (B, H_kv, n_global, D) to place again, None where none is seen.
+
+    is_fixed: all columns that there will ever be, instead of those that are filled.
+    """
+    lm, rings = cache.lm, []
+    for layer in cache.layers:
+        if not is_fixed:
+            layer.make_room(cache.length + 1, cache.shortest + 1)
+        keys, values, starting = layer.keys, layer.values, layer.starting_keys
+        if not is_fixed and (lm.n_local is None or cache.length < lm.n_local):
+            filled = slice(0, cache.length + 1)
+            keys, values, starting = keys[:, :, filled], values[:, :, filled], None
+        rings.append((keys, values, starting if lm.n_global else None))
+    return rings
+
+
+def some_is_hidden(cache: Cache) -> bool:
+    """Whether the next token of some row does not see all columns that are filled."""
+    lm, end, shortest = cache.lm, cache.length + 1, cache.shortest + 1
+    if lm.n_local is None or end <= lm.n_local:
+        return shortest < end
+    return shortest < lm.n_local + lm.n_global
+
+
+def mask_of(cache: Cache, scheme, position: Tensor, like: Tensor) -> Tensor:
+    """What is added to the logits of each column, the bias of its distance or the lowest number
+    where it is hidden: (B, 1 or H, 1, columns)."""
+    lm, device = cache.lm, like.device
+    n_ring = like.shape[2] if lm.n_local is None else min(like.shape[2], lm.n_local)
+    slots = torch.arange(n_ring, device=device)
+    near = position - slots if lm.n_local is None else (position - slots) % lm.n_local
+    padding = torch.tensor(cache.padding, device=device)[:, None]
+    far = position - padding - torch.arange(like.shape[2] - n_ring, device=device)  # (B, G)
+    hidden = position - near < padding
+    if far.shape[1]:
+        hidden = torch.cat((hidden, far < lm.n_local), -1)
+    d = torch.cat((near.expand(len(far), -1), far), -1)
+    exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+    bias = torch.zeros((), dtype=exact, device=device)
+    if scheme.has_bias:
+        d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
+        bias = scheme.bias(d[:, None]).to(exact)  # (B, H, 1, S)
+    mask = torch.where(hidden[:, None, None], torch.finfo(like.dtype).min, bias)
+    return mask.to(like.dtype)

@@ -14,7 +14,7 @@ import torch
 from ..checks import Guard, check_lm
 from ..config import LMInfinite, require_integer
 from ..fast.compiled import compiled_step
-from ..fast.one_token import starting_tokens_are_read
+from ..fast.reading import starting_tokens_are_read
 from ..terminal.files import shown
 from ..transformer import Transformer
 from . import sampling
