@@ -1,4 +1,4 @@
-"""fast/one_token.py: one token at a time in shapes that never change, as one graph."""
+"""fast/reading.py: one token at a time in shapes that never change, as one graph."""
 
 import pytest
 import torch

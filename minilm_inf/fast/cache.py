@@ -1,13 +1,12 @@
 """What is kept between chunks: the keys and values that a later query can still see.
 
 Of each layer that is the last n_local keys, placed at their positions, in a ring whose newest
-takes the slot of the oldest; and the first n_global keys, at home (see chunk.starting_keys),
-since from the window on their own position no longer matters. What the definition lets no later
-query see is overwritten, so nothing is lost, and memory stops growing after n_global + n_local
-tokens:
+takes the slot of the oldest; and the first n_global keys, at home (see band.How), since from
+the window on their own position no longer matters. What the definition lets no later query see
+is overwritten, so nothing is lost, and memory stops growing after n_global + n_local tokens:
 
     the ring, n_local = 6, after 8 tokens        after it
-    | 6 | 7 | 2 | 3 | 4 | 5 |                    | 0 | 1 |     starting keys, for one_token.py
+    | 6 | 7 | 2 | 3 | 4 | 5 |                    | 0 | 1 |     starting keys, for a step
 
 Only with top_k all that was read is kept as well (see middle.py), and memory grows with it.
 
@@ -40,17 +39,19 @@ class LayerCache:
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.TENSORS}
 
-    def columns(self, longest: int, shortest: int) -> tuple[int, int]:
-        """How many columns the ring, with what stands after it, and the starting keys have,
-        once rows of so many tokens were read: the ring doubles until it holds n_local."""
-        limit, n_global, longest = self.lm.n_local, self.lm.n_global, max(0, longest)
+    def n_starting(self, longest: int) -> int:
+        """How many starting keys there are, after so many tokens of the longest text."""
+        return 0 if self.lm.n_local is None else min(self.lm.n_global, max(0, longest))
+
+    def n_columns(self, longest: int, shortest: int) -> int:
+        """How many columns the keys have after so many tokens: the ring doubles until it holds
+        n_local, and once it is full, and all starting tokens are read, these follow it."""
+        limit = self.lm.n_local
         doubled = 1 << (longest - 1).bit_length() if longest else 0
         if limit is None:
-            return doubled, 0
-        n_starting = min(n_global, longest)
-        if longest <= limit or shortest < n_global:
-            return min(doubled, limit), n_starting
-        return limit + n_global, n_starting
+            return doubled
+        is_full = longest > limit and shortest >= self.lm.n_global
+        return limit + self.lm.n_global if is_full else min(doubled, limit)
 
     def extend(self, placed, home, v, length: int, padding: list[int], spare: int):
         """Take in the next tokens: keys where they stand and at home, and values, (B, H_kv, T,
@@ -86,7 +87,7 @@ class LayerCache:
 
     def make_room(self, longest: int, shortest: int):
         """Have the columns that are needed after so many tokens."""
-        room, (needed, _) = self.values.shape[2], self.columns(longest, shortest)
+        room, needed = self.values.shape[2], self.n_columns(longest, shortest)
         if needed <= room:
             return
         for name in ("keys", "values"):
@@ -97,7 +98,7 @@ class LayerCache:
 
     def _take_starting(self, home, v, length: int, padding: list[int]):
         """Take in each row's own first n_global tokens, which follow its padding."""
-        count = self.columns(length + v.shape[2] - min(padding), 0)[1]
+        count = self.n_starting(length + v.shape[2] - min(padding))
         among = (
             torch.tensor(padding)[:, None] + torch.arange(count) - length
         )  # of the new tokens, (B, count)
@@ -172,7 +173,7 @@ class Cache(Guard):
         self.padding = padding
 
     def settle(self):
-        """Have room for all that one_token.py will ever see."""
+        """Have room for all that a step will ever see."""
         full = (self.lm.n_local or 0) + self.lm.n_global + 1
         for layer in self.layers:
             layer.make_room(full, full)

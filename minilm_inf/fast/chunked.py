@@ -96,7 +96,7 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
 
 
 def sees_all_past(how: How, n_queries: int, n_keys: int) -> bool:
-    """Whether every query sees all before it, as they are: what PyTorch can do, gradients too."""
+    """Whether every query sees all before it as they are: PyTorch does that, gradients too."""
     fits = n_queries == n_keys and n_keys <= (how.lm.n_local or n_keys)
     return fits and not how.scheme.has_bias and how.scale > LEAST_SCALE
 

@@ -1,6 +1,6 @@
 """A decode step as a program: recorded once, compiled, and run for every token that follows.
 
-fast/one_token.py takes a token in shapes that never change, however long the text is. So on a
+reading.py takes one token in shapes that never change, however long the text is. So on a
 CPU the step can be recorded (torch.export) and compiled ahead of time (AOTInductor). The
 program is handed the weights and the cache's rings, works in them, and copies none. It is
 called past Python: nothing is looked up or checked between two tokens, which with torch.compile

@@ -90,7 +90,7 @@ class Reading:
     def spare(self, kept) -> int:
         """Columns before the window's keys, as band.py needs them."""
         longest, n_local = self.end - min(self.cache.padding), kept.lm.n_local
-        return spare_columns(kept.columns(longest, 0)[1], min(self.end, n_local or self.end))
+        return spare_columns(kept.n_starting(longest), min(self.end, n_local or self.end))
 
     def attend_rows(self, rows: slice, padding: int, q, keys, values, kept, out):
         """Write to out what the queries of some rows gather, which have the same padding."""

@@ -46,8 +46,8 @@ def restore(cache: Cache, state: dict[str, Tensor]):
 
 def restore_layer(layer: LayerCache, state: dict[str, Tensor], length: int, padding: list[int]):
     """restore, for one layer."""
-    ring = layer.columns(length, length - max(padding))[0]
-    starting = layer.columns(length - min(padding), 0)[1]
+    ring = layer.n_columns(length, length - max(padding))
+    starting = layer.n_starting(length - min(padding))
     for name, old in layer.tensors().items():
         count = starting if name.startswith("starting") else ring
         new = fitting(state.pop(name, None), (*old.shape[:2], count, old.shape[3]), old.dtype)
