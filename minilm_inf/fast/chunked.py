@@ -120,7 +120,8 @@ def read_as_band(q, k, v, first: int, starting: Keys, how: How) -> Tensor:
     group, reach = q.shape[1] // n_kv_head, min(n, how.lm.n_local or n) - 1
     spare = spare_columns(starting.k.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
-    columns = spare + reach + min(stretch, n_queries)
+    room = reach if n_queries > stretch else min(reach, n - n_queries)  # for keys before
+    columns = spare + room + min(stretch, n_queries)
     for some in torch.arange(n_kv_head).split(KEY_HEADS_AT_ONCE):
         heads = slice(int(some[0]), int(some[-1]) + 1)
         query_heads = slice(heads.start * group, heads.stop * group)
@@ -130,7 +131,7 @@ def read_as_band(q, k, v, first: int, starting: Keys, how: How) -> Tensor:
             own = n - n_queries + start  # the first query's own key
             last = min(own + stretch, n)
             oldest = max(0, own - reach)
-            column = spare + reach - own  # where key 0 would stand
+            column = spare + room - own  # where key 0 would stand
             new = own if start else oldest
             if start:
                 moved = buffer[:, :, column + oldest + stretch : column + own + stretch]

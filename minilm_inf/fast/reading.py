@@ -113,9 +113,7 @@ class Reading:
             return self.place(x, slice(skipped + here.start, skipped + here.stop))
 
         if n_reaching < n and self.is_band:
-            attend_band(
-                q, place, keys, values, starting, end - n, self.how, out,
-            )  # fmt: skip
+            attend_band(q, place, keys, values, starting, end - n, self.how, out)
         elif n_reaching < n:
             out.copy_(attend_chunks(q, positions, window, starting, self.how))
         if n_reaching:
