@@ -17,8 +17,8 @@ from .checks import check_call, check_new_cache, padding_of
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .fast.cache import Cache
 from .fast.chunked import chunked_attend
-from .fast.middle import KINDS
 from .fast.reading import OneToken, Reading, rings_of
+from .terminal.blocks import KINDS
 
 PATHS = {"reference": attend, "chunked": chunked_attend}
 

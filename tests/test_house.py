@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
     "terminal", "terminal.startup", "terminal.files", "config", "positions", "lambda_mask",
-    "distance_ceiling", "top_k", "checks", "attention", "terminal.mapped_file", "fast",
+    "distance_ceiling", "top_k", "checks", "attention", "terminal.blocks", "fast",
     "fast.band", "fast.chunk", "fast.middle", "fast.chunked", "fast.cache", "fast.reading",
     "transformer", "fast.compiled", "models.raw_config", "models.llama_config",
     "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",

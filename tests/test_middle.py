@@ -1,4 +1,4 @@
-"""fast/middle.py, terminal/mapped_file.py: the past that comes back, by every path."""
+"""fast/middle.py, terminal/blocks.py: the past that comes back, by every path."""
 
 import os
 import signal
@@ -15,8 +15,9 @@ from minilm_inf.attention import attend
 from minilm_inf.config import LMInfinite
 from minilm_inf.fast import middle
 from minilm_inf.fast.chunked import chunked_attend
-from minilm_inf.fast.middle import KINDS, Middle
+from minilm_inf.fast.middle import Middle
 from minilm_inf.positions import Rotary
+from minilm_inf.terminal.blocks import KINDS
 from minilm_inf.writing.saved_cache import restore, state_of
 from minilm_inf.writing.session import Session, generate, write_all
 

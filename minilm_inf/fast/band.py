@@ -36,31 +36,12 @@ LONG = 512  # a window of more than this: its logits are masked at both ends alo
 LEAST_SCALE = 1e-30  # PyTorch's causal mask is -inf * scale, and less is 0 in float32
 
 
-class Keys(NamedTuple):
-    """Placed keys of a text, in ascending order, and their values.
-
-    k, v:      (B, H_kv, S, D)
-    positions: of the tokens themselves, integers on the CPU, (S,)
-    home:      the one position where all are kept; None: each at its own
-    """
+class Starting(NamedTuple):
+    """Starting keys, kept at home, and their values, (B, H_kv, G, D); their positions, (G,)."""
 
     k: Tensor
     v: Tensor
     positions: Tensor
-    home: int | None = None
-
-    def between(self, first: int, last: int) -> Keys:
-        """Those at positions first to last."""
-        start, stop = torch.searchsorted(self.positions, torch.tensor([first, last + 1]))
-        k, v, positions, home = self
-        return Keys(k[:, :, start:stop], v[:, :, start:stop], positions[start:stop], home)
-
-    def at(self, positions, scheme, dtype) -> Tensor:
-        """The keys, placed at one position or at one each: placing adds to where they are."""
-        now = self.positions if self.home is None else self.home
-        further = (positions - now).expand_as(self.positions)
-        k = self.k.to(dtype)
-        return scheme.place(k, further) if further.any() else k
 
 
 class How(NamedTuple):
@@ -76,17 +57,17 @@ class How(NamedTuple):
         it stood at 0, finds each of them there exactly C away."""
         return None if self.lm.distance_ceiling is None else -self.lm.distance_ceiling
 
-    def at_home(self, k: Tensor, positions: Tensor) -> Tensor:
-        """Starting keys as they are kept; without a ceiling that is at their own positions."""
-        return self.scheme.place(
-            k, positions if self.home is None else torch.tensor([self.home])
-        )
-
 
 def ceiling_is_the_window(how: How) -> bool:
     """Whether every window key stands below the ceiling and every starting key at it, or the
     scheme places nothing: then placed queries meet the window, and unplaced ones home."""
     return how.scheme.has_bias or how.lm.distance_ceiling in (None, how.lm.n_local)
+
+
+def sees_all_past(how: How, n_queries: int, n_keys: int) -> bool:
+    """Whether every query of a text sees all before it as they are: PyTorch can do that."""
+    fits = n_queries == n_keys and n_keys <= (how.lm.n_local or n_keys)
+    return fits and not how.scheme.has_bias and how.scale > LEAST_SCALE
 
 
 def spare_columns(n_starting: int, n_local: int) -> int:
@@ -96,7 +77,7 @@ def spare_columns(n_starting: int, n_local: int) -> int:
 
 
 def attend_band(
-    q: Tensor, place, keys: Tensor, values: Tensor, starting: Keys, first: int, how: How,
+    q: Tensor, place, keys: Tensor, values: Tensor, starting: Starting, first: int, how: How,
     out: Tensor, first_head: int = 0,
 ):  # fmt: skip
     """Write to out what consecutive queries gather.
@@ -119,10 +100,7 @@ def attend_band(
         for row, head in product(range(len(q)), range(n_kv_head))
     ]
     early = 0  # queries that see all of the past
-    is_beginning = not before and not (
-        len(starting.positions) and starting.positions[0] < first
-    )
-    if is_beginning and not scheme.has_bias and scale > LEAST_SCALE:
+    if not before and n_local > 1 and sees_all_past(how, n_local, n_local):
         early = min(length, n_local)
         for row, head, heads in each_head:
             placed = place(q[row, heads, :early].to(exact), slice(0, early))
@@ -138,15 +116,15 @@ def attend_band(
         cut = max(0, n_local - 1 - before - start)  # columns before the text's first token
         oldest = before + start - (n_local - 1) + cut
         window = slice(oldest, before + here.stop)  # of all blocks, one after the other
-        positions = torch.arange(first + here.start, first + here.stop)
-        far = starting_mask(scheme, lm, positions, starting.positions, exact, q.device)
+        d = distances(torch.arange(first + here.start, first + here.stop), starting.positions)
+        far = masked_bias(scheme, lm, d, ~is_local(d, lm.n_local), exact).to(q.device)
         for row, head, heads in each_head:
             biased = slice(0, 1)
             if scheme.has_bias:
                 biased = slice(first_head + heads.start, first_head + heads.stop)
             unplaced = q[row, heads, here].to(exact)
             placed = place(unplaced, here)
-            asked = placed if starting.home is None else unplaced
+            asked = placed if how.home is None else unplaced
             at_home = asked @ home_k[row, head].mT * scale + far[biased]
             gathered = attend_blocks(
                 by_block(placed, count), keys[row, head, oldest : spare + window.stop],
@@ -231,21 +209,11 @@ def window_mask(scheme, lm: LMInfinite, n_local: int, rows: int, dtype, device) 
         return masked_bias(scheme, lm, d, is_past(d) & is_local(d, n_local), dtype).to(device)
 
 
-def starting_mask(scheme, lm: LMInfinite, positions, starting: Tensor, dtype, device) -> Tensor:
-    """The same for starting keys, of which those are seen that have left the window:
-    (1 or H, T, G), or (1, 1, 1) where it would be 0 throughout."""
-    all_left = not len(starting) or positions[0] - starting[-1] >= lm.n_local
-    if all_left and not scheme.has_bias:
-        return torch.zeros(1, 1, 1, dtype=dtype, device=device)
-    d = distances(positions, starting)
-    return masked_bias(scheme, lm, d, ~is_local(d, lm.n_local), dtype).to(device)
-
-
 def masked_bias(scheme, lm: LMInfinite, d: Tensor, seen: Tensor, dtype) -> Tensor:
-    """The bias of distances (T, S), of which none seems beyond the ceiling, and the lowest
-    number for what is not seen: (1 or H, T, S)."""
-    bias = torch.zeros(1, *d.shape, dtype=dtype)
+    """The bias of distances (.., T, S), of which none seems beyond the ceiling, and the lowest
+    number for what is not seen: (.., 1 or H, T, S)."""
+    bias = torch.zeros_like(d, dtype=dtype).unsqueeze(-3)
     if scheme.has_bias:
         d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
         bias = scheme.bias(d).to(dtype)
-    return bias.masked_fill(~seen, torch.finfo(dtype).min)
+    return bias.masked_fill(~seen.unsqueeze(-3), torch.finfo(dtype).min)

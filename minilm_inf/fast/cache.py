@@ -61,29 +61,18 @@ class LayerCache:
         `spare` columns before the keys.
         """
         limit, end = self.lm.n_local, length + v.shape[2]
-        first = 0 if limit is None else max(0, length - limit + 1)
-        old = self._slots(first, length)
-        before = placed.new_zeros(*placed.shape[:2], spare, placed.shape[3])
-        keys = torch.cat((before, *(self.keys[:, :, slots] for slots in old), placed), 2)
-        values = torch.cat((*(self.values[:, :, slots] for slots in old), v), 2)
         if limit is not None and length - max(padding) < self.lm.n_global:
             self._take_starting(home, v, length, padding)
         self.make_room(end, end - max(padding))
-        kept, done = min(v.shape[2], limit or end), 0
-        for slots in self._slots(end - kept, end):
-            count = slots.stop - slots.start
-            new = slice(v.shape[2] - kept + done, v.shape[2] - kept + done + count)
-            self.keys[:, :, slots], self.values[:, :, slots] = placed[:, :, new], v[:, :, new]
-            done += count
+        limit = limit or end
+        old = torch.arange(max(0, length - limit + 1), length, device=v.device) % limit
+        new = torch.arange(max(length, end - limit), end, device=v.device) % limit
+        before = placed.new_zeros(*placed.shape[:2], spare, placed.shape[3])
+        keys = torch.cat((before, self.keys.index_select(2, old), placed), 2)
+        values = torch.cat((self.values.index_select(2, old), v), 2)
+        self.keys.index_copy_(2, new, placed[:, :, -len(new) :])
+        self.values.index_copy_(2, new, v[:, :, -len(new) :])
         return keys, values
-
-    def _slots(self, first: int, last: int) -> list[slice]:
-        """Where tokens first to last - 1 stand, in their order: one slice of the ring, or two,
-        or none."""
-        limit, count = self.lm.n_local or max(1, last), last - first
-        start = first % limit
-        found = slice(start, min(start + count, limit)), slice(0, start + count - limit)
-        return [slots for slots in found if slots.stop > slots.start]
 
     def make_room(self, longest: int, shortest: int):
         """Have the columns that are needed after so many tokens."""
@@ -99,9 +88,8 @@ class LayerCache:
     def _take_starting(self, home, v, length: int, padding: list[int]):
         """Take in each row's own first n_global tokens, which follow its padding."""
         count = self.n_starting(length + v.shape[2] - min(padding))
-        among = (
-            torch.tensor(padding)[:, None] + torch.arange(count) - length
-        )  # of the new tokens, (B, count)
+        # (B, count): which of the new tokens they are, if they are new.
+        among = torch.tensor(padding)[:, None] + torch.arange(count) - length
         is_new = ((among >= 0) & (among < v.shape[2]))[:, None, :, None].to(v.device)
         among = among.clamp(0, v.shape[2] - 1)[:, None, :, None].to(v.device)
         for name, new in (("starting_keys", home), ("starting_values", v)):

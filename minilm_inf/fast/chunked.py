@@ -16,17 +16,16 @@ from torch import Tensor
 from ..checks import check_attention
 from ..config import FULL_ATTENTION, LMInfinite
 from .band import (
-    LEAST_SCALE,
     ROWS,
     How,
-    Keys,
+    Starting,
     attend_band,
     attend_past,
     ceiling_is_the_window,
+    sees_all_past,
     spare_columns,
 )
 from .chunk import attend_chunks
-from .middle import Middle, Reach
 
 QUERIES_PER_STRETCH = 24 * ROWS  # for which the window moves along at once
 KEY_HEADS_AT_ONCE = 8  # whose windows are in memory
@@ -34,16 +33,9 @@ ROWS_PLACED_AT_ONCE = 256  # what is made on the way then stays near the process
 
 
 def chunked_attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_positions: Tensor,
-    k_positions: Tensor,
-    scheme,
-    lm: LMInfinite | None,
-    scale: float | None = None,
-    n_reaching: int | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, scheme,
+    lm: LMInfinite | None, scale: float | None = None, n_reaching: int | None = None,
+) -> Tensor:  # fmt: skip
     """attention.attend's numbers in O(n) time.
 
     Arguments, result and errors are attend's; beyond them, positions must ascend in each row
@@ -71,34 +63,19 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
     """chunked_attend where all rows stand at the same positions, (T,) and (S,)."""
     text = slice(int((k_positions < 0).sum()), None)  # what stands before it is padding
     k, v, k_positions = k[:, :, text], v[:, :, text], k_positions[text]
-    first = 0 if how.lm.n_local is None else int((k_positions < how.lm.n_global).sum())
-    starting = k[:, :, :first], v[:, :, :first], k_positions[:first]
-    starting = Keys(how.at_home(starting[0], starting[2]), *starting[1:], how.home)
-    n = q.shape[2] - n_reaching  # the others see no middle
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     is_band = ceiling_is_the_window(how) and are_consecutive(q_positions, k_positions)
-    if is_band and learns and sees_all_past(how, len(q_positions), len(k_positions)):
+    if is_band and learns and sees_all_past(how, q.shape[2], k.shape[2]):
         placed = (how.scheme.place(x, k_positions) for x in (q, k))
         return attend_past(*placed, v, how.scale)
-    if is_band and not learns and n:
-        out = read_as_band(q, k, v, int(k_positions[0]), starting, how)
-        if not n_reaching:
-            return out
-    window = Keys(how.scheme.place(k, k_positions), v, k_positions)
+    n = q.shape[2] - n_reaching  # the others see no middle
     if learns or not is_band or not n:
-        out = attend_chunks(q[:, :, :n], q_positions[:n], window, starting, how)
-        if not n_reaching:
-            return out
-    ends = torch.searchsorted(k_positions, q_positions[n:] - how.lm.n_local, right=True)
-    reach = Reach(Middle.of(k, v), how, first, ends)
-    last = attend_chunks(q[:, :, n:], q_positions[n:], window, starting, how, reach)
-    return torch.cat((out[:, :, :n], last), 2)
-
-
-def sees_all_past(how: How, n_queries: int, n_keys: int) -> bool:
-    """Whether every query sees all before it as they are: PyTorch does that, gradients too."""
-    fits = n_queries == n_keys and n_keys <= (how.lm.n_local or n_keys)
-    return fits and not how.scheme.has_bias and how.scale > LEAST_SCALE
+        return attend_chunks(q, k, v, q_positions, k_positions, how, n_reaching)
+    out = read_as_band(q, k, v, k_positions, how)
+    if n_reaching:
+        last = q[:, :, n:], k, v, q_positions[n:], k_positions
+        out[:, :, n:] = attend_chunks(*last, how, n_reaching)
+    return out
 
 
 def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
@@ -109,8 +86,8 @@ def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
     return torch.equal(q_positions, k_positions[n - m :])
 
 
-def read_as_band(q, k, v, first: int, starting: Keys, how: How) -> Tensor:
-    """What consecutive queries gather; the first key is token `first`.
+def read_as_band(q, k, v, k_positions: Tensor, how: How) -> Tensor:
+    """What consecutive queries gather, the last of them at the last key's position.
 
     The placed keys of a stretch of queries stand in a buffer, those before the stretch's own
     in its first columns: from there the next stretch moves on, so that each is placed once.
@@ -118,6 +95,11 @@ def read_as_band(q, k, v, first: int, starting: Keys, how: How) -> Tensor:
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     out, n, n_kv_head, n_queries = torch.empty_like(q), k.shape[2], k.shape[1], q.shape[2]
     group, reach = q.shape[1] // n_kv_head, min(n, how.lm.n_local or n) - 1
+    first = int(k_positions[0])
+    early = slice(0, 0 if how.lm.n_local is None else max(0, how.lm.n_global - first))
+    home = k_positions[early] if how.home is None else torch.tensor([how.home])
+    at_home = how.scheme.place(k[:, :, early], home)
+    starting = Starting(at_home, v[:, :, early], k_positions[early])
     spare = spare_columns(starting.k.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
     room = reach if n_queries > stretch else min(reach, n - n_queries)  # for keys before

@@ -19,15 +19,16 @@ padding.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .band import How, Keys, attend_band, ceiling_is_the_window, spare_columns
+from .band import How, Starting, attend_band, ceiling_is_the_window, masked_bias, spare_columns
 from .cache import Cache
-from .chunk import Found, attend_chunks, by_key_head
-from .middle import Reach
+from .chunk import attend_chunks
+from .middle import Found
 
 
 class Reading:
@@ -43,9 +44,8 @@ class Reading:
         self.n_new, self.n_reaching, self.end = n_new, n_reaching, cache.length + n_new
         self.is_band, self.one = ceiling_is_the_window(self.how), None
         # The rows that are read together, and their padding.
-        self.rows = [
-            (slice(row, row + 1), padding) for row, padding in enumerate(cache.padding)
-        ]
+        each = enumerate(cache.padding)
+        self.rows = [(slice(row, row + 1), padding) for row, padding in each]
         if len(set(cache.padding)) == 1:
             self.rows = [(slice(None), cache.padding[0])]
         has_begun = max(cache.padding) <= cache.length  # no row is padding still
@@ -55,79 +55,71 @@ class Reading:
             self.one = OneToken(cache, scheme, position, scale, rings, is_fixed=False)
             return
         columns = torch.arange(cache.length, self.end)
-        self.place = scheme.at(columns + cache.first_position, like.dtype, like.device)
-        self.place_home = self.place
-        if self.how.home is not None:
-            home = torch.tensor([self.how.home])
-            self.place_home = scheme.at(home, like.dtype, like.device)
+        homes = columns + cache.first_position, torch.tensor([self.how.home or 0])
+        self.place, self.place_home = (scheme.at(x, like.dtype, like.device) for x in homes)
+        if self.how.home is None:
+            self.place_home = self.place
+        if not self.is_band:  # then the definition, which serves instead, places the keys
+            self.place = self.place_home = lambda x: x
         self.is_padding = None
-        if max(cache.padding) > cache.length:
+        if not has_begun:
             is_padding = columns < torch.tensor(cache.padding)[:, None]
             self.is_padding = is_padding[:, None, :, None].to(like.device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Take in a layer's k, v (B, H_kv, T, D), not placed; what q (B, H, T, D) gathers."""
-        kept = self.cache.layers[layer]
+        kept, cache = self.cache.layers[layer], self.cache
         if kept.middle:
             kept.middle.append(k, v)
         if self.one:
-            if not (kept.middle and self.n_reaching):
-                return self.one(layer, q, k, v)
-            found = [self.reach(kept, *row, 1).find(q[row[0]]) for row in self.rows]
-            return self.one(layer, q, k, v, Found(*map(torch.cat, zip(*found))))
+            found = None
+            if kept.middle and self.n_reaching:
+                firsts = [padding + cache.lm.n_global for padding in cache.padding]
+                found = kept.middle.find(q, firsts, self.end - cache.lm.n_local, self.how)
+            return self.one(layer, q, k, v, found)
         if self.is_padding is not None:  # what is masked in a later step must not be NaN
             k, v = (x.masked_fill(self.is_padding, 0) for x in (k, v))
-        spare = self.spare(kept)
-        window = kept.extend(
-            self.place(k), self.place_home(k), v, self.cache.length, self.cache.padding, spare
+        new, out = (self.place(k), self.place_home(k), v), torch.zeros_like(q)
+        spare = spare_columns(
+            kept.n_starting(self.end - min(cache.padding)),
+            min(self.end, cache.lm.n_local or self.end),
         )
-        out = torch.zeros_like(q)
+        keys, values = kept.extend(*new, cache.length, cache.padding, spare)
         for rows, padding in self.rows:
-            if padding < self.end:
-                self.attend_rows(rows, padding, q, *window, kept, out)
+            n = min(self.n_new, self.end - padding)  # of text
+            if n > 0:
+                text = (x[rows, :, -n:] for x in (q, out))
+                self.attend_text(*text, keys[rows], values[rows], padding, rows, kept)
         return out
 
-    def spare(self, kept) -> int:
-        """Columns before the window's keys, as band.py needs them."""
-        longest, n_local = self.end - min(self.cache.padding), kept.lm.n_local
-        return spare_columns(kept.n_starting(longest), min(self.end, n_local or self.end))
-
-    def attend_rows(self, rows: slice, padding: int, q, keys, values, kept, out):
+    def attend_text(self, q, out, keys, values, padding: int, rows: slice, kept):
         """Write to out what the queries of some rows gather, which have the same padding."""
-        first, end = self.cache.first_position, self.cache.first_position + self.end
-        n = min(self.n_new, self.end - padding)  # new tokens that are text
-        n_keys = min(values.shape[2], self.end - padding)
-        spare = keys.shape[2] - values.shape[2]
-        q, out = q[rows, :, -n:], out[rows, :, -n:]
-        keys, values = keys[rows, :, -n_keys - spare :], values[rows, :, -n_keys:]
-        window = Keys(keys[:, :, spare:], values, torch.arange(end - n_keys, end))
+        n, end = q.shape[2], self.end - padding  # from here on, positions are a text's own
+        n_keys, n_reaching = min(values.shape[2], end), self.n_reaching if kept.middle else 0
+        spare, n_reaching = keys.shape[2] - values.shape[2], min(n, n_reaching)
+        keys, values = keys[:, :, -n_keys - spare :], values[:, :, -n_keys:]
         starting = kept.starting_keys[rows], kept.starting_values[rows]
-        positions = torch.arange(starting[0].shape[2]) + first + padding
-        starting = Keys(*starting, positions, self.how.home)
-        positions = torch.arange(end - n, end)
-
-        n_reaching = min(n, self.n_reaching) if kept.middle else 0
-        skipped = self.n_new - n
-
-        def place(x: Tensor, here: slice) -> Tensor:
-            return self.place(x, slice(skipped + here.start, skipped + here.stop))
-
-        if n_reaching < n and self.is_band:
+        positions = torch.arange(end)
+        if self.is_band and n_reaching < n:
+            starting = Starting(*starting, torch.arange(starting[0].shape[2]))
+            place = partial(self.place_some, self.n_new - n)
             attend_band(q, place, keys, values, starting, end - n, self.how, out)
         elif n_reaching < n:
-            out.copy_(attend_chunks(q, positions, window, starting, self.how))
-        if n_reaching:
-            back = slice(n - n_reaching, n)
-            reach = self.reach(kept, rows, padding, n_reaching)
-            out[:, :, back] = attend_chunks(
-                q[:, :, back], positions[back], window, starting, self.how, reach
+            left = min(starting[0].shape[2], end - n_keys)  # those that are not in the window
+            k, v = (
+                torch.cat((x[:, :, :left], y), 2)
+                for x, y in zip(starting, (keys[:, :, spare:], values))
             )
+            shown = torch.cat((positions[:left], positions[-n_keys:]))
+            out.copy_(attend_chunks(q, k, v, positions[-n:], shown, self.how))
+        if n_reaching:
+            k, v = (x[:, :, padding:] for x in kept.middle.all(rows))
+            last = q[:, :, -n_reaching:], k, v, positions[-n_reaching:], positions
+            out[:, :, -n_reaching:] = attend_chunks(*last, self.how, n_reaching)
 
-    def reach(self, kept, rows: slice, padding: int, n_reaching: int) -> Reach:
-        """How the last of the next tokens reach back to a layer's middle, by columns."""
-        lm = kept.lm
-        ends = torch.arange(self.end - n_reaching, self.end) - lm.n_local + 1
-        return Reach(kept.middle, self.how, padding + lm.n_global, ends, rows)
+    def place_some(self, skipped: int, x: Tensor, rows: slice) -> Tensor:
+        """Queries where they stand: those of the next tokens, without the first `skipped`."""
+        return self.place(x, slice(skipped + rows.start, skipped + rows.stop))
 
 
 def starting_tokens_are_read(cache: Cache) -> bool:
@@ -186,21 +178,20 @@ class OneToken:
     def with_middle(self, q: Tensor, keys: Tensor, values: Tensor, found: Found) -> Tensor:
         """The same with middle keys, each query head's own, under the same softmax."""
         exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-        near = by_key_head(self.place(q.to(exact)), keys.to(exact).mT) * self.scale
+        n_kv_head, by_key_head = keys.shape[1], (len(q), keys.shape[1], -1, q.shape[3])
+        asked = self.place(q.to(exact)).view(by_key_head)
+        near = (asked @ keys.to(exact).mT).view(*q.shape[:3], -1) * self.scale
         near = near if self.mask is None else near + self.mask
         at_middle = found.logits.to(exact).masked_fill(~found.valid, torch.finfo(exact).min)
         weights = torch.cat((near, at_middle), -1).softmax(-1)
         near, at_middle = weights.split([keys.shape[2], found.logits.shape[3]], -1)
         gathered = torch.einsum("bhtk,bhtkd->bhtd", at_middle, found.v.to(exact))
-        return (by_key_head(near, values.to(exact)) + gathered).to(q.dtype)
+        near = near.view(len(q), n_kv_head, -1, near.shape[-1]) @ values.to(exact)
+        return (near.view(q.shape) + gathered).to(q.dtype)
 
     def place(self, x: Tensor) -> Tensor:
         """x at the query's position."""
-        if self.turn is None:
-            return x
-        if x.dtype == self.turn.dtype:
-            return x @ self.turn
-        return (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
+        return x if self.turn is None else (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
 
 
 def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
@@ -238,14 +229,8 @@ def mask_of(cache: Cache, scheme, position: Tensor, like: Tensor) -> Tensor:
     near = position - slots if lm.n_local is None else (position - slots) % lm.n_local
     padding = torch.tensor(cache.padding, device=device)[:, None]
     far = position - padding - torch.arange(like.shape[2] - n_ring, device=device)  # (B, G)
-    hidden = position - near < padding
+    seen = position - near >= padding
     if far.shape[1]:
-        hidden = torch.cat((hidden, far < lm.n_local), -1)
+        seen = torch.cat((seen, far >= lm.n_local), -1)
     d = torch.cat((near.expand(len(far), -1), far), -1)
-    exact = torch.float64 if like.dtype == torch.float64 else torch.float32
-    bias = torch.zeros((), dtype=exact, device=device)
-    if scheme.has_bias:
-        d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
-        bias = scheme.bias(d[:, None]).to(exact)  # (B, H, 1, S)
-    mask = torch.where(hidden[:, None, None], torch.finfo(like.dtype).min, bias)
-    return mask.to(like.dtype)
+    return masked_bias(scheme, lm, d[:, None], seen[:, None], like.dtype)

@@ -22,7 +22,7 @@ def state_of(cache: Cache) -> dict[str, Tensor]:
     state = {name: torch.tensor(x, device="cpu") for name, x in counts.items()}
     for number, layer in enumerate(cache.layers):
         state |= {f"{number}.{name}": x for name, x in layer.tensors().items()}
-        for block, pair in enumerate(layer.middle.blocks if layer.middle else ()):
+        for block, pair in enumerate(layer.middle.pairs if layer.middle else ()):
             count = layer.middle.length - block * layer.middle.per_block
             for kind, x in zip("kv", pair):
                 state[f"{number}.middle.{kind}.{block}"] = x[:, :, :count]

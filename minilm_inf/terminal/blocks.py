@@ -1,0 +1,135 @@
+"""Keys and values that are only ever added: in memory, or in a file that memory maps, so that
+what stays resident does not grow.
+
+A block holds a fixed number of tokens and is made when its first token comes; nothing is ever
+copied to grow. Each block of a file is mapped by itself, and let go of once it was used. The
+file has no name where the system can do that, and loses it when it is closed where it cannot:
+however the program ends, it is gone.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+
+import torch
+from torch import Tensor
+
+TOKENS_PER_BLOCK = 4096
+KINDS = ("ram", "disk")
+PAGE = mmap.ALLOCATIONGRANULARITY  # bytes: a mapping begins at a multiple of it
+
+
+class Blocks:
+    """Keys and values of the tokens of a text that grows.
+
+    kind: "ram" or "disk"; shape: (B, H_kv, D); pairs: of each block its keys and its values,
+    (B, H_kv, per_block, D).
+    """
+
+    def __init__(self, kind: str, shape: tuple[int, int, int], dtype, device):
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.file = MappedFile() if kind == "disk" else None
+        self.per_block, self.length = TOKENS_PER_BLOCK, 0
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks, in memory or in the file."""
+        return sum(k.nbytes + v.nbytes for k, v in self.pairs)
+
+    def append(self, k: Tensor, v: Tensor):
+        """Take in the next tokens, (B, H_kv, T, D) each."""
+        done = 0
+        while done < k.shape[2]:
+            number, slot = divmod(self.length, self.per_block)
+            if number == len(self.pairs):
+                self.pairs.append(self._new())
+            count = min(k.shape[2] - done, self.per_block - slot)
+            for block, x in zip(self.pairs[number], (k, v)):
+                block[:, :, slot : slot + count] = x[:, :, done : done + count]
+            self.length, done = self.length + count, done + count
+        self.let_go()
+
+    def _new(self) -> tuple[Tensor, Tensor]:
+        batch, n_kv_head, head_dim = self.shape
+        shape = (batch, n_kv_head, self.per_block, head_dim)
+        if self.file:
+            return self.file.new(shape, self.dtype)
+        return tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in "kv")
+
+    def let_go(self):
+        """Say that what was read or written is not needed for now."""
+        if self.file:
+            self.file.let_go()
+
+    def keep(self, rows: list[int]):
+        """Forget all rows but these, which ascend."""
+        self.shape = (len(rows), *self.shape[1:])
+        for number, block in enumerate(self.pairs):
+            kept = tuple(x[rows] for x in block)
+            if self.file:  # they stay where they are
+                for x, mine in zip(block, kept):
+                    x[: len(rows)] = mine
+                kept = tuple(x[: len(rows)] for x in block)
+            self.pairs[number] = kept
+
+    def all(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The keys and values of some rows, (B, H_kv, S, D) each."""
+        found = zip(*self.pairs)
+        return tuple(torch.cat([x[rows] for x in xs], 2)[:, :, : self.length] for xs in found)
+
+    def keys(self, tokens: Tensor):
+        """The keys of consecutive tokens, block by block."""
+        first, last = int(tokens[0]), int(tokens[-1])
+        for number in range(first // self.per_block, last // self.per_block + 1):
+            start = number * self.per_block
+            yield self.pairs[number][0][:, :, max(first - start, 0) : last + 1 - start]
+
+    def at(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of some tokens, which ascend, (B, H_kv, m, D) each."""
+        found, numbers = [[x[:, :, :0] for x in self.pairs[0]]], tokens // self.per_block
+        for number in numbers.unique().tolist():
+            slots = tokens[numbers == number] - number * self.per_block
+            found.append([x.index_select(2, slots.to(x.device)) for x in self.pairs[number]])
+        self.let_go()
+        return tuple(torch.cat(parts, 2).to(tokens.device) for parts in zip(*found))
+
+
+class MappedFile:
+    """A temporary file, in the folder that TMPDIR names."""
+
+    def __init__(self):
+        self.folder = tempfile.gettempdir()
+        self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  (open while we are)
+        self.maps: list[mmap.mmap] = []
+
+    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Two more tensors of zeros, all of one shape. Raises OSError, in one sentence, where
+        the disk has no room for them."""
+        count = 2 * math.prod(shape)
+        n_bytes = count * dtype.itemsize
+        n_bytes += -n_bytes % PAGE
+        start = sum(map(len, self.maps))
+        try:
+            if hasattr(os, "posix_fallocate"):  # or a full disk would kill the program later
+                os.posix_fallocate(self.file.fileno(), start, n_bytes)
+            else:
+                self.file.truncate(start + n_bytes)
+            self.maps.append(mmap.mmap(self.file.fileno(), n_bytes, offset=start))
+        except OSError as error:
+            raise OSError(
+                f"{self.folder} has no room for another {n_bytes / 1e6:,.0f} MB of middle "
+                "tokens: free some, name another folder in TMPDIR, or take --middle ram"
+            ) from error
+        with torch.inference_mode(False):  # or it could be written to in that mode alone
+            flat = torch.frombuffer(self.maps[-1], dtype=dtype, count=count)
+            return tuple(flat.view(2, *shape).unbind(0))
+
+    def let_go(self):
+        """Say that what was read or written is not needed for now."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self.maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
