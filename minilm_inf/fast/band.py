@@ -36,14 +36,6 @@ LONG = 512  # a window of more than this: its logits are masked at both ends alo
 LEAST_SCALE = 1e-30  # PyTorch's causal mask is -inf * scale, and less is 0 in float32
 
 
-class Starting(NamedTuple):
-    """Starting keys, kept at home, and their values, (B, H_kv, G, D); their positions, (G,)."""
-
-    k: Tensor
-    v: Tensor
-    positions: Tensor
-
-
 class How(NamedTuple):
     """How queries look back: Rotary or Alibi, the setting, and the factor of q . k."""
 
@@ -58,7 +50,7 @@ class How(NamedTuple):
         return None if self.lm.distance_ceiling is None else -self.lm.distance_ceiling
 
 
-def ceiling_is_the_window(how: How) -> bool:
+def fits_band(how: How) -> bool:
     """Whether every window key stands below the ceiling and every starting key at it, or the
     scheme places nothing: then placed queries meet the window, and unplaced ones home."""
     return how.scheme.has_bias or how.lm.distance_ceiling in (None, how.lm.n_local)
@@ -77,15 +69,17 @@ def spare_columns(n_starting: int, n_local: int) -> int:
 
 
 def attend_band(
-    q: Tensor, place, keys: Tensor, values: Tensor, starting: Starting, first: int, how: How,
-    out: Tensor, first_head: int = 0,
+    q: Tensor, place, shift: int, keys: Tensor, values: Tensor, starting: tuple, first: int,
+    how: How, out: Tensor, first_head: int = 0,
 ):  # fmt: skip
     """Write to out what consecutive queries gather.
 
-    q, out: (B, H, T, D), q not placed; place(q, rows) places those rows of it
+    q, out: (B, H, T, D), q not placed; place(q, rows) does that, as scheme.at gives it, where
+            row `shift` is the first query's
     keys:   (B, H_kv, spare + S, D), placed; the last T are the queries' own, and the first
             spare ones, at least as many as there are starting keys, may be anything
     values: (B, H_kv, S, D)
+    starting: the keys at home, their values, (B, H_kv, G, D), and their positions, (G,)
     first:  the position of the first query, counted as those of the starting keys are
     first_head: the number of H's first head in the scheme
     """
@@ -103,7 +97,7 @@ def attend_band(
     if not before and n_local > 1 and sees_all_past(how, n_local, n_local):
         early = min(length, n_local)
         for row, head, heads in each_head:
-            placed = place(q[row, heads, :early].to(exact), slice(0, early))
+            placed = place(q[row, heads, :early].to(exact), slice(shift, shift + early))
             past = keys[row, head, spare : spare + early], values[row, head, :early]
             past = (x[None, None] for x in past)
             out[row, heads, :early] = attend_past(placed[None], *past, scale)[0]
@@ -116,14 +110,14 @@ def attend_band(
         cut = max(0, n_local - 1 - before - start)  # columns before the text's first token
         oldest = before + start - (n_local - 1) + cut
         window = slice(oldest, before + here.stop)  # of all blocks, one after the other
-        d = distances(torch.arange(first + here.start, first + here.stop), starting.positions)
+        d = distances(torch.arange(first + here.start, first + here.stop), starting[2])
         far = masked_bias(scheme, lm, d, ~is_local(d, lm.n_local), exact).to(q.device)
         for row, head, heads in each_head:
             biased = slice(0, 1)
             if scheme.has_bias:
                 biased = slice(first_head + heads.start, first_head + heads.stop)
             unplaced = q[row, heads, here].to(exact)
-            placed = place(unplaced, here)
+            placed = place(unplaced, slice(shift + here.start, shift + here.stop))
             asked = placed if how.home is None else unplaced
             at_home = asked @ home_k[row, head].mT * scale + far[biased]
             gathered = attend_blocks(

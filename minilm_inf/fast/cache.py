@@ -26,18 +26,14 @@ from .middle import Middle
 
 
 class LayerCache:
-    """One layer's ring and starting keys. shape: (B, H_kv, D)."""
-
-    TENSORS = ("keys", "values", "starting_keys", "starting_values")
+    """One layer's ring, with what stands after it, and its starting keys: keys and values,
+    (2, B, H_kv, columns, D) each. shape: (B, H_kv, D)."""
 
     def __init__(self, lm: LMInfinite, shape, dtype, device, middle: str):
         self.lm = lm
         self.middle = Middle(middle, shape, dtype, device) if lm.top_k else None
-        empty = torch.empty(shape[0], shape[1], 0, shape[2], dtype=dtype, device=device)
-        self.keys = self.values = self.starting_keys = self.starting_values = empty
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self.TENSORS}
+        empty = torch.empty(2, *shape[:2], 0, shape[2], dtype=dtype, device=device)
+        self.ring = self.starting = empty
 
     def n_starting(self, longest: int) -> int:
         """How many starting keys there are, after so many tokens of the longest text."""
@@ -57,50 +53,43 @@ class LayerCache:
         """Take in the next tokens: keys where they stand and at home, and values, (B, H_kv, T,
         D) each.
 
-        Returns the keys and values that these tokens have in their windows, oldest first, with
-        `spare` columns before the keys.
+        Returns the keys and values that these tokens have in their windows, (2, B, H_kv, S, D),
+        oldest first, with `spare` columns before them.
         """
         limit, end = self.lm.n_local, length + v.shape[2]
         if limit is not None and length - max(padding) < self.lm.n_global:
-            self._take_starting(home, v, length, padding)
+            self._take_starting(torch.stack((home, v)), length, padding)
         self.make_room(end, end - max(padding))
-        limit = limit or end
+        limit, new = limit or end, torch.stack((placed, v))
         old = torch.arange(max(0, length - limit + 1), length, device=v.device) % limit
-        new = torch.arange(max(length, end - limit), end, device=v.device) % limit
-        before = placed.new_zeros(*placed.shape[:2], spare, placed.shape[3])
-        keys = torch.cat((before, self.keys.index_select(2, old), placed), 2)
-        values = torch.cat((self.values.index_select(2, old), v), 2)
-        self.keys.index_copy_(2, new, placed[:, :, -len(new) :])
-        self.values.index_copy_(2, new, v[:, :, -len(new) :])
-        return keys, values
+        slots = torch.arange(max(length, end - limit), end, device=v.device) % limit
+        before = new.new_zeros(*new.shape[:3], spare, new.shape[4])
+        window = torch.cat((before, self.ring.index_select(3, old), new), 3)
+        self.ring.index_copy_(3, slots, new[:, :, :, -len(slots) :])
+        return window
 
     def make_room(self, longest: int, shortest: int):
         """Have the columns that are needed after so many tokens."""
-        room, needed = self.values.shape[2], self.n_columns(longest, shortest)
-        if needed <= room:
-            return
-        for name in ("keys", "values"):
-            grown = F.pad(getattr(self, name), (0, 0, 0, needed - room))
+        room, needed = self.ring.shape[3], self.n_columns(longest, shortest)
+        if needed > room:
+            self.ring = F.pad(self.ring, (0, 0, 0, needed - room))
             if self.lm.n_local is not None and needed > self.lm.n_local:
-                grown[:, :, self.lm.n_local :] = getattr(self, f"starting_{name}")
-            setattr(self, name, grown)
+                self.ring[:, :, :, self.lm.n_local :] = self.starting
 
-    def _take_starting(self, home, v, length: int, padding: list[int]):
+    def _take_starting(self, new: Tensor, length: int, padding: list[int]):
         """Take in each row's own first n_global tokens, which follow its padding."""
-        count = self.n_starting(length + v.shape[2] - min(padding))
+        n_new, (_, batch, heads, had, dim) = new.shape[3], self.starting.shape
+        count = self.n_starting(length + n_new - min(padding))
         # (B, count): which of the new tokens they are, if they are new.
         among = torch.tensor(padding)[:, None] + torch.arange(count) - length
-        is_new = ((among >= 0) & (among < v.shape[2]))[:, None, :, None].to(v.device)
-        among = among.clamp(0, v.shape[2] - 1)[:, None, :, None].to(v.device)
-        for name, new in (("starting_keys", home), ("starting_values", v)):
-            old = getattr(self, name)
-            old = F.pad(old, (0, 0, 0, count - old.shape[2]))
-            setattr(self, name, torch.where(is_new, new.take_along_dim(among, 2), old))
+        is_new = ((among >= 0) & (among < n_new)).view(batch, 1, count, 1).to(new.device)
+        among = among.clamp(0, n_new - 1).view(1, batch, 1, count, 1).to(new.device)
+        old = F.pad(self.starting, (0, 0, 0, count - had))
+        self.starting = torch.where(is_new, new.take_along_dim(among, 3), old)
 
     def keep(self, rows: list[int]):
         """Forget all rows but these."""
-        for name, x in self.tensors().items():
-            setattr(self, name, x[rows])
+        self.ring, self.starting = self.ring[:, rows], self.starting[:, rows]
         if self.middle:
             self.middle.keep(rows)
 
@@ -141,23 +130,18 @@ class Cache(Guard):
 
     @property
     def nbytes(self) -> int:
-        tensors = (x for layer in self.layers for x in layer.tensors().values())
-        return sum(x.nbytes for x in tensors) + self.middle_bytes
+        buffers = sum(layer.ring.nbytes + layer.starting.nbytes for layer in self.layers)
+        return buffers + self.middle_bytes
 
     @property
     def middle_bytes(self) -> int:
         return sum(layer.middle.nbytes for layer in self.layers if layer.middle)
 
     def pad(self, padding: list[int]):
-        """Say how many tokens of padding each row begins with, before anything is read.
-
-        Raises ValueError where something was, and for numbers that do not fit.
-        """
-        if self.length or len(padding) != self.batch or min(padding) < 0:
-            raise ValueError(
-                f"the padding of {self.batch} rows must be given before anything is read, as "
-                "many whole numbers from 0 on"
-            )
+        """Say how many tokens of padding each row begins with. Raises ValueError where
+        something was read."""
+        if self.length:
+            raise ValueError("the padding of rows must be given before anything is read")
         self.padding = padding
 
     def settle(self):

@@ -15,16 +15,7 @@ from torch import Tensor
 
 from ..checks import check_attention
 from ..config import FULL_ATTENTION, LMInfinite
-from .band import (
-    ROWS,
-    How,
-    Starting,
-    attend_band,
-    attend_past,
-    ceiling_is_the_window,
-    sees_all_past,
-    spare_columns,
-)
+from .band import ROWS, How, attend_band, attend_past, fits_band, sees_all_past, spare_columns
 from .chunk import attend_chunks
 
 QUERIES_PER_STRETCH = 24 * ROWS  # for which the window moves along at once
@@ -64,7 +55,7 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
     text = slice(int((k_positions < 0).sum()), None)  # what stands before it is padding
     k, v, k_positions = k[:, :, text], v[:, :, text], k_positions[text]
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    is_band = ceiling_is_the_window(how) and are_consecutive(q_positions, k_positions)
+    is_band = fits_band(how) and are_consecutive(q_positions, k_positions)
     if is_band and learns and sees_all_past(how, q.shape[2], k.shape[2]):
         placed = (how.scheme.place(x, k_positions) for x in (q, k))
         return attend_past(*placed, v, how.scale)
@@ -80,10 +71,9 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
 
 def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
     """Whether the keys are consecutive tokens of one text, and the queries the last of them."""
-    n, m = len(k_positions), len(q_positions)
-    if not 0 < m <= n or k_positions[-1] != k_positions[0] + n - 1:
-        return False
-    return torch.equal(q_positions, k_positions[n - m :])
+    before = len(k_positions) - len(q_positions)
+    some = len(q_positions) > 0 and before >= 0 and bool((k_positions.diff() == 1).all())
+    return some and torch.equal(q_positions, k_positions[before:])
 
 
 def read_as_band(q, k, v, k_positions: Tensor, how: How) -> Tensor:
@@ -99,16 +89,16 @@ def read_as_band(q, k, v, k_positions: Tensor, how: How) -> Tensor:
     early = slice(0, 0 if how.lm.n_local is None else max(0, how.lm.n_global - first))
     home = k_positions[early] if how.home is None else torch.tensor([how.home])
     at_home = how.scheme.place(k[:, :, early], home)
-    starting = Starting(at_home, v[:, :, early], k_positions[early])
-    spare = spare_columns(starting.k.shape[2], reach + 1)
+    starting = at_home, v[:, :, early], k_positions[early]
+    spare = spare_columns(at_home.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
     room = reach if n_queries > stretch else min(reach, n - n_queries)  # for keys before
     columns = spare + room + min(stretch, n_queries)
-    for some in torch.arange(n_kv_head).split(KEY_HEADS_AT_ONCE):
-        heads = slice(int(some[0]), int(some[-1]) + 1)
+    for head in range(0, n_kv_head, KEY_HEADS_AT_ONCE):
+        heads = slice(head, min(head + KEY_HEADS_AT_ONCE, n_kv_head))
         query_heads = slice(heads.start * group, heads.stop * group)
-        at_home = starting._replace(k=starting.k[:, heads], v=starting.v[:, heads])
-        buffer = q.new_empty(len(q), len(some), columns, q.shape[3], dtype=exact)
+        of_heads = *(x[:, heads] for x in starting[:2]), starting[2]
+        buffer = q.new_empty(len(q), heads.stop - head, columns, q.shape[3], dtype=exact)
         for start in range(0, n_queries, stretch):
             own = n - n_queries + start  # the first query's own key
             last = min(own + stretch, n)
@@ -125,15 +115,11 @@ def read_as_band(q, k, v, k_positions: Tensor, how: How) -> Tensor:
                 buffer[:, :, column + at : column + to] = place(
                     fresh, slice(at - new, to - new)
                 )
-
-            def place_queries(x, rows, place=place, shift=own - new):
-                return place(x, slice(rows.start + shift, rows.stop + shift))
-
             queries = slice(start, start + last - own)
             attend_band(
-                q[:, query_heads, queries], place_queries,
+                q[:, query_heads, queries], place, own - new,
                 buffer[:, :, column + oldest - spare : column + last],
-                v[:, heads, oldest:last], at_home, first + own, how,
+                v[:, heads, oldest:last], of_heads, first + own, how,
                 out[:, query_heads, queries], query_heads.start,
             )  # fmt: skip
     return out

@@ -19,13 +19,12 @@ padding.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .band import How, Starting, attend_band, ceiling_is_the_window, masked_bias, spare_columns
+from .band import How, Starting, attend_band, fits_band, masked_bias, spare_columns
 from .cache import Cache
 from .chunk import attend_chunks
 from .middle import Found
@@ -42,7 +41,7 @@ class Reading:
         scale = 1 / math.sqrt(config.head_dim) if scale is None else float(scale)
         self.cache, self.how = cache, How(scheme, cache.lm, scale)
         self.n_new, self.n_reaching, self.end = n_new, n_reaching, cache.length + n_new
-        self.is_band, self.one = ceiling_is_the_window(self.how), None
+        self.is_band, self.one = fits_band(self.how), None
         # The rows that are read together, and their padding.
         each = enumerate(cache.padding)
         self.rows = [(slice(row, row + 1), padding) for row, padding in each]
@@ -84,42 +83,35 @@ class Reading:
             kept.n_starting(self.end - min(cache.padding)),
             min(self.end, cache.lm.n_local or self.end),
         )
-        keys, values = kept.extend(*new, cache.length, cache.padding, spare)
+        window = kept.extend(*new, cache.length, cache.padding, spare)
         for rows, padding in self.rows:
             n = min(self.n_new, self.end - padding)  # of text
             if n > 0:
                 text = (x[rows, :, -n:] for x in (q, out))
-                self.attend_text(*text, keys[rows], values[rows], padding, rows, kept)
+                self.attend_text(*text, window[:, rows], spare, padding, rows, kept)
         return out
 
-    def attend_text(self, q, out, keys, values, padding: int, rows: slice, kept):
+    def attend_text(self, q, out, window, spare: int, padding: int, rows: slice, kept):
         """Write to out what the queries of some rows gather, which have the same padding."""
         n, end = q.shape[2], self.end - padding  # from here on, positions are a text's own
-        n_keys, n_reaching = min(values.shape[2], end), self.n_reaching if kept.middle else 0
-        spare, n_reaching = keys.shape[2] - values.shape[2], min(n, n_reaching)
-        keys, values = keys[:, :, -n_keys - spare :], values[:, :, -n_keys:]
-        starting = kept.starting_keys[rows], kept.starting_values[rows]
-        positions = torch.arange(end)
+        n_keys = min(window.shape[3] - spare, end)
+        n_reaching = min(n, self.n_reaching) if kept.middle else 0
+        keys, values = window[0, :, :, -n_keys - spare :], window[1, :, :, -n_keys:]
+        starting, n_starting = kept.starting[:, rows], kept.starting.shape[3]
+        positions, shown = torch.arange(end), torch.arange(end)
         if self.is_band and n_reaching < n:
-            starting = Starting(*starting, torch.arange(starting[0].shape[2]))
-            place = partial(self.place_some, self.n_new - n)
-            attend_band(q, place, keys, values, starting, end - n, self.how, out)
-        elif n_reaching < n:
-            left = min(starting[0].shape[2], end - n_keys)  # those that are not in the window
-            k, v = (
-                torch.cat((x[:, :, :left], y), 2)
-                for x, y in zip(starting, (keys[:, :, spare:], values))
-            )
-            shown = torch.cat((positions[:left], positions[-n_keys:]))
-            out.copy_(attend_chunks(q, k, v, positions[-n:], shown, self.how))
-        if n_reaching:
+            at_home, shift = Starting(*starting, torch.arange(n_starting)), self.n_new - n
+            attend_band(q, self.place, shift, keys, values, at_home, end - n, self.how, out)
+        n = n_reaching if self.is_band else n
+        if n and kept.middle:
             k, v = (x[:, :, padding:] for x in kept.middle.all(rows))
-            last = q[:, :, -n_reaching:], k, v, positions[-n_reaching:], positions
-            out[:, :, -n_reaching:] = attend_chunks(*last, self.how, n_reaching)
-
-    def place_some(self, skipped: int, x: Tensor, rows: slice) -> Tensor:
-        """Queries where they stand: those of the next tokens, without the first `skipped`."""
-        return self.place(x, slice(skipped + rows.start, skipped + rows.stop))
+        elif n:  # of the starting keys, those that are not in the window
+            left = min(n_starting, end - n_keys)
+            k, v = torch.cat((starting[:, :, :, :left], window[..., -n_keys:, :]), 3)
+            shown = torch.cat((positions[:left], positions[-n_keys:]))
+        if n:
+            last = q[:, :, -n:], k, v, positions[-n:], shown
+            out[:, :, -n:] = attend_chunks(*last, self.how, n_reaching)
 
 
 def starting_tokens_are_read(cache: Cache) -> bool:
@@ -204,7 +196,7 @@ def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
     for layer in cache.layers:
         if not is_fixed:
             layer.make_room(cache.length + 1, cache.shortest + 1)
-        keys, values, starting = layer.keys, layer.values, layer.starting_keys
+        (keys, values), starting = layer.ring, layer.starting[0]
         if not is_fixed and (lm.n_local is None or cache.length < lm.n_local):
             filled = slice(0, cache.length + 1)
             keys, values, starting = keys[:, :, filled], values[:, :, filled], None

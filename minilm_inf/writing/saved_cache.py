@@ -21,7 +21,7 @@ def state_of(cache: Cache) -> dict[str, Tensor]:
     counts = {"length": cache.length, "padding": cache.padding}
     state = {name: torch.tensor(x, device="cpu") for name, x in counts.items()}
     for number, layer in enumerate(cache.layers):
-        state |= {f"{number}.{name}": x for name, x in layer.tensors().items()}
+        state |= {f"{number}.ring": layer.ring, f"{number}.starting": layer.starting}
         for block, pair in enumerate(layer.middle.pairs if layer.middle else ()):
             count = layer.middle.length - block * layer.middle.per_block
             for kind, x in zip("kv", pair):
@@ -35,8 +35,8 @@ def restore(cache: Cache, state: dict[str, Tensor]):
     state = dict(state)
     length = int(fitting(state.pop("length", None), (), torch.int64))
     cache.pad(fitting(state.pop("padding", None), (cache.batch,), torch.int64).tolist())
-    if not 0 <= length < 2**53:
-        raise ValueError(f"a cache cannot hold {length} tokens")
+    if not 0 <= max(cache.padding) <= length < 2**53 or min(cache.padding) < 0:
+        raise ValueError(f"a cache cannot hold {length} tokens, of which {cache.padding} pad")
     for number, layer in enumerate(cache.layers):
         restore_layer(layer, taken(state, str(number)), length, cache.padding)
     if state:
@@ -48,9 +48,9 @@ def restore_layer(layer: LayerCache, state: dict[str, Tensor], length: int, padd
     """restore, for one layer."""
     ring = layer.n_columns(length, length - max(padding))
     starting = layer.n_starting(length - min(padding))
-    for name, old in layer.tensors().items():
-        count = starting if name.startswith("starting") else ring
-        new = fitting(state.pop(name, None), (*old.shape[:2], count, old.shape[3]), old.dtype)
+    for name, count in (("ring", ring), ("starting", starting)):
+        old = getattr(layer, name)
+        new = fitting(state.pop(name, None), (*old.shape[:3], count, old.shape[4]), old.dtype)
         # In memory of its own, as the run had it: a kernel's last bits may depend on how its
         # numbers lie there, and those of a file lie anywhere.
         setattr(layer, name, new.to(old.device, copy=True))
