@@ -11,15 +11,12 @@ from conftest import ROOT, tiny_llama
 from test_compare import nll_after
 
 from minilm_inf.checkpoint import save
-from minilm_inf.config import LMInfinite
 from minilm_inf.diagnose import __main__ as diagnose
 from minilm_inf.evaluate import __main__ as evaluate
 from minilm_inf.evaluate.compare import encoded, reencoded_nll
-from minilm_inf.evaluate.comparing import pass_keys
-from minilm_inf.evaluate.comparing.methods import Reencoded
-from minilm_inf.evaluate.needles.reading import Method
-from minilm_inf.evaluate.needles.recall import Pairs
-from minilm_inf.evaluate.needles.trials import PassKey, Trial
+from minilm_inf.evaluate.comparison import pass_keys
+from minilm_inf.evaluate.methods import Budget, Truncated
+from minilm_inf.evaluate.trials import ABSENT, ALONE, Pairs, PassKey
 from minilm_inf.text.tokenizer import load, opening
 from minilm_inf.train.practice import Practice
 
@@ -88,11 +85,11 @@ def test_windows_and_trials_are_text_from_end_to_end(known, kind):
     rows = [practice.ordinary(rng, 257), practice.repeats(rng, 257)]
     rows += [practice.retrieval(rng, 257, 1.0), practice.hidden(rng, 257, ["It is 7."], "So?")]
     for maker in (PassKey(practice, known), Pairs(practice, known, 3)):
-        for trial in (maker.trial(257, 0.3, [1]), maker.absent(257, [1])):
+        for trial in (maker.trial(257, 0.3, [1]), maker.trial(257, ABSENT, [1])):
             question = known.decode(trial.ids).rpartition("What is ")[2]
             assert re.fullmatch(r"the .*\? The .* is \d+", question)
             rows.append(trial.ids)
-        assert known.decode(maker.alone([1]).ids).lstrip().startswith("What is ")
+        assert known.decode(maker.trial(0, ALONE, [1]).ids).lstrip().startswith("What is ")
     for row in rows:
         assert len(row) == 257 and row[: len(begin)] == begin
         assert all(known.bytes_of(id) for id in row[len(begin) :])
@@ -102,20 +99,21 @@ def test_filler_has_all_tokens_of_the_texts(known, kind):
     """The first token of a text that is left out as if it were BOS."""
     documents = encoded({"a": TEXT[:6000], "b": TEXT[6000:]}, known, 600)
     filler = sum(len(ids) for ids in documents.values()) - 2 * len(BOS[kind])
-    quarter, lm = (filler - 1) // 4, LMInfinite(140, 10, 140)
+    quarter, budget = (filler - 1) // 4, Budget(140, 10)
     model = tiny_llama(context_length=quarter)
     with pytest.raises(ValueError, match=f"text, and there are {filler:,}"):
-        pass_keys.trials(known, documents, lm, tiny_llama(context_length=600).config, 1)
-    middle, inside = pass_keys.trials(known, documents, lm, model.config, 2)
+        pass_keys(known, documents, budget, tiny_llama(context_length=600).config, 1)
+    middle, inside = pass_keys(known, documents, budget, model.config, 2)
     assert [len(trial.ids) for trial in middle] == [4 * quarter] * 2
     assert [len(trial.ids) for trial in inside] == [quarter] * 2
 
 
 def test_truncation_without_bos_reads_the_last_tokens():
     """A text's first token that stands before every window, far from where it was."""
-    trials = [Trial(list(range(9)), 2, ())]
-    assert Method(None, 6, n_bos=0).rows(trials, "cpu").tolist() == [[3, 4, 5, 6, 7, 8]]
-    assert Method(None, 6, n_bos=1).rows(trials, "cpu").tolist() == [[0, 4, 5, 6, 7, 8]]
+    rows = torch.arange(9)[None]
+    assert Truncated("", None, 6, 0).rows(rows).tolist() == [[3, 4, 5, 6, 7, 8]]
+    assert Truncated("", None, 6, 1).rows(rows).tolist() == [[0, 4, 5, 6, 7, 8]]
+    assert Truncated("", None, 9, 1).rows(rows).tolist() == rows.tolist()
     model = tiny_llama(context_length=6)
     ids = [5, 9, 2, 7, 7, 1, 30, 4, 11, 3, 8, 20]
     scores = reencoded_nll(model, ids, n_bos=0).tolist()
@@ -123,10 +121,6 @@ def test_truncation_without_bos_reads_the_last_tokens():
         last = i if i < 6 else 6 + (i - 6) // 3 * 3 + 2  # of the window that scores i
         context = ids[max(0, last - 5) : i + 1]
         assert scores[i] == pytest.approx(nll_after(model, context, ids[i + 1]), abs=1e-5)
-    written, context = Reencoded("", 6, 0).write(model, ids, 3, 512), list(ids)
-    for id in written:
-        assert id == int(model(torch.tensor([context[-6:]]))[0, -1].argmax())
-        context.append(id)
 
 
 @pytest.mark.parametrize("task", ["passkey", "recall"])

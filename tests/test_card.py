@@ -15,7 +15,9 @@ from minilm_inf import LMInfinite, card, generate, load, load_model
 from minilm_inf.checkpoint import save
 from minilm_inf.corpus import HELD_OUT
 from minilm_inf.evaluate import __main__ as evaluate
-from minilm_inf.evaluate.compare import by_position, encoded, table
+from minilm_inf.evaluate.compare import encoded
+from minilm_inf.evaluate.measure import by_position
+from minilm_inf.evaluate.table import card_table
 from minilm_inf.models import llama
 from minilm_inf.train.recipes import initialise
 from minilm_inf.train.schedule import PHASES
@@ -218,9 +220,9 @@ def test_the_card_s_table_is_the_measure(written):
     corpus = written.parent / "corpus"
     texts = {name: (corpus / f"{name}.txt").read_text() for name in HELD_OUT[:2]}
     documents = encoded(texts, tokenizer, 64 * 96)
-    rows = by_position(model, documents, LMInfinite(96, 10, 96), report=lambda line: None)
+    rows = by_position(model, documents, LMInfinite(96, 10, 96))
     text = (written / "README.md").read_text()
-    assert nll_table(text) == table(rows).split("\n")
+    assert nll_table(text) == card_table(rows).split("\n")
     assert "the first 6,144 tokens" in prose(written)
     assert "BOS and the last 95 tokens, with a stride of 48" in prose(written)
 

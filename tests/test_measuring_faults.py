@@ -17,11 +17,10 @@ from minilm_inf.checkpoint import save
 from minilm_inf.config import LMInfinite
 from minilm_inf.diagnose import __main__ as diagnose
 from minilm_inf.evaluate import __main__ as evaluate
-from minilm_inf.evaluate.compare import by_position
-from minilm_inf.evaluate.needles.cells import Cell, Run
-from minilm_inf.evaluate.needles.reading import Method
-from minilm_inf.evaluate.needles.recall import Pairs
-from minilm_inf.evaluate.needles.trials import PassKey
+from minilm_inf.evaluate.cells import Cell, Run
+from minilm_inf.evaluate.measure import by_position
+from minilm_inf.evaluate.methods import Method
+from minilm_inf.evaluate.trials import Pairs, PassKey
 from minilm_inf.terminal import options
 from minilm_inf.train import packages
 from minilm_inf.train.practice import Practice, pass_key_accuracy
@@ -101,7 +100,7 @@ def test_nan_while_a_card_is_measured(tokenizer):
     ids = tokenizer.encode(TEXT)
     practice = Practice(tokenizer, np.array(ids[1:]))
     with pytest.raises(ValueError, match="logits are not numbers"):
-        by_position(model, {"a": ids[:20]}, LMInfinite(6, 2, 6), lambda line: None)
+        by_position(model, {"a": ids[:20]}, LMInfinite(6, 2, 6))
     with pytest.raises(ValueError, match="logits are not numbers"):
         pass_key_accuracy(model, practice, 100, count=1)
 
@@ -110,12 +109,12 @@ def test_nan_while_a_card_is_measured(tokenizer):
 
 
 @pytest.mark.parametrize("part, number", [
-    ("pass_keys.trials", signal.SIGINT), ("sweep.settings", signal.SIGTERM),
-    ("sweep.settings", 0), ("figure.png", 0), ("figure.png", signal.SIGINT),
+    ("pass_keys", signal.SIGINT), ("sweep", signal.SIGTERM), ("sweep", 0),
+    ("figure.png", 0), ("figure.png", signal.SIGINT),
 ])  # fmt: skip
 def test_a_comparison_is_published_before_its_later_parts(call, monkeypatch, part, number):
     """Minutes of reading that a picture, a sweep, or one Ctrl-C takes along."""
-    monkeypatch.setattr(f"minilm_inf.evaluate.comparing.task.{part}", broken(number))
+    monkeypatch.setattr(f"minilm_inf.evaluate.comparison.{part}", broken(number))
     code, out, err = call(
         "compare", "--trials", 1, "--sweep", "--out", "run.json", "--figure", "run.png"
     )
@@ -129,7 +128,7 @@ def test_a_comparison_is_published_before_its_later_parts(call, monkeypatch, par
 
 
 @pytest.mark.parametrize("name, part", [
-    ("passkey", "minilm_inf.evaluate.needles.heatmap.write"),
+    ("passkey", "minilm_inf.evaluate.heatmap.write"),
     ("diagnose", "minilm_inf.diagnose.figures.draw"),
 ])  # fmt: skip
 def test_a_picture_that_fails_comes_last(call, monkeypatch, name, part):
@@ -161,7 +160,7 @@ def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
 
     monkeypatch.setattr("minilm_inf.terminal.files.os.replace", full)
     if name == "passkey":  # whose state would be the first to find no room
-        monkeypatch.setattr("minilm_inf.evaluate.resume.save_state", lambda *_: None)
+        monkeypatch.setattr("minilm_inf.evaluate.resume.write_state", lambda *_: None)
     code, out, err = call(name, "--out", "new/run")
     assert code == 1 and err.splitlines()[-1].endswith("written: No space left on device")
     assert os.listdir() == ["text.txt"] and len(out) > 300
@@ -248,7 +247,7 @@ def test_trials_that_have_no_room_are_told_at_once(tokenizer):
     assert set(needed) == {200}
     least = min(n for n in range(20, 80) if fits(maker, n))
     lm, cells = LMInfinite(6, 2, 6), [Cell("full", least, 0.5)]
-    run = Run(model, maker, {"full": Method(None)}, lm, cells, 40, 3)
+    run = Run(model, maker, {"full": Method("", None)}, lm, cells, 40, 3)
     with pytest.raises(ValueError, match=f"{least} tokens have no room"):
         run.check()
 

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from minilm_inf.config import LMInfinite
-from minilm_inf.evaluate.intervals import Z, wilson
-from minilm_inf.evaluate.needles.reading import where_it_lies
-from minilm_inf.evaluate.needles.recall import Pairs, Variables
-from minilm_inf.evaluate.needles.trials import PassKey, Trial
+from minilm_inf.evaluate.cells import WHERE, where_it_lies
+from minilm_inf.evaluate.trials import ABSENT, ALONE, Pairs, PassKey, Trial, Variables
 from minilm_inf.train.practice import ASK_KEY, STATE_KEY, Practice
 
 SENTENCES = [f"The {a} {b} the {c}." for a, b, c in itertools.product(
@@ -46,7 +44,7 @@ def test_a_trial_is_exactly_as_long_as_asked_for(makers, tokenizer, kind, length
     """A table's column that stands for other lengths, or rows that no batch can hold."""
     maker = makers[kind]
     for seed, depth in itertools.product(range(12), DEPTHS):
-        for trial in (maker.trial(length, depth, [seed]), maker.absent(length, [seed])):
+        for trial in (maker.trial(length, depth, [seed]), maker.trial(length, ABSENT, [seed])):
             assert len(trial.ids) == length and trial.ids[0] == tokenizer.bos_id
             assert tokenizer.bos_id not in trial.ids[1:]
             answer = tokenizer.decode(trial.ids[-trial.width :])
@@ -111,8 +109,8 @@ def test_stated_are_the_digits_of_the_answer(makers, tokenizer, kind):
 def test_the_seed_decides(makers, kind):
     """A draw from elsewhere: a run that cannot be resumed, or the same trial fifty times."""
     maker = makers[kind]
-    for make in (lambda s: maker.trial(256, 0.4, s), lambda s: maker.absent(256, s),
-                 maker.alone):  # fmt: skip
+    for make in (lambda s: maker.trial(256, 0.4, s), lambda s: maker.trial(256, ABSENT, s),
+                 lambda s: maker.trial(0, ALONE, s)):  # fmt: skip
         assert make([3, 1]) == make([3, 1])
         assert len({tuple(make([3, number]).ids) for number in range(20)}) == 20
     answers = {tuple(maker.trial(256, 0.4, [s]).ids[-maker.width :]) for s in range(20)}
@@ -122,11 +120,11 @@ def test_the_seed_decides(makers, kind):
 def test_without_the_needle_nothing_states_it(makers, tokenizer):
     """A control that holds the answer would show how good the model is, not how it guesses."""
     for seed in range(20):
-        trial = makers["passkey"].absent(256, [seed])
+        trial = makers["passkey"].trial(256, ABSENT, [seed])
         window, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-5:])
         assert window.count("pass key") == 2 and window.count(digits) == 1
-        assert trial.stated == () and where_it_lies(trial, LMInfinite(8, 2, 8)) is None
-        trial = makers["pairs"].absent(256, [seed])
+        assert trial.stated == () and where_it_lies(trial, LMInfinite(8, 2, 8)) == -1
+        trial = makers["pairs"].trial(256, ABSENT, [seed])
         window, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-4:])
         told = re.findall(r"number(?: of \w+)? is (\d{4})", window[: window.index("What is")])
         assert len(told) == 3 and digits not in told, "the other people's numbers are there"
@@ -136,7 +134,7 @@ def test_without_the_needle_nothing_states_it(makers, tokenizer):
 def test_the_question_alone_is_the_end_of_a_trial(makers, tokenizer, kind):
     """A question in other words is another control."""
     for seed in range(10):
-        trial = makers[kind].alone([seed])
+        trial = makers[kind].trial(0, ALONE, [seed])
         window = tokenizer.decode(trial.ids)
         digits = tokenizer.decode(trial.ids[-trial.width :])
         assert trial.ids[0] == tokenizer.bos_id and window.count(digits) == 1
@@ -243,37 +241,8 @@ def test_where_it_lies_is_how_its_digits_are_seen():
         trial = Trial(list(range(n)), width, tuple(range(at, at + width)))
         kinds = {seen_as(n - width - 1 + t, at + t, lm) for t in range(width)}
         wanted = kinds.pop() if len(kinds) == 1 else "middle"
-        assert where_it_lies(trial, lm) == wanted
+        assert WHERE[where_it_lies(trial, lm)] == wanted
         counts[wanted] += 1
     assert min(counts.values()) > 50
-    assert where_it_lies(Trial(list(range(20)), 2, (3, 4)), LMInfinite(None, 0, 5)) == "window"
-
-
-# ---- Wilson's interval
-
-
-@pytest.mark.parametrize(
-    "found, count, low, high",
-    [
-        (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-    ],
-)  # fmt: skip
-def test_wilson_against_published_intervals(found, count, low, high):
-    """A slip in the formula. Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert [round(x, 4) for x in wilson(found, count)] == [low, high]
-
-
-def test_wilson_is_where_the_test_rejects():
-    """The bounds are the shares p at which (found/count - p)^2 = Z^2 p (1-p) / count."""
-    for count in (1, 7, 50, 400):
-        for found in range(count + 1):
-            for p in (low := wilson(found, count)[0], high := wilson(found, count)[1]):
-                assert abs((found / count - p) ** 2 - Z * Z * p * (1 - p) / count) < 1e-12
-            assert 0 <= low <= found / count <= high <= 1
-            mirrored = wilson(count - found, count)
-            assert abs(1 - mirrored[1] - low) < 1e-12
-    assert wilson(0, 9)[0] == 0 and wilson(9, 9)[1] == 1
-    for found, count in ((0, 0), (3, 2), (-1, 4)):
-        with pytest.raises(ValueError, match="is not a share"):
-            wilson(found, count)
+    seen = where_it_lies(Trial(list(range(20)), 2, (3, 4)), LMInfinite(None, 0, 5))
+    assert WHERE[seen] == "window"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..train.practice import NAMES
-from . import perplexity, retrieval
-from .comparing import task as comparison
-from .comparing.methods import LABELS
-from .needles import axes
+from ..terminal.files import shown
+from . import comparison, perplexity, retrieval
+from .methods import LABELS
+
+MOST_TRIALS = 10**6
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,22 +46,48 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def task_of(tasks, name: str, what: str, room):
+    """The parser of a task, which its room describes."""
+    return tasks.add_parser(
+        name, help=what, description=room.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
+def add_text(group, what: str = ""):
+    """The flags of where text comes from; what: it is."""
+    group.add_argument("--text", type=Path, nargs="+", metavar="FILE",
+                       help=f"{what}your own UTF-8 files")  # fmt: skip
+    group.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
+                       help=f"{what}held-out documents of minilm_inf.corpus "
+                       "(%(default)s)")  # fmt: skip
+
+
+def add_result(task):
+    """The group of flags that say what becomes of a result."""
+    group = task.add_argument_group("result")
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    return group
+
+
+def check_resume(options):
+    """Raise ValueError for --resume with another flag."""
+    alone = len(options.given) == 2 and "--resume".startswith(options.given[0])
+    if options.resume and not alone and len(options.given) > 1:  # --resume=RUN.json is one
+        raise ValueError("--resume takes no other flag: the run goes on with its own")
+
+
 # ---- perplexity: any number of tokens, in constant memory
 
 
 def add_perplexity(tasks):
-    task = tasks.add_parser(
-        "perplexity", help="nll by position of any number of tokens, resumable",
-        description=perplexity.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    text = task.add_argument_group("text, from one of these")
-    one = text.add_mutually_exclusive_group()
-    one.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 files")
-    one.add_argument(
+    what = "nll by position of any number of tokens, resumable"
+    task = task_of(tasks, "perplexity", what, perplexity)
+    text = task.add_argument_group("text, from one of these").add_mutually_exclusive_group()
+    add_text(text)
+    text.add_argument(
         "--tokens", type=Path, metavar="FILE.npy", help="ids, as numpy.save writes them"
     )
-    one.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
-                     help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
     text = task.add_argument_group("reading")
     text.add_argument("--stream", action="store_true", help="all documents as one text")
     text.add_argument("--length", type=flags.at_least(2), metavar="N",
@@ -73,8 +99,7 @@ def add_perplexity(tasks):
                       help="equal bins of positions (%(default)s)")  # fmt: skip
     text.add_argument("--seed", type=flags.seed, default=0, metavar="N",
                       help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
-    kept = task.add_argument_group("result")
-    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    kept = add_result(task)
     flags.add_saving(kept)
     flags.add_plan(kept)
     flags.add_model(task)
@@ -94,46 +119,30 @@ def check_perplexity(options):
     check_resume(options)
 
 
-def check_resume(options):
-    """Raise ValueError for --resume with another flag."""
-    alone = len(options.given) == 2 and "--resume".startswith(options.given[0])
-    if options.resume and not alone and len(options.given) > 1:  # --resume=RUN.json is one
-        raise ValueError("--resume takes no other flag: the run goes on with its own")
-
-
 # ---- compare: methods on the same documents, with as many visible keys
 
 
 def add_compare(tasks):
-    task = tasks.add_parser(
-        "compare", help="methods on the same documents, with as many visible keys",
-        description=comparison.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    what = "methods on the same documents, with as many visible keys"
+    task = task_of(tasks, "compare", what, comparison)
     text = task.add_argument_group("text")
-    text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
-                      help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
-    text.add_argument(
-        "--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files"
-    )
+    add_text(text)
     text.add_argument("--documents", type=flags.at_least(1), metavar="N",
                       help="the first N of them (all)")  # fmt: skip
     text.add_argument("--length", type=flags.at_least(2), metavar="N",
                       help="tokens of each document (16 x context_length)")  # fmt: skip
     text.add_argument("--prefill-chunk", "--chunk", type=flags.at_least(1), default=512,
                       dest="chunk", metavar="N",
-                      help="tokens read at a time (%(default)s, or less, so that at least five "
-                      "such chunks can be timed)")  # fmt: skip
-    text.add_argument("--trials", type=flags.at_least(0, axes.MOST_TRIALS), default=50,
-                      metavar="N",
+                      help="tokens read at a time (%(default)s)")  # fmt: skip
+    text.add_argument("--trials", type=flags.at_least(0, MOST_TRIALS), default=50, metavar="N",
                       help="pass keys that each method is asked for (%(default)s)")  # fmt: skip
-    kept = task.add_argument_group("result")
-    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    kept = add_result(task)
     kept.add_argument("--out", type=Path, metavar="FILE.json", help="write the same there")
-    kept.add_argument("--figure", type=comparison.picture, metavar="FILE.png",
+    kept.add_argument("--figure", type=picture, metavar="FILE.png",
                       help="draw nll by position (needs matplotlib)")  # fmt: skip
     flags.add_plan(kept)
     flags.add_model(task)
-    add_methods(task)
+    add_compared(task)
     task.set_defaults(
         check=lambda options: None,
         run=comparison.evaluate,
@@ -141,7 +150,14 @@ def add_compare(tasks):
     )
 
 
-def add_methods(task):
+def picture(text: str) -> Path:
+    """An argparse type: the path of a PNG."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png")
+    return Path(text)
+
+
+def add_compared(task):
     """The flags of what is compared."""
     group = task.add_argument_group("methods")
     group.add_argument("--methods", type=flags.some_of(LABELS), default=list(LABELS),
@@ -192,14 +208,10 @@ def add_recall(tasks):
 
 
 def add_retrieval(tasks, name: str, what: str):
-    task = tasks.add_parser(
-        name, help=what, description=retrieval.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    axes.add_axes(task)
-    axes.add_methods(task)
-    kept = task.add_argument_group("result")
-    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    task = task_of(tasks, name, what, retrieval)
+    add_axes(task)
+    add_asked(task)
+    kept = add_result(task)
     kept.add_argument("--heatmap", type=Path, metavar="FILE.png",
                       help="draw it, a panel for each method; needs matplotlib")  # fmt: skip
     flags.add_saving(kept)
@@ -211,17 +223,85 @@ def add_retrieval(tasks, name: str, what: str):
     return task
 
 
+def add_axes(task):
+    """The flags of what is asked, and how often."""
+    group = task.add_argument_group("what is asked")
+    lengths = group.add_mutually_exclusive_group()
+    lengths.add_argument("--lengths", type=numbers(float, 1e-9, 1e9, "positive numbers"),
+                         default=[1, 2, 4, 8], metavar="X,X",
+                         help="tokens of a trial, BOS, question and answer among them, as "
+                         "multiples of context_length (1,2,4,8)")  # fmt: skip
+    lengths.add_argument("--length-tokens", type=numbers(int, 1, retrieval.LONGEST, "lengths"),
+                         metavar="N,N", help="the same in tokens")  # fmt: skip
+    group.add_argument("--depths", type=numbers(float, 0, 1, "numbers from 0 to 1"),
+                       default=[i / 10 for i in range(11)], metavar="X,X",
+                       help="shares of the filler before what is asked for "
+                       "(0,0.1,...,1)")  # fmt: skip
+    group.add_argument("--trials", type=flags.at_least(1, MOST_TRIALS), default=20, metavar="N",
+                       help="per length, depth and method (%(default)s)")  # fmt: skip
+    group.add_argument("--seed", type=flags.seed, default=0, metavar="N",
+                       help="of all texts, which are the same for every method "
+                       "(%(default)s)")  # fmt: skip
+    group.add_argument("--filler", choices=("text", "repeat"), default="text",
+                       help="ordinary text, or the paper's sentences over and over "
+                       "(%(default)s)")  # fmt: skip
+    add_text(group.add_mutually_exclusive_group(), "filler: ")
+
+
+def add_asked(task):
+    """The flags of who is asked."""
+    group = task.add_argument_group("who is asked")
+    known = retrieval.METHODS
+    group.add_argument("--methods", type=flags.some_of(known), default=list(known),
+                       metavar="NAME,NAME",
+                       help=f"of {', '.join(known)} (all); topk takes --top-k-middle "
+                       f"{retrieval.TOP_K} unless told")  # fmt: skip
+    group.add_argument("--full-up-to", type=flags.at_least(1), metavar="X",
+                       help="the largest multiple of context_length that full attention reads, "
+                       "since that is O(n^2) (all)")  # fmt: skip
+    group.add_argument("--sweep", type=sweep, nargs="+", default=[], metavar="NAME=N,N",
+                       help="topk once more with each of these k, distance or "
+                       "from-layer, a table each")  # fmt: skip
+    group.add_argument("--prefill-chunk", type=flags.at_least(1), default=512, metavar="N",
+                       help="tokens of a row read at a time (%(default)s)")  # fmt: skip
+    group.add_argument("--rows", type=flags.at_least(1), metavar="N",
+                       help="trials read side by side (as memory allows)")  # fmt: skip
+    flags.add_model(task)
+    flags.add_sight(task)
+
+
 def check_retrieval(options):
     """Raise ValueError for flags that these tasks cannot follow."""
     check_resume(options)
-    axes.check(options)
-    if options.kind == "pairs" and options.pairs > len(NAMES):
-        raise ValueError(f"--pairs {options.pairs}: there are {len(NAMES)} names")
-    needed = (options.chains or 0) * ((options.hops or 0) + 1)
-    if options.kind == "variables" and needed > len(NAMES):
-        raise ValueError(f"--chains and --hops need {needed} names, and there are {len(NAMES)}")
-    if options.kind != "passkey" and 10**options.digits < max(options.pairs, options.chains):
-        raise ValueError("--digits is too small for numbers that all differ")
+    retrieval.check(options)
+
+
+def numbers(convert, low, high, what: str):
+    """An argparse type: numbers with commas between them, each from low to high, once."""
+
+    def parse(text: str) -> list:
+        try:
+            found = [convert(part) for part in text.split(",")]
+        except ValueError:
+            found = []
+        if not found or not all(low <= x <= high for x in found):
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)} is no list of {what}, as 1,2,4 is one"
+            )
+        return list(dict.fromkeys(found))
+
+    return parse
+
+
+def sweep(text: str) -> tuple[str, list[int]]:
+    """An argparse type: k=1,3,5, distance=... or from-layer=..."""
+    name, _, values = text.partition("=")
+    if name not in retrieval.SWEEPS:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} names none of {', '.join(retrieval.SWEEPS)}: write k=1,3,5"
+        )
+    least = 1 if name == "k" else 0
+    return name, numbers(int, least, flags.MOST, f"whole numbers of at least {least}")(values)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Eight ways to read past the trained length, and what each of them sees and keeps.
+"""Eight ways to read past the trained length, and what each of them reads, sees and keeps.
 
 All of them have the same number of visible keys, the budget, but for the two without a Λ,
 which see the whole past. n_local + n_global keys are a window and the starting tokens, or a
-window of as many, or a text of as many that is read anew; where middle tokens come back, the
+window of as many, or a text of as many that is read again; where middle tokens come back, the
 window is that much smaller.
 """
 
@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...config import LMInfinite, ModelConfig
-from ...transformer import Transformer
-from ...writing.sampling import require_numbers
-from ...writing.session import generate
-from ..compare import reencoded_pieces, stream_pieces
+from ..config import LMInfinite, ModelConfig
+from ..transformer import Transformer
+from ..writing.sampling import require_numbers
+from .compare import reencoded_pieces, stream_pieces
 from .streaming_llm import StreamingLLM
 
 LABELS = {
@@ -34,25 +33,27 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Stream:
-    """One pass over the text, with a cache. lm: how to look back; None is the vanilla model."""
+class Method:
+    """One pass over a text, with a cache. lm: how to look back; None is the vanilla model."""
 
     label: str
     lm: LMInfinite | None
 
+    def reader(self, model: Transformer, batch: int = 1, middle: str = "ram") -> Callable:
+        """A reader of `batch` texts: it maps their next tokens (B, T) to hidden states
+        (B, T, E). n_reaching, middle: as Transformer.read and new_cache take them."""
+        cache = model.new_cache(batch, self.lm, middle=middle)
+        return lambda tokens, n_reaching=None: model.read(
+            tokens, self.lm, cache, n_reaching=n_reaching
+        )
+
     def pieces(self, model: Transformer, ids: list[int], chunk: int) -> Iterator[Tensor]:
         """The nll of every id but the first, (n - 1,) in all, in pieces as they are read."""
-        cache = model.new_cache(1, self.lm)
-        return stream_pieces(model, ids, lambda x: model.read(x, self.lm, cache), chunk)
+        return stream_pieces(model, ids, self.reader(model), chunk)
 
-    def write(self, model: Transformer, ids: list[int], count: int, chunk: int) -> list[int]:
-        """The `count` ids that follow, the likeliest each time."""
-        lm = self.lm
-        if lm is not None and lm.top_k:  # a prompt is read as generate reads it
-            lm = replace(lm, top_k_queries="last")
-        return list(
-            generate(model, ids, lm, count, temperature=0.0, stop_ids=(), prefill_chunk=chunk)
-        )
+    def rows(self, rows: Tensor) -> Tensor:
+        """What is read of rows of ids (B, T) that end with their answers."""
+        return rows
 
     def visible(self, n: int) -> int:
         """How many keys the last of n tokens sees in one head."""
@@ -74,73 +75,38 @@ class Stream:
         return ", ".join(words)
 
 
-@dataclass(frozen=True)
-class InCache:
+class InCache(Method):
     """StreamingLLM: LM-Infinite's keys at other distances; see streaming_llm.py."""
 
-    label: str
-    n_local: int
-    n_global: int
-
-    def pieces(self, model: Transformer, ids: list[int], chunk: int) -> Iterator[Tensor]:
-        """As Stream.pieces."""
-        past = StreamingLLM(model, self.n_local, self.n_global)
-        return stream_pieces(model, ids, past.read, chunk)
-
-    def write(self, model: Transformer, ids: list[int], count: int, chunk: int) -> list[int]:
-        """As Stream.write."""
-        past, unread = StreamingLLM(model, self.n_local, self.n_global), list(ids)
-
-        def following(ids: list[int]) -> Tensor:
-            new = torch.tensor([ids[past.length :]], device=model.embed.weight.device)
-            for some in new.split(chunk, 1):
-                hidden = past.read(some)
-            return model.head(hidden[:, -1])[0]
-
-        return likeliest(following, unread, count)
-
-    def visible(self, n: int) -> int:
-        """As Stream.visible."""
-        return min(n, self.n_local + self.n_global)
-
-    def kept(self, n: int, layer: int) -> int:
-        """As Stream.kept."""
-        return self.visible(n)
-
-    @property
-    def sees(self) -> str:
-        """As Stream.sees."""
-        return Stream("", LMInfinite(self.n_local, self.n_global)).sees
+    def reader(self, model: Transformer, batch: int = 1, middle: str = "ram") -> Callable:
+        """As Method.reader; there is no middle to reach."""
+        past = StreamingLLM(model, self.lm.n_local, self.lm.n_global)
+        return lambda tokens, n_reaching=None: past.read(tokens)
 
 
 @dataclass(frozen=True)
-class Reencoded:
+class Truncated(Method):
     """Truncation: the vanilla model on the first n_bos tokens (BOS, or none) and the last ones,
-    `length` in all, read anew."""
+    `length` in all, read again and again."""
 
-    label: str
     length: int
     n_bos: int = 1
 
     def pieces(self, model: Transformer, ids: list[int], chunk: int) -> Iterator[Tensor]:
-        """As Stream.pieces; every length / 2 tokens the context moves on, and each piece is of
+        """As Method.pieces; every length / 2 tokens the context moves on, and each piece is of
         about a chunk's tokens."""
         batch = max(1, chunk // max(1, self.length // 2))
         return reencoded_pieces(model, ids, self.length, batch, self.n_bos)
 
-    def write(self, model: Transformer, ids: list[int], count: int, chunk: int) -> list[int]:
-        """As Stream.write; the context moves on with every token."""
-
-        def following(ids: list[int]) -> Tensor:
-            if len(ids) > self.length:
-                ids = ids[: self.n_bos] + ids[len(ids) - self.length + self.n_bos :]
-            tokens = torch.tensor([ids], device=model.embed.weight.device)
-            return model.head(model.read(tokens)[:, -1])[0]
-
-        return likeliest(following, list(ids), count)
+    def rows(self, rows: Tensor) -> Tensor:
+        """As Method.rows; the answer is among the last ones."""
+        if rows.shape[1] <= self.length:
+            return rows
+        end = rows[:, rows.shape[1] - self.length + self.n_bos :]
+        return torch.cat((rows[:, : self.n_bos], end), 1)
 
     def visible(self, n: int) -> int:
-        """As Stream.visible."""
+        """As Method.visible."""
         if n <= self.length:
             return n
         stride = self.length // 2
@@ -152,19 +118,43 @@ class Reencoded:
 
     @property
     def sees(self) -> str:
-        """As Stream.sees."""
+        """As Method.sees."""
         return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}, read anew"
 
 
 @torch.inference_mode()
-def likeliest(following: Callable, ids: list[int], count: int) -> list[int]:
-    """The `count` ids that follow, the likeliest each time; following(ids) -> logits (V,)."""
-    ids, n = list(ids), len(ids)
-    for _ in range(count):
-        logits = following(ids)
-        require_numbers(logits)
-        ids.append(int(logits.argmax()))
-    return ids[n:]
+def answering(model: Transformer, method: Method, rows: Tensor, width: int, chunk: int = 512,
+              middle: str = "ram") -> Iterator[int]:  # fmt: skip
+    """Read rows (B, T) that end with their answers, of `width` ids each; yields after every
+    call of the model how many ids it read, and returns for each row how many ids of its answer
+    greedy decoding would write before a wrong one.
+
+    What is written is fed only where it is right, and then it stands in the row already: the
+    answers are read with the rows, and middle tokens come back to a prompt's last token and to
+    those of the answer, or to all. Raises ValueError for logits that are not numbers.
+    """
+    rows = method.rows(rows)
+    read = method.reader(model, len(rows), middle)
+    reaches_always = method.lm is not None and method.lm.top_k_queries == "all"
+    prompt, last = rows[:, : -width - 1], rows[:, -width - 1 : -1]
+    for piece in prompt.split(chunk, 1) if prompt.shape[1] else ():
+        read(piece, None if reaches_always else 0)
+        yield piece.numel()
+    logits = model.head(read(last, last.shape[1]))  # (B, width, V)
+    require_numbers(logits)
+    yield last.numel()
+    hits = logits.float().argmax(-1) == rows[:, -width:]
+    return hits.long().cumprod(1).sum(1).tolist()
+
+
+def answers(*arguments) -> list[int]:
+    """What answering returns, in one go."""
+    steps = answering(*arguments)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 @dataclass(frozen=True)
@@ -197,28 +187,21 @@ def methods(names: list[str], budget: Budget, config: ModelConfig, n_bos: int = 
     ValueError where the budget is too small for one of them, and for layers that the model
     does not have.
     """
-    lm, found = budget.settings(budget.n_local), {}
-    for name in names:
-        label = LABELS[name]
-        if name == "truncate":
-            if min(budget.keys, config.context_length) < 2:
-                raise ValueError("truncate needs room for two keys: take a larger --n-local")
-            length = min(budget.keys, config.context_length)
-            found[name] = Reencoded(label, length, n_bos)
-        elif name == "streaming":
-            found[name] = InCache(label, budget.n_local, budget.n_global)
-        elif name == "topk":
-            found[name] = Stream(label, with_top_k(budget, config))
-        else:
-            settings = {
-                "full": None,
-                "window": LMInfinite(budget.keys, 0),
-                "no-ceiling": replace(lm, distance_ceiling=None),
-                "no-lambda": replace(lm, n_local=None, n_global=0),
-                "lambda": lm,
-            }
-            found[name] = Stream(label, settings[name])
-    return found
+    lm, length = budget.settings(budget.n_local), min(budget.keys, config.context_length)
+    if "truncate" in names and length < 2:
+        raise ValueError("truncate needs room for two keys: take a larger --n-local")
+    settings = {
+        "full": None,
+        "window": LMInfinite(budget.keys, 0),
+        "no-ceiling": replace(lm, distance_ceiling=None),
+        "no-lambda": replace(lm, n_local=None, n_global=0),
+        "lambda": lm,
+        "topk": with_top_k(budget, config) if "topk" in names else None,
+    }
+    found = {name: Method(LABELS[name], lm) for name, lm in settings.items()}
+    found["truncate"] = Truncated(LABELS["truncate"], None, length, n_bos)
+    found["streaming"] = InCache(LABELS["streaming"], replace(lm, distance_ceiling=None))
+    return {name: found[name] for name in names}
 
 
 def with_top_k(budget: Budget, config: ModelConfig) -> LMInfinite:

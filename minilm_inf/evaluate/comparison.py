@@ -25,28 +25,32 @@ point that is.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
+import numpy as np
 import torch
 
-from ... import corpus
-from ...config import ModelConfig
-from ...terminal import options as flags
-from ...terminal.files import PICTURE, RESULT, outputs, read_text, write_beside
-from ...terminal.progress import Progress
-from ...text.tokenizer import opening
-from ...writing import plan
-from ..compare import encoded
-from ..perplexity import finite
-from . import figure, pass_keys, sweep, table
-from .measure import chunk_for, measure, result_of
-from .methods import Budget, Reencoded, Stream, methods
+from ..config import ModelConfig
+from ..terminal import options as flags
+from ..terminal.files import PICTURE, RESULT, outputs, write_beside
+from ..terminal.progress import Progress
+from ..terminal.tables import as_json, finite
+from ..text.tokenizer import opening
+from ..train.practice import Practice
+from ..writing import plan
+from . import figure, table
+from .cells import WHERE, rows_at_once, where_it_lies
+from .compare import encoded
+from .documents import texts_of
+from .intervals import share
+from .measure import measure, result_of, sweep
+from .methods import Budget, InCache, Method, Truncated, answers, methods
+from .trials import PassKey
 
 TIMES_CONTEXT = 16  # tokens of a document, unless --length says otherwise
+TIMES_VISIBLE = 4  # tokens of a text with a pass key, in visible keys or trained lengths
+DEPTHS = (0.3, 0.4, 0.5, 0.6)  # shares of its filler before the key
 
 
 def evaluate(options) -> int:
@@ -64,10 +68,9 @@ def measured_and_published(options) -> int:
     printed whatever becomes of the others."""
     texts = compared(options)
     model, tokenizer = flags.load(options)
-    config, n_bos = model.config, len(opening(tokenizer))
+    config, context = model.config, model.config.context_length
     budget = budget_of(options, config)
-    chosen = methods(options.methods, budget, config, n_bos)
-    context = config.context_length
+    chosen = methods(options.methods, budget, config, len(opening(tokenizer)))
     length = options.length or TIMES_CONTEXT * context
     if options.sweep and length <= context:
         raise ValueError(
@@ -81,8 +84,7 @@ def measured_and_published(options) -> int:
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     print(f"threads: {result['threads']}, device: {result['device']}", file=sys.stderr)
-    chunk = chunk_for(options.chunk, length, len(documents))
-    measured = run(model, chosen, documents, chunk, length)
+    measured = measure(model, chosen, documents, options.chunk)
     width = model.embed.weight.element_size()
     result["methods"] = result_of(chosen, measured, config, width)
     try:
@@ -91,9 +93,7 @@ def measured_and_published(options) -> int:
             ask(model, tokenizer, chosen, documents, budget, result, options)
             write(result, options)
         if options.sweep:
-            rows = sweep.settings(budget, context)
-            measured = run(model, sweep.readings(rows), documents, chunk, length)
-            result["sweep"] = sweep.result_of(rows, measured, context)
+            result["sweep"] = sweep(model, budget, documents, options.chunk)
             write(result, options)
     finally:
         show(finite(result), options)
@@ -102,57 +102,16 @@ def measured_and_published(options) -> int:
     return 0
 
 
-def run(model, chosen: dict, documents: dict[str, list[int]], chunk: int, length: int) -> dict:
-    """measure, with a line on stderr."""
-    progress = Progress(len(chosen) * len(documents) * length)
-
-    def report(done: int, label: str):
-        progress.show(done, label, now=done == progress.total)
-
-    try:
-        return measure(model, chosen, documents, chunk, report)
-    finally:
-        progress.end()
-
-
-def ask(model, tokenizer, chosen: dict, documents, budget: Budget, result: dict, options):
-    """Add each method's pass keys to the result, or say on stderr why there are none."""
-    lm = budget.settings(budget.n_local)
-    try:
-        asked, inside = pass_keys.trials(tokenizer, documents, lm, model.config, options.trials)
-    except ValueError as error:
-        print(f"no pass keys: {error}", file=sys.stderr)
-        return
-    progress = Progress(len(chosen), unit="methods")
-    vanilla = methods(["full"], budget, model.config)["full"]
-    try:
-        for done, entry in enumerate(result["methods"], 1):
-            method = chosen[entry["name"]]
-            entry["passkey"] = pass_keys.accuracy(
-                lambda ids, count, method=method: method.write(
-                    model, ids, count, options.chunk
-                ),
-                asked,
-            )
-            progress.show(done, f"pass keys: {method.label}", now=True)
-    finally:
-        progress.end()
-    result["passkey_inside"] = pass_keys.accuracy(
-        lambda ids, count: vanilla.write(model, ids, count, options.chunk), inside
-    )
-
-
 def write(result: dict, options):
     """Write what was measured so far where --out says."""
     if options.out:
-        text = json.dumps(finite(result), indent=1)
-        write_beside(options.out, (text + "\n").encode())
+        write_beside(options.out, (as_json(result) + "\n").encode())
 
 
 def show(result: dict, options):
     """Print what was measured."""
     if options.json:
-        print(json.dumps(result, indent=1), flush=True)
+        print(as_json(result), flush=True)
         return
     print(table.methods_table(result))
     print("\n" + table.notes(result))
@@ -161,13 +120,72 @@ def show(result: dict, options):
         print("\n" + table.sweep_tables(result), flush=True)
 
 
+# ---- pass keys in the middle, which neither the starting tokens nor the window hold
+
+
+def ask(model, tokenizer, chosen: dict, documents, budget: Budget, result: dict, options):
+    """Add each method's pass keys to the result, or say on stderr why there are none."""
+    try:
+        middle, inside = pass_keys(tokenizer, documents, budget, model.config, options.trials)
+    except ValueError as error:
+        print(f"no pass keys: {error}", file=sys.stderr)
+        return
+    progress = Progress(len(chosen), unit="methods")
+    try:
+        for done, entry in enumerate(result["methods"], 1):
+            method = chosen[entry["name"]]
+            entry["passkey"] = accuracy(model, method, middle, options.chunk)
+            progress.show(done, f"pass keys: {method.label}", now=True)
+    finally:
+        progress.end()
+    vanilla = Method("full attention", None)
+    result["passkey_inside"] = accuracy(model, vanilla, inside, options.chunk)
+
+
+def pass_keys(tokenizer, documents: dict[str, list[int]], budget: Budget, config: ModelConfig,
+              count: int) -> tuple[list, list]:  # fmt: skip
+    """`count` trials whose keys lie in the middle, and as many inside the trained length.
+
+    documents: as compare.encoded makes them, of whose text the filler is made. Raises
+    ValueError where they are too short for that.
+    """
+    length = TIMES_VISIBLE * max(config.context_length, budget.keys)
+    n_bos = len(opening(tokenizer))
+    filler = np.array([id for ids in documents.values() for id in ids[n_bos:]])
+    if len(filler) <= length:
+        raise ValueError(f"they take {length:,} tokens of text, and there are {len(filler):,}")
+    maker = PassKey(Practice(tokenizer, filler), tokenizer)
+    middle, inside = (
+        [maker.trial(n, DEPTHS[k % len(DEPTHS)], [n, k]) for k in range(count)]
+        for n in (length, config.context_length)
+    )
+    lm = budget.settings(budget.n_local)
+    assert all(WHERE[where_it_lies(trial, lm)] == "middle" for trial in middle)
+    return middle, inside
+
+
+def accuracy(model, method: Method, asked: list, chunk: int) -> dict:
+    """How many of the trials a method answers."""
+    if method.lm is not None:  # a prompt is read as generate reads it
+        method = replace(method, lm=replace(method.lm, top_k_queries="last"))
+    length, width = len(asked[0].ids), asked[0].width
+    rows = torch.tensor([trial.ids for trial in asked], device=model.embed.weight.device)
+    some = rows_at_once(model, method, length, chunk)
+    found = [answers(model, method, x, width, chunk) for x in rows.split(some)]
+    right = sum(n == width for part in found for n in part)
+    known = share(right, len(asked))
+    return {
+        "right": right, "trials": len(asked), "tokens": length, "share": known["accuracy"],
+        "interval": known["interval"],
+    }  # fmt: skip
+
+
+# ---- what the flags ask for
+
+
 def compared(options) -> dict[str, str]:
     """The texts that are compared, by name, as many as --documents says."""
-    if options.text:
-        texts = {str(path): read_text(path) for path in options.text}
-    else:
-        texts = corpus.documents(options.corpus, held_out=True)
-    return dict(list(texts.items())[: options.documents])
+    return dict(list(texts_of(options).items())[: options.documents])
 
 
 def budget_of(options, config: ModelConfig) -> Budget:
@@ -192,34 +210,25 @@ def show_plan(options) -> int:
     context, n_texts = net.config.context_length, len(compared(options))
     length = options.length or TIMES_CONTEXT * context
     chosen = methods(options.methods, budget_of(options, net.config), net.config)
-    chunk = chunk_for(options.chunk, length, n_texts)
-    width = net.dtype.itemsize
-    copies = 2 * 4 + (width if width != 4 else 0)  # cross_entropy's, in float32
-    plans, unknown = [], []
+    copies = 2 * max(net.dtype.itemsize, torch.float32.itemsize)  # as in perplexity
+    plans, notes = [], []
     for method in chosen.values():
-        what = method.label
-        if isinstance(method, Reencoded):
+        if isinstance(method, Truncated):
             config = replace(net.config, context_length=method.length)
             net_then = net._replace(config=config)
-            plans.append(plan.rescoring(net_then, what, length + 1, n_texts, copies))
-        elif isinstance(method, Stream):
-            lengths = [length + 1] * n_texts
-            plans.append(plan.scoring(net, what, method.lm, lengths, chunk, copies))
+            plans.append(plan.rescoring(net_then, method.label, length + 1, n_texts, copies))
+            notes.append("truncation may take less: --chunk says how many windows are read at "
+                         "once")  # fmt: skip
+        elif isinstance(method, InCache):
+            notes.append(f"not predicted: {method.label}")
         else:
-            unknown.append(what)
+            lengths = [length + 1] * n_texts
+            plans.append(
+                plan.scoring(net, method.label, method.lm, lengths, options.chunk, copies)
+            )
     if not plans:
-        raise ValueError(f"--plan has no formula for {', '.join(unknown)}")
-    notes = [f"not predicted: {', '.join(unknown)}"] if unknown else []
-    if "truncate" in chosen:
-        notes.append("truncation may take less: --chunk says how many windows are read at once")
+        raise ValueError("--plan has no formula for StreamingLLM")
     if options.sweep:
         notes.append("not predicted: the sweep, which takes no more memory than LM-Infinite "
                      "with n_global 100")  # fmt: skip
     return plan.show(net, plans, options.json, notes)
-
-
-def picture(text: str) -> Path:
-    """An argparse type: the path of a PNG."""
-    if not text.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"{text!r} must end in .png")
-    return Path(text)

@@ -1,10 +1,16 @@
-"""One question about a long text: filler with a fact in it, the question, and the answer.
+"""One question about a long text: filler with facts in it, the question, and the answer.
 
 A trial is a row of exactly `length` ids, BOS (where the tokenizer puts one before a text) and
 the answer among them, and a pure function of its maker, its length and depth, and a seed. Depth
-is the share of the filler's tokens that come before the fact. The filler is an excerpt that is
-moved until a sentence ends just there: the fact neither misses its place nor breaks a sentence.
-Wording and joints are practice's, from which the models of weights/ learned.
+is the share of the filler's tokens that come before the fact that is asked for. The filler is
+an excerpt that is moved until a sentence ends just there: the fact neither misses its place nor
+breaks a sentence. Wording and joints are practice's, from which the models of weights/ learned.
+
+    PassKey     the paper's task: one pass key
+    Pairs       several people's numbers, one of which is asked for
+    Variables   values that are handed on from name to name, in the style of RULER (Hsieh et
+                al., 2404.06654), but asked for in the words of practice: not comparable with
+                RULER's leaderboard
 """
 
 from __future__ import annotations
@@ -13,12 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...train.practice import ASK_KEY, STATE_KEY, Practice
+from ..train.practice import ASK_KEY, ASK_NUMBER, NAMES, STATE_KEY, STATE_NUMBER, Practice
 
+ABSENT, ALONE = "absent", "alone"  # controls, in the place of a depth
 REPEATED = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 )
 """The filler of the paper's passkey test, after Mohtashami and Jaggi (2305.16300)."""
+
+ASSIGN, HAND_ON = "The number of {} is {}.", "The number of {} is the number of {}."
 
 
 class Trial(NamedTuple):
@@ -51,26 +60,23 @@ class Maker:
         widths = [len(self._answer(draw(rng, digits))) for _ in range(64)]
         self.width = max(set(widths), key=widths.count)
 
-    def trial(self, length: int, depth: float, seed: list[int]) -> Trial:
-        """The trial with the answer stated at `depth`. Raises ValueError for a length that has
-        no room for it, and for a text that is too short to fill it."""
-        rng = np.random.default_rng(seed)
-        facts, asked, ending, answer = self._facts(rng, depth)
-        return self._hidden(rng, length, depth, facts, asked, ending, answer)
+    def trial(self, length: int, depth: float | str, seed: list[int]) -> Trial:
+        """The trial with the answer stated at `depth`; ABSENT: nothing states it, and what else
+        there is to be told is; ALONE: the question, with nothing but BOS before it.
 
-    def absent(self, length: int, seed: list[int]) -> Trial:
-        """A question and its answer behind a text that does not state it; what else there is
-        to be told is."""
+        Raises ValueError for a length that has no room for it, and for a text that is too short
+        to fill it.
+        """
         rng = np.random.default_rng(seed)
-        facts, asked, ending, answer = self._facts(rng, 0.5)
-        others = facts[:asked] + facts[asked + 1 :]
-        return self._hidden(rng, length, 0.5, others, None, ending, answer)
-
-    def alone(self, seed: list[int]) -> Trial:
-        """The question and its answer, and nothing before them but the tokenizer's BOS."""
-        _, _, ending, _ = self._facts(np.random.default_rng(seed), 0.5)
-        ids = [*self.practice.bos, *self.practice.encode(ending)]
-        return Trial(ids, self.width, ())
+        at = 0.5 if depth in (ABSENT, ALONE) else depth
+        facts, asked, ending, answer = self._facts(rng, at)
+        if depth == ALONE:
+            ids = [*self.practice.bos, *self.practice.encode(ending)]
+            return Trial(ids, self.width, ())
+        if depth == ABSENT:
+            del facts[asked]
+            asked = None
+        return self._hidden(rng, length, at, facts, asked, ending, answer)
 
     def draw(self, rng: np.random.Generator) -> str:
         """Digits whose number of tokens is `width`."""
@@ -100,7 +106,7 @@ class Maker:
         """Filler with the facts in it, and the ending.
 
         asked: which of the facts states the answer, at `depth`; those before it stand before
-        it, those behind it behind. None: they stand anywhere.
+        it, those after it after it. None: they stand anywhere.
         """
         pieces = [self.practice.encode(words) for words in facts]
         end = self.practice.encode(ending)
@@ -143,8 +149,8 @@ class Maker:
         if asked is None:
             return sorted(map(int, rng.choice(places, count)))
         before = rng.choice(places[places <= place], asked)
-        behind = rng.choice(np.append(place, ends[ends > place]), count - asked - 1)
-        return [*sorted(map(int, before)), place, *sorted(map(int, behind))]
+        after = rng.choice(np.append(place, ends[ends > place]), count - asked - 1)
+        return [*sorted(map(int, before)), place, *sorted(map(int, after))]
 
 
 class PassKey(Maker):
@@ -156,6 +162,63 @@ class PassKey(Maker):
     def _facts(self, rng, depth) -> tuple[list[str], int, str, str]:
         digits = self.draw(rng)
         return [rng.choice(STATE_KEY).format(digits)], 0, ASK_KEY.format(digits), digits
+
+
+class Pairs(Maker):
+    """Several people's numbers, one of which is asked for."""
+
+    def __init__(self, practice: Practice, tokenizer, count: int, digits: int = 4):
+        self.count = count
+        super().__init__(practice, tokenizer, digits)
+
+    def _facts(self, rng, depth) -> tuple[list[str], int, str, str]:
+        names, numbers = rng.permutation(NAMES)[: self.count], self.distinct(rng)
+        facts = [rng.choice(STATE_NUMBER).format(*pair) for pair in zip(names, numbers)]
+        asked = int(rng.binomial(self.count - 1, depth))  # the others stand anywhere
+        name, number = names[asked], numbers[asked]
+        return facts, asked, ASK_NUMBER.format(name, name, number), number
+
+    def distinct(self, rng) -> list[str]:
+        """`count` numbers that all differ. Raises ValueError where there are too few."""
+        found: list[str] = []
+        for _ in range(100 * self.count):
+            number = self.draw(rng)
+            if number not in found:
+                found.append(number)
+            if len(found) == self.count:
+                return found
+        raise ValueError(
+            f"there are fewer than {self.count} numbers of {self.digits} digits that have the "
+            "same number of tokens: take more --digits"
+        )
+
+
+class Variables(Pairs):
+    """Chains of assignments: a value, and `hops` names that it is handed on to.
+
+    The chains stand mixed, each in its own order; depth is that of the value that is asked for.
+    """
+
+    def __init__(self, practice: Practice, tokenizer, count: int, hops: int, digits: int = 4):
+        self.hops = hops
+        super().__init__(practice, tokenizer, count, digits)
+
+    def _facts(self, rng, depth) -> tuple[list[str], int, str, str]:
+        names = rng.permutation(NAMES)[: self.count * (self.hops + 1)]
+        numbers = self.distinct(rng)
+        chain_of = rng.permutation([i for i in range(self.count) for _ in range(self.hops + 1)])
+        asked_chain = int(rng.integers(0, self.count))
+        facts, said, asked = [], [0] * self.count, 0
+        for chain in chain_of.tolist():
+            at = chain * (self.hops + 1) + said[chain]
+            if said[chain]:
+                facts.append(HAND_ON.format(names[at], names[at - 1]))
+            else:
+                asked = len(facts) if chain == asked_chain else asked
+                facts.append(ASSIGN.format(names[at], numbers[chain]))
+            said[chain] += 1
+        last, number = names[(asked_chain + 1) * (self.hops + 1) - 1], numbers[asked_chain]
+        return facts, asked, ASK_NUMBER.format(last, last, number), number
 
 
 def check_filler(text: np.ndarray, needed: int):
