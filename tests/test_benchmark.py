@@ -1,4 +1,4 @@
-"""benchmark.py and benchmark/: what is counted, timed, compared and said is so."""
+"""benchmark/: what is counted, timed, compared and said is so."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, some_tokens, tiny_model
+from conftest import FAMILIES, ROOT, some_tokens, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -803,8 +803,7 @@ def test_loading_takes_the_model_and_one_tensor(dtype, tmp_path):
     save(make_model(), small)
     large.mkdir()
     write_sparse_checkpoint(large, dtype)
-    root = Path(checkpoint.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-c", MEASURE, str(small), str(large)]
     output = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
     peak, size = (int(number) for number in output.stdout.split())
