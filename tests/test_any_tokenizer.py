@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_llama
-from test_compare import nll_after
 
 from minilm_inf.checkpoint import save
+from minilm_inf.config import LMInfinite
 from minilm_inf.diagnose import __main__ as diagnose
 from minilm_inf.evaluate import __main__ as evaluate
-from minilm_inf.evaluate.compare import encoded, reencoded_nll
+from minilm_inf.evaluate.compare import encoded
 from minilm_inf.evaluate.comparison import pass_keys
-from minilm_inf.evaluate.methods import Budget, Truncated
+from minilm_inf.evaluate.methods import Truncated
 from minilm_inf.evaluate.trials import ABSENT, ALONE, Pairs, PassKey
 from minilm_inf.text.tokenizer import load, opening
 from minilm_inf.train.practice import Practice
@@ -99,11 +99,11 @@ def test_filler_has_all_tokens_of_the_texts(known, kind):
     """The first token of a text that is left out as if it were BOS."""
     documents = encoded({"a": TEXT[:6000], "b": TEXT[6000:]}, known, 600)
     filler = sum(len(ids) for ids in documents.values()) - 2 * len(BOS[kind])
-    quarter, budget = (filler - 1) // 4, Budget(140, 10)
+    quarter, lm = (filler - 1) // 4, LMInfinite(140, 10, 140)
     model = tiny_llama(context_length=quarter)
     with pytest.raises(ValueError, match=f"text, and there are {filler:,}"):
-        pass_keys(known, documents, budget, tiny_llama(context_length=600).config, 1)
-    middle, inside = pass_keys(known, documents, budget, model.config, 2)
+        pass_keys(known, documents, lm, tiny_llama(context_length=600).config, 1)
+    middle, inside = pass_keys(known, documents, lm, model.config, 2)
     assert [len(trial.ids) for trial in middle] == [4 * quarter] * 2
     assert [len(trial.ids) for trial in inside] == [quarter] * 2
 
@@ -114,37 +114,23 @@ def test_truncation_without_bos_reads_the_last_tokens():
     assert Truncated("", None, 6, 0).rows(rows).tolist() == [[3, 4, 5, 6, 7, 8]]
     assert Truncated("", None, 6, 1).rows(rows).tolist() == [[0, 4, 5, 6, 7, 8]]
     assert Truncated("", None, 9, 1).rows(rows).tolist() == rows.tolist()
-    model = tiny_llama(context_length=6)
-    ids = [5, 9, 2, 7, 7, 1, 30, 4, 11, 3, 8, 20]
-    scores = reencoded_nll(model, ids, n_bos=0).tolist()
-    for i in range(len(ids) - 1):
-        last = i if i < 6 else 6 + (i - 6) // 3 * 3 + 2  # of the window that scores i
-        context = ids[max(0, last - 5) : i + 1]
-        assert scores[i] == pytest.approx(nll_after(model, context, ids[i + 1]), abs=1e-5)
 
 
-@pytest.mark.parametrize("task", ["passkey", "recall"])
-def test_retrieval(program, folder, text, tmp_path, task):
-    """A program that adds None to a number where nothing stands before a text."""
-    flags = ["-m", folder, "--text", text, "--lengths", "1,2", "--depths", "0,1", "--trials", 1]
-    out = tmp_path / "run.json"
-    code, said, err = program(evaluate.main, task, *flags, "--out", out)
-    assert code == 0 and "| needle absent, truncation |" in said, err
-    cells = json.loads(out.read_text())["results"]["cells"]
-    assert [c["trials"] for c in cells] == [1] * len(cells) and len(cells) == 1 + 2 + 4 * 6 - 2
-
-
-def test_comparison(program, folder, text):
-    """Pass keys that end the program after minutes of reading, and take its table along."""
-    flags = ["--text", text, "--length", 1100, "--methods", "full,truncate,topk"]
-    flags += ["--n-local", 60, "--trials", 1]
-    code, said, err = program(evaluate.main, "compare", "-m", folder, *flags)
-    assert code == 0 and "| passkey, middle |" in said and "no pass keys" not in err
-
-
-def test_diagnosis(program, folder, text, tmp_path, monkeypatch):
-    """A diagnosis that cannot be made of a model without BOS."""
+@pytest.mark.parametrize("kind", ["no bos", "around"], indirect=True)
+def test_what_measures_runs(program, kind, folder, text, tmp_path, monkeypatch):
+    """A program that adds None to a number where nothing stands before a text; pass keys that
+    end it after minutes of reading, and take its table along."""
     monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
-    flags = ["--text", text, "--length", 400, "--out", tmp_path / "d"]
-    code, said, err = program(diagnose.main, "-m", folder, *flags)
+    run, out = ["-m", folder, "--text", text], tmp_path / "run.json"
+    for task in ("passkey", "recall"):
+        few = ["--lengths", "1,2", "--depths", "0,1", "--trials", 1]
+        code, said, err = program(evaluate.main, task, *run, *few, "--out", out)
+        assert code == 0 and "| needle absent, truncation |" in said, err
+        cells = json.loads(out.read_text())["results"]["cells"]
+        assert [c["trials"] for c in cells] == [1] * (1 + 2 + 4 * 6 - 2)
+    more = ["--length", 1100, "--methods", "full,truncate,topk", "--n-local", 60, "--trials", 1]
+    code, said, err = program(evaluate.main, "compare", *run, *more)
+    assert code == 0 and "| passkey, middle |" in said and "no pass keys" not in err
+    more = ["--length", 400, "--out", tmp_path / "d"]
+    code, said, err = program(diagnose.main, *run, *more)
     assert code == 0 and said.startswith("factor 1, "), err

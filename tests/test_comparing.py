@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, some_tokens, tiny_llama, tiny_model, vectors
+from conftest import FAMILIES, ROOT, some_tokens, tiny_llama, tiny_model
 from test_compare import nll_after, reencoded
 from test_streaming_llm import SlowCache
 
-from minilm_inf import LMInfinite, Rotary, attend
+from minilm_inf import LMInfinite
 from minilm_inf.evaluate import figure, table
 from minilm_inf.evaluate.__main__ import main
 from minilm_inf.evaluate.compare import stream_nll
@@ -25,14 +25,14 @@ from minilm_inf.evaluate.measure import (
     result_of,
     sweep,
 )
-from minilm_inf.evaluate.methods import LABELS, Budget, Method, answers, methods
+from minilm_inf.evaluate.methods import LABELS, Method, answers, methods
 
-BUDGET = Budget(n_local=5, n_global=2, top_k=2)  # 7 keys
+BUDGET = LMInfinite(5, 2, 5, top_k=2, top_k_queries="all")  # 7 keys
 ALL = list(LABELS)
 
 
-def chosen(model, names=ALL, budget=BUDGET) -> dict:
-    return methods(names, budget, model.config)
+def chosen(model, names=ALL, lm=BUDGET) -> dict:
+    return methods(names, lm, model.config)
 
 
 def settings_of(name: str) -> LMInfinite | None:
@@ -80,72 +80,39 @@ def test_each_method_is_what_it_says(family, name):
         assert len(pieces) > 2 or chunk == 25
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "topk"])
-def test_the_budget_key_by_key(name):
-    """A method that sees one key more than the others, or fewer than it is said to see.
-
-    In a model of one layer the loss after token i depends on token j exactly where i sees j,
-    so each token is changed in turn.
-    """
-    model = tiny_llama(n_layer=1, context_length=8)
-    method, ids = chosen(model)[name], some_tokens(24)[0].tolist()
-
-    def losses(ids):
-        return torch.cat(list(method.pieces(model, ids, 24)))
-
-    before, seen = losses(ids), torch.zeros(23, dtype=torch.long)
-    for j in range(23):
-        changed = [*ids[:j], (ids[j] + 7) % 31, *ids[j + 1 :]]
-        differs = (losses(changed) - before).abs() > 1e-7
-        differs[:j] = False  # where it is what was to be foretold
-        seen += differs
-    assert seen.tolist() == [method.visible(n) for n in range(1, 24)]
-    assert seen.max() == (23 if name in ("full", "no-lambda") else BUDGET.keys)
-
-
-def test_the_budget_of_top_k_key_by_key():
-    """Middle keys on top of the budget: values of one 1 each tell who was seen."""
-    method = chosen(tiny_llama())["topk"]
-    q, k, _ = vectors(24, dim=24, dtype=torch.float64)
-    ones = torch.eye(24, dtype=torch.float64).expand(2, 2, 24, 24)
-    positions = torch.arange(24)
-    weights = attend(q, k, ones, positions, positions, Rotary(24), method.lm)  # (B, H, T, S)
-    seen = (weights > 0).sum(-1)
-    assert (seen == torch.tensor([method.visible(n) for n in range(1, 25)])).all()
-    assert seen.max() == BUDGET.keys
-
-
 def test_what_a_method_says_it_sees():
-    """A table that tells of another setting than the one that was read; a ceiling or a layer
-    that moves one method only."""
+    """A table that tells of another setting than the one that was read; a ceiling that
+    moves one method only."""
     sees = {name: m.sees for name, m in chosen(tiny_llama(context_length=8)).items()}
     assert sees == {
         "full": "all", "truncate": "last 5 to 7, read anew", "window": "last 7",
         "no-ceiling": "last 5, first 2", "no-lambda": "all", "streaming": "last 5, first 2",
         "lambda": "last 5, first 2", "topk": "last 3, first 2, 2 of the middle",
     }  # fmt: skip
+    for name, method in chosen(tiny_llama(context_length=8)).items():
+        most = max(method.visible(n) for n in range(1, 30))
+        assert most == (29 if method.sees == "all" else 7), "each sees as many keys"
+        assert all(method.visible(n) == n for n in range(1, 6)), name
     short = chosen(tiny_llama(context_length=4), ["truncate"])["truncate"]
     assert short.sees == "last 3 to 4, read anew", "never more than the trained length"
-    found = chosen(tiny_llama(n_layer=9), budget=Budget(9, 2, distance_ceiling=4, top_k=2))
+    found = chosen(tiny_llama(), lm=LMInfinite(9, 2, 4, top_k=2))
     assert found["lambda"].lm == LMInfinite(9, 2, 4)
     assert found["no-lambda"].lm == LMInfinite(None, 0, 4)
     assert found["topk"].lm.distance_ceiling == 4 and found["topk"].lm.n_local == 7
-    assert found["topk"].lm.top_k_from_layer == 1, "an eighth of the layers"
     assert (
         found["window"].lm.distance_ceiling is found["no-ceiling"].lm.distance_ceiling is None
     )
 
 
 @pytest.mark.parametrize(
-    "budget, name, words",
-    [(Budget(5, 2, top_k=5), "topk", "smaller --top-k-middle"),
-     (Budget(1, 0), "truncate", "two keys"),
-     (Budget(5, 2, top_k=2, top_k_from_layer=2), "topk", "--top-k-from-layer 2: .* 0 to 1")],
+    "lm, name, words",
+    [(LMInfinite(5, 2, 5, top_k=5), "topk", "smaller --top-k-middle"),
+     (LMInfinite(1, 0, 1), "truncate", "two keys")],
 )  # fmt: skip
-def test_a_budget_that_is_too_small(budget, name, words):
-    """A window of no keys, a context that cannot move on, or a layer that is not there."""
+def test_too_few_keys(lm, name, words):
+    """A window of no keys, or a context that cannot move on."""
     with pytest.raises(ValueError, match=words):
-        chosen(tiny_llama(), [name], budget)
+        chosen(tiny_llama(), [name], lm)
 
 
 @pytest.mark.parametrize("name", ["truncate", "streaming", "no-lambda"])
@@ -201,13 +168,20 @@ def test_the_second_half_of_each_text_is_timed():
 
 
 def test_means_and_intervals_are_over_documents():
-    """A mean over tokens of one document; an interval over tokens, which are many and alike."""
+    """A mean over tokens of one document, or an interval over tokens, which are many and alike;
+    two intervals that overlap, where one method loses on every single document; a mean over
+    nothing beyond the trained length, which is nan."""
     model = tiny_llama(context_length=8)
-    drawn = np.random.default_rng(0)
-    nll = {name: drawn.normal(3, 1, (6, 30)) for name in ("full", "lambda")}
-    measured = {name: Measured(x, [3.0, 1.0, 2.0]) for name, x in nll.items()}
-    entries = result_of(chosen(model, ["full", "lambda"]), measured, model.config, 8)
-    for entry in entries:
+    easy_and_hard = np.linspace(1, 9, 6)[:, None] + np.random.default_rng(0).normal(
+        0, 1, (6, 30)
+    )
+    nll = {"full": easy_and_hard + 0.25, "lambda": easy_and_hard}
+
+    def entries(nll: dict) -> list[dict]:
+        measured = {name: Measured(x, [3.0, 1.0, 2.0]) for name, x in nll.items()}
+        return result_of(chosen(model, list(nll)), measured, model.config, 8)
+
+    for entry in entries(nll):
         x = nll[entry["name"]]
         ranges = [(row["first"], row["last"]) for row in entry["nll"]]
         assert ranges == [(0, 8), (8, 16), (16, 30)]
@@ -218,30 +192,15 @@ def test_means_and_intervals_are_over_documents():
         assert entry["beyond"]["nll"] == pytest.approx(x[:, 8:].mean())
         assert entry["seconds_per_token"] == 2.0 and entry["timed_chunks"] == 3
         edges = [row["first"] for row in entry["curve"]] + [entry["curve"][-1]["last"]]
-        assert edges == curve_edges(8, 30) and edges[0] == 0 and edges[-1] == 30
-        assert sorted(set(edges)) == edges
-    less = entries[0]["beyond_less_lm_infinite"]
-    assert less["nll"] == pytest.approx((nll["full"] - nll["lambda"])[:, 8:].mean())
-    assert entries[1]["beyond_less_lm_infinite"] is None
-
-
-def test_differences_are_document_by_document():
-    """Two intervals that overlap, where one method loses on every single document; a mean over
-    nothing beyond the trained length, which is nan."""
-    model = tiny_llama(context_length=8)
-    easy_and_hard = np.linspace(1, 9, 5)[:, None] + np.zeros((5, 20))
-    measured = {
-        "full": Measured(easy_and_hard + 0.25, [1.0]), "lambda": Measured(easy_and_hard, [1.0])
-    }  # fmt: skip
-    full, ours = result_of(chosen(model, list(measured)), measured, model.config, 8)
+        assert edges == curve_edges(8, 30) == sorted({0, 30, *edges})
+    full, ours = entries(nll)
     assert full["beyond"]["interval"][0] < ours["beyond"]["interval"][1]
     assert full["beyond_less_lm_infinite"]["interval"] == pytest.approx([0.25, 0.25])
     assert all(row["nll"] == pytest.approx(0.25) for row in full["curve_less_lm_infinite"])
-    alone = {"full": Measured(easy_and_hard[:1], [1.0])}
-    (full,) = result_of(chosen(model, ["full"]), alone, model.config, 8)
-    assert full["beyond"]["interval"] is None and full["beyond_less_lm_infinite"] is None
-    short = {name: Measured(x.nll[:, :8], [1.0]) for name, x in measured.items()}
-    for entry in result_of(chosen(model, list(short)), short, model.config, 8):
+    assert ours["beyond_less_lm_infinite"] is None
+    (alone,) = entries({"full": easy_and_hard[:1]})
+    assert alone["beyond"]["interval"] is None and alone["beyond_less_lm_infinite"] is None
+    for entry in entries({name: x[:, :8] for name, x in nll.items()}):
         assert entry["beyond"] is entry["beyond_less_lm_infinite"] is None
         assert [row["last"] for row in entry["nll"]] == [8]
 
@@ -254,10 +213,9 @@ def test_cache_bytes_are_those_of_a_cache():
         name: cache_bytes(method, n, model.config, 8) / of_a_key
         for name, method in chosen(model).items()
     }
-    of_top_k = 5 + 8 * n  # its first layer sees no middle
     assert found == {
         "full": 9 * n, "truncate": 0, "window": 9 * 7, "no-ceiling": 9 * 7, "no-lambda": 9 * n,
-        "streaming": 9 * 7, "lambda": 9 * 7, "topk": of_top_k,
+        "streaming": 9 * 7, "lambda": 9 * 7, "topk": 9 * n,
     }  # fmt: skip
     for name in ("full", "window", "no-ceiling", "no-lambda", "lambda", "topk"):
         method = chosen(model)[name]
@@ -272,9 +230,9 @@ LONG = "The ship went on. The men looked at the sea, for it was late. Nobody spo
 def test_pass_keys_lie_in_the_middle(tokenizer):
     """A key in the window, which all methods find; the same key in every trial; four digits of
     five that count as an answer."""
-    model, budget = tiny_llama(vocab_size=2048, context_length=96), Budget(86, 10)
+    model, lm = tiny_llama(vocab_size=2048, context_length=96), LMInfinite(86, 10, 86)
     documents = {"a": tokenizer.encode(LONG)}
-    asked, inside = pass_keys(tokenizer, documents, budget, model.config, 8)
+    asked, inside = pass_keys(tokenizer, documents, lm, model.config, 8)
     assert {len(trial.ids) for trial in asked} == {4 * 96}
     assert {len(trial.ids) for trial in inside} == {96}
     for trial in asked:
@@ -284,11 +242,11 @@ def test_pass_keys_lie_in_the_middle(tokenizer):
     assert len({tuple(trial.ids[-trial.width :]) for trial in asked}) == 8
     with pytest.raises(ValueError, match="take 384 tokens of text"):
         documents = {"a": tokenizer.encode("It was late. " * 9)}
-        pass_keys(tokenizer, documents, budget, model.config, 2)
+        pass_keys(tokenizer, documents, lm, model.config, 2)
 
     logits = torch.zeros(2048)
     logits[asked[0].ids[-1]] = 1  # the model says the same digit for ever
-    model.head = lambda hidden: logits.expand(*hidden.shape[:-1], 2048)
+    model.head.forward = lambda hidden: logits.expand(*hidden.shape[:-1], 2048)
     same = [trial._replace(ids=[*trial.ids[:-5], *[asked[0].ids[-1]] * n, *[7] * (5 - n)])
             for trial, n in zip(asked, (5, 4, 0, 5))]  # fmt: skip
     found = accuracy(model, Method("", None), same, 512)
@@ -300,7 +258,7 @@ def test_the_sweep_measures_each_setting():
     """A value that is swept and not used, or a ceiling that stays where it was."""
     model = tiny_llama(context_length=8)
     documents = {name: some_tokens(41, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    found = sweep(model, Budget(6, 2), documents, 8)
+    found = sweep(model, LMInfinite(6, 2, 6), documents, 8)
     assert [row["value"] for row in found["n_global"]] == [0, 1, 2, 4, 10, 32, 100]
     assert [row["value"] for row in found["n_local"]] == [2, 4, 6, 8]
 
@@ -330,7 +288,7 @@ def made_up(names=("full", "lambda"), n_documents=3, **numbers) -> dict:
         name: Measured(drawn + numbers.get(name.replace("-", "_"), 0.0), [2e-5])
         for name in names
     }
-    found = chosen(model, list(names), Budget(60, 4))
+    found = chosen(model, list(names), LMInfinite(60, 4, 60, top_k=5))
     return {
         "model": "weights/tiny", "documents": [str(n) for n in range(n_documents)],
         "length": 300, "context_length": 64, "budget": 64, "settings": {"top_k": 5},
@@ -522,6 +480,7 @@ def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path):
         (["--text", "a", "--length", 9, "--sweep"], ("--sweep", "--length")),
         (["--text", "a", "--length", 9, "--n-global", 256], ("--n-global 256", "--n-local")),
         (["--text", "a", "--length", 9, "--n-local", 5], ("--top-k-middle",)),
+        (["--text", "a", "--length", 9, "--top-k-from-layer", 4], ("the model's 4 layers",)),
         (["--text", "a", "--length", 9, "--out", "."], ("is a folder",)),
         (["--text", "a", "--length", 9, "--plan", "--methods", "streaming"], ("no formula",)),
         (["--text", "a", "--figure", "x.png"], ("--figure draws with matplotlib",)),

@@ -18,6 +18,7 @@ READING_ORDER = [
     "fast.reading", "transformer", "fast.compiled", "models.raw_config", "models.llama_config",
     "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",
     "models.gptj", "models", "checkpoint.shards", "checkpoint.tensor_file",
+    "checkpoint.run_state",
     "checkpoint.checkpoint", "checkpoint", "text", "text.json_parts", "text.around",
     "text.merging", "text.normalizers", "text.words", "text.byte_level", "text.named_tokens",
     "text.bpe_files", "text.piece_model", "text.sentence_pieces", "text.llama_json",

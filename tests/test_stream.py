@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, SETTINGS, fuzz, some_tokens, tiny_llama, tiny_model
 
 from minilm_inf.checkpoint import save, tensor_file
+from minilm_inf.checkpoint.run_state import FACTS, read_state, write_state
 from minilm_inf.evaluate import resume
 from minilm_inf.evaluate.__main__ import main
 from minilm_inf.evaluate.byte_counts import ByteCounts
@@ -78,20 +79,15 @@ def test_every_token_but_the_first_is_scored(scored, draw):
     assert result["perplexity"] == pytest.approx(math.exp(np.mean(found)))
 
 
-@pytest.mark.parametrize("chunk", [3, 8, 50])
-def test_separate_documents_know_nothing_of_each_other(scored, chunk):
-    """A cache that goes on from the document before."""
-    model, rows = tiny_llama(), some_tokens(20, batch=3).tolist()
-    run, found = scored(model, rows, LM, chunk, length=17)
-    for row, nll in zip(rows, found):
-        assert nll == pytest.approx(specification(model, row[:17], LM), abs=1e-10)
-    assert run.results(0)["documents"] == 3 and run.results(0)["early_and_late"] is None
-
-
 @pytest.mark.parametrize("chunk", [3, 11, 200])
-def test_a_stream_is_one_text(scored, chunk):
-    """A cache that is emptied where a document or a pass ends."""
+def test_documents_are_separate_or_one_stream(scored, chunk):
+    """A cache that goes on from the document before, or that is emptied in a stream where a
+    document or a pass ends."""
     model, rows = tiny_llama(), some_tokens(8, batch=3).tolist()
+    run, found = scored(model, rows, LM, chunk, length=7)
+    for row, nll in zip(rows, found):
+        assert nll == pytest.approx(specification(model, row[:7], LM), abs=1e-10)
+    assert run.results(0)["documents"] == 3 and run.results(0)["early_and_late"] is None
     run, (found,) = scored(model, rows, LM, chunk, length=60, joined=True)
     ids, places = (x.tolist() for x in run.reading.read(0, 0, 60))
     assert ids[:24] == sum(rows, []) and ids[24:48] != ids[:24]
@@ -402,12 +398,12 @@ def edited(stopped):
     """A function that writes the state of `stopped` again, changed by somebody who knows how to
     make the checksum: new facts, and what to do with its tensors."""
     path = resume.state_path(stopped)
-    facts, tensors = resume.read_facts(path), resume.read_tensors(path)
+    facts, tensors = read_state(path)
     tensors = {name: x.clone() for name, x in tensors.items()}
 
     def write(new: dict, **changed):
         now = {name: x for name, x in {**tensors, **changed}.items() if x is not None}
-        resume.write_state(path, now, {**facts, **new})
+        write_state(path, now, {**facts, **new})
 
     write.facts, write.tensors = facts, tensors
     return write
@@ -448,7 +444,7 @@ def test_an_edited_or_damaged_state_is_refused(stopped, call):
     for content in (whole[: len(whole) // 2], whole[:-1], b"", b"x" * 100):
         path.write_bytes(content)
         assert "is no whole state: delete it" in error(call, "--resume", stopped)
-    for metadata in ({}, {resume.FACTS: "{}"}, {"run": "{}"}):
+    for metadata in ({}, {FACTS: "{}"}, {"run": "{}"}):
         tensor_file.write_tensors(path, {"x": torch.zeros(3)}, metadata)
         assert "no state of this version" in error(call, "--resume", stopped)
     path.write_bytes(whole)

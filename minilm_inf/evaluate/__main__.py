@@ -16,11 +16,12 @@ from pathlib import Path
 
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..terminal.files import shown
+from ..train.practice import NAMES
 from . import comparison, perplexity, retrieval
 from .methods import LABELS
+from .retrieval import METHODS, TOP_K, numbers, swept
 
-MOST_TRIALS = 10**6
+MOST_TRIALS, MOST_SEED = 10**6, 2**63 - 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,6 +53,13 @@ def task_of(tasks, name: str, what: str, room):
         name, help=what, description=room.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+
+
+def add_counts(group, *rows):
+    """Flags that take whole numbers: name, least, default, words, and most, where there is."""
+    for name, least, default, words, *most in rows:
+        kind = flags.at_least(least, *most)
+        group.add_argument(name, type=kind, default=default, metavar="N", help=words)
 
 
 def add_text(group, what: str = ""):
@@ -90,15 +98,14 @@ def add_perplexity(tasks):
     )
     text = task.add_argument_group("reading")
     text.add_argument("--stream", action="store_true", help="all documents as one text")
-    text.add_argument("--length", type=flags.at_least(2), metavar="N",
-                      help="tokens of the stream (one pass), or of each document at most "
-                      "(all)")  # fmt: skip
-    text.add_argument("--chunk", type=flags.at_least(1), default=2048, metavar="N",
-                      help="tokens read at a time (%(default)s)")  # fmt: skip
-    text.add_argument("--bins", type=flags.at_least(1, 10**6), default=200, metavar="N",
-                      help="equal bins of positions (%(default)s)")  # fmt: skip
-    text.add_argument("--seed", type=flags.seed, default=0, metavar="N",
-                      help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
+    add_counts(
+        text,
+        ("--length", 2, None, "tokens of the stream (one pass), or of each document at most "
+         "(all)"),
+        ("--chunk", 1, 2048, "tokens read at a time (%(default)s)"),
+        ("--bins", 1, 200, "equal bins of positions (%(default)s)", 10**6),
+        ("--seed", 0, 0, "of later passes, and of the intervals (%(default)s)", MOST_SEED),
+    )  # fmt: skip
     kept = add_result(task)
     flags.add_saving(kept)
     flags.add_plan(kept)
@@ -127,15 +134,16 @@ def add_compare(tasks):
     task = task_of(tasks, "compare", what, comparison)
     text = task.add_argument_group("text")
     add_text(text)
-    text.add_argument("--documents", type=flags.at_least(1), metavar="N",
-                      help="the first N of them (all)")  # fmt: skip
-    text.add_argument("--length", type=flags.at_least(2), metavar="N",
-                      help="tokens of each document (16 x context_length)")  # fmt: skip
     text.add_argument("--prefill-chunk", "--chunk", type=flags.at_least(1), default=512,
                       dest="chunk", metavar="N",
                       help="tokens read at a time (%(default)s)")  # fmt: skip
-    text.add_argument("--trials", type=flags.at_least(0, MOST_TRIALS), default=50, metavar="N",
-                      help="pass keys that each method is asked for (%(default)s)")  # fmt: skip
+    add_counts(
+        text,
+        ("--documents", 1, None, "the first N of them (all)"),
+        ("--length", 2, None, "tokens of each document (16 x context_length)"),
+        ("--trials", 0, 50, "pass keys that each method is asked for (%(default)s)",
+         MOST_TRIALS),
+    )  # fmt: skip
     kept = add_result(task)
     kept.add_argument("--out", type=Path, metavar="FILE.json", help="write the same there")
     kept.add_argument("--figure", type=picture, metavar="FILE.png",
@@ -147,6 +155,8 @@ def add_compare(tasks):
         check=lambda options: None,
         run=comparison.evaluate,
         smaller="--length or --prefill-chunk",
+        attention="lambda",  # of methods that see a Λ
+        top_k_queries="all",
     )
 
 
@@ -165,21 +175,18 @@ def add_compared(task):
     group.add_argument("--sweep", action="store_true",
                        help="LM-Infinite with other n_global and n_local as well, a table "
                        "each")  # fmt: skip
-    group.add_argument("--n-local", type=flags.at_least(1), metavar="N",
-                       help="keys of the window; with the starting tokens, what each method "
-                       "sees (context_length - n_global)")  # fmt: skip
-    group.add_argument("--n-global", type=flags.at_least(0), default=10, metavar="N",
-                       help="starting tokens that are always seen (%(default)s)")  # fmt: skip
-    group.add_argument("--distance-ceiling", type=flags.at_least(0), metavar="N",
-                       help="of the methods that have one (the window's size)")  # fmt: skip
-    group.add_argument("--top-k-middle", type=flags.at_least(1), default=5, metavar="K",
-                       help="middle tokens of topk, which its window is smaller by "
-                       "(%(default)s)")  # fmt: skip
-    group.add_argument("--top-k-distance", type=flags.at_least(0), metavar="N",
-                       help="how far away they seem (half its window)")  # fmt: skip
-    group.add_argument("--top-k-from-layer", type=flags.at_least(0), metavar="N",
-                       help="the first layer, from 0, in which they come back (an eighth of "
-                       "the layers)")  # fmt: skip
+    add_counts(
+        group,
+        ("--n-local", 1, None, "keys of the window; with the starting tokens, what each method "
+         "sees (context_length - n_global)"),
+        ("--n-global", 0, 10, "starting tokens that are always seen (%(default)s)"),
+        ("--distance-ceiling", 0, None, "of the methods that have one (the window's size)"),
+        ("--top-k-middle", 1, 5, "middle tokens of topk, which its window is smaller by "
+         "(%(default)s)"),
+        ("--top-k-distance", 0, None, "how far away they seem (half its window)"),
+        ("--top-k-from-layer", 0, None, "the first layer, from 0, in which they come back (an "
+         "eighth of the layers)"),
+    )  # fmt: skip
 
 
 # ---- passkey and recall: what a long text's end finds in it
@@ -187,24 +194,16 @@ def add_compared(task):
 
 def add_passkey(tasks):
     task = add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
-    task.add_argument("--digits", type=flags.at_least(1, 100), default=5, metavar="N",
-                      help="of the pass key (%(default)s)")  # fmt: skip
-    task.set_defaults(kind="passkey", pairs=None, chains=None, hops=None)
+    task.set_defaults(kind="passkey", pairs=None)
 
 
 def add_recall(tasks):
     task = add_retrieval(tasks, "recall", "the same for one fact among several")
-    task.add_argument("--task", dest="kind", choices=("pairs", "variables"), default="pairs",
-                      help="people's numbers, or chains of assignments in the style of RULER, "
-                      "not comparable with its leaderboard (%(default)s)")  # fmt: skip
-    task.add_argument("--pairs", type=flags.at_least(1), default=4, metavar="N",
-                      help="people whose numbers are told (%(default)s)")  # fmt: skip
-    task.add_argument("--chains", type=flags.at_least(1), default=2, metavar="N",
-                      help="values of variables (%(default)s)")  # fmt: skip
-    task.add_argument("--hops", type=flags.at_least(0), default=1, metavar="N",
-                      help="how often a value is handed on (%(default)s)")  # fmt: skip
-    task.add_argument("--digits", type=flags.at_least(1, 100), default=4, metavar="N",
-                      help="of a number (%(default)s)")  # fmt: skip
+    task.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
+                      help="people and their numbers (%(default)s)")  # fmt: skip
+    add_counts(
+        task, ("--pairs", 1, 4, "people whose numbers are told (%(default)s)", len(NAMES))
+    )
 
 
 def add_retrieval(tasks, name: str, what: str):
@@ -226,22 +225,20 @@ def add_retrieval(tasks, name: str, what: str):
 def add_axes(task):
     """The flags of what is asked, and how often."""
     group = task.add_argument_group("what is asked")
-    lengths = group.add_mutually_exclusive_group()
-    lengths.add_argument("--lengths", type=numbers(float, 1e-9, 1e9, "positive numbers"),
-                         default=[1, 2, 4, 8], metavar="X,X",
-                         help="tokens of a trial, BOS, question and answer among them, as "
-                         "multiples of context_length (1,2,4,8)")  # fmt: skip
-    lengths.add_argument("--length-tokens", type=numbers(int, 1, retrieval.LONGEST, "lengths"),
-                         metavar="N,N", help="the same in tokens")  # fmt: skip
+    group.add_argument("--lengths", type=numbers(float, 1e-9, 1e9, "positive numbers"),
+                       default=[1, 2, 4, 8], metavar="X,X",
+                       help="tokens of a trial, BOS, question and answer among them, as "
+                       "multiples of context_length (1,2,4,8)")  # fmt: skip
     group.add_argument("--depths", type=numbers(float, 0, 1, "numbers from 0 to 1"),
                        default=[i / 10 for i in range(11)], metavar="X,X",
                        help="shares of the filler before what is asked for "
                        "(0,0.1,...,1)")  # fmt: skip
-    group.add_argument("--trials", type=flags.at_least(1, MOST_TRIALS), default=20, metavar="N",
-                       help="per length, depth and method (%(default)s)")  # fmt: skip
-    group.add_argument("--seed", type=flags.seed, default=0, metavar="N",
-                       help="of all texts, which are the same for every method "
-                       "(%(default)s)")  # fmt: skip
+    add_counts(
+        group,
+        ("--trials", 1, 20, "per length, depth and method (%(default)s)", MOST_TRIALS),
+        ("--seed", 0, 0, "of all texts, which are the same for every method (%(default)s)",
+         MOST_SEED),
+    )  # fmt: skip
     group.add_argument("--filler", choices=("text", "repeat"), default="text",
                        help="ordinary text, or the paper's sentences over and over "
                        "(%(default)s)")  # fmt: skip
@@ -251,21 +248,18 @@ def add_axes(task):
 def add_asked(task):
     """The flags of who is asked."""
     group = task.add_argument_group("who is asked")
-    known = retrieval.METHODS
-    group.add_argument("--methods", type=flags.some_of(known), default=list(known),
+    group.add_argument("--methods", type=flags.some_of(METHODS), default=list(METHODS),
                        metavar="NAME,NAME",
-                       help=f"of {', '.join(known)} (all); topk takes --top-k-middle "
-                       f"{retrieval.TOP_K} unless told")  # fmt: skip
-    group.add_argument("--full-up-to", type=flags.at_least(1), metavar="X",
-                       help="the largest multiple of context_length that full attention reads, "
-                       "since that is O(n^2) (all)")  # fmt: skip
-    group.add_argument("--sweep", type=sweep, nargs="+", default=[], metavar="NAME=N,N",
+                       help=f"of {', '.join(METHODS)} (all); topk takes --top-k-middle "
+                       f"{TOP_K} unless told")  # fmt: skip
+    group.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
                        help="topk once more with each of these k, distance or "
                        "from-layer, a table each")  # fmt: skip
-    group.add_argument("--prefill-chunk", type=flags.at_least(1), default=512, metavar="N",
-                       help="tokens of a row read at a time (%(default)s)")  # fmt: skip
-    group.add_argument("--rows", type=flags.at_least(1), metavar="N",
-                       help="trials read side by side (as memory allows)")  # fmt: skip
+    add_counts(
+        group,
+        ("--prefill-chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
+        ("--rows", 1, None, "trials read side by side (as memory allows)"),
+    )  # fmt: skip
     flags.add_model(task)
     flags.add_sight(task)
 
@@ -274,34 +268,6 @@ def check_retrieval(options):
     """Raise ValueError for flags that these tasks cannot follow."""
     check_resume(options)
     retrieval.check(options)
-
-
-def numbers(convert, low, high, what: str):
-    """An argparse type: numbers with commas between them, each from low to high, once."""
-
-    def parse(text: str) -> list:
-        try:
-            found = [convert(part) for part in text.split(",")]
-        except ValueError:
-            found = []
-        if not found or not all(low <= x <= high for x in found):
-            raise argparse.ArgumentTypeError(
-                f"{shown(text)} is no list of {what}, as 1,2,4 is one"
-            )
-        return list(dict.fromkeys(found))
-
-    return parse
-
-
-def sweep(text: str) -> tuple[str, list[int]]:
-    """An argparse type: k=1,3,5, distance=... or from-layer=..."""
-    name, _, values = text.partition("=")
-    if name not in retrieval.SWEEPS:
-        raise argparse.ArgumentTypeError(
-            f"{shown(text)} names none of {', '.join(retrieval.SWEEPS)}: write k=1,3,5"
-        )
-    least = 1 if name == "k" else 0
-    return name, numbers(int, least, flags.MOST, f"whole numbers of at least {least}")(values)
 
 
 if __name__ == "__main__":

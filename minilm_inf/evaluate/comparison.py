@@ -26,12 +26,13 @@ point that is.
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
-from ..config import ModelConfig
+from ..config import LMInfinite, ModelConfig
 from ..terminal import options as flags
 from ..terminal.files import PICTURE, RESULT, outputs, write_beside
 from ..terminal.progress import Progress
@@ -45,7 +46,7 @@ from .compare import encoded
 from .documents import texts_of
 from .intervals import share
 from .measure import measure, result_of, sweep
-from .methods import Budget, InCache, Method, Truncated, answers, methods
+from .methods import InCache, Method, Truncated, answers, methods
 from .trials import PassKey
 
 TIMES_CONTEXT = 16  # tokens of a document, unless --length says otherwise
@@ -69,8 +70,8 @@ def measured_and_published(options) -> int:
     texts = compared(options)
     model, tokenizer = flags.load(options)
     config, context = model.config, model.config.context_length
-    budget = budget_of(options, config)
-    chosen = methods(options.methods, budget, config, len(opening(tokenizer)))
+    lm = sight(options, config)
+    chosen = methods(options.methods, lm, config, len(opening(tokenizer)))
     length = options.length or TIMES_CONTEXT * context
     if options.sweep and length <= context:
         raise ValueError(
@@ -79,8 +80,8 @@ def measured_and_published(options) -> int:
     documents = encoded(texts, tokenizer, length)
     result = {
         "task": "compare", "model": options.model.as_posix(), "documents": sorted(documents),
-        "length": length, "context_length": context, "budget": budget.keys,
-        "settings": asdict(budget), "device": str(model.embed.weight.device),
+        "length": length, "context_length": context, "settings": asdict(lm),
+        "budget": lm.n_local + lm.n_global, "device": str(model.embed.weight.device),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     print(f"threads: {result['threads']}, device: {result['device']}", file=sys.stderr)
@@ -90,10 +91,10 @@ def measured_and_published(options) -> int:
     try:
         write(result, options)
         if options.trials:
-            ask(model, tokenizer, chosen, documents, budget, result, options)
+            ask(model, tokenizer, chosen, documents, result, options)
             write(result, options)
         if options.sweep:
-            result["sweep"] = sweep(model, budget, documents, options.chunk)
+            result["sweep"] = sweep(model, replace(lm, top_k=0), documents, options.chunk)
             write(result, options)
     finally:
         show(finite(result), options)
@@ -123,10 +124,11 @@ def show(result: dict, options):
 # ---- pass keys in the middle, which neither the starting tokens nor the window hold
 
 
-def ask(model, tokenizer, chosen: dict, documents, budget: Budget, result: dict, options):
+def ask(model, tokenizer, chosen: dict, documents, result: dict, options):
     """Add each method's pass keys to the result, or say on stderr why there are none."""
+    lm = replace(sight(options, model.config), top_k=0)
     try:
-        middle, inside = pass_keys(tokenizer, documents, budget, model.config, options.trials)
+        middle, inside = pass_keys(tokenizer, documents, lm, model.config, options.trials)
     except ValueError as error:
         print(f"no pass keys: {error}", file=sys.stderr)
         return
@@ -142,14 +144,14 @@ def ask(model, tokenizer, chosen: dict, documents, budget: Budget, result: dict,
     result["passkey_inside"] = accuracy(model, vanilla, inside, options.chunk)
 
 
-def pass_keys(tokenizer, documents: dict[str, list[int]], budget: Budget, config: ModelConfig,
+def pass_keys(tokenizer, documents: dict[str, list[int]], lm: LMInfinite, config: ModelConfig,
               count: int) -> tuple[list, list]:  # fmt: skip
     """`count` trials whose keys lie in the middle, and as many inside the trained length.
 
     documents: as compare.encoded makes them, of whose text the filler is made. Raises
     ValueError where they are too short for that.
     """
-    length = TIMES_VISIBLE * max(config.context_length, budget.keys)
+    length = TIMES_VISIBLE * max(config.context_length, lm.most_visible)
     n_bos = len(opening(tokenizer))
     filler = np.array([id for ids in documents.values() for id in ids[n_bos:]])
     if len(filler) <= length:
@@ -159,7 +161,6 @@ def pass_keys(tokenizer, documents: dict[str, list[int]], budget: Budget, config
         [maker.trial(n, DEPTHS[k % len(DEPTHS)], [n, k]) for k in range(count)]
         for n in (length, config.context_length)
     )
-    lm = budget.settings(budget.n_local)
     assert all(WHERE[where_it_lies(trial, lm)] == "middle" for trial in middle)
     return middle, inside
 
@@ -188,8 +189,9 @@ def compared(options) -> dict[str, str]:
     return dict(list(texts_of(options).items())[: options.documents])
 
 
-def budget_of(options, config: ModelConfig) -> Budget:
-    """The flags as a Budget. Raises ValueError where the starting tokens leave no window."""
+def sight(options, config: ModelConfig) -> LMInfinite:
+    """LM-Infinite with top-k as the flags have it; the window and the starting tokens are what
+    each method sees. Raises ValueError where the starting tokens leave no window."""
     n_local = options.n_local
     if n_local is None:
         n_local = config.context_length - options.n_global
@@ -198,10 +200,7 @@ def budget_of(options, config: ModelConfig) -> Budget:
             f"--n-global {options.n_global} leaves no window of the {config.context_length} "
             "keys that a token sees: give --n-local too"
         )
-    return Budget(
-        n_local, options.n_global, options.distance_ceiling, options.top_k_middle,
-        options.top_k_distance, options.top_k_from_layer,
-    )  # fmt: skip
+    return flags.attention(Namespace(**{**vars(options), "n_local": n_local}), config)
 
 
 def show_plan(options) -> int:
@@ -209,7 +208,7 @@ def show_plan(options) -> int:
     net = plan.network(options)
     context, n_texts = net.config.context_length, len(compared(options))
     length = options.length or TIMES_CONTEXT * context
-    chosen = methods(options.methods, budget_of(options, net.config), net.config)
+    chosen = methods(options.methods, sight(options, net.config), net.config)
     copies = 2 * max(net.dtype.itemsize, torch.float32.itemsize)  # as in perplexity
     plans, notes = [], []
     for method in chosen.values():

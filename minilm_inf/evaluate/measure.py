@@ -21,7 +21,7 @@ from ..terminal.progress import Progress
 from ..writing.sampling import require_numbers
 from .compare import bins
 from .intervals import interval
-from .methods import Budget, Method, Truncated
+from .methods import Method, Truncated
 
 REFERENCE = "lambda"  # what differences are to
 N_GLOBAL = (0, 1, 2, 4, 10, 32, 100)  # of a sweep
@@ -119,23 +119,26 @@ def result_of(methods: dict, measured: dict, config: ModelConfig, width: int) ->
     return found
 
 
-def sweep(model, budget: Budget, documents: dict[str, list[int]], chunk: int) -> dict:
+def sweep(model, base: LMInfinite, documents: dict[str, list[int]], chunk: int) -> dict:
     """LM-Infinite's two numbers, one at a time: mean nll beyond the trained length of each
-    value, and less that of the budget's own setting, document by document. The ceiling is the
-    window's size throughout.
+    value, and less that of the base, document by document. A ceiling that is the window's size
+    stays so.
 
-    Unlike the methods, these settings do not share a budget: how much more a larger one sees is
-    what is asked.
+    Unlike the methods, these settings do not see as many keys: how much more a larger one sees
+    is what is asked.
     """
     context = model.config.context_length
     windows = sorted({max(1, quarter * context // 4) for quarter in QUARTERS})
-    budgets = {
-        "n_global": {n: replace(budget, n_global=n) for n in N_GLOBAL},
-        "n_local": {n: replace(budget, n_local=n) for n in windows},
+    follows = base.distance_ceiling == base.n_local
+    lms = {
+        "n_global": {n: replace(base, n_global=n) for n in N_GLOBAL},
+        "n_local": {
+            n: replace(
+                base, n_local=n, distance_ceiling=n if follows else base.distance_ceiling
+            )
+            for n in windows
+        },
     }
-    base = budget.settings(budget.n_local)
-    lms = {name: {n: b.settings(b.n_local) for n, b in row.items()}
-           for name, row in budgets.items()}  # fmt: skip
     each = {base, *lms["n_global"].values(), *lms["n_local"].values()}
     label = "n_local {}, n_global {}"
     chosen = {lm: Method(label.format(lm.n_local, lm.n_global), lm) for lm in each}

@@ -1,9 +1,9 @@
 """Eight ways to read past the trained length, and what each of them reads, sees and keeps.
 
-All of them have the same number of visible keys, the budget, but for the two without a Λ,
-which see the whole past. n_local + n_global keys are a window and the starting tokens, or a
-window of as many, or a text of as many that is read again; where middle tokens come back, the
-window is that much smaller.
+All of them have the same number of visible keys, but for the two without a Λ, which see the
+whole past. n_local + n_global keys are a window and the starting tokens, or a window of as
+many, or a text of as many that is read again; where middle tokens come back, the window is that
+much smaller.
 """
 
 from __future__ import annotations
@@ -157,67 +157,39 @@ def answers(*arguments) -> list[int]:
             return end.value
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What the flags say. The window and the starting tokens make the budget; of n_local, the
-    top_k middle tokens of the last method are taken."""
-
-    n_local: int
-    n_global: int
-    distance_ceiling: int | None = None  # None: each method's own window
-    top_k: int = 5
-    top_k_distance: int | None = None
-    top_k_from_layer: int | None = None  # None: an eighth of the layers, the paper's 4 of 32
-
-    @property
-    def keys(self) -> int:
-        """How many keys each query sees, far from the beginning."""
-        return self.n_local + self.n_global
-
-    def settings(self, n_local: int, **others) -> LMInfinite:
-        """LM-Infinite with a window of n_local."""
-        ceiling = n_local if self.distance_ceiling is None else self.distance_ceiling
-        return LMInfinite(n_local, self.n_global, ceiling, **others)
-
-
-def methods(names: list[str], budget: Budget, config: ModelConfig, n_bos: int = 1) -> dict:
+def methods(names: list[str], lm: LMInfinite, config: ModelConfig, n_bos: int = 1) -> dict:
     """The methods of these names (all of LABELS are known), in that order.
 
-    n_bos: ids that every text begins with, which truncation keeps: BOS, or none. Raises
-    ValueError where the budget is too small for one of them, and for layers that the model
-    does not have.
+    lm: the setting of "topk", but for its window, which the top_k middle tokens are taken from;
+    all others have the same number of visible keys, without them. n_bos: ids that every text
+    begins with, which truncation keeps: BOS, or none. Raises ValueError where there are too
+    few keys for one of them.
     """
-    lm, length = budget.settings(budget.n_local), min(budget.keys, config.context_length)
+    plain, keys = replace(lm, top_k=0), lm.n_local + lm.n_global
+    length = min(keys, config.context_length)
     if "truncate" in names and length < 2:
         raise ValueError("truncate needs room for two keys: take a larger --n-local")
     settings = {
         "full": None,
-        "window": LMInfinite(budget.keys, 0),
-        "no-ceiling": replace(lm, distance_ceiling=None),
-        "no-lambda": replace(lm, n_local=None, n_global=0),
-        "lambda": lm,
-        "topk": with_top_k(budget, config) if "topk" in names else None,
+        "window": LMInfinite(keys, 0),
+        "no-ceiling": replace(plain, distance_ceiling=None),
+        "no-lambda": replace(plain, n_local=None, n_global=0),
+        "lambda": plain,
+        "topk": with_top_k(lm) if "topk" in names else None,
     }
     found = {name: Method(LABELS[name], lm) for name, lm in settings.items()}
     found["truncate"] = Truncated(LABELS["truncate"], None, length, n_bos)
-    found["streaming"] = InCache(LABELS["streaming"], replace(lm, distance_ceiling=None))
+    found["streaming"] = InCache(LABELS["streaming"], settings["no-ceiling"])
     return {name: found[name] for name in names}
 
 
-def with_top_k(budget: Budget, config: ModelConfig) -> LMInfinite:
-    """LM-Infinite with top-k for every query, whose middle tokens are part of the budget."""
-    if budget.n_local <= budget.top_k:
+def with_top_k(lm: LMInfinite) -> LMInfinite:
+    """The same with a window that is smaller by the top_k middle tokens."""
+    if lm.n_local <= lm.top_k:
         raise ValueError(
-            f"topk takes its {budget.top_k} middle tokens from a window of {budget.n_local}: "
+            f"topk takes its {lm.top_k} middle tokens from a window of {lm.n_local}: "
             "take a larger --n-local, or a smaller --top-k-middle"
         )
-    first = budget.top_k_from_layer
-    first = config.n_layer // 8 if first is None else first
-    if first >= config.n_layer:
-        raise ValueError(
-            f"--top-k-from-layer {first}: the model has the layers 0 to {config.n_layer - 1}"
-        )
-    return budget.settings(
-        budget.n_local - budget.top_k, top_k=budget.top_k,
-        top_k_distance=budget.top_k_distance, top_k_from_layer=first, top_k_queries="all",
-    )  # fmt: skip
+    n_local, ceiling = lm.n_local - lm.top_k, lm.distance_ceiling
+    ceiling = n_local if ceiling == lm.n_local else ceiling
+    return replace(lm, n_local=n_local, distance_ceiling=ceiling)

@@ -16,13 +16,14 @@ PLACES = {"starting": "starting tokens", "middle": "middle", "window": "window"}
 class Results:
     """The shares of a run that is done.
 
-    lengths, depths, methods: the axes that were asked for. inside: context_length.
-    sweeps: the values of each thing that was swept.
+    lengths, depths, methods: the axes that were asked for. inside: context_length. beyond: the
+    lengths that are longer, if there are any. sweeps: the values of each thing that was swept.
     """
 
-    def __init__(self, run: Run, lengths, depths, methods, inside: int, sweeps, left_out):
+    def __init__(self, run: Run, lengths, depths, methods, inside: int, sweeps):
         self.run, self.lengths, self.depths, self.methods = run, lengths, depths, methods
-        self.inside, self.sweeps, self.left_out = inside, sweeps, left_out
+        self.inside = inside
+        self.sweeps = {name: {f"{name}={x}": f"{x}" for x in values} for name, values in sweeps}
         self.beyond = [n for n in lengths if n > inside] or lengths
 
     def of(self, method: str, lengths, depths, where: str | None = None) -> dict | None:
@@ -57,36 +58,29 @@ class Results:
     def alone(self) -> dict:
         return self.of("full", [0], [ALONE])
 
-    def swept(self, name: str, value: int) -> str:
-        """The method that a value of a sweep makes."""
-        return f"{name}={value}"
-
     def as_json(self) -> dict:
         """All shares, and how many ids of its answer each trial got right."""
 
-        def rows(methods, values, of, name: str) -> list[dict]:
+        def rows(methods, name: str, values, of) -> list[dict]:
             pairs = [(method, value) for method in methods for value in values]
-            found = [({"method": m, name: value}, of(m, value)) for m, value in pairs]
-            return [axes | what for axes, what in found if what is not None]
+            return [{"method": m, name: x, **of(m, x)} for m, x in pairs if of(m, x)]
 
+        absent = {method: self.absent(method) for method in self.methods}
         return {
             "controls": {
                 "inside": self.within(),
                 "inside_by_depth": [{"depth": d, **self.within(d)} for d in self.depths],
                 "question_alone": self.alone(),
-                "needle_absent": [{"method": m, **self.absent(m)} for m in self.methods
-                                  if self.absent(m)],
+                "needle_absent": [{"method": m, **x} for m, x in absent.items() if x],
             },
-            "by_length": rows(self.methods, self.lengths, self.by_length, "length"),
-            "by_depth": rows(self.methods, self.depths, self.by_depth, "depth"),
-            "by_place": rows(self.methods, WHERE, self.by_place, "where"),
+            "by_length": rows(self.methods, "length", self.lengths, self.by_length),
+            "by_depth": rows(self.methods, "depth", self.depths, self.by_depth),
+            "by_place": rows(self.methods, "where", WHERE, self.by_place),
             "by_depth_and_by_place_are_over": self.beyond,
             "sweeps": {
-                name: rows([self.swept(name, x) for x in values], self.lengths, self.by_length,
-                           "length")
-                for name, values in self.sweeps
+                name: rows(swept, "length", self.lengths, self.by_length)
+                for name, swept in self.sweeps.items()
             },
-            "left_out": [{"method": m, "length": n} for m, n in self.left_out],
             "answer_tokens": self.run.maker.width,
             "cells": [
                 {
@@ -120,8 +114,7 @@ class Results:
                 "depth", depths, lengths, lambda d, n, m=method: brief(self.of(m, [n], [d]))
             )
             parts.append(f"{LABELS[method]}, % by depth and length:\n\n{cells}")
-        for name, values in self.sweeps:
-            swept = {self.swept(name, value): f"{value}" for value in values}
+        for name, swept in self.sweeps.items():
             cells = grid(name, swept, lengths, lambda m, n: percent(self.by_length(m, n)))
             parts.append(f"LM-Infinite + top-k by {name}, all depths:\n\n{cells}")
         return "\n\n".join([*parts, *self._notes()])
@@ -142,9 +135,6 @@ class Results:
             "In brackets Wilson's 95% interval; an answer counts if greedy decoding writes all "
             f"of its {self.run.maker.width} tokens."
         ]
-        if self.left_out:
-            longest = f"{min(n for _, n in self.left_out):,}"
-            notes.append(f"A dash: --full-up-to left full attention out from {longest} on.")
         if not (self.run.where == WHERE.index("starting")).any():
             notes.append(
                 "No needle lies in the starting tokens: its digits end after the first "

@@ -1,10 +1,9 @@
 """A long run that can be interrupted at any moment: by Ctrl-C, SIGTERM or kill -9.
 
-Its state lies in one safetensors file beside the run's result, RESULT.state, and is replaced as
-a whole, every minute and when a signal asks the run to stop. There is a state from the first
-moment on, and none any more once the result is written. It holds the run's tensors, the command
-line that began it, the settings that its numbers depend on, and a SHA-256 of all that, which
-tells whether a disk or a person changed it.
+Its state lies beside the run's result, RESULT.state, and is saved every minute and when a
+signal asks the run to stop. There is a state from the first moment on, and none any more once
+the result is written. It holds the run's tensors, the command line that began it, and the
+settings that its numbers depend on.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import signal
 import sys
 import time
@@ -21,17 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
+from ..checkpoint.run_state import not_whole, read_state, write_state
 from ..checkpoint.shards import find_tensors
-from ..checkpoint.tensor_file import as_bytes, write_tensors
 from ..checks import fitting
 from ..terminal import options as flags
-from ..terminal.files import PICTURE, RESULT, outputs, parse_object, shown, write_beside
+from ..terminal.files import PICTURE, RESULT, outputs, shown, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
-
-FACTS = "state 2"  # where a file keeps a state's facts; the number is that of the format
 
 WORDS = {"weights_sha256": "weights", "config_sha256": "config.json", "ids_sha256": "text"}
 
@@ -48,11 +43,15 @@ def carry_out(options, prepared, result_of) -> int:
     with begun(options) as start:
         if start is None:
             return 0
-        facts, options, out = start
+        state, options, out = start
         run, settings = prepared(options)
-        if facts is not None:
+        if state is not None:
+            facts, tensors = state
             check_same(settings, facts.get("settings"))
-            restore(run, state_path(out))
+            try:
+                run.restore(tensors)
+            except ValueError as error:
+                raise not_whole(state_path(out)) from error
         code = drive(run, out, {"line": kept_line(options), "settings": settings}, options)
         if code:
             onward = f"go on with --resume {out}"
@@ -79,8 +78,8 @@ def state_path(out: Path) -> Path:
 
 @contextlib.contextmanager
 def begun(options) -> Iterator[tuple | None]:
-    """How a run begins: (facts of the saved state or None, the run's flags, its --out); None
-    where there is nothing left to do. No other run has the names of its files meanwhile.
+    """How a run begins: (the saved state or None, the run's flags, its --out); None where
+    there is nothing left to do. No other run has the names of its files meanwhile.
 
     Raises ValueError where such a name is taken, or the state is none.
     """
@@ -101,10 +100,10 @@ def begun(options) -> Iterator[tuple | None]:
             return
         if not path.is_file():
             raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
-        facts = read_facts(path)
-        options = as_begun(facts.get("line"), options, path)
+        state = read_state(path)
+        options = as_begun(state[0].get("line"), options, path)
         with outputs(flags.inputs(options), **drawn(options)):
-            yield facts, options, out
+            yield state, options, out
 
 
 def drawn(options) -> dict:
@@ -172,14 +171,6 @@ def check_same(settings: dict, before):
         )
 
 
-def restore(run, path: Path):
-    """Put a run where its saved state was. Raises ValueError for a state that is not one."""
-    try:
-        run.restore(read_tensors(path))
-    except ValueError as error:
-        raise not_whole(path) from error
-
-
 def put_back(arrays: dict[str, np.ndarray], tensors: dict[str, torch.Tensor]):
     """Fill arrays with what a state holds under their names, and no longer holds then. Raises
     ValueError where it has nothing of that kind."""
@@ -189,63 +180,6 @@ def put_back(arrays: dict[str, np.ndarray], tensors: dict[str, torch.Tensor]):
         if not new.isfinite().all():
             raise ValueError(f"{name} holds what is no number")
         place.copy_(new)
-
-
-# ---- a state
-
-
-def write_state(path: Path, tensors: dict[str, torch.Tensor], facts: dict):
-    """Write a state, or nothing. Raises ValueError where it cannot be written."""
-    whole = {**facts, "sha256": checksum(facts, tensors.items())}
-    write_tensors(path, tensors, {FACTS: json.dumps(whole)})
-
-
-def checksum(facts: dict, tensors) -> str:
-    """The SHA-256 of a state's facts and of its tensors, (name, tensor) each."""
-    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, x in sorted(tensors, key=lambda pair: pair[0]):
-        found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
-        found.update(as_bytes(x))
-    return found.hexdigest()
-
-
-def read_facts(path: Path) -> dict:
-    """The facts of a state. Raises ValueError where it is none, or not as it was written."""
-    with opened(path) as state:
-        try:
-            facts = parse_object((state.metadata() or {})[FACTS].encode())
-            told = facts.pop("sha256")
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path} is no state of this version of the program: delete it and start again"
-            ) from error
-        tensors = ((name, state.get_tensor(name)) for name in sorted(state.keys()))
-        if checksum(facts, tensors) != told:
-            raise ValueError(
-                f"{path} was edited or damaged, as its SHA-256 tells: delete it and start again"
-            )
-    return facts
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a state, whose numbers stay in the file until they are asked for."""
-    with opened(path) as state:
-        return {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
-
-
-@contextlib.contextmanager
-def opened(path: Path):
-    """An open state. Raises ValueError where the file is none."""
-    try:
-        with safe_open(path, framework="pt") as state:
-            yield state
-    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} is no whole state: delete it and start again") from error
-
-
-def not_whole(path: Path) -> ValueError:
-    """What is said of a state that holds other things than a run of these flags saves."""
-    return ValueError(f"{path} is not a whole state of this run: delete it and start again")
 
 
 # ---- a run

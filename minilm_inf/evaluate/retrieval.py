@@ -16,6 +16,7 @@ question alone, and texts that do not state the answer.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from dataclasses import replace
 from functools import partial
@@ -25,23 +26,21 @@ import numpy as np
 
 from ..config import LMInfinite, ModelConfig
 from ..terminal import options as flags
-from ..train.practice import NAMES, Practice
+from ..terminal.files import shown
+from ..train.practice import Practice
 from . import heatmap
 from .cells import Cell, Run
 from .documents import texts_of
 from .methods import LABELS, Method, Truncated
 from .report import Results
 from .resume import carry_out, model_facts
-from .trials import ABSENT, ALONE, REPEATED, Maker, Pairs, PassKey, Variables, check_filler
+from .trials import ABSENT, ALONE, REPEATED, Pairs, PassKey, check_filler
 
 METHODS = ("full", "truncate", "lambda", "topk")
 TOP_K = 5  # the paper's
 LONGEST = 2**24  # tokens of a trial
 SWEEPS = {"k": "top_k", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
-TITLES = {
-    "passkey": "pass key", "pairs": "key-value recall",
-    "variables": "variable tracking in the style of RULER",
-}  # fmt: skip
+TITLES = {"passkey": "pass key", "pairs": "key-value recall"}
 
 
 def check(options):
@@ -54,13 +53,6 @@ def check(options):
     names = [name for name, _ in options.sweep]
     if len(set(names)) < len(names):
         raise ValueError("--sweep names one thing twice: give all its values together")
-    if options.kind == "pairs" and options.pairs > len(NAMES):
-        raise ValueError(f"--pairs {options.pairs}: there are {len(NAMES)} names")
-    needed = (options.chains or 0) * ((options.hops or 0) + 1)
-    if options.kind == "variables" and needed > len(NAMES):
-        raise ValueError(f"--chains and --hops need {needed} names, and there are {len(NAMES)}")
-    if options.kind != "passkey" and 10**options.digits < max(options.pairs, options.chains):
-        raise ValueError("--digits is too small for numbers that all differ")
 
 
 def evaluate(options) -> int:
@@ -73,12 +65,15 @@ def prepared(options) -> tuple[Run, dict]:
     flags.check_drawing(options, "heatmap")
     model, tokenizer = flags.load(options)
     config = model.config
-    found, _ = cells(options, config)
+    found = cells(options, config)
     longest = max(cell.length for cell in found)
     text = filler(options, tokenizer, longest)
     check_filler(text, longest)  # however little of it is the question
     practice = Practice(tokenizer, text)
-    maker, methods = maker_of(options, practice, tokenizer), settings(options, config, practice)
+    maker = PassKey(practice, tokenizer)
+    if options.kind == "pairs":
+        maker = Pairs(practice, tokenizer, options.pairs)
+    methods = settings(options, config, practice)
     run = Run(model, maker, methods, sight(options, config), found, options.trials,
               options.seed, options.prefill_chunk, options.rows,
               options.middle or "ram")  # fmt: skip
@@ -93,13 +88,40 @@ def prepared(options) -> tuple[Run, dict]:
                    "reads_last": getattr(method, "length", None)}
             for name, method in methods.items()
         },
-        "digits": maker.digits, "pairs": options.pairs, "chains": options.chains,
-        "hops": options.hops, "full_up_to": options.full_up_to,
+        "digits": maker.digits, "pairs": options.pairs,
         "context_length": config.context_length, "prefill_chunk": options.prefill_chunk,
     }  # fmt: skip
 
 
 # ---- what the flags ask for
+
+
+def numbers(convert, low, high, what: str):
+    """An argparse type: numbers with commas between them, each from low to high, once."""
+
+    def parse(text: str) -> list:
+        try:
+            found = [convert(part) for part in text.split(",")]
+        except ValueError:
+            found = []
+        if not found or not all(low <= x <= high for x in found):
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)} is no list of {what}, as 1,2,4 is one"
+            )
+        return list(dict.fromkeys(found))
+
+    return parse
+
+
+def swept(text: str) -> tuple[str, list[int]]:
+    """An argparse type: k=1,3,5, distance=... or from-layer=..."""
+    name, _, values = text.partition("=")
+    if name not in SWEEPS:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} names none of {', '.join(SWEEPS)}: write k=1,3,5"
+        )
+    least = 1 if name == "k" else 0
+    return name, numbers(int, least, flags.MOST, f"whole numbers of at least {least}")(values)
 
 
 def sight(options, config: ModelConfig) -> LMInfinite:
@@ -130,8 +152,6 @@ def settings(options, config: ModelConfig, practice: Practice) -> dict[str, Meth
 
 def lengths(options, config: ModelConfig) -> list[int]:
     """The lengths of the trials in tokens. Raises ValueError for one that is out of range."""
-    if options.length_tokens:
-        return sorted(options.length_tokens)
     found = sorted({round(x * config.context_length) for x in options.lengths})
     for length in found:
         if not 1 <= length <= LONGEST:
@@ -142,22 +162,17 @@ def lengths(options, config: ModelConfig) -> list[int]:
     return found
 
 
-def cells(options, config: ModelConfig) -> tuple[list[Cell], list[tuple[str, int]]]:
-    """All cells, the shorter ones first, and what is left out: (method, length)."""
+def cells(options, config: ModelConfig) -> list[Cell]:
+    """All cells, the shorter ones first."""
     inside = config.context_length
-    most = (options.full_up_to or 2**40) * inside
     found = [Cell("full", 0, ALONE), *(Cell("full", inside, d) for d in options.depths)]
-    left_out = []
     swept = [f"{name}={value}" for name, values in options.sweep for value in values]
     for length in lengths(options, config):
         for method in [*options.methods, *swept]:
-            if method == "full" and length > most:
-                left_out.append((method, length))
-                continue
             found += [Cell(method, length, depth) for depth in options.depths]
             if method in METHODS:
                 found.append(Cell(method, length, ABSENT))
-    return list(dict.fromkeys(found)), left_out
+    return list(dict.fromkeys(found))
 
 
 def filler(options, tokenizer, longest: int) -> np.ndarray:
@@ -171,23 +186,14 @@ def filler(options, tokenizer, longest: int) -> np.ndarray:
     return np.array([id for text in texts for id in tokenizer.encode(text, bos=False)])
 
 
-def maker_of(options, practice: Practice, tokenizer) -> Maker:
-    if options.kind == "pairs":
-        return Pairs(practice, tokenizer, options.pairs, options.digits)
-    if options.kind == "variables":
-        return Variables(practice, tokenizer, options.chains, options.hops, options.digits)
-    return PassKey(practice, tokenizer, options.digits)
-
-
 # ---- what was found
 
 
 def result_of(options, run: Run, settings: dict):
     """What was measured, for JSON, for readers, and as a picture."""
-    _, left_out = cells(options, run.model.config)
     results = Results(
         run, settings["lengths"], options.depths, options.methods,
-        settings["context_length"], options.sweep, left_out,
+        settings["context_length"], options.sweep,
     )  # fmt: skip
     title = f"{TITLES[options.kind]}, {Path(options.model).name}"
     result = {"task": options.kind, "settings": settings, "results": results.as_json()}

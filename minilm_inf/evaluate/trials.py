@@ -6,11 +6,8 @@ is the share of the filler's tokens that come before the fact that is asked for.
 an excerpt that is moved until a sentence ends just there: the fact neither misses its place nor
 breaks a sentence. Wording and joints are practice's, from which the models of weights/ learned.
 
-    PassKey     the paper's task: one pass key
-    Pairs       several people's numbers, one of which is asked for
-    Variables   values that are handed on from name to name, in the style of RULER (Hsieh et
-                al., 2404.06654), but asked for in the words of practice: not comparable with
-                RULER's leaderboard
+    PassKey   the paper's task: one pass key
+    Pairs     several people's numbers, one of which is asked for
 """
 
 from __future__ import annotations
@@ -26,8 +23,6 @@ REPEATED = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 )
 """The filler of the paper's passkey test, after Mohtashami and Jaggi (2305.16300)."""
-
-ASSIGN, HAND_ON = "The number of {} is {}.", "The number of {} is the number of {}."
 
 
 class Trial(NamedTuple):
@@ -47,7 +42,7 @@ class Maker:
 
     practice: how words are encoded, and the text from which filler is taken.
     _facts(rng, depth): the facts, in the order in which they must stand, which of them states
-        the answer, the question with its answer, and the answer's digits.
+        the answer, and the question with its answer.
     digits: how many an answer has; of the answers with as many, only those of the tokenizer's
         commonest number of tokens are asked for.
     """
@@ -57,7 +52,7 @@ class Maker:
         self.decode = tokenizer.decode
         self.ends = practice.sentence_ends(practice.text)
         rng = np.random.default_rng(0)
-        widths = [len(self._answer(draw(rng, digits))) for _ in range(64)]
+        widths = [self._width(draw(rng, digits)) for _ in range(64)]
         self.width = max(set(widths), key=widths.count)
 
     def trial(self, length: int, depth: float | str, seed: list[int]) -> Trial:
@@ -69,40 +64,33 @@ class Maker:
         """
         rng = np.random.default_rng(seed)
         at = 0.5 if depth in (ABSENT, ALONE) else depth
-        facts, asked, ending, answer = self._facts(rng, at)
+        facts, asked, ending = self._facts(rng, at)
         if depth == ALONE:
             ids = [*self.practice.bos, *self.practice.encode(ending)]
             return Trial(ids, self.width, ())
         if depth == ABSENT:
             del facts[asked]
             asked = None
-        return self._hidden(rng, length, at, facts, asked, ending, answer)
+        return self._hidden(rng, length, at, facts, asked, ending)
 
     def draw(self, rng: np.random.Generator) -> str:
         """Digits whose number of tokens is `width`."""
         while True:
             digits = draw(rng, self.digits)
-            if len(self._answer(digits)) == self.width:
+            if self._width(digits) == self.width:
                 return digits
 
-    def _answer(self, digits: str) -> list[int]:
+    def _width(self, digits: str) -> int:
         ids = self.practice.encode(f"is {digits}")
         if digits not in self.decode(ids):
             raise ValueError(f"the tokenizer cannot write {digits}: it has no ids for digits")
-        first, last = self.span(ids, digits)
-        return ids[first:last]
+        return len(self.with_digits(ids))
 
-    def span(self, ids: list[int], digits: str) -> tuple[int, int]:
-        """The shortest stretch of ids that holds the digits, the first of several."""
-        last = len(ids)
-        while last > 0 and digits in self.decode(ids[: last - 1]):
-            last -= 1
-        first = last
-        while first > 0 and digits not in self.decode(ids[first:last]):
-            first -= 1
-        return first, last
+    def with_digits(self, ids: list[int]) -> list[int]:
+        """The places of the ids that hold digits."""
+        return [at for at, id in enumerate(ids) if any(map(str.isdigit, self.decode([id])))]
 
-    def _hidden(self, rng, length, depth, facts, asked, ending, answer) -> Trial:
+    def _hidden(self, rng, length, depth, facts, asked, ending) -> Trial:
         """Filler with the facts in it, and the ending.
 
         asked: which of the facts states the answer, at `depth`; those before it stand before
@@ -128,8 +116,7 @@ class Maker:
         row += filler[cuts[-1] if cuts else 0 :] + end
         stated = ()
         if asked is not None:
-            first, last = self.span(pieces[asked], answer)
-            stated = tuple(range(starts[asked] + first, starts[asked] + last))
+            stated = tuple(starts[asked] + at for at in self.with_digits(pieces[asked]))
         return Trial(row, self.width, stated)
 
     def _filler(self, rng, place: int, room: int) -> list[int]:
@@ -159,9 +146,9 @@ class PassKey(Maker):
     def __init__(self, practice: Practice, tokenizer, digits: int = 5):
         super().__init__(practice, tokenizer, digits)
 
-    def _facts(self, rng, depth) -> tuple[list[str], int, str, str]:
+    def _facts(self, rng, depth) -> tuple[list[str], int, str]:
         digits = self.draw(rng)
-        return [rng.choice(STATE_KEY).format(digits)], 0, ASK_KEY.format(digits), digits
+        return [rng.choice(STATE_KEY).format(digits)], 0, ASK_KEY.format(digits)
 
 
 class Pairs(Maker):
@@ -171,12 +158,12 @@ class Pairs(Maker):
         self.count = count
         super().__init__(practice, tokenizer, digits)
 
-    def _facts(self, rng, depth) -> tuple[list[str], int, str, str]:
+    def _facts(self, rng, depth) -> tuple[list[str], int, str]:
         names, numbers = rng.permutation(NAMES)[: self.count], self.distinct(rng)
         facts = [rng.choice(STATE_NUMBER).format(*pair) for pair in zip(names, numbers)]
         asked = int(rng.binomial(self.count - 1, depth))  # the others stand anywhere
         name, number = names[asked], numbers[asked]
-        return facts, asked, ASK_NUMBER.format(name, name, number), number
+        return facts, asked, ASK_NUMBER.format(name, name, number)
 
     def distinct(self, rng) -> list[str]:
         """`count` numbers that all differ. Raises ValueError where there are too few."""
@@ -189,36 +176,8 @@ class Pairs(Maker):
                 return found
         raise ValueError(
             f"there are fewer than {self.count} numbers of {self.digits} digits that have the "
-            "same number of tokens: take more --digits"
+            "same number of tokens: take fewer --pairs"
         )
-
-
-class Variables(Pairs):
-    """Chains of assignments: a value, and `hops` names that it is handed on to.
-
-    The chains stand mixed, each in its own order; depth is that of the value that is asked for.
-    """
-
-    def __init__(self, practice: Practice, tokenizer, count: int, hops: int, digits: int = 4):
-        self.hops = hops
-        super().__init__(practice, tokenizer, count, digits)
-
-    def _facts(self, rng, depth) -> tuple[list[str], int, str, str]:
-        names = rng.permutation(NAMES)[: self.count * (self.hops + 1)]
-        numbers = self.distinct(rng)
-        chain_of = rng.permutation([i for i in range(self.count) for _ in range(self.hops + 1)])
-        asked_chain = int(rng.integers(0, self.count))
-        facts, said, asked = [], [0] * self.count, 0
-        for chain in chain_of.tolist():
-            at = chain * (self.hops + 1) + said[chain]
-            if said[chain]:
-                facts.append(HAND_ON.format(names[at], names[at - 1]))
-            else:
-                asked = len(facts) if chain == asked_chain else asked
-                facts.append(ASSIGN.format(names[at], numbers[chain]))
-            said[chain] += 1
-        last, number = names[(asked_chain + 1) * (self.hops + 1) - 1], numbers[asked_chain]
-        return facts, asked, ASK_NUMBER.format(last, last, number), number
 
 
 def check_filler(text: np.ndarray, needed: int):
