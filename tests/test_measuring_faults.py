@@ -259,7 +259,8 @@ def test_numbers_beyond_all_bounds(call):
     """An allocation without an end, or minutes until it is noticed."""
     for line in (
         "passkey --lengths 1e9", "passkey --lengths 1e-9",
-        "passkey --filler repeat --lengths 1000000", "recall --pairs 99999999999", "compare --length 4611686018427387904",
+        "passkey --filler repeat --lengths 1000000", "recall --pairs 99999999999",
+        "compare --length 4611686018427387904",
         "compare --n-global 4611686018427387903", "diagnose --length 1099511627776",
         "passkey --trials 4611686018427387904", "compare --trials 1099511627776",
     ):  # fmt: skip

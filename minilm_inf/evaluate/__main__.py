@@ -201,9 +201,8 @@ def add_recall(tasks):
     task = add_retrieval(tasks, "recall", "the same for one fact among several")
     task.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
                       help="people and their numbers (%(default)s)")  # fmt: skip
-    add_counts(
-        task, ("--pairs", 1, 4, "people whose numbers are told (%(default)s)", len(NAMES))
-    )
+    told = "people whose numbers are told (%(default)s)"
+    add_counts(task, ("--pairs", 1, 4, told, len(NAMES)))
 
 
 def add_retrieval(tasks, name: str, what: str):
