@@ -56,7 +56,7 @@ def test_a_trial_is_what_was_asked_for(makers, tokenizer, kind):
             assert [trial.ids[j] for j in trial.stated] == trial.ids[-trial.width :]
             assert np.all(np.diff(trial.stated) == 1)
             assert trial.stated[-1] < length - trial.width
-    assert len(answers) >= 15
+    assert len(answers) >= 5, "one for each seed"
     for seed in range(10):  # the question alone
         trial = maker.trial(0, ALONE, [seed])
         window, digits = (

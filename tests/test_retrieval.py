@@ -268,9 +268,7 @@ def test_tables_sweeps_and_a_heatmap(call, tmp_path):
     panel, or a run that prints its progress among them."""
     pytest.importorskip("matplotlib")
     path, line = tmp_path / "map.png", [*SMALL[:5], "--depths", "0", "--trials", 2]
-    code, out, err = call(
-        *line, "--methods", "full,lambda", "--full-up-to", 1, "--heatmap", path
-    )
+    code, out, err = call(*line, "--methods", "full,lambda", "--heatmap", path)
     assert code == 0 and "tokens/s" in err and "tokens/s" not in out
     assert "| length | full attention | LM-Infinite |" in out and "| starting tokens |" in out
     assert "No needle lies in the starting tokens" in out and "Wilson's 95%" in out
