@@ -41,10 +41,10 @@ READING_ORDER = [
     "diagnose.tables", "diagnose.verdict", "diagnose.figures", "diagnose.__main__",
     "train.recipes", "train.schedule", "train.trained_folder", "train.training",
     "train.__main__", "inspect", "inspect.memory", "inspect.probe", "inspect.folder_facts",
-    "inspect.__main__", "convert", "convert.pickles", "convert.gguf_header",
-    "convert.gguf_file", "convert.gguf_tokenizer", "convert.__main__", "benchmark",
-    "benchmark.sizes", "benchmark.timing", "benchmark.attention_calls", "benchmark.memory",
-    "benchmark.rows", "benchmark.attention_race", "benchmark.prefill_race",
+    "inspect.__main__", "convert", "convert.pickles", "convert.gguf_file",
+    "convert.gguf_tokenizer", "convert.__main__", "benchmark", "benchmark.sizes",
+    "benchmark.timing", "benchmark.attention_calls", "benchmark.memory", "benchmark.rows",
+    "benchmark.attention_race", "benchmark.prefill_race",
     "benchmark.decoding_race", "benchmark.table", "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer

@@ -11,9 +11,10 @@ here or refused.
 from __future__ import annotations
 
 import json
-import struct
 
 from ..terminal.files import named, shown
+from ..text.piece_model import BYTE, CONTROL, UNKNOWN, USER_DEFINED, model_proto
+from ..text.tokenizer_json import LEVEL, byte_level_json
 from ..text.words import LLAMA3_PATTERN
 
 REQUIRED = object()
@@ -21,31 +22,20 @@ KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false
 NO_BOS = "its text begins with a BOS, but tokenizer.ggml.bos_token_id is missing"
 KNOWN = "model pre tokens token_type merges add_bos_token token_type_count".split()
 KNOWN_IN_PIECES = "scores add_space_prefix remove_extra_whitespaces".split()
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
-
-
-def _byte_level(use_regex: bool) -> dict:
-    return {
-        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-        "use_regex": use_regex,
-    }  # fmt: skip
-
-
-def _sequence(first: dict, use_regex: bool) -> dict:
-    return {"type": "Sequence", "pretokenizers": [first, _byte_level(use_regex)]}
-
-
-GPT2 = _byte_level(use_regex=True)
-SMOLLM = _sequence({"type": "Digits", "individual_digits": True}, use_regex=True)
-LLAMA3 = _sequence(
-    {
-        "type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated",
-        "invert": False,
-    },
-    use_regex=False,
-)  # fmt: skip
+SMOLLM = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "Digits", "individual_digits": True}, LEVEL],
+}
+LLAMA3 = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated",
+         "invert": False},
+        LEVEL | {"use_regex": False},
+    ],
+}  # fmt: skip
 WORDS = {  # tokenizer.ggml.pre -> pre_tokenizer
-    "gpt-2": GPT2, "smollm": SMOLLM, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3,
+    "gpt-2": LEVEL, "smollm": SMOLLM, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3,
 }  # fmt: skip
 
 
@@ -59,7 +49,7 @@ def tokenizer_files(fields: dict, context_length: int) -> dict[str, bytes]:
     types = _list(fields, "token_type", int)
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise ValueError(f"its {len(tokens)} tokens and {len(types)} token types do not fit")
-    if not set(types) <= set(range(1, 7)):
+    if not set(types) <= set(range(1, BYTE + 1)):
         raise ValueError("its tokenizer.ggml.token_type holds a number that is no type")
     specials = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
@@ -147,47 +137,21 @@ def _tokenizer_json(fields: dict, tokens: list, types: list, bos: str | None) ->
         pair = merge.split(" ")
         if len(pair) != 2 or not {*pair, "".join(pair)} <= known:
             raise ValueError(f"its merge {shown(merge)} is not of two tokens that make a third")
-    added = [
-        {
-            "id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": False, "special": kind == CONTROL,
-        }
-        for id, (token, kind) in enumerate(zip(tokens, types))
-        if kind in (CONTROL, USER_DEFINED)
-    ]  # fmt: skip
-    return _json(
-        {
-            "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-            "normalizer": None, "pre_tokenizer": WORDS[pre],
-            "post_processor": _before(bos, tokens) if _adds_bos(fields) else None,
-            "decoder": {**_byte_level(use_regex=True), "add_prefix_space": True},
-            "model": {
-                "type": "BPE", "dropout": None, "unk_token": None,
-                "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                "fuse_unk": False, "byte_fallback": False,
-                "ignore_merges": WORDS[pre] is LLAMA3,
-                "vocab": {token: id for id, token in enumerate(tokens)}, "merges": merges,
-            },
-        }
-    )  # fmt: skip
-
-
-def _before(bos: str | None, tokens: list) -> dict:
-    """The post_processor that puts BOS before a text."""
-    if bos is None:
+    if _adds_bos(fields) and bos is None:
         raise ValueError(NO_BOS)
-    mark, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"id": "A", "type_id": 0}
-    second = {"Sequence": {"id": "B", "type_id": 1}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [mark, {"Sequence": text}],
-        "pair": [mark, {"Sequence": text}, mark, second],
-        "special_tokens": {bos: {"id": bos, "ids": [tokens.index(bos)], "tokens": [bos]}},
+    marks = {
+        token: kind == CONTROL
+        for token, kind in zip(tokens, types)
+        if kind in (CONTROL, USER_DEFINED)
     }
+    vocab = {token: id for id, token in enumerate(tokens)}
+    first = bos if _adds_bos(fields) else None
+    whole_words = WORDS[pre] is LLAMA3
+    return byte_level_json(vocab, merges, marks, WORDS[pre], first, whole_words).encode()
 
 
 def _tokenizer_model(fields: dict, tokens: list, types: list, specials: dict) -> bytes:
-    """tokenizer.model: a sentencepiece ModelProto, field by field.
+    """tokenizer.model: a sentencepiece model.
 
     The types of a GGUF are sentencepiece's own, and so are the scores. Llama's tokenizers do
     not normalise; whoever does says so by a field that is refused above.
@@ -199,44 +163,6 @@ def _tokenizer_model(fields: dict, tokens: list, types: list, specials: dict) ->
         raise ValueError("its tokenizer.ggml.add_bos_token is false, which is not implemented")
     if specials["bos"] is None:
         raise ValueError(NO_BOS)
-    pieces = b"".join(
-        _field(1, _field(1, token.encode()) + _float(2, score) + _number(3, kind))
-        for token, score, kind in zip(tokens, scores, types)
-    )
-    names = {  # without a name sentencepiece takes <s>; the name of no piece means none
-        45: specials["unk"] or tokens[types.index(UNKNOWN)], 46: specials["bos"],
-        47: specials["eos"] or "none", 48: specials["pad"] or "none",
-    }  # fmt: skip
-    trainer = _number(3, 2)  # model_type: BPE
-    trainer += _number(4, len(tokens)) + _number(35, BYTE in types)  # vocab_size, byte_fallback
-    trainer += b"".join(_field(number, name.encode()) for number, name in names.items())
     prefix = _get(fields, "add_space_prefix", bool, True)
-    spaces = _get(fields, "remove_extra_whitespaces", bool, False)
-    normalizer = _field(1, b"identity") + _number(3, prefix) + _number(4, spaces)
-    normalizer += _number(5, 1)  # escape_whitespaces: a space is written as ▁
-    return pieces + _field(2, trainer) + _field(3, normalizer)
-
-
-def _varint(value: int) -> bytes:
-    """A whole number in protobuf's spelling: seven bits a byte, the lowest first.
-
-    >>> _varint(300).hex()
-    'ac02'
-    """
-    out = []
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(int(value))
-
-
-def _float(number: int, value: float) -> bytes:
-    return _varint(number << 3 | 5) + struct.pack("<f", value)
+    extra = _get(fields, "remove_extra_whitespaces", bool, False)
+    return model_proto(list(zip(tokens, scores, types)), specials, prefix=prefix, extra=extra)

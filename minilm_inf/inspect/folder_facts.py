@@ -154,8 +154,7 @@ def places(
             goes = NOWHERE
         if goes and number is not None:
             goes = goes.replace("{}", str(number))
-        size = where.end - where.begin
-        facts = (where.shape, where.dtype, where.path.name, size)
+        facts = (where.shape, where.dtype, where.path.name, where.nbytes)
         found.append(Place(where.name, pattern, number, goes, *facts))
     rank = {pattern: number for number, pattern in enumerate(ours)}
     found.sort(key=lambda place: (place.pattern, place.layer or 0))
