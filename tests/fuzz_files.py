@@ -28,7 +28,7 @@ from fuzz_draw import (
     write,
 )  # fmt: skip
 from safetensors.torch import load
-from test_chat import CHATML, LLAMA2, LLAMA3, LLAMA31, SMOLLM2, SPACIOUS
+from test_chat import KNOWN
 
 import minilm_inf.convert.__main__
 import minilm_inf.inspect.__main__  # noqa: F401
@@ -153,7 +153,7 @@ SCRAPS = (
 
 
 def templates(rng):
-    text = rng.choice((CHATML, SMOLLM2, SPACIOUS, LLAMA3, LLAMA31, LLAMA2))
+    _, text, _ = KNOWN[rng.choice(list(KNOWN))]
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         at, size = rng.randrange(len(text) + 1), rng.choice((0, 1, 5, 60))
         scrap = rng.choice(SCRAPS) * rng.choice((1, 1, 1, 3, 20_000))

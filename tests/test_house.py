@@ -40,7 +40,7 @@ READING_ORDER = [
     "diagnose.logits", "diagnose.states", "diagnose.theorem", "diagnose.measure",
     "diagnose.tables", "diagnose.verdict", "diagnose.figures", "diagnose.__main__",
     "train.recipes", "train.schedule", "train.trained_folder", "train.training",
-    "train.__main__", "inspect", "inspect.memory", "inspect.probe", "inspect.folder_facts",
+    "train.__main__", "inspect", "inspect.probe", "inspect.folder_facts",
     "inspect.__main__", "convert", "convert.pickles", "convert.gguf_file",
     "convert.gguf_tokenizer", "convert.__main__", "benchmark", "benchmark.sizes",
     "benchmark.timing", "benchmark.attention_calls", "benchmark.memory", "benchmark.rows",

@@ -242,6 +242,8 @@ def read(path: Path) -> tuple[dict, list, object]:
     try:
         reader = Bounded(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
+        if not all(len(tensor.shape) for tensor in reader.tensors):
+            raise ValueError("it holds a tensor without sizes")
     except Exception as error:  # a stranger's file may end in any of them
         what = named(" ".join(str(error).split()))
         raise ValueError(f"{path} is not a whole GGUF file ({what}): fetch it again") from error
