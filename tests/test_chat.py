@@ -72,7 +72,7 @@ def byte_level_folder(folder: Path, name: str, about: dict, special=True):
         "add_bos_token": form != "ChatML" or name == "renamed",
     }  # fmt: skip
     fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
-    for file, content in tokenizer_files(fields, 64).items():
+    for file, content in tokenizer_files(folder, fields, 64).items():
         (folder / file).write_bytes(content)
     about |= json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(about))

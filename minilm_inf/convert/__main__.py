@@ -141,10 +141,7 @@ def convert_gguf(source: Path, out: Path | None) -> int:
     model = GGUF(source)
     config = model.config()
     pending = model.pending(config)
-    try:
-        files = tokenizer_files(model.fields, config.context_length)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+    files = tokenizer_files(source, model.fields, config.context_length)
     raw = {**llama.config_to_hf(config), "torch_dtype": "float16"}
     files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
     progress = Progress(f"{source.name} -> {folder / shards.WEIGHTS}")

@@ -121,16 +121,12 @@ class StopAt:
             self.stopped = True
             shown, self.held = self.held[: min(found)], ""
             return shown
-        keep = max(
-            (
-                n
-                for stop in self.stops
-                for n in range(1, len(stop))
-                if self.held.endswith(stop[:n])
-            ),
-            default=0,
-        )
-        cut = len(self.held) - keep
+        # Where the first text begins that could become a stop.
+        cut = max(0, len(self.held) - max(map(len, self.stops), default=0))
+        while cut < len(self.held) and not any(
+            stop.startswith(self.held[cut:]) for stop in self.stops
+        ):
+            cut += 1
         shown, self.held = self.held[:cut], self.held[cut:]
         return shown
 
