@@ -24,7 +24,7 @@ READING_ORDER = [
     "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
     "text.template_syntax", "text.template_unrolled", "text.chat_template", "text.chat",
     "terminal.ending", "terminal.options", "terminal.progress", "writing", "writing.sampling",
-    "writing.session", "writing.explain", "writing.batch", "evaluate", "evaluate.compare",
+    "writing.session", "writing.explain", "evaluate", "evaluate.compare",
     "writing.planning", "writing.planning.cached", "writing.planning.working",
     "writing.planning.arithmetic", "writing.planning.units", "writing.plan", "writing.reply",
     "writing.conversation", "generate", "train", "train.packages", "corpus", "train.practice",
@@ -59,8 +59,8 @@ ASKED_FOR = {  # room -> imported where it is needed
 }
 
 TOP_LEVEL = {
-    "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", ".ruff.toml",
-    "Makefile", "requirements.txt", "README.md", "LICENSE",
+    "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", "Makefile",
+    "pyproject.toml", "setup.py", "requirements.txt", "README.md", "LICENSE",
 }  # fmt: skip
 
 ROOMS = {

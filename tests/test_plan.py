@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from minilm_inf.evaluate.documents import Separate, TokensFile
 from minilm_inf.evaluate.stream import Run
 from minilm_inf.fast.band import window_mask
 from minilm_inf.generate import main as generate
-from minilm_inf.writing.batch import Batch
 from minilm_inf.writing.planning.arithmetic import reaching_flops, token_flops, visible_together
 from minilm_inf.writing.planning.cached import cache_bytes, middle_bytes
 from minilm_inf.writing.planning.units import scaled
@@ -232,13 +232,13 @@ def test_the_cache_of_uneven_texts_has_the_predicted_bytes(lm):
     """Starting keys that join the ring when the longest text fills it, not the shortest."""
     model = tiny_llama()
     for chunk, lengths in ((1, (2, 5)), (4, (1, 9)), (40, (7, 30))):
-        batch = Batch(model, [[1] * length for length in lengths], lm, prefill_chunk=chunk)
+        session = Session(model, lm, prefill_chunk=chunk, n_texts=2)
+        texts = [[1] * length for length in lengths]
         sizes = model.config, lengths[1], lm, torch.float64, chunk
         for written in range(12):
-            batch.read()
-            assert cache_bytes(*sizes, written, 2, lengths[0]) == batch.cache_bytes
-            for text in batch.texts:
-                text.append(1)
+            session.read_all(texts)
+            assert cache_bytes(*sizes, written, 2, lengths[0]) == session.cache_bytes
+            texts = [[1], [1]]
 
 
 @pytest.mark.parametrize("first", (0, 1))
@@ -316,11 +316,10 @@ def test_a_prefill_builds_one_row_of_logits():
     assert rows_of_head(model, lambda: Session(model, LM, prefill_chunk=5).read(ids)) == [1]
     assert rows_of_head(model, lambda: Session(model, LM, "reference").read(ids)) == [1]
     for path in ("chunked", "reference"):
-        batch = Batch(model, [ids, ids[:9]], LM, path, prefill_chunk=5)
-        assert rows_of_head(model, batch.read) == [2]
-        for text in batch.texts:
-            text.append(3)
-        assert rows_of_head(model, batch.read) == [2]
+        session = Session(model, LM, path, prefill_chunk=5, n_texts=2)
+        for texts in ([ids, ids[:9]], [[3], [3]]):
+            read = partial(session.read_all, texts)
+            assert rows_of_head(model, read) == [2]
 
 
 def test_scoring_holds_one_chunk_s_logits(tmp_path):
