@@ -12,13 +12,14 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
-    "terminal", "terminal.startup", "terminal.files", "config", "positions", "lambda_mask",
-    "distance_ceiling", "top_k", "checks", "attention", "fast", "fast.chunk", "fast.band",
+    "terminal", "terminal.startup", "terminal.files", "terminal.json_parts", "config",
+    "positions", "lambda_mask", "distance_ceiling", "top_k", "checks", "attention", "fast",
+    "fast.chunk", "fast.band",
     "fast.blocks", "fast.middle", "fast.chunked", "fast.cache", "fast.one_token",
     "fast.reading", "transformer", "fast.compiled", "models.raw_config", "models.llama_config",
     "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",
     "models.gptj", "models", "checkpoint.shards", "checkpoint.tensor_file",
-    "checkpoint.checkpoint", "checkpoint", "text", "text.json_parts", "text.around",
+    "checkpoint.checkpoint", "checkpoint", "text", "text.around",
     "text.merging", "text.normalizers", "text.words", "text.byte_level", "text.named_tokens",
     "text.bpe_files", "text.piece_model", "text.sentence_pieces", "text.llama_json",
     "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",

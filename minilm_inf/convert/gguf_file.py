@@ -25,9 +25,10 @@ from torch import Tensor
 from ..checkpoint.checkpoint import named_pieces
 from ..checkpoint.tensor_file import Pending
 from ..models import llama
-from ..models.raw_config import RawConfig
+from ..models.raw_config import close
 from ..positions import SCALINGS, Rotary
 from ..terminal.files import LFS_POINTER, named, shown
+from ..terminal.json_parts import Part
 
 BLOCK = 2**22  # numbers that are dequantised at a time
 NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer
@@ -44,6 +45,7 @@ NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer
     "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
     "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
+HEADS = "attention.head_count"
 ROPE_FACTORS = "rope_freqs.weight"  # what each frequency is divided by, (D/2,)
 # The numbers of every Llama 3.1 to 3.3; a GGUF keeps only the factors that follow from them.
 LLAMA3 = {
@@ -88,61 +90,56 @@ class GGUF:
 
     def config(self) -> llama.LlamaConfig:
         """The network's config. Raises ValueError for metadata that is missing or unknown."""
-        try:
-            return self._config()
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
-
-    def _config(self) -> llama.LlamaConfig:
         facts = {name: _shortest(value) for name, value in self.fields.items()}
-        keys = RawConfig(
-            {n.removeprefix("llama."): v for n, v in facts.items() if n.startswith("llama.")},
-            "llama.",
-        )
-        ids = RawConfig(facts)
-        n_embd, n_head = keys.integer("embedding_length"), keys.integer("attention.head_count")
-        head_dim = keys.integer("attention.key_length", n_embd // n_head)
+        ids, prefix = Part(facts, self.path), "llama."
+        own = {n.removeprefix(prefix): v for n, v in facts.items() if n.startswith(prefix)}
+        keys = Part(own, self.path, "llama")
+        n_embd, n_head = (keys[name].integer() for name in ("embedding_length", HEADS))
+        head_dim = keys["attention.key_length"].integer(n_embd // n_head)
         if head_dim % 2:
-            raise keys.wrong("attention.key_length", "even", head_dim)
+            raise keys["attention.key_length"].wrong("even")
         for name in ("attention.value_length", "rope.dimension_count"):
-            keys.only(name, (head_dim,), head_dim)
+            keys[name].only(None, head_dim)
         for name in ("expert_count", "expert_used_count"):
-            keys.only(name, (0,), 0)
-        eos = [ids.ids(f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot")]
+            keys[name].only(None, 0)
+        bos, *eos = (
+            ids[f"tokenizer.ggml.{n}_token_id"].id_list() for n in ("bos", "eos", "eot")
+        )
         embedding = self.tensors.get("model.embed_tokens.weight")
         if embedding is None:
-            raise ValueError("the tensor token_embd.weight is missing")
+            raise keys.error("the tensor token_embd.weight is missing")
         rows = shape_of(embedding)[0]
-        theta = keys.number("rope.freq_base", 10000.0)
+        theta = keys["rope.freq_base"].number(10000.0)
+        keys["vocab_size"].only(None, rows)
         config = llama.LlamaConfig(
             family="llama",
-            vocab_size=keys.only("vocab_size", (rows,), rows),
-            n_layer=keys.integer("block_count"),
+            vocab_size=rows,
+            n_layer=keys["block_count"].integer(),
             n_head=n_head,
-            n_kv_head=keys.integer("attention.head_count_kv", n_head),
+            n_kv_head=keys["attention.head_count_kv"].integer(n_head),
             n_embd=n_embd,
             head_dim=head_dim,
-            n_inner=keys.integer("feed_forward_length"),
-            context_length=keys.integer("context_length", at_most=2**62),
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            n_inner=keys["feed_forward_length"].integer(),
+            context_length=keys["context_length"].integer(at_most=2**62),
+            norm_eps=keys["attention.layer_norm_rms_epsilon"].number(),
             tied="lm_head.weight" not in self.tensors,
-            bos_id=next(iter(ids.ids("tokenizer.ggml.bos_token_id", None)), None),
+            bos_id=bos[0] if bos else None,
             eos_ids=tuple(dict.fromkeys(eos[0] + eos[1])),
             rope_theta=theta,
             rope_scaling=self._scaling(keys, head_dim, theta),
             attention_bias="model.layers.0.self_attn.q_proj.bias" in self.tensors,
             mlp_bias="model.layers.0.mlp.gate_proj.bias" in self.tensors,
         )
-        keys.close({"tensor_data_layout"})
+        close(keys, {"tensor_data_layout"})
         return config
 
-    def _scaling(self, keys: RawConfig, head_dim: int, theta: float) -> tuple | None:
+    def _scaling(self, keys: Part, head_dim: int, theta: float) -> tuple | None:
         """LlamaConfig.rope_scaling, from the metadata or from the factors of Llama 3.1."""
         # A factor without a type means "linear", as it does in llama.cpp.
-        kind = keys.only("rope.scaling.type", ("none", "linear"), "linear")
-        old = keys.number("rope.scale_linear", 1)  # the factor's first name
-        factor = keys.number("rope.scaling.factor", old)
-        if kind == "linear" and factor != 1:
+        kind = keys["rope.scaling.type"].only(None, "none", "linear")
+        old = keys["rope.scale_linear"].number(1)  # the factor's first name
+        factor = keys["rope.scaling.factor"].number(old)
+        if kind != "none" and factor != 1:
             return ("rope_type", "linear"), ("factor", factor)
         if self.factors is None or (self.factors == 1).all():
             return None
@@ -151,7 +148,7 @@ class GGUF:
         scaled = Rotary(head_dim, theta, scaling=scaling).frequencies
         theirs = torch.tensor(self.factors, dtype=torch.float64)
         if plain.shape != theirs.shape or not torch.allclose(plain / scaled, theirs, rtol=1e-5):
-            raise ValueError(f"the factors of {ROPE_FACTORS} are not those of Llama 3.1")
+            raise keys.error(f"the factors of {ROPE_FACTORS} are not those of Llama 3.1")
         return tuple((name, scaling[name]) for name in ("rope_type", *SCALINGS["llama3"]))
 
     def pending(self, config: llama.LlamaConfig) -> list[Pending]:

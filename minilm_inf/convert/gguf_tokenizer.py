@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from ..terminal.files import named, shown
-from ..text.json_parts import Part
+from ..terminal.json_parts import Part
 from ..text.piece_model import BYTE, CONTROL, UNKNOWN, USER_DEFINED, model_proto
 from ..text.tokenizer_json import LEVEL, byte_level_json, merges_of
 from ..text.words import LLAMA3_PATTERN

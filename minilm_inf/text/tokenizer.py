@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ..checkpoint.checkpoint import existing_folder
 from ..terminal.files import read_bytes
+from ..terminal.json_parts import part_of
 from .around import Around, Tokenizer
 from .bpe_files import from_rank_file, from_vocab_and_merges, is_rank_file
-from .json_parts import part_of
 from .named_tokens import asked_for, kept, listed_tokens, named_ids
 from .sentence_pieces import SentencePieceTokenizer, processor_of
 from .tokenizer_json import around, from_tokenizer_json

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 from ..terminal.files import shown
+from ..terminal.json_parts import Part, part_of
 from .around import Around, Tokenizer
 from .bpe_files import BYTE_OF, byte_level
 from .byte_level import ByteLevelTokenizer
-from .json_parts import Part, part_of
 from .llama_json import from_llama_json
 from .named_tokens import added_token, kept, named_ids
 from .normalizers import flat, normalise_from_json
