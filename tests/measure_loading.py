@@ -131,17 +131,17 @@ def measure(name: str, dtype: str) -> bool:
             path.mkdir()
             write_checkpoint(path, SHAPES[name] | changes)
         tensors = shards.find_tensors(folder).values()
-        largest = max(tensors, key=lambda stored: stored.end - stored.begin)
+        largest = max(tensors, key=lambda stored: stored.nbytes)
         run = [sys.executable, __file__, "--load", str(warm), str(folder), dtype]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         output = subprocess.run(run, env=environment, stdout=subprocess.PIPE, check=True)
     found = json.loads(output.stdout)
-    bound = found["weights"] + largest.end - largest.begin
+    bound = found["weights"] + largest.nbytes
     holds = found["peak"] <= bound + ALLOWANCE
     print(f"{name}, 2 layers, bfloat16 on the disk, {dtype} in memory")
     for label, n_bytes in (
         ("weights", found["weights"]),
-        (f"largest tensor, {largest.name}", largest.end - largest.begin),
+        (f"largest tensor, {largest.name}", largest.nbytes),
         ("peak (VmHWM)", found["peak"]),
         ("  of it anon at most", found["anon"]),
         ("  of it file at most", found["file"]),

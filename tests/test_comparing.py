@@ -501,9 +501,7 @@ def test_what_cannot_be_measured(call, texts, monkeypatch, arguments, words):
     [
         (["--length", 1], "--length"),
         (["--methods", "full,half"], "'half' is none of full, truncate"),
-        (["--methods", ""], "is none of"),
         (["--figure", "x.jpg"], "must end in .png"),
-        (["--documents", 0], "--documents"),
         (["--attention", "full"], "--attention"),
         (["--distance-ceiling", "none"], "--distance-ceiling"),
     ],

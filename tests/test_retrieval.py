@@ -355,11 +355,9 @@ def test_what_cannot_be_measured(call, tmp_path, monkeypatch, arguments, words):
 @pytest.mark.parametrize(
     "arguments, word",
     [
-        (["passkey", "--lengths", "0"], "--lengths"),
         (["passkey", "--lengths", "1,x"], "--lengths"),
         (["passkey", "--lengths", "nan"], "--lengths"),
         (["passkey", "--depths", "0,1.1"], "--depths"),
-        (["passkey", "--trials", "0"], "--trials"),
         (["passkey", "--methods", "full,other"], "'other' is none of full, truncate"),
         (["passkey", "--attention", "full"], "full is a method of its own"),
         (["passkey", "--methods", "full", "--top-k-distance", "3"], "--top-k-middle"),

@@ -104,7 +104,7 @@ def test_half_precision_is_scored_in_single(scored):
     """A softmax in bfloat16, which knows two digits of a probability."""
     model, ids = tiny_llama(dtype=torch.bfloat16), some_tokens(30)[0].tolist()
     _, (found,) = scored(model, ids, LM, 30)
-    logits = model(torch.tensor([ids[:-1]]), LM).float()[0].double()
+    logits = model(torch.tensor([ids[:-1]]), LM, model.new_cache(1, LM))[0].double()
     exact = -logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
     assert found == pytest.approx(exact.tolist(), abs=1e-5)
 
@@ -285,7 +285,7 @@ def test_a_resumed_run_is_the_unbroken_run(folder, call, tmp_path, monkeypatch, 
 def test_top_k_is_resumed(folder, call, tmp_path, monkeypatch, heads, chunk, middle):
     """A middle that cannot be saved where a model has several key heads, or that chunks of one
     token find changed once it is read back."""
-    monkeypatch.setattr("minilm_inf.fast.blocks.Blocks.per_block", 64)
+    monkeypatch.setattr("minilm_inf.fast.middle.TOKENS_PER_BLOCK", 64)
     save(tiny_llama(n_head=heads[0], n_kv_head=heads[1], dtype=torch.float32), tmp_path / "m")
     parts = [*flags(folder), "--length", 90, "--chunk", chunk, "-m", tmp_path / "m"]
     parts += ["--top-k-middle", 3, "--top-k-from-layer", 0, "--middle", middle]
@@ -468,9 +468,9 @@ def test_tensors_of_another_kind_are_refused(stopped, edited, call):
         ("counts", torch.tensor([2**62, 0, 0])),
         ("cache.length", None),
         ("cache.length", torch.tensor(99)),
-        ("cache.0.window.values", torch.zeros(1, 2, 6, 1)),
+        ("cache.0.values", torch.zeros(1, 2, 6, 1)),
         ("cache.0.middle.k.0", torch.zeros(1, 2, 16, 8)),
-        ("cache.9.window.values", torch.zeros(1, 2, 16, 8)),
+        ("cache.9.values", torch.zeros(1, 2, 16, 8)),
         ("nonsense", torch.zeros(1)),
     ):
         edited({}, **{name: value})
@@ -525,8 +525,6 @@ def test_what_cannot_be_measured(call, folder, monkeypatch, arguments, words):
         (["--text", "a", "--tokens", "b"], "not allowed with"),
         (["--corpus", "a", "--tokens", "b"], "not allowed with"),
         (["--length", 1], "--length"),
-        (["--bins", 0], "--bins"),
-        (["--save-every", "x"], "--save-every"),
         (["--attention", "full", "--n-global", 3], "--n-global"),
         (["--top-k-middle", 3, "--top-k-queries", "last"], "lets no token reach back"),
     ],

@@ -19,6 +19,7 @@ from ..checks import taken
 from ..config import LMInfinite
 from ..terminal.progress import memory
 from ..transformer import Transformer
+from ..writing import saved_cache
 from ..writing.sampling import require_numbers
 from .byte_counts import ByteCounts
 from .compare import nll_of
@@ -129,7 +130,7 @@ class Run:
     def state(self) -> dict[str, Tensor]:
         """All that restore needs."""
         tensors = {name: torch.from_numpy(array) for name, array in self._arrays().items()}
-        cache = {} if self.cache is None else self.cache.state()
+        cache = {} if self.cache is None else saved_cache.state_of(self.cache)
         return tensors | {f"cache.{name}": tensor for name, tensor in cache.items()}
 
     @torch.inference_mode()
@@ -142,7 +143,7 @@ class Run:
             raise ValueError("these tensors are not of this place in the text")
         if cache:
             self.cache = self._new_cache()
-            self.cache.restore(cache)
+            saved_cache.restore(self.cache, cache)
             if self.cache.length != self.place[1]:
                 raise ValueError("the cache is of another place in the text")
         self.timing.last = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...config import FULL_ATTENTION, LMInfinite, ModelConfig
-from ...fast.blocks import TOKENS_PER_BLOCK
+from ...fast.middle import TOKENS_PER_BLOCK
 
 
 def cache_bytes(

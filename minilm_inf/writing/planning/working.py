@@ -12,7 +12,7 @@ import torch
 
 from ...config import LMInfinite, ModelConfig
 from ...fast import band, chunk, middle
-from ...fast.blocks import TOKENS_PER_BLOCK
+from ...fast.middle import TOKENS_PER_BLOCK
 
 
 @dataclass(frozen=True)
