@@ -28,7 +28,7 @@ from ..checkpoint.checkpoint import load_model
 from ..inspect.memory import available_memory
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..writing.planning.units import scaled
+from ..terminal.progress import scaled
 from ..writing.sampling import require_numbers
 from .attention_calls import Shape
 from .attention_race import attention_rows

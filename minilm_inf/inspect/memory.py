@@ -6,7 +6,7 @@ import torch
 
 from ..config import LMInfinite, ModelConfig
 from ..terminal.progress import available_memory
-from ..writing.planning.cached import cache_bytes
+from ..writing.costs import cache_bytes
 
 LENGTHS = (4096, 32_768, 1_048_576)  # tokens for which the cache is told
 
