@@ -42,16 +42,15 @@ READING_ORDER = [
     "train.__main__", "inspect", "inspect.memory", "inspect.probe", "inspect.folder_facts",
     "inspect.__main__", "convert", "convert.pickles", "convert.gguf_header",
     "convert.gguf_file", "convert.gguf_tokenizer", "convert.__main__", "benchmark",
-    "benchmark.sizes", "benchmark.timing", "benchmark.attention_calls", "benchmark.memory",
-    "benchmark.rows", "benchmark.attention_race", "benchmark.prefill_race",
-    "benchmark.decoding_race", "benchmark.table", "benchmark.__main__",
+    "benchmark.sizes", "benchmark.race", "benchmark.attention", "benchmark.memory",
+    "benchmark.models", "benchmark.table", "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 
 DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "convert.gguf_file": {"gguf"},
-    "benchmark.decoding_race": {"transformers"},
+    "benchmark.models": {"transformers"},
     "evaluate.needles.heatmap": {"matplotlib"},
     "diagnose.figures": {"matplotlib"},
     "evaluate.comparing.figure": {"matplotlib"},

@@ -86,8 +86,8 @@ def run(options) -> int:
     """The diagnosis: its numbers are written and told before they are drawn."""
     out = options.out or Path("runs") / f"diagnose-{options.model.resolve().name}"
     picture = out / "factors.png"
-    check_output(out / MAIN, flags.inputs(options), BEGINS)
-    check_output(picture, flags.inputs(options), PICTURE)
+    check_output(out / MAIN, options.text or (), BEGINS)
+    check_output(picture, options.text or (), PICTURE)
     with claimed(out / MAIN):
         if not flags.can_draw():
             print("no figures: matplotlib is not installed", file=sys.stderr)
