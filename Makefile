@@ -4,7 +4,7 @@ SMOLLM2 := weights/smollm2-135m
 DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz kills lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
+.PHONY: help demo test test-all fuzz kills lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
 	diagnosis-page methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
 	notebooks clean
@@ -18,8 +18,11 @@ demo: .venv/ready  ## install, then write past the trained length: vanilla, then
 	@printf '\n--- the same model with LM-Infinite ---\n\n'
 	@$(DEMO)
 
-test: .venv/ready  ## install, then run the test suite
-	@$(BIN)/python -m pytest -q tests
+test: .venv/ready  ## install, then run the test suite, but for its slow tests
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: .venv/ready  ## ... and with them: trainings, kills, a browser, real processes
+	@$(BIN)/python -m pytest -q
 
 fuzz: .venv/checks  ## 20,000 hostile files, flags, prompts and calls: tracebacks, hangs, crashes
 	@$(BIN)/python tests/fuzz.py

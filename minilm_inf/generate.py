@@ -19,9 +19,8 @@ from .text.chat import Chat
 from .text.chat_template import KNOWN
 from .text.tokenizer import load as load_tokenizer
 from .writing import explain, plan, sampling
-from .writing.batch import Batch
 from .writing.conversation import converse
-from .writing.reply import Plain, as_json, replies, reply, show_now, statistics
+from .writing.reply import Plain, as_json, replies, show_now, statistics
 from .writing.session import Session
 
 PROMPT = "My dear friend, I have much to tell you of our voyage, and"
@@ -32,78 +31,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m minilm_inf.generate",
         description="Write on from a prompt, past the length that the model was trained on.",
     )
-    text = parser.add_argument_group("text")
-    prompt = text.add_mutually_exclusive_group()
-    prompt.add_argument(
-        "-p",
-        "--prompt",
-        action="append",
-        metavar="TEXT",
-        help="the prompt; - reads stdin; several are written side by side, each as if alone "
-        f"({PROMPT!r})",
-    )
-    prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
-    text.add_argument(
-        "-n",
-        "--max-new-tokens",
-        type=flags.at_least(0),
-        default=256,
-        metavar="N",
-        help="how far to write on (%(default)s)",
-    )
-    text.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end where this text appears; may be given several times",
-    )
-    text.add_argument(
-        "--chat",
-        action="store_true",
-        help="the prompt is a turn of a conversation, and the text the model's reply, in the "
-        f"form of its chat template: {KNOWN}",
-    )
-    text.add_argument(
-        "--system", metavar="TEXT", help="--chat's system message (the chat template's own)"
-    )
-    text.add_argument("--no-bos", action="store_true", help="no BOS in front of the prompt")
-    text.add_argument("--ignore-eos", action="store_true", help="write on behind an EOS")
-
-    draw = parser.add_argument_group("sampling")
-    draw.add_argument("-t", "--temperature", type=float, default=0.8, metavar="X",
-                      help="0 takes the likeliest token each time (%(default)s)")  # fmt: skip
-    draw.add_argument("--top-k", type=int, default=50, metavar="K",
-                      help="only the K likeliest; 0 is off (%(default)s)")  # fmt: skip
-    draw.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="only the likeliest that add up to P (%(default)s: all)",
-    )
-    draw.add_argument(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="only those P times as likely as the likeliest (%(default)s: all)",
-    )
-    draw.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="above 1, what occurred becomes less likely (%(default)s)",
-    )
-    draw.add_argument(
-        "--seed",
-        type=flags.seed,
-        default=1234,
-        metavar="N",
-        help="the same seed and settings give the same text (%(default)s)",
-    )
-
+    add_text(parser.add_argument_group("text"))
+    add_sampling(parser.add_argument_group("sampling"))
     flags.add_model(parser)
     flags.add_attention(parser)
     parser.add_argument_group("speed").add_argument(
@@ -111,28 +40,61 @@ def parser() -> argparse.ArgumentParser:
         help="compile the decode step: half a minute first; then a small model is 2 to 3 times "
         "as fast, a large one little faster",
     )  # fmt: skip
-
-    out = parser.add_argument_group("output")
-    out.add_argument(
-        "--no-stream", action="store_true", help="print the text when it is complete"
-    )
-    out.add_argument("--echo", action="store_true", help="print the prompt before the text")
-    out.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON object and nothing else; its ids hold the one that ended the text",
-    )
-    out.add_argument("--explain", action="store_true",
-                     help="then say what the last token saw of the text")  # fmt: skip
-    out.add_argument("-q", "--quiet", action="store_true", help="no statistics and no notes")
-    out.add_argument(
-        "-i",
-        "--interactive",
-        action="store_true",
-        help="a loop of prompts on one growing text; /help lists its commands",
-    )
-    flags.add_plan(out)
+    add_output(parser.add_argument_group("output"))
     return parser
+
+
+def add_text(group):
+    """The flags of what is read, and of where the text ends."""
+    add, prompt = group.add_argument, group.add_mutually_exclusive_group()
+    prompt.add_argument("-p", "--prompt", action="append", metavar="TEXT",
+                        help="the prompt; - reads stdin; several are written side by side, "
+                        f"each as if alone ({PROMPT!r})")  # fmt: skip
+    prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
+    add("-n", "--max-new-tokens", type=flags.at_least(0), default=256, metavar="N",
+        help="how far to write on (%(default)s)")  # fmt: skip
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="end where this text appears; may be given several times")  # fmt: skip
+    add("--chat", action="store_true",
+        help="the prompt is a turn of a conversation, and the text the model's reply, in the "
+        f"form of its chat template: {KNOWN}")  # fmt: skip
+    add("--system", metavar="TEXT", help="--chat's system message (the chat template's own)")
+    add("--no-bos", action="store_true", help="no BOS in front of the prompt")
+    add("--ignore-eos", action="store_true", help="write on after an EOS")
+
+
+def add_sampling(group):
+    """The flags of how a token is drawn."""
+    for words, kind, default, metavar, told in (
+        ("-t --temperature", float, 0.8, "X",
+         "0 takes the likeliest token each time (%(default)s)"),
+        ("--top-k", int, 50, "K", "only the K likeliest; 0 is off (%(default)s)"),
+        ("--top-p", float, 1.0, "P", "only the likeliest that add up to P (%(default)s: all)"),
+        ("--min-p", float, 0.0, "P",
+         "only those P times as likely as the likeliest (%(default)s: all)"),
+        ("--repetition-penalty", float, 1.0, "X",
+         "above 1, what occurred becomes less likely (%(default)s)"),
+        ("--seed", flags.seed, 1234, "N",
+         "the same seed and settings give the same text (%(default)s)"),
+    ):  # fmt: skip
+        group.add_argument(
+            *words.split(), type=kind, default=default, metavar=metavar, help=told
+        )
+
+
+def add_output(group):
+    """The flags of what is shown."""
+    for words, told in (
+        ("--no-stream", "print the text when it is complete"),
+        ("--echo", "print the prompt before the text"),
+        ("--json", "print one JSON object and nothing else; its ids hold the one that ended "
+         "the text"),
+        ("--explain", "then say what the last token saw of the text"),
+        ("-q --quiet", "no statistics and no notes"),
+        ("-i --interactive", "a loop of prompts on one growing text; /help lists its commands"),
+    ):  # fmt: skip
+        group.add_argument(*words.split(), action="store_true", help=told)
+    flags.add_plan(group)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,31 +114,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check_output(options):
     """Raise ValueError for flags that contradict each other, and for an empty --stop."""
-    if "" in options.stop:
-        raise ValueError("--stop needs a text that is not empty")
-    if (options.prompt or []).count("-") > 1:
-        raise ValueError("-p - reads all of stdin, and can be given once only")
-    if options.chat and options.no_bos:
-        raise ValueError("--no-bos has no meaning with --chat: the chat template decides")
-    if options.system is not None and not options.chat:
-        raise ValueError("--system has no meaning without --chat")
-    if options.compile and len(options.prompt or ()) > 1:
-        raise ValueError("--compile is for one text at a time: give one --prompt")
-    if options.explain and len(options.prompt or ()) > 1:
-        raise ValueError("--explain is for one text at a time: give one --prompt")
-    if options.explain and options.top_k_middle and options.path == "reference":
-        raise ValueError("--explain has no meaning with --top-k-middle and --path reference")
-    idle = {
-        "--explain": options.explain,
-        "--prompt": options.prompt is not None,
-        "--file": options.file is not None,
-        "--no-stream": options.no_stream,
-        "--echo": options.echo,
-        "--json": options.json,
-    }
-    for flag, given in idle.items():
-        if options.interactive and given:
-            raise ValueError(f"{flag} has no meaning with --interactive")
+    several = len(options.prompt or ()) > 1
+    for wrong, sentence in (
+        ("" in options.stop, "--stop needs a text that is not empty"),
+        ((options.prompt or []).count("-") > 1,
+         "-p - reads all of stdin, and can be given once only"),
+        (options.chat and options.no_bos,
+         "--no-bos has no meaning with --chat: the chat template decides"),
+        (options.system is not None and not options.chat,
+         "--system has no meaning without --chat"),
+        (options.compile and several, "--compile is for one text at a time: give one --prompt"),
+        (options.explain and several, "--explain is for one text at a time: give one --prompt"),
+        (options.explain and options.top_k_middle and options.path == "reference",
+         "--explain has no meaning with --top-k-middle and --path reference"),
+    ):  # fmt: skip
+        if wrong:
+            raise ValueError(sentence)
+    for name in ("explain", "prompt", "file", "no_stream", "echo", "json"):
+        if options.interactive and getattr(options, name) not in (None, False):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} has no meaning with --interactive")
 
 
 def run(options) -> int:
@@ -185,36 +142,46 @@ def run(options) -> int:
     model, tokenizer = flags.load(options)
     turns = turns_of(tokenizer, options)
     lm = flags.attention(options, model.config)
-    if len(options.prompt or ()) > 1:
-        return run_batch(model, turns, lm, options)
-    middle = options.middle or "ram"
-    session = Session(model, lm, options.path, options.prefill_chunk, options.compile, middle)
-    generator = sampling.seeded(options.seed)
+    prompts = options.prompt or [None]
+    session = Session(
+        model, lm, options.path, options.prefill_chunk, options.compile,
+        options.middle or "ram", len(prompts),
+    )  # fmt: skip
+    generators = [sampling.seeded(options.seed) for _ in prompts]
     if options.interactive:
-        return converse(session, turns, options, generator)
+        return converse(session, turns, options, *generators)
 
-    prompt = read_prompt(options)
-    ids = encode_prompt(turns, prompt, lm, options)
-    streaming = not (options.json or options.no_stream)
+    prompts = [read_prompt(options, text) for text in prompts]
+    ids = [encode_prompt(turns, prompt, lm, options) for prompt in prompts]
+    streaming = not (options.json or options.no_stream or len(prompts) > 1)
+    if options.echo and streaming:
+        show_now(prompts[0])
     show = show_now if streaming else lambda text: None
-    if options.echo and not options.json:
-        show_now(prompt)
-    result = reply(session, turns, ids, options, generator, show, enough=lambda: False)
-    if options.json:
-        found = as_json(session, session.length, options, prompt, ids, result)
-        if options.explain:
-            found["explain"] = [span.as_json() for span in explain.explain(session)]
-        print(json.dumps(found, ensure_ascii=False))
+    results = replies(session, turns, ids, options, generators, show)
+    if streaming:
+        print()
     else:
-        print("" if streaming else result.text)
-        if options.explain:
-            written = [step.id for step in result.steps]
-            print(
-                "\n" + explain.table(explain.explain(session), tokenizer.decode, ids + written)
-            )
+        show_all(session, options, prompts, ids, results)
+    if options.explain and not options.json:
+        written = ids[0] + [step.id for step in results[0].steps]
+        print("\n" + explain.table(explain.explain(session), tokenizer.decode, written))
     if not options.quiet:
-        print("\n".join(statistics(session, result)), file=sys.stderr)
+        print("\n".join(statistics(session, results)), file=sys.stderr)
     return 0
+
+
+def show_all(session: Session, options, prompts, ids, results):
+    """Texts that are complete: each after its number, where there are several; with --json, an
+    object a line."""
+    for number, (prompt, own, result) in enumerate(zip(prompts, ids, results), 1):
+        if options.json:
+            found = as_json(session, options, prompt, own, result)
+            if options.explain:
+                found["explain"] = [span.as_json() for span in explain.explain(session)]
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            before = f"[{number}] " if len(results) > 1 else ""
+            print(f"{before}{prompt if options.echo else ''}{result.text}")
 
 
 def turns_of(tokenizer, options) -> Plain | Chat:
@@ -247,38 +214,6 @@ def run_plan(options) -> int:
         length = max(lengths) + max(0, options.max_new_tokens - 1)
         found = plan.on_disk(found, net, lm, length, len(lengths))
     return plan.show(net, [found], options.json, notes)
-
-
-def run_batch(model, turns, lm, options) -> int:
-    """Several prompts: their texts are printed when all are complete, each behind its number;
-    with --json, an object a line."""
-    prompts = [read_prompt(options, text) for text in options.prompt]
-    ids = [encode_prompt(turns, prompt, lm, options) for prompt in prompts]
-    middle = options.middle or "ram"
-    batch = Batch(model, ids, lm, options.path, options.prefill_chunk, middle)
-    watched = sys.stderr.isatty() and not options.quiet
-
-    def report(written: int, growing: int):
-        if watched:
-            line = f"\r{written} tokens, {growing} texts grow "
-            print(line, end="", file=sys.stderr, flush=True)
-
-    results = replies(batch, turns, options, report)
-    if watched:
-        print(file=sys.stderr)
-    for number, (prompt, result) in enumerate(zip(prompts, results), 1):
-        length = result.prompt_tokens + result.new_tokens
-        if options.json:
-            found = as_json(batch, length, options, prompt, ids[number - 1], result)
-            print(json.dumps(found, ensure_ascii=False))
-        else:
-            print(f"[{number}] {prompt if options.echo else ''}{result.text}")
-    if not options.quiet:
-        new = sum(result.new_tokens for result in results)
-        speed = new / max(results[0].decode_seconds, 1e-9)
-        print(f"{len(results)} prompts, new {new} tokens ({speed:,.0f} tokens/s together)",
-              file=sys.stderr)  # fmt: skip
-    return 0
 
 
 def encode_prompt(turns, prompt: str, lm, options) -> list[int]:

@@ -8,6 +8,7 @@ import random
 from contextlib import contextmanager
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -153,6 +154,14 @@ def program(capsys):
 
     yield call
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def python():
+    """A call of python in a process of its own, but without PyTorch's import each time:
+    (arguments, cwd, stdin) -> what subprocess.run gives."""
+    with forks.Server() as server:
+        yield server.run
 
 
 @pytest.fixture(scope="session")

@@ -688,13 +688,13 @@ def test_one_reply(run, model_folder, writes, tmp_path):
 
 def test_a_conversation(run, model_folder, writes, monkeypatch):
     """Catches a second turn without the end of the first, or with another system message."""
-    given, read = [], Session.read
+    given, read = [], Session.read_all
 
-    def spy(session, ids, *more):
-        given.extend([list(ids)] * bool(ids))
-        return read(session, ids, *more)
+    def spy(session, texts, *more):
+        given.extend(list(ids) for ids in texts if ids)
+        return read(session, texts, *more)
 
-    monkeypatch.setattr(Session, "read", spy)
+    monkeypatch.setattr(Session, "read_all", spy)
     lines = "Hi\nAgain\n\udc80\n/reset\nAnew\n".encode("utf-8", "surrogateescape")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     writes(3 + ord("Y"), 2)

@@ -507,13 +507,13 @@ def test_torn_characters_at_the_end(run, shipped, tokenizer):
 @pytest.fixture
 def prompts(monkeypatch):
     """The ids of every prompt that a session is given, in a list that grows."""
-    given, read = [], Session.read
+    given, read = [], Session.read_all
 
-    def spy(session, ids, *more):
-        given.extend([list(ids)] * bool(ids))  # writing reads no new ids
-        return read(session, ids, *more)
+    def spy(session, texts, *more):
+        given.extend(list(ids) for ids in texts if ids)  # writing reads no new ids
+        return read(session, texts, *more)
 
-    monkeypatch.setattr(Session, "read", spy)
+    monkeypatch.setattr(Session, "read_all", spy)
     return given
 
 

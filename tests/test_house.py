@@ -19,13 +19,13 @@ READING_ORDER = [
     "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",
     "models.gptj", "models", "checkpoint.shards", "checkpoint.tensor_file",
     "checkpoint.checkpoint", "checkpoint", "text", "text.json_parts", "text.around",
-    "text.merging", "text.sentence_pieces", "text.byte_level", "text.normalizers",
-    "text.pre_tokenizers", "text.decoders", "text.byte_fallback", "text.named_tokens",
-    "text.recipe_files", "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
+    "text.merging", "text.normalizers", "text.words", "text.byte_level", "text.named_tokens",
+    "text.bpe_files", "text.piece_model", "text.sentence_pieces", "text.llama_json",
+    "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
     "text.template_syntax", "text.template_unrolled", "text.chat_template", "text.chat",
     "terminal.ending", "terminal.options", "terminal.progress", "writing", "writing.sampling",
-    "writing.session", "writing.explain", "writing.batch", "evaluate", "evaluate.compare",
-    "writing.costs", "writing.plan", "writing.reply",
+    "writing.session", "writing.explain", "evaluate", "evaluate.compare", "writing.costs",
+    "writing.plan", "writing.reply",
     "writing.conversation", "generate", "train", "train.packages", "corpus", "train.practice",
     "evaluate.documents", "evaluate.byte_counts", "evaluate.tally", "evaluate.pairs",
     "evaluate.stream", "evaluate.resume", "evaluate.perplexity", "evaluate.intervals",
@@ -57,8 +57,8 @@ ASKED_FOR = {  # room -> imported where it is needed
 }
 
 TOP_LEVEL = {
-    "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", ".ruff.toml",
-    "Makefile", "requirements.txt", "README.md", "LICENSE",
+    "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", "Makefile",
+    "pyproject.toml", "setup.py", "requirements.txt", "README.md", "LICENSE",
 }  # fmt: skip
 
 ROOMS = {

@@ -1,4 +1,4 @@
-"""inspect.py and inspect/: what they tell of a folder is so, and takes no weights."""
+"""inspect/: what it tells of a folder is so, and takes no weights."""
 
 from __future__ import annotations
 

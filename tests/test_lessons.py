@@ -6,9 +6,7 @@ numbers and asserts need no picture.
 
 import ast
 import importlib.util
-import os
 import re
-import subprocess
 import sys
 import types
 from itertools import combinations
@@ -68,39 +66,26 @@ def test_there_is_a_course():
     assert len(LESSONS) >= 6 and LESSONS[0].name.startswith("00_")
 
 
-def run(path) -> subprocess.CompletedProcess:
-    """A lesson or a solution in a process of its own, on one thread, without matplotlib."""
-    few = {name: value for name, value in os.environ.items() if name != "PYTHONOPTIMIZE"}
-    return subprocess.run(
-        [sys.executable, "-c", RUN, str(path)],
-        cwd=ROOT,
-        env=few | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 @pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
-def test_it_runs_and_its_asserts_hold(path):
+def test_it_runs_and_its_asserts_hold(path, python):
     """Catches a lesson that a change to the package left behind, a claim that is not true, and
     an assert that is never reached."""
-    done = run(path)
+    done = python(["-c", RUN, path])
     assert done.returncode == 0, done.stderr
 
 
-def test_an_assert_that_is_missed_is_seen(tmp_path):
+def test_an_assert_that_is_missed_is_seen(tmp_path, python):
     """Catches a runner that would let a lesson without a claim pass."""
     cases = {"x = 1\n": "asserts nothing", "if 0:\n    assert 1\n": "not reached"}
     cases["import matplotlib\nassert 1\n"] = "matplotlib"
     for number, (source, complaint) in enumerate(cases.items()):
         path = tmp_path / f"{number}.py"
         path.write_text(source)
-        done = run(path)
+        done = python(["-c", RUN, path])
         assert done.returncode == 1 and complaint in done.stderr
     good = tmp_path / "good.py"
     good.write_text("assert 1 + 1 == 2\n")
-    assert run(good).returncode == 0
+    assert python(["-c", RUN, good]).returncode == 0
 
 
 def without_output(page: str) -> str:

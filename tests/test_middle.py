@@ -17,8 +17,7 @@ from minilm_inf.fast import blocks, middle
 from minilm_inf.fast.chunked import chunked_attend
 from minilm_inf.fast.middle import Middle
 from minilm_inf.positions import Rotary
-from minilm_inf.writing.batch import Batch, write_all
-from minilm_inf.writing.session import Session, generate
+from minilm_inf.writing.session import Session, generate, write_all
 
 KINDS = blocks.KINDS
 
@@ -102,12 +101,12 @@ def test_what_is_written_is_the_definition(family, kind, small_blocks):
         found = generate(model, ids, lm, 12, prefill_chunk=4, middle=kind, **settings)
         assert list(found) == right
     for path in ("chunked", "reference"):
-        batch = Batch(model, prompts, lm, path, prefill_chunk=4, middle=kind)
-        texts = [[] for _ in prompts]
-        for number, step in write_all(batch, 12, temperature=0):
+        session = Session(model, lm, path, 4, middle=kind, n_texts=3)
+        texts, logits = [[] for _ in prompts], session.read_all(prompts)
+        for number, step in write_all(session, logits, 12, temperature=0):
             texts[number].append(step.id)
             if number == 1 and len(texts[1]) == 4:
-                batch.end(1)  # a text that leaves early must not disturb the others
+                session.end(1)  # a text that leaves early must not disturb the others
         assert [texts[0], texts[1], texts[2]] == [alone[0], alone[1][:4], alone[2]], path
 
 

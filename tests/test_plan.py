@@ -30,7 +30,6 @@ from minilm_inf.evaluate.stream import Run
 from minilm_inf.fast.band import window_mask
 from minilm_inf.generate import main as generate
 from minilm_inf.terminal.progress import scaled
-from minilm_inf.writing.batch import Batch
 from minilm_inf.writing.costs import cache_bytes, flops, visible_pairs, working_bytes
 from minilm_inf.writing.session import Session, write
 
@@ -276,11 +275,9 @@ def test_no_logits_are_made_that_nobody_asks_for(tmp_path):
     for path in ("chunked", "reference"):
         session = Session(model, LM, path, prefill_chunk=5)
         assert rows_of_head(model, partial(session.read, ids)) == [1]
-        batch = Batch(model, [ids, ids[:9]], LM, path, prefill_chunk=5)
-        assert rows_of_head(model, batch.read) == [2]
-        for text in batch.texts:
-            text.append(3)
-        assert rows_of_head(model, batch.read) == [2]
+        session = Session(model, LM, path, prefill_chunk=5, n_texts=2)
+        for texts in ([ids, ids[:9]], [[3], [3]]):
+            assert rows_of_head(model, partial(session.read_all, texts)) == [2]
     assert rows_of_head(model, lambda: stream_nll(model, ids, LM, 10)) == [10, 10, 3]
     # The first window in halves of the context length (6), then each window's second half.
     assert set(rows_of_head(model, lambda: reencoded_nll(model, ids))) == {3}

@@ -63,7 +63,8 @@ def faults(text: str, page: Path) -> list[str]:
             (ROOT / "minilm_inf" / room).read_text(encoding="utf-8") for room in rooms
         )
         made = SIZES if module == "minilm_inf.train" else set()
-        found += [f"{module} {f}" for f in flags if f not in made and f'"{f}"' not in known]
+        known = set(re.findall(r'[" ](--[a-z-]+)"', known)) | made
+        found += [f"{module} {flag}" for flag in flags if flag not in known]
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"\w+:", link) and not (page.parent / link).exists():
             found.append(f"the link {link}")

@@ -3,8 +3,6 @@
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ LINES = [
     line.removeprefix("$ ").partition("  #")[0].strip()
     for language, block in BLOCKS
     for line in block.splitlines()
-    if language != "python" and re.match(r"(\$ )?(python|make|\.) ", line)
+    if language != "python" and re.match(r"(\$ )?(python|make|pip|\.) ", line)
 ]
 SHOWN = [block.removeprefix("$ ") for _, block in BLOCKS if block.startswith("$ ")]
 COMMANDS = [  # those whose output is not shown
@@ -36,15 +34,6 @@ MORE = {  # words of a command -> what is added, so that it takes seconds
     "recall": ["--trials", "1", "--depths", "0.5", "--lengths", "1"],
     "--compile": ["-n", "0"],  # compiling itself is in test_compiled.py
 }
-
-
-def run(arguments: list[str], cwd, stdin: str = ""):
-    """A program in a process of its own, as somebody in `cwd` would call it."""
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, input=stdin, capture_output=True, text=True,
-        timeout=300, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin",
-                          "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -80,14 +69,14 @@ def in_small(words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
-def test_every_program_runs(program):
+def test_every_program_runs(program, python):
     """Catches an example that a renamed function, or a wrong number, has left behind."""
-    done = run(["-c", program], ROOT)
+    done = python(["-c", program])
     assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_runs(line, place, model_folder):  # noqa: F811
+def test_every_command_runs(line, place, model_folder, python):  # noqa: F811
     """Catches a command that ends in an error, or in nothing."""
     if "FILE.gguf" in line:
         pytest.importorskip("gguf", reason="gguf is asked for by this command alone")
@@ -103,8 +92,8 @@ def test_every_command_runs(line, place, model_folder):  # noqa: F811
         weights.unlink()
     if "--resume" in words:
         words_of_run = in_small(shlex.split(next(x for x in COMMANDS if "--stream" in x))[1:])
-        assert run(words_of_run, place).returncode == 0
-    done = run(words, place, stdin="Hello\n/exit\n")
+        assert python(words_of_run, place).returncode == 0
+    done = python(words, place, stdin="Hello\n/exit\n")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert done.stdout or "--resume" in words or "-n 0" in " ".join(words)
 
@@ -113,18 +102,18 @@ def test_all_that_can_be_typed_is_run():
     """Catches a block of which no line is recognised, and a target that does not exist."""
     assert len(PROGRAMS) >= 2 and len(COMMANDS) >= 15 and len(SHOWN) >= 5
     others = {line for line in LINES if not line.startswith("python ")}
-    assert others == {"make demo", "make test", ". .venv/bin/activate"}
+    assert others == {"make demo", "make test", "pip install .", ". .venv/bin/activate"}
     unread = [block for language, block in BLOCKS if language not in ("python", "bibtex")
               and not any(line in block for line in LINES)]  # fmt: skip
     assert len(unread) == 1 and "keys: 0" in unread[0], "the picture of the Λ"
 
 
 @pytest.mark.parametrize("block", SHOWN, ids=range(len(SHOWN)))
-def test_what_is_shown_is_what_is_printed(block):
+def test_what_is_shown_is_what_is_printed(block, python):
     """Catches an output in the README that the command above it no longer prints. A line of
     three dots stands for any lines."""
     line, _, output = block.partition("\n")
-    done = run([*shlex.split(line)[1:], "--device", "cpu"], ROOT)
+    done = python([*shlex.split(line)[1:], "--device", "cpu"])
     pieces = [re.escape(piece.strip()) for piece in re.split(r"^\.\.\.$", output, flags=re.M)]
     printed = done.stdout.strip()
     assert re.fullmatch(r"[\s\S]*?".join(pieces), printed), printed + done.stderr

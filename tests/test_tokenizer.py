@@ -11,7 +11,7 @@ from make_tokenizer_fixtures import piece_kinds, small_kinds
 from tokenizer_json import added, template
 
 from minilm_inf.text.json_parts import Part
-from minilm_inf.text.sentence_pieces import SentencePieceTokenizer, complete_bytes
+from minilm_inf.text.sentence_pieces import SentencePieceTokenizer
 from minilm_inf.text.tokenizer import StopAt, load
 
 
@@ -23,7 +23,7 @@ def any_tokenizer(request):
 def test_text_survives_encoding(any_tokenizer):
     """A normaliser or a missing byte would change what people write."""
     pieces = isinstance(any_tokenizer, SentencePieceTokenizer)
-    for text in fuzzed_texts(1500, seed=len(type(any_tokenizer).__name__)):
+    for text in fuzzed_texts(400, seed=len(type(any_tokenizer).__name__)):
         # sentencepiece's own space mark cannot be told from a space; a special leaves no trace
         expected = text.replace("▁", " ") if pieces else text.replace("<|endoftext|>", "")
         assert any_tokenizer.decode(any_tokenizer.encode(text)) == expected, repr(text)
@@ -46,29 +46,31 @@ def test_every_digit_is_a_token(any_tokenizer):
     )
 
 
-def test_streamed_text_is_decoded_text(tokenizer):
+def test_streamed_text_is_decoded_text(any_tokenizer):
     """Ids decoded one by one lose spaces and tear characters apart."""
-    rng = random.Random(1)
-    space = tokenizer.encode(" ", bos=False)[-1]
-    for text in fuzzed_texts(1500, seed=2):
-        ids = tokenizer.encode(text)
-        if rng.random() < 0.3:  # any ids at all, torn bytes among them
-            ids = [rng.randrange(tokenizer.vocab_size) for _ in range(20)]
-        if rng.random() < 0.2:
-            ids = [rng.randrange(3, 259) for _ in range(12)]  # bytes in any order
-        if rng.random() < 0.2:  # of the first spaces, one is dropped
-            ids = [rng.choice([tokenizer.bos_id, space, space, 3 + 65]) for _ in range(6)]
-        stream = tokenizer.stream()
-        pieces = [stream.push(id) for id in ids] + [stream.flush()]
-        assert "".join(pieces) == tokenizer.decode(ids), (text, ids)
+    rng, size = random.Random(1), any_tokenizer.vocab_size
+    space = any_tokenizer.encode(" ", bos=False)[-1]
+    for text in fuzzed_texts(400, seed=2):
+        ids = any_tokenizer.encode(text)
+        drawn = rng.random()
+        if drawn < 0.3:  # any ids at all, torn bytes among them
+            ids = [rng.randrange(rng.choice((259, size))) for _ in range(20)]
+        elif drawn < 0.4:  # of the first spaces, one is dropped
+            ids = [rng.choice([any_tokenizer.bos_id, space, space, 68]) for _ in range(6)]
+        stream = any_tokenizer.stream()
+        pieces = [stream.push(id) for id in ids]
+        assert "".join(pieces) + stream.flush() == any_tokenizer.decode(ids), (text, ids)
+        if drawn >= 0.4 and "\ufffd" not in text:  # half a character is never shown
+            assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_half_a_character_is_never_shown(tokenizer):
-    """Printing at every id would show replacement marks inside an emoji."""
-    stream = tokenizer.stream(begun=True)
-    shown = [stream.push(id) for id in tokenizer.encode("漢👩", bos=False)]
-    assert all("\ufffd" not in piece for piece in shown)
-    assert "".join(shown).endswith("漢👩")
+def test_pieces_are_decoded_as_sentencepiece_does(tokenizer):
+    """Bytes of no character: one mark for each, whatever follows them."""
+    rng, decode = random.Random(3), tokenizer.processor.DecodeIds
+    for _ in range(500):
+        ids = [rng.randrange(1, rng.choice((259, tokenizer.vocab_size))) for _ in range(12)]
+        assert tokenizer.decode(ids) == decode(ids)
+    assert tokenizer.decode([0, 0]) == decode([0, 0]) == " ⁇  ⁇ "
 
 
 def test_a_continuation_keeps_its_first_space(tokenizer):
@@ -78,27 +80,16 @@ def test_a_continuation_keeps_its_first_space(tokenizer):
     assert tokenizer.stream(begun=True).push(ids[0])[0] == " "
 
 
-def test_complete_bytes_waits_only_for_what_can_become_a_character():
-    """Waiting for what can no longer come would hold text back to the end."""
-    assert complete_bytes("aé".encode()) == 3
-    assert complete_bytes("aé".encode()[:2]) == 1
-    assert complete_bytes(b"\xe2\xe2\x82") == 1  # the first can no longer become anything
-    assert complete_bytes(b"\xff\xfe") == 2
-    assert complete_bytes(b"\xed\xa0\x80a") == 4  # a surrogate is no character
-    assert complete_bytes(b"\xf0\x9f\x91") == 0
-
-
-def test_ids_out_of_range_are_refused(tokenizer):
-    """sentencepiece itself would end with an error of its own, or wrap -1 round."""
-    for id in (-1, tokenizer.vocab_size):
+def test_what_is_out_of_range_is_refused(any_tokenizer):
+    """sentencepiece itself would end with an error of its own, or wrap -1 round; an argument
+    can carry half a surrogate pair."""
+    for id in (-1, any_tokenizer.vocab_size):
         with pytest.raises(ValueError, match="out of range"):
-            tokenizer.decode([id])
-
-
-def test_text_that_is_not_unicode_is_refused(tokenizer):
-    """An argument can carry half a surrogate pair, and that would be a traceback."""
+            any_tokenizer.decode([id])
+        with pytest.raises(ValueError, match="out of range"):
+            any_tokenizer.bytes_of(id)
     with pytest.raises(ValueError, match="not Unicode"):
-        tokenizer.encode("\ud83d")
+        any_tokenizer.encode("\ud83d")
 
 
 def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path):
@@ -113,7 +104,7 @@ def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path):
 def test_a_stop_text_is_found_however_it_is_cut():
     """Comparing token by token misses a stop text that arrives split."""
     rng = random.Random(3)
-    for _ in range(500):
+    for _ in range(300):
         stops = ["".join(rng.choice("ab") for _ in range(rng.randint(1, 4))) for _ in range(2)]
         text = "".join(rng.choice("abc") for _ in range(20))
         stop, shown, at = StopAt(stops), "", 0
@@ -175,8 +166,7 @@ def pieces_folder(folder, **files):
     return folder
 
 
-@pytest.mark.parametrize("add_bos", [None, True, False])
-@pytest.mark.parametrize("add_eos", [None, True, False])
+@pytest.mark.parametrize("add_bos, add_eos", [(None, None), (True, False), (False, True)])
 def test_bos_and_eos_stand_where_tokenizer_config_says(tmp_path, add_bos, add_eos):
     """A model that was trained without BOS, or with EOS, reads a text that it never saw."""
     flags = {"add_bos_token": add_bos, "add_eos_token": add_eos}
@@ -283,7 +273,7 @@ def shaped(kind: str) -> dict[str, object]:
         whole = {"added_tokens": [PAD | {"id": 2049}], "post_processor": template("<s>", 1)}
         return {"tokenizer_config.json": about, "special_tokens_map.json": dict(about),
                 "tokenizer.json": whole, "added_tokens.json": {"<x>": 2048}}  # fmt: skip
-    raw = piece_kinds()["Llama, first"] if kind == "Llama" else small_kinds()["five splits"]
+    raw = piece_kinds()["Llama, first"] if kind == "Llama" else small_kinds()["NeoX, NFC"]
     return {"tokenizer.json": raw, "tokenizer_config.json": about}
 
 
@@ -299,7 +289,7 @@ def test_any_other_shape_is_one_sentence(tmp_path, kind):
         for other, text in others.items():
             (tmp_path / other).write_text(text)
         every = list(paths(raw))
-        for path in source.sample(every, min(40, len(every))):
+        for path in source.sample(every, min(20, len(every))):
             (tmp_path / name).write_text(json.dumps(spoiled(raw, source.choice(SHAPES), path)))
             try:
                 ours = load(tmp_path)
@@ -309,11 +299,14 @@ def test_any_other_shape_is_one_sentence(tmp_path, kind):
                 sentence = str(error)
                 assert type(error) is ValueError and len(sentence.splitlines()) == 1, path
                 assert str(tmp_path) in sentence and len(sentence) < 600, (path, sentence)
-    assert refused > 15
+    assert refused > 5
 
 
-@pytest.mark.parametrize("id", [True, 1.5, -1, "3", None, 2**40, 0])
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "added_tokens.json"])
+@pytest.mark.parametrize("id, name", [
+    (True, "vocab.json"), (1.5, "tokenizer.json"), (-1, "added_tokens.json"),
+    ("3", "tokenizer.json"), (None, "vocab.json"), (2**40, "vocab.json"),
+    (0, "tokenizer.json"), (0, "added_tokens.json"), (0, "vocab.json"),
+])  # fmt: skip
 def test_ids_are_whole_numbers_and_each_given_once(tmp_path, name, id):
     """true would be 1, and an id of two tokens would be whichever stands last."""
     if name == "tokenizer.json":
@@ -338,7 +331,7 @@ def test_spoiled_pieces_are_refused(tmp_path):
     """sentencepiece's own errors, and those of its texts, name no file."""
     content = (ROOT / "weights" / "nano-llama" / "tokenizer.model").read_bytes()
     source, refused = random.Random(2), 0
-    for _ in range(60):
+    for _ in range(40):
         at = source.randrange(len(content))
         spoilt = content[:at] + source.randbytes(source.choice((1, 9))) + content[at + 3 :]
         (tmp_path / "tokenizer.model").write_bytes(spoilt)
@@ -348,4 +341,4 @@ def test_spoiled_pieces_are_refused(tmp_path):
         except ValueError as error:
             assert "is not a readable sentencepiece model" in str(error)
             refused += 1
-    assert refused > 20
+    assert refused > 12

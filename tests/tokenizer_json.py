@@ -62,9 +62,6 @@ def whole(vocab, merges, pre_tokenizer, added_tokens, ignore_merges=False, **mor
     return raw | more
 
 
-CHINESE = "[一-龥ࠀ-一가-퟿]+"
-
-
 def kinds(vocab: dict[str, int], merges: list[str]) -> dict[str, dict]:
     """A tokenizer.json of every structure that is implemented, all on the same merges.
 
@@ -74,17 +71,10 @@ def kinds(vocab: dict[str, int], merges: list[str]) -> dict[str, dict]:
     end = added(vocab["<|endoftext|>"], "<|endoftext|>")
     spaces = (added(n + 1 + at, " " * (24 - at), False, normalized=True) for at in range(23))
     neox = [end, added(n, "<|padding|>"), *spaces]
-    bare = LEVEL | {"use_regex": False}
     steps = {
         "GPT-2, json": LEVEL,
         "prefix space": LEVEL | {"add_prefix_space": True},
         "SmolLM2": sequence(digits(True), LEVEL),
-        "digit runs": sequence(digits(False), bare),
-        "a text, then GPT-2": sequence(split("e", kind="String"), LEVEL),
-        "five splits": sequence(
-            split("[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(CHINESE),
-            digits(True), bare,
-        ),
     }  # fmt: skip
     made = {kind: whole(vocab, merges, step, [end]) for kind, step in steps.items()}
     made["NeoX, NFC"] = whole(vocab, merges, LEVEL, neox, normalizer={"type": "NFC"})
@@ -150,51 +140,32 @@ def byte_fallback_kinds(vocab: dict[str, int]) -> dict[str, dict]:
     n, merges = len(vocab), piece_merges(vocab)
     own = [added(id, token) for token, id in vocab.items() if id < 3]
     llama = steps("decoders", SPACE, BYTES, FUSE, STRIP)
-    fuse = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
 
-    def made(decoder, tokens=(), vocab=vocab, merges=merges, model=fuse, pre=None, **more):
+    def made(tokens=(), decoder=llama, pre=None, merges=merges, **more):
         raw = whole(vocab, merges, pre, [*own, *tokens], decoder=decoder, **more)
-        raw["model"] |= model
+        raw["model"] |= {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
         return raw
 
     flagged = [
-        added(n, "number") | {"single_word": True},
-        added(n + 1, "[INST]") | {"lstrip": True, "rstrip": True},
+        added(n, "[INST]") | {"lstrip": True, "rstrip": True},
         added(vocab["ab"], "ab", False, normalized=True),
-        added(n + 2, "=>", False) | {"rstrip": True},
-        added(n + 3, "it's", True, normalized=True) | {"single_word": True},
+        added(n + 1, "=>", False) | {"rstrip": True},
+        added(n + 2, "it's", True, normalized=True),
     ]
     blanks = [added(n, "\n\n", False) | {"lstrip": True}, added(n + 1, "  ", False)]
     both = template("<s>", 1)
     both["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
     both["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
-    few = [token for token in vocab if token not in ("<0xE2>", "<0x0A>", "<0xF0>", "e", "▁")]
-    few = {token: id for id, token in enumerate(few)}
     legacy = steps("normalizers", PREPEND, UNDERLINE)
     return {
         "Llama 2": made(
-            llama, normalizer=legacy, post_processor=template("<s>", 1),
+            normalizer=legacy, post_processor=template("<s>", 1),
             merges=[" ".join(pair) for pair in merges],
         ),
-        "Llama, first": made(
-            llama, flagged, pre=metaspace("first", False), post_processor=both
-        ),
-        "Prepend, added": made(llama, flagged, normalizer=legacy),
-        "Metaspace": made(metaspace("always", True), flagged, pre=metaspace("always", True)),
-        "Metaspace, never": made(metaspace("never", True), pre=metaspace("never", True)),
+        "Llama, first": made(flagged, pre=metaspace("first", False), post_processor=both),
+        "Prepend, added": made(flagged, normalizer=legacy),
+        "Metaspace": made(flagged, pre=metaspace("always", True)),
         "Gemma's steps": made(
-            steps("decoders", SPACE, BYTES, FUSE), blanks, normalizer=UNDERLINE
-        ),
-        "no decoder": made(None, normalizer=legacy, model=fuse | {"ignore_merges": True}),
-        "some bytes": made(
-            llama, vocab=few, merges=piece_merges(few), normalizer=legacy,
-            model=fuse | {"ignore_merges": True}, pre=metaspace("first", True),
-        ),
-        "no bytes": made(
-            llama, normalizer=legacy, model=fuse | {"byte_fallback": False, "fuse_unk": False}
-        ),
-        "nothing unknown": made(
-            llama, vocab=few, merges=piece_merges(few), normalizer=legacy,
-            model={"byte_fallback": True, "fuse_unk": False},
+            blanks, steps("decoders", SPACE, BYTES, FUSE), normalizer=UNDERLINE
         ),
     }  # fmt: skip

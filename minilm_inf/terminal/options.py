@@ -15,7 +15,9 @@ from ..config import LMInfinite, ModelConfig
 from ..fast.blocks import KINDS
 from .files import named, shown
 
-SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "tiny-llama"
+PACKAGE = Path(__file__).resolve().parents[1]
+INSTALLED = PACKAGE / "tiny_llama"  # where setup.py puts the model; a clone has it in weights/
+SHIPPED = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "weights" / "tiny-llama"
 DTYPES = {
     "auto": None,
     "float32": torch.float32,

@@ -2,14 +2,16 @@
 
 added tokens      "<|endoftext|>", NeoX's runs of spaces: found first, and whole
 normalisation     NFC, or ▁ for a space; then the added tokens that are looked for in it
-plain text        sentencepiece's, byte-level BPE's, or BPE's with byte fallback
+plain text        sentencepiece's work, or tiktoken's
 before, after     BOS and EOS
+
+And back: each id stands for bytes, which become text as soon as they form a character.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,23 +21,9 @@ SPACES = frozenset(
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
     "\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-OTHER_LETTERS = re.compile(
-    "[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169"
-    "\U0001f170-\U0001f189\u0897\u0cf3\u0ece\u1c89-\u1c8a\ua7cb-\ua7cd\ua7da-\ua7dc"
-    "\U000105c0-\U000105f3\U00010d40-\U00010d65\U00010d69-\U00010d6d\U00010d6f-\U00010d85"
-    "\U00010ec2-\U00010ec4\U00010efc-\U00010eff\U0001123f-\U00011241\U00011380-\U00011389"
-    "\U0001138b\U0001138e\U00011390-\U000113b5\U000113b7-\U000113c0\U000113c2\U000113c5"
-    "\U000113c7-\U000113ca\U000113cc-\U000113d3\U000113e1-\U000113e2\U000116d0-\U000116e3"
-    "\U00011bc0-\U00011be0\U00011bf0-\U00011bf9\U00011f00-\U00011f10\U00011f12-\U00011f3a"
-    "\U00011f3e-\U00011f42\U00011f50-\U00011f5a\U0001342f\U00013440-\U00013455"
-    "\U00013460-\U000143fa\U00016100-\U00016139\U00016d40-\U00016d6c\U00016d70-\U00016d79"
-    "\U00018cff\U0001b132\U0001b155\U0001ccf0-\U0001ccf9\U0001df25-\U0001df2a"
-    "\U0001e030-\U0001e06d\U0001e08f\U0001e4d0-\U0001e4f9\U0001e5d0-\U0001e5fa\U0002b739"
-    "\U0002ebf0-\U0002ee5d\U00031350-\U000323af]"
-)
-"""What counts as a letter beside a token of one word: joiners and letters in circles, which are
-none by their category, and letters that Unicode gained between versions 14, of Python 3.11, and
-16, of the tokenizers library."""
+UNKNOWN = " ⁇ ".encode()  # what sentencepiece shows for a piece that may stand for any text
+EACH_BYTE = "minilm_inf.each_byte"  # how sentencepiece shows bytes that form no character
+codecs.register_error(EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,6 @@ class Added:
 
     special:     it marks a place, and is no text: decode leaves it out.
     normalized:  it is looked for in the normalised text, not in the text as it is.
-    single_word: it is none where a letter or a digit touches it.
     lstrip, rstrip: it takes the white space before it, or after it, with it.
     """
 
@@ -52,7 +39,6 @@ class Added:
     id: int
     special: bool
     normalized: bool = False
-    single_word: bool = False
     lstrip: bool = False
     rstrip: bool = False
 
@@ -80,12 +66,14 @@ class Around:
 
 
 class Tokenizer:
-    """The encoding of every tokenizer; a kind of its own adds _encode_text, bytes_of, decode
-    and stream.
+    """The encoding of every tokenizer; a kind of its own adds _encode_text and bytes_of.
 
     bos_id is what encode puts before a text, and eos_id what ends one; None where there is
     none. vocab_size is the last id plus one, whether or not all ids before it are in use.
+    errors: what the bytes become that form no character, for Python's decoder.
     """
+
+    errors = "replace"
 
     def __init__(self, around: Around, vocab_size: int):
         self.around, self.vocab_size = around, vocab_size
@@ -136,6 +124,23 @@ class Tokenizer:
         """The id of the added token that is written so, None where there is none."""
         return self.marks.get(content)
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids; special ones leave no trace, and bytes that form no character become
+        U+FFFD.
+
+        Raises ValueError for an id outside 0 .. vocab_size - 1.
+        """
+        stream = self.stream()
+        return "".join(map(stream.push, ids)) + stream.flush()
+
+    def stream(self, begun: bool = False) -> Stream:
+        """A decoder for ids that arrive one by one; `begun` if they continue a text."""
+        return Stream(self, begun)
+
+    def opening_bytes(self, id: int) -> bytes | None:
+        """bytes_of an id with which a text begins."""
+        return self.bytes_of(id)
+
     def checked(self, id: int) -> int:
         """An id as it is. Raises ValueError for one outside 0 .. vocab_size - 1."""
         if not 0 <= id < self.vocab_size:
@@ -143,6 +148,28 @@ class Tokenizer:
                 f"id {id} is out of range: the tokenizer has the ids 0 to {self.vocab_size - 1}"
             )
         return int(id)
+
+
+class Stream:
+    """Text as it becomes certain: bytes wait until they form a character.
+
+    What push returns, joined, with flush at the end, is decode of all ids at once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, begun: bool):
+        self.tokenizer, self.begun = tokenizer, begun
+        self.decoder = codecs.getincrementaldecoder("utf-8")(tokenizer.errors)
+
+    def push(self, id: int) -> str:
+        """The text that this id completes, perhaps none."""
+        raw = self.tokenizer.bytes_of(id)
+        if raw != b"" and not self.begun:
+            self.begun, raw = True, self.tokenizer.opening_bytes(id)
+        return self.decoder.decode(UNKNOWN if raw is None else raw)
+
+    def flush(self) -> str:
+        """The text of whatever still waits."""
+        return self.decoder.decode(b"", final=True)
 
 
 def finder(tokens: dict[str, Added]):
@@ -162,7 +189,7 @@ def finder(tokens: dict[str, Added]):
         end = 0
         for match in pattern.finditer(text):
             token, start, stop = tokens[match[0]], max(match.start(), end), match.end()
-            if stop <= end or (token.single_word and touches_a_word(text, *match.span())):
+            if stop <= end:
                 continue
             while token.lstrip and start > end and text[start - 1] in SPACES:
                 start -= 1
@@ -174,14 +201,3 @@ def finder(tokens: dict[str, Added]):
         return [(piece, id) for piece, id in found if piece or id is not None]
 
     return find
-
-
-def touches_a_word(text: str, start: int, stop: int) -> bool:
-    """Whether a letter, mark, digit or underscore stands before start, or at stop."""
-    beside = text[start - 1 : start] if start else ""
-    return any(
-        unicodedata.category(letter)[0] in "LM"
-        or unicodedata.category(letter) in ("Nd", "Nl", "Pc")
-        or OTHER_LETTERS.match(letter) is not None
-        for letter in beside + text[stop : stop + 1]
-    )

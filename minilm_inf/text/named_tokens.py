@@ -16,7 +16,8 @@ from .json_parts import Part, part_of
 
 def added_token(raw: Part, id: Part | None = None) -> Added:
     """An added token as tokenizer.json and tokenizer_config.json write it."""
-    names = ("special", "normalized", "single_word", "lstrip", "rstrip")
+    raw["single_word"].only(None, False)
+    names = ("special", "normalized", "lstrip", "rstrip")
     flags = {name: raw[name].flag() for name in names}
     return Added(raw["content"].text(), (id or raw["id"]).id(), **flags)
 

@@ -3,102 +3,87 @@ covers (Llama 1 and 2, Mistral, TinyLlama, and this project's tiny-llama)."""
 
 from __future__ import annotations
 
-import codecs
-import dataclasses
-import functools
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 
 import sentencepiece
 
-from .around import Around, Tokenizer
+from .around import EACH_BYTE, Around, Tokenizer
 
+SPACE = "▁"
 WITHOUT_SPACE = b"\x1a\x02\x18\x00"  # appended to a model: normalizer_spec.add_dummy_prefix = 0
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model.
 
-    around: tokens that a checkpoint has added after the model's pieces; those of the model's
-        own that are listed again are left out, so that a control piece (BOS) that is written
-        out in a text is text.
+    content: its bytes; path: of the file, for a sentence.
+    tokens: id -> the text of a piece; None: as the model has it.
     spaced: whether text after an added token gets a space before it, as at the beginning.
+    words: cuts a text, which continues another or not (`begun`), before it is encoded.
+    strips: whether the space before a decoded text goes; None: as the model has it.
     Raises ValueError for bytes that sentencepiece cannot read.
     """
 
-    def __init__(self, content: bytes, path: Path, around: Around, spaced: bool = False):
-        self.content, self.spaced = content, spaced
-        self.processor = processor_of(content, path)
-        self.n_pieces = self.processor.GetPieceSize()
-        added = tuple(token for token in around.added if token.id >= self.n_pieces)
-        vocab_size = max([self.n_pieces, *(token.id + 1 for token in added)])
-        super().__init__(dataclasses.replace(around, added=added), vocab_size)
-        self.words = {token.id: token.content for token in added if not token.special}
-        special = (self.processor.IsControl, self.processor.IsUnknown, self.processor.IsByte)
-        ids = range(self.n_pieces)
-        self.ordinary_id = next(id for id in ids if not any(test(id) for test in special))
+    errors = EACH_BYTE
 
-    @functools.cached_property
-    def inside(self) -> sentencepiece.SentencePieceProcessor:
-        """The same model inside a text: no space is put before what it reads, nor taken."""
-        return processor_of(self.content + WITHOUT_SPACE, "tokenizer.model")
+    def __init__(
+        self,
+        content: bytes,
+        path: Path,
+        around: Around,
+        tokens: dict[int, str] | None = None,
+        spaced: bool = False,
+        words: Callable[[str, bool], list[str]] = lambda text, begun: [text],
+        strips: bool | None = None,
+    ):
+        self.processor = processor = processor_of(content, path)
+        # The same model inside a text: no space is put before what it reads.
+        self.inside = processor if spaced else processor_of(content + WITHOUT_SPACE, path)
+        self.words, n_pieces = words, processor.GetPieceSize()
+        super().__init__(around, max([n_pieces, *(a.id + 1 for a in around.added)]))
+        self.n_pieces = n_pieces
+        if tokens is None:
+            kept = (id for id in range(n_pieces) if not processor.IsControl(id))
+            tokens = {id: processor.IdToPiece(id) for id in kept}
+        self.tokens = tokens | {a.id: around.content(a) for a in around.added}
+        first = next((id for id in tokens if tokens[id][:1] == SPACE != tokens[id]), None)
+        if strips is None and first is not None:
+            strips = processor.DecodeIds([first])[0] != " "
+        self.strips = strips
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
-        inside = begun and not self.spaced
-        return (self.inside if inside else self.processor).EncodeAsIds(text)
+        processor = self.inside if begun else self.processor
+        return [id for word in self.words(text, begun) for id in processor.EncodeAsIds(word)]
 
     def mark_id(self, content: str) -> int | None:
         """The id of the added token or the control piece that is written so, if any."""
         if content in self.marks:
             return self.marks[content]
         id = self.processor.PieceToId(content)
-        return id if self.processor.IsControl(id) else None
+        return id if self.processor.IsControl(id) and id not in self.tokens else None
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of ids; BOS, EOS, special tokens and other control ids leave no trace.
-
-        Raises ValueError for an id outside 0 .. vocab_size - 1.
-        """
-        text, processor = "", self.processor
-        written = [id for id in map(self.checked, ids) if not self.leaves_no_trace(id)]
-        for word, run in groupby(written, self.words.get):
-            run_ids = list(run)
-            text += processor.DecodeIds(run_ids) if word is None else word * len(run_ids)
-            processor = self.inside
-        return text
-
-    def stream(self, begun: bool = False) -> Stream:
-        """A decoder for ids that arrive one by one; `begun` if they continue a text."""
-        return Stream(self, begun)
-
-    def byte(self, id: int) -> int | None:
-        """The byte (0 to 255) that an id stands for, None if it stands for a piece of text."""
-        if self.checked(id) >= self.n_pieces or not self.processor.IsByte(id):
-            return None
-        return int(self.processor.IdToPiece(id)[1:-1], 16)  # "<0x41>"
+    def is_byte(self, id: int) -> bool:
+        return id < self.n_pieces and self.processor.IsByte(id)
 
     def bytes_of(self, id: int) -> bytes | None:
         """The bytes that an id stands for inside a text: none for a special token or a control
         piece, and None for the unknown piece, which may stand for any."""
-        if self.leaves_no_trace(id):
+        if self.checked(id) in self.special_ids:
             return b""
-        if id in self.words:
-            return self.words[id].encode()
-        if self.processor.IsUnknown(id):
+        if id < self.n_pieces and self.processor.IsUnknown(id):
             return None
-        byte = self.byte(id)
-        if byte is not None:
-            return bytes([byte])
-        return self.processor.IdToPiece(id).replace("▁", " ").encode()
+        if self.is_byte(id):
+            return bytes.fromhex(self.tokens[id][3:5])  # "<0x41>"
+        return self.tokens.get(id, "").replace(SPACE, " ").encode()
 
-    def leaves_no_trace(self, id: int) -> bool:
-        """Whether an id is a special token, none at all, or a control piece such as BOS."""
-        if self.checked(id) >= self.n_pieces:
-            return id not in self.words
-        return self.processor.IsControl(id)
+    def opening_bytes(self, id: int) -> bytes | None:
+        """The same where a text begins: without the space that stands for its beginning."""
+        raw = self.bytes_of(id)
+        return raw[1:] if self.strips and self.tokens[id][:1] == SPACE else raw
 
 
-def processor_of(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProcessor:
+def processor_of(content: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
     """A sentencepiece model at work. Raises ValueError for bytes that are none."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
@@ -110,66 +95,3 @@ def processor_of(content: bytes, path: Path | str) -> sentencepiece.SentencePiec
             f"{path} is not a readable sentencepiece model: fetch it again, or train one"
         ) from error
     return processor
-
-
-class Stream:
-    """Text as it becomes certain: bytes wait until they form a character.
-
-    What push returns, joined, with flush at the end, is decode of all ids at once. Where the
-    text continues one that was shown before (`begun`), a leading space is kept, as it is inside
-    a text: the ids are then decoded behind an ordinary piece, whose own text is taken away
-    again.
-    """
-
-    def __init__(self, tokenizer: SentencePieceTokenizer, begun: bool = False):
-        self.tokenizer = tokenizer
-        self.begun = begun
-        self.waiting: list[int] = []
-
-    def push(self, id: int) -> str:
-        """The text that this id completes, perhaps none."""
-        self.waiting.append(id)
-        values = [self.tokenizer.byte(id) for id in self.waiting]
-        if values[-1] is None:
-            return self.flush()
-        return self._release(complete_bytes(bytes(values)))
-
-    def flush(self) -> str:
-        """The text of whatever still waits."""
-        return self._release(len(self.waiting))
-
-    def _release(self, count: int) -> str:
-        ready, self.waiting = self.waiting[:count], self.waiting[count:]
-        if not ready:
-            return ""
-        before = [self.tokenizer.ordinary_id] if self.begun else []
-        text = self.tokenizer.decode(before + ready)[len(self.tokenizer.decode(before)) :]
-        traceless = all(self.tokenizer.leaves_no_trace(id) for id in ready)
-        self.begun = self.begun or not traceless  # "▁" first is no text
-        return text
-
-
-def complete_bytes(raw: bytes) -> int:
-    """How many leading bytes of `raw` can be decoded whatever follows.
-
-    Those behind them are the beginning of one character. Bytes that begin none are complete.
-
-    >>> complete_bytes("é".encode() + "€".encode()[:2])
-    2
-    """
-    at = 0
-    while at < len(raw):
-        for length in range(1, min(4, len(raw) - at) + 1):
-            try:
-                if codecs.decode(raw[at : at + length], "utf-8"):
-                    break
-            except UnicodeDecodeError:
-                continue
-        else:
-            try:
-                codecs.getincrementaldecoder("utf-8")().decode(raw[at:])
-                return at
-            except UnicodeDecodeError:
-                length = 1
-        at += length
-    return at

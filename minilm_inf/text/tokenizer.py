@@ -17,10 +17,9 @@ from pathlib import Path
 from ..checkpoint.checkpoint import existing_folder
 from ..terminal.files import read_bytes
 from .around import Around, Tokenizer
-from .byte_level import ByteLevelTokenizer
+from .bpe_files import from_rank_file, from_vocab_and_merges, is_rank_file
 from .json_parts import part_of
 from .named_tokens import asked_for, kept, listed_tokens, named_ids
-from .recipe_files import from_rank_file, from_vocab_and_merges, is_rank_file
 from .sentence_pieces import SentencePieceTokenizer, processor_of
 from .tokenizer_json import around, from_tokenizer_json
 
@@ -63,19 +62,23 @@ def _load(folder: Path, limit: int | None) -> Tokenizer:
     if model.is_file():
         content = read_bytes(model, LARGEST_MODEL)
         if is_rank_file(content):
-            return ByteLevelTokenizer(from_rank_file(model, content, limit))
+            return from_rank_file(model, content, limit)
         return sentence_pieces(model, content, limit)
     if json_file.is_file():
         return from_tokenizer_json(json_file, limit)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return ByteLevelTokenizer(from_vocab_and_merges(folder, limit))
+        return from_vocab_and_merges(folder, limit)
     raise ValueError(
         f"{folder} holds no tokenizer: copy the model's tokenizer.model or tokenizer.json there"
     )
 
 
 def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePieceTokenizer:
-    """A sentencepiece model, and what the files beside it add to it."""
+    """A sentencepiece model, and what the files beside it add to it.
+
+    Those of its own pieces that are listed again are left out, so that a control piece (BOS)
+    that is written out in a text is text.
+    """
     folder, model = path.parent, processor_of(content, path)
     pieces = {model.IdToPiece(id): id for id in range(model.GetPieceSize())}
     added, _ = kept(listed_tokens(folder, unless_said=True), pieces, limit, path)
@@ -87,12 +90,10 @@ def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePi
     template = part_of(folder / "tokenizer.json")["post_processor"]
     if not template.is_null:  # then it alone tells what stands around a text
         fields = dict(zip(("before", "after"), around(template)))
-    return SentencePieceTokenizer(
-        content,
-        path,
-        Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields),
-        spaced=part_of(folder / "tokenizer_config.json")["legacy"].flag(),
-    )
+    added = tuple(token for token in added if token.id >= len(pieces))
+    parts = Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields)
+    spaced = part_of(folder / "tokenizer_config.json")["legacy"].flag()
+    return SentencePieceTokenizer(content, path, parts, spaced=spaced)
 
 
 def opening(tokenizer) -> list[int]:

@@ -10,15 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..terminal.files import shown
-from .around import Tokenizer
-from .byte_fallback import ByteFallbackTokenizer, Metaspace, Pieces
+from .around import Around, Tokenizer
+from .bpe_files import BYTE_OF, byte_level
 from .byte_level import ByteLevelTokenizer
-from .decoders import decoder_from_json, metaspace
 from .json_parts import Part, part_of
+from .llama_json import from_llama_json
 from .named_tokens import added_token, kept, named_ids
 from .normalizers import flat, normalise_from_json
-from .pre_tokenizers import words_from_json
-from .recipe_files import BYTE_OF, make_recipe
+from .words import pattern_from_json
 
 REMEDY = (
     "copy the model's tokenizer.model there, or save the tokenizer with transformers as one of "
@@ -44,18 +43,22 @@ def from_tokenizer_json(path: Path, limit: int | None = None) -> Tokenizer:
     added, vocab = kept(added, vocab, limit, path)
     named = named_ids(path.parent, {**vocab, **{a.content: a.id for a in added}})
     before, after = around(raw["post_processor"])
-    parts = {
-        "added": added, "normalise": normalise_from_json(raw["normalizer"]),
-        "before": before, "after": after, "bos_token_id": named.get("bos_token"),
-        "eos_id": named.get("eos_token"),
-    }  # fmt: skip
-    steps = flat(raw["pre_tokenizer"], "pretokenizers")
+    parts = Around(
+        added=added, normalise=normalise_from_json(raw["normalizer"]), before=before,
+        after=after, bos_token_id=named.get("bos_token"), eos_id=named.get("eos_token"),
+    )  # fmt: skip
+    merges, steps = merges_of(model, vocab), flat(raw["pre_tokenizer"], "pretokenizers")
     if any(step["type"].value == "ByteLevel" for step in steps):
-        return _byte_level(raw, vocab, parts)
-    return _byte_fallback(raw, vocab, steps, parts)
+        return _byte_level(raw, vocab, merges, parts)
+    if len(steps) > 1 or any(step["type"].value != "Metaspace" for step in steps):
+        raise ValueError(
+            f"{path}: its pre_tokenizer is neither null, Metaspace nor one that ends in "
+            f"ByteLevel, and nothing else is implemented: {REMEDY}"
+        )
+    return from_llama_json(raw, vocab, merges, steps, parts)
 
 
-def _byte_level(raw: Part, vocab: dict[str, int], parts: dict) -> ByteLevelTokenizer:
+def _byte_level(raw: Part, vocab: dict, merges: list, parts: Around) -> ByteLevelTokenizer:
     """A byte-level tokenizer of a file's model and the parts around it."""
     model = raw["model"]
     if not model["unk_token"].is_null and not BYTE_OF.keys() <= vocab.keys():
@@ -64,49 +67,14 @@ def _byte_level(raw: Part, vocab: dict[str, int], parts: dict) -> ByteLevelToken
             f"vocabulary lacks, which is not implemented: {REMEDY}"
         )
     raw["decoder"]["type"].only(None, "ByteLevel")
-    words = words_from_json(raw["pre_tokenizer"])
+    pattern, prefix_space = pattern_from_json(raw["pre_tokenizer"])
+    whole_words = model["ignore_merges"].flag()
     try:
-        recipe = make_recipe(
-            vocab, merges_of(model, vocab), parts.pop("added"), model["ignore_merges"].flag(),
-            **words._asdict(), **parts,
-        )  # fmt: skip
+        return byte_level(
+            parts, vocab, merges, whole_words, pattern=pattern, prefix_space=prefix_space
+        )
     except ValueError as error:
         raise ValueError(f"{raw.file} cannot be used exactly: {error}") from error
-    return ByteLevelTokenizer(recipe)
-
-
-def _byte_fallback(raw: Part, vocab, steps: list[Part], parts: dict) -> ByteFallbackTokenizer:
-    """The same for BPE on characters; steps: of the pre_tokenizer."""
-    model = raw["model"]
-    for step in steps:
-        if step["type"].text("") != "Metaspace" or len(steps) > 1:
-            raise ValueError(
-                f"{raw.file}: its pre_tokenizer is neither null, Metaspace nor one that ends "
-                f"in ByteLevel, and nothing else is implemented: {REMEDY}"
-            )
-    ranks = {}
-    for rank, (a, b) in enumerate(merges_of(model, vocab)):
-        ranks[vocab[a], vocab[b]] = rank, vocab[a + b]
-    unknown = model["unk_token"].text(None)
-    byte_fallback = model["byte_fallback"].flag()
-    whole = byte_fallback and all(f"<0x{byte:02X}>" in vocab for byte in range(256))
-    if unknown is not None and unknown not in vocab and not whole:
-        raise model["unk_token"].wrong("a token of its vocabulary")
-    return ByteFallbackTokenizer(
-        Pieces(
-            vocab=vocab,
-            merges=ranks,
-            decoder=decoder_from_json(raw["decoder"]),
-            ignore_merges=model["ignore_merges"].flag(),
-            byte_fallback=byte_fallback,
-            unknown=vocab.get(unknown),
-            fuse_unknown=model["fuse_unk"].flag(),
-            metaspace=Metaspace(*metaspace(steps[0]), steps[0]["split"].flag(True))
-            if steps
-            else None,
-            **parts,
-        )
-    )
 
 
 def merges_of(model: Part, vocab: dict[str, int]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import signal
 import sys
 
 from ..terminal.ending import Terminated, forgive
-from .reply import Reply, reply, show_now, statistics
+from .reply import Reply, replies, show_now, statistics
 from .session import Session
 
 LONGEST_LINE = 2**24  # characters, where nobody types them
@@ -42,7 +42,7 @@ class Conversation:
         elif command == "/reset":
             self.session, self.last = self.session.anew(), None
         elif command == "/stats":
-            lines = statistics(self.session, self.last) if self.last else []
+            lines = statistics(self.session, [self.last]) if self.last else []
             say("\n".join(lines) or "nothing was written yet")
         elif command.startswith("/"):
             say(f"there is no command {command[:200]}; /help lists them")
@@ -59,22 +59,17 @@ class Conversation:
             say("that was not UTF-8 text; it was left out" if torn else error)
             return
         with interrupts() as interrupted:
-            self.last = reply(
-                self.session,
-                self.turns,
-                ids,
-                self.options,
-                self.generator,
-                show_now,
+            [self.last] = replies(
+                self.session, self.turns, [ids], self.options, [self.generator], show_now,
                 interrupted,
-            )
+            )  # fmt: skip
         print(flush=True)
         if interrupted() and not self.options.quiet:
             say(self.stopped())
 
     def stopped(self) -> str:
         """What Ctrl-C has left."""
-        left = len(self.session.unread)
+        left = len(self.session.unread[0])
         if self.last.new_tokens or not left:
             return "stopped: what was written so far stays, and the next prompt follows it"
         return (

@@ -44,7 +44,7 @@ def explain(session: Session) -> list[Span]:
     reference path, which keeps no note of what came back.
     """
     session.check_whole()
-    i = session.length - len(session.unread) - 1
+    i = session.n_read - 1
     lm = session.lm or FULL_ATTENTION
     if i < 0:
         raise ValueError("nothing was read yet, so that nothing was seen")

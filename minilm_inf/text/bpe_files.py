@@ -1,4 +1,4 @@
-"""What a folder holds of a byte-level tokenizer, as a Recipe.
+"""A byte-level tokenizer of what a folder holds.
 
     tokenizer.json             see tokenizer_json.py
     vocab.json, merges.txt     GPT-2's two files
@@ -20,25 +20,25 @@ import re
 from pathlib import Path
 
 from ..terminal.files import read_text, shown
-from .around import Added
-from .byte_level import Recipe, byte_letters, joined
+from .around import Added, Around
+from .byte_level import ByteLevelTokenizer, byte_letters, joined
 from .json_parts import part_of
 from .named_tokens import asked_for, kept, listed_tokens, named_ids
-from .pre_tokenizers import GPT2, LLAMA3_PATTERN, cut_by
+from .words import GPT2, LLAMA3_PATTERN
 
 BYTE_OF = {letter: byte for byte, letter in enumerate(byte_letters())}
 LONGEST_TOKEN = 1000  # bytes; of those in use, 128
 MOST_ROUNDS = 10  # of those in use, 2
 LLAMA3_RANKS = 128_000
-LLAMA3_SPECIAL = (  # the 256 ids behind the ranks begin with these; the others are reserved
+LLAMA3_SPECIAL = (  # the 256 ids after the ranks begin with these; the others are reserved
     "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 "
     "finetune_right_pad_id step_id start_header_id end_header_id eom_id eot_id python_tag image"
 ).split()
 
 
-def from_vocab_and_merges(folder: Path, limit: int | None = None) -> Recipe:
-    """The Recipe of GPT-2's files: vocab.json, merges.txt, perhaps added tokens beside them;
-    limit: the model's ids, see tokenizer.load.
+def from_vocab_and_merges(folder: Path, limit: int | None = None) -> ByteLevelTokenizer:
+    """GPT-2's files: vocab.json, merges.txt, perhaps added tokens beside them; limit: the
+    model's ids, see tokenizer.load.
 
     "<|endoftext|>" is special where the vocabulary has it, and BOS and EOS unless a file names
     others. Raises ValueError for damaged files.
@@ -51,13 +51,12 @@ def from_vocab_and_merges(folder: Path, limit: int | None = None) -> Recipe:
     added, vocab = kept(added, vocab, limit, path)
     named = named_ids(folder, {**vocab, **{token.content: token.id for token in added}})
     bos_id, eos_id = (named.get(name, vocab.get(end)) for name in ("bos_token", "eos_token"))
-    about = part_of(folder / "tokenizer_config.json")
+    fields = asked_for(folder, bos_id, eos_id, bos=False)
+    around = Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields)
+    prefix_space = part_of(folder / "tokenizer_config.json")["add_prefix_space"].flag()
+    merges = _merge_lines(folder / "merges.txt")
     try:
-        return make_recipe(
-            vocab, _merge_lines(folder / "merges.txt"), added, ignore_merges=False,
-            pattern=GPT2, prefix_space=about["add_prefix_space"].flag(),
-            bos_token_id=bos_id, eos_id=eos_id, **asked_for(folder, bos_id, eos_id, bos=False),
-        )  # fmt: skip
+        return byte_level(around, vocab, merges, pattern=GPT2, prefix_space=prefix_space)
     except ValueError as error:
         raise ValueError(
             f"vocab.json and merges.txt in {folder} do not fit: {error}"
@@ -76,8 +75,10 @@ def _merge_lines(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def make_recipe(vocab: dict, pairs, added, ignore_merges: bool, **fields) -> Recipe:
-    """A Recipe from a vocabulary (token in letters -> id) and its merges in order.
+def byte_level(
+    around: Around, vocab: dict, pairs: list, ignore_merges: bool = False, **more
+) -> ByteLevelTokenizer:
+    """A tokenizer from a vocabulary (token in letters -> id) and its merges in order.
 
     Raises ValueError where tiktoken would not find the same ids.
     """
@@ -85,11 +86,10 @@ def make_recipe(vocab: dict, pairs, added, ignore_merges: bool, **fields) -> Rec
         raise ValueError("it has no tokens")
     if max(map(len, vocab)) > LONGEST_TOKEN:
         raise ValueError(f"it has a token of more than {LONGEST_TOKEN} bytes")
-    contents = {a.content for a in added}
+    contents = {a.content for a in around.added}
     spelled = {t: spelled_bytes(t) for t in vocab}
     ids = {spelled[t]: id for t, id in vocab.items() if t not in contents and spelled[t]}
     ranks = {bytes([byte]): byte for byte in range(256)}
-    lacking = [byte for byte in ranks if byte not in ids]
     merges: dict[bytes, set] = {}
     newest = None
     for a, b in pairs:
@@ -108,19 +108,12 @@ def make_recipe(vocab: dict, pairs, added, ignore_merges: bool, **fields) -> Rec
         for token in ids:
             ranks.setdefault(token, len(ranks))
     ranks = _reachable(ranks, merges, ignore_merges)
-    tokens = {id: spelled[t] if spelled[t] else t.encode() for t, id in vocab.items()}
     order = sorted(ranks, key=ranks.get)
-    recipe = Recipe(
-        ranks={token: rank for rank, token in enumerate(order)},
-        ids=[ids.get(token) for token in order],
-        tokens=tokens,
-        added=tuple(added),
-        words=cut_by(fields["pattern"]) if lacking else None,
-        **fields,
-    )
-    contents = ((token.id, recipe.content(token)) for token in added)
-    tokens |= {id: spelled_bytes(text) or text.encode() for id, text in contents}
-    return recipe
+    ranks = {token: rank for rank, token in enumerate(order)}
+    texts = {id: t for t, id in vocab.items()}
+    texts |= {token.id: around.content(token) for token in around.added}
+    tokens = {id: spelled_bytes(text) or text.encode() for id, text in texts.items()}
+    return ByteLevelTokenizer(around, ranks, [ids.get(t) for t in order], tokens, **more)
 
 
 def spelled_bytes(token: str) -> bytes | None:
@@ -163,9 +156,9 @@ def is_rank_file(content: bytes) -> bool:
     return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content[:2000]) is not None
 
 
-def from_rank_file(path: Path, content: bytes, limit: int | None = None) -> Recipe:
-    """The Recipe of Llama 3's tokenizer.model, its content given; limit: the model's ids, see
-    tokenizer.load. Raises ValueError for another or damaged one."""
+def from_rank_file(path: Path, content: bytes, limit: int | None) -> ByteLevelTokenizer:
+    """Llama 3's tokenizer.model, its content given; limit: the model's ids, see tokenizer.load.
+    Raises ValueError for another or damaged one."""
     ranks = {}
     try:
         for line in content.splitlines():
@@ -189,13 +182,7 @@ def from_rank_file(path: Path, content: bytes, limit: int | None = None) -> Reci
     ]
     added, _ = kept(added, {}, limit, path)
     tokens = {rank: token for token, rank in ranks.items()}
-    return Recipe(
-        ranks=ranks,
-        ids=list(range(len(ranks))),
-        tokens=tokens | {a.id: a.content.encode() for a in added},
-        pattern=LLAMA3_PATTERN,
-        added=added,
-        before=(len(ranks),),
-        bos_token_id=len(ranks),
-        eos_id=len(ranks) + 1,
-    )
+    tokens |= {a.id: a.content.encode() for a in added}
+    bos = len(ranks)
+    around = Around(added=added, before=(bos,), bos_token_id=bos, eos_id=bos + 1)
+    return ByteLevelTokenizer(around, ranks, [*range(bos)], tokens, LLAMA3_PATTERN)
