@@ -68,7 +68,7 @@ with torch.inference_mode():
     for setting in (None, lm):
         cache = model.new_cache(1, setting)
         model(tokens, setting, cache=cache)
-        assert cache.nbytes == cache_bytes(model.config, 700, setting, torch.float32, chunk=700)
+        assert cache.nbytes == cache_bytes(model.config, 700, setting, torch.float32)
 
 llama_2_7b = ModelConfig(
     family="llama", vocab_size=32000, n_layer=32, n_head=32, n_kv_head=32, n_embd=4096,

@@ -11,45 +11,28 @@ softmax are not in it, nor what fast/ computes in vain to work in blocks.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
 from ..fast.band import BLOCK_LOGITS, ROWS
-from ..fast.blocks import TOKENS_PER_BLOCK
+from ..fast.cache import LayerCache
 from ..fast.chunk import LOGITS_AT_ONCE, QUERIES_AT_ONCE
+from ..fast.middle import TOKENS_PER_BLOCK
 
 
 def cache_bytes(
-    config: ModelConfig,
-    length: int,
-    lm: LMInfinite | None,
-    dtype: torch.dtype,
-    chunk: int = 1,
-    written: int = 0,
-    batch: int = 1,
-) -> int:
-    """Cache.nbytes of `batch` texts of `length` tokens that were read in chunks of `chunk`, and
-    of `written` more that were read one by one."""
-    lm, end = lm or FULL_ATTENTION, length + written
-    columns = rows(lm.n_local, length, chunk, written)
-    if lm.n_local is not None:
-        columns += min(lm.n_global, end)  # the starting keys, at home
-        if end >= lm.n_local + lm.n_global:
-            columns += lm.n_global  # and once more, at the end of the ring
+    config: ModelConfig, length: int, lm: LMInfinite | None, dtype: torch.dtype, batch: int = 1,
+    shortest: int | None = None,
+) -> int:  # fmt: skip
+    """Cache.nbytes after `batch` texts were read, the longest of `length` tokens, and the
+    shortest of `shortest` (as many)."""
+    lm, shortest = lm or FULL_ATTENTION, length if shortest is None else shortest
+    layer = LayerCache(replace(lm, top_k=0), (batch, 1, 1), dtype, "meta", "ram")
+    columns = layer.n_columns(length, shortest) + layer.n_starting(length)
     numbers = 2 * batch * config.n_layer * config.n_kv_head * config.head_dim
-    return columns * numbers * dtype.itemsize + middle_bytes(config, end, lm, dtype, batch)
-
-
-def rows(limit: int | None, length: int, chunk: int, written: int) -> int:
-    """Rows of a buffer that grows by doubling, or to what a chunk needs, up to its limit."""
-    count = 0
-    while count < length + written:
-        # The end of the first chunk that finds no room.
-        end = min(length, (count // chunk + 1) * chunk) if count < length else count + 1
-        count = max(end, 2 * count)
-        if limit is not None and count >= limit:
-            return limit
-    return count
+    return columns * numbers * dtype.itemsize + middle_bytes(config, length, lm, dtype, batch)
 
 
 def middle_bytes(

@@ -92,7 +92,7 @@ def scoring(
     now = min(chunk, n)
     return plan(
         net, what,
-        cache=cache_bytes(net.config, n, lm, net.dtype, chunk),
+        cache=cache_bytes(net.config, n, lm, net.dtype),
         working=working_bytes(net, lm or FULL_ATTENTION, n - now, now),
         logits=now * net.config.vocab_size * copies,
         reading_flops=sum(flops(net, lm, 0, length - 1, length - 1) for length in lengths),
@@ -123,7 +123,8 @@ def writing(
     batch, n, written = len(lengths), max(lengths), max(0, new - 1)  # the last is never read
     is_whole, now = path == "reference", min(chunk, n)
     working = working_bytes(net, lm or FULL_ATTENTION, n - now, now, batch)
-    cache = cache_bytes(net.config, n, lm, net.dtype, chunk, written, batch)
+    shortest = min(lengths) + written
+    cache = cache_bytes(net.config, n + written, lm, net.dtype, batch, shortest)
     if is_whole:
         working, cache = working_bytes(net, FULL_ATTENTION, 0, n + written, batch, True), 0
     ends = [length + written for length in lengths]
