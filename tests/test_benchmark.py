@@ -95,7 +95,7 @@ def test_flex_mask_is_what_create_block_mask_makes(n, n_local, n_global):
     assert torch.equal(mine.mask_mod(0, 0, i[:, None], i), lambda_mask(i, i, lm))
 
 
-def test_the_reference_runs_only_where_it_fits(monkeypatch):
+def test_the_reference_runs_only_where_it_fits(monkeypatch, without_tools):
     """A definition of O(n^2) memory that takes the machine down, or a quick run of minutes."""
     monkeypatch.setattr(attention, "available_memory", lambda: 32 * 2 * 100 * 100 * 4)
     attention.call(REFERENCE, attention.vectors_of(100, SMALL), SMALL.lm)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SETTINGS, fuzz, tiny_llama, tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from live_bytes import LiveBytes
 
 from minilm_inf.checkpoint import checkpoint, save
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
@@ -127,37 +125,6 @@ def test_the_peak_of_memory_is_the_predicted_one(tmp_path, monkeypatch, planned)
                  for part in ("weights", "cache", "working", "logits")}  # fmt: skip
         assert code == 0 and max(parts, key=parts.get) == largest, parts
         assert found["total_bytes"] == pytest.approx(measured, rel=0.25), (parts, measured)
-
-
-class LiveBytes(TorchDispatchMode):
-    """The largest number of bytes of tensors, made inside, that exist at a time."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for x in tree_leaves((args, kwargs)):
-            self._meet(x, new=False)
-        for x in tree_leaves(result):
-            self._meet(x, new=True)
-        self.peak = max(self.peak, self.live)
-        return result
-
-    def _meet(self, x, new: bool):
-        if not isinstance(x, torch.Tensor) or x.untyped_storage()._cdata in self.known:
-            return
-        storage = x.untyped_storage()
-        key, n_bytes = storage._cdata, storage.nbytes() if new else 0
-
-        def gone(_):
-            self.live -= n_bytes
-            self.known.pop(key, None)
-
-        self.live += n_bytes
-        self.known[key] = weakref.ref(storage, gone)
 
 
 NETWORKS = {
