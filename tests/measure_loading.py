@@ -87,13 +87,13 @@ def measure(name: str, dtype: str) -> bool:
         write_checkpoint(Path(scratch, "warm"), SHAPES[name] | TINY[name])
         write_checkpoint(Path(scratch, "whole"), SHAPES[name])
         tensors = shards.find_tensors(Path(scratch, "whole")).values()
-        largest = max(tensors, key=lambda stored: stored.end - stored.begin)
+        largest = max(tensors, key=lambda stored: stored.nbytes)
         output = subprocess.run(
             [sys.executable, __file__, "--load", scratch, dtype], check=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
         )  # fmt: skip
     peak, weights = json.loads(output.stdout)
-    one = largest.end - largest.begin
+    one = largest.nbytes
     holds = peak <= weights + one + ALLOWANCE
     print(f"{name}, 2 layers, bfloat16 on the disk, {dtype} in memory")
     for label, n_bytes in (

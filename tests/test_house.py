@@ -12,13 +12,14 @@ PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READING_ORDER = [
-    "terminal", "terminal.startup", "terminal.files", "config", "positions", "lambda_mask",
-    "distance_ceiling", "top_k", "checks", "attention", "terminal.mapped_file", "fast",
-    "fast.band", "fast.chunk", "fast.middle", "fast.chunked", "fast.cache", "fast.reading",
-    "transformer", "fast.compiled", "models.raw_config", "models.llama_config",
+    "terminal", "terminal.startup", "terminal.files", "terminal.json_parts", "config",
+    "positions", "lambda_mask", "distance_ceiling", "top_k", "checks", "attention",
+    "terminal.mapped_file", "fast", "fast.band", "fast.chunk", "fast.middle", "fast.chunked",
+    "fast.cache", "fast.reading", "transformer", "fast.compiled", "models.raw_config",
+    "models.llama_config",
     "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",
     "models.gptj", "models", "checkpoint.shards", "checkpoint.tensor_file",
-    "checkpoint.checkpoint", "checkpoint", "text", "text.json_parts", "text.around",
+    "checkpoint.checkpoint", "checkpoint", "text", "text.around",
     "text.merging", "text.normalizers", "text.words", "text.byte_level", "text.named_tokens",
     "text.bpe_files", "text.piece_model", "text.sentence_pieces", "text.llama_json",
     "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
@@ -39,11 +40,11 @@ READING_ORDER = [
     "diagnose.logits", "diagnose.states", "diagnose.theorem", "diagnose.measure",
     "diagnose.factors", "diagnose.figures", "diagnose.__main__",
     "train.recipes", "train.schedule", "train.trained_folder", "train.training",
-    "train.__main__", "inspect", "inspect.memory", "inspect.probe", "inspect.folder_facts",
-    "inspect.__main__", "convert", "convert.pickles", "convert.gguf_header",
-    "convert.gguf_file", "convert.gguf_tokenizer", "convert.__main__", "benchmark",
-    "benchmark.sizes", "benchmark.race", "benchmark.attention", "benchmark.memory",
-    "benchmark.models", "benchmark.table", "benchmark.__main__",
+    "train.__main__", "inspect", "inspect.probe", "inspect.folder_facts",
+    "inspect.__main__", "convert", "convert.pickles", "convert.gguf_file",
+    "convert.gguf_tokenizer", "convert.__main__", "benchmark", "benchmark.sizes",
+    "benchmark.race", "benchmark.attention", "benchmark.memory", "benchmark.models",
+    "benchmark.table", "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 

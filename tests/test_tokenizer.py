@@ -10,7 +10,7 @@ from fuzzed_texts import fuzzed_texts
 from make_tokenizer_fixtures import piece_kinds, small_kinds
 from tokenizer_json import added, template
 
-from minilm_inf.text.json_parts import Part
+from minilm_inf.terminal.json_parts import Part
 from minilm_inf.text.sentence_pieces import SentencePieceTokenizer
 from minilm_inf.text.tokenizer import StopAt, load
 

@@ -20,9 +20,9 @@ import re
 from pathlib import Path
 
 from ..terminal.files import read_text, shown
+from ..terminal.json_parts import part_of
 from .around import Added, Around
 from .byte_level import ByteLevelTokenizer, byte_letters, joined
-from .json_parts import part_of
 from .named_tokens import asked_for, kept, listed_tokens, named_ids
 from .words import GPT2, LLAMA3_PATTERN
 

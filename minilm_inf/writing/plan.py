@@ -60,7 +60,7 @@ def network(options) -> Network:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         in_layers=sum(linear),
         in_head=model.head.weight.numel(),
-        largest=max(tensor.end - tensor.begin for tensor in stored.values()),
+        largest=max(tensor.nbytes for tensor in stored.values()),
         has_bias=model.scheme.has_bias,
     )
 
