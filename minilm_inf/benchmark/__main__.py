@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.checkpoint import load_model
-from ..inspect.memory import available_memory
 from ..terminal import options as flags
 from ..terminal.ending import guarded
+from ..terminal.progress import available_memory
 from ..writing.planning.units import scaled
 from ..writing.sampling import require_numbers
 from .attention_calls import Shape

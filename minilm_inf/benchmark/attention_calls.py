@@ -17,8 +17,8 @@ from torch import Tensor
 from ..attention import attend
 from ..config import LMInfinite
 from ..fast.chunked import chunked_attend
-from ..inspect.memory import available_memory
 from ..positions import Rotary
+from ..terminal.progress import available_memory
 from .timing import CannotRun
 
 CHUNKED, SDPA = "chunked", "full causal SDPA"

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from ..config import LMInfinite
-from ..inspect.memory import cache_bytes
 from ..transformer import Transformer
+from ..writing.planning.cached import cache_bytes
 from ..writing.session import Session
 from .attention_race import told
 from .prefill_race import random_ids
