@@ -20,7 +20,7 @@ READING_ORDER = [
     "models.mpt_config", "models.gptj_config", "models.layers", "models.llama", "models.mpt",
     "models.gptj", "models", "checkpoint.shards", "checkpoint.tensor_file",
     "checkpoint.checkpoint", "checkpoint", "text", "text.around",
-    "text.merging", "text.normalizers", "text.words", "text.byte_level", "text.named_tokens",
+    "text.normalizers", "text.words", "text.byte_level", "text.named_tokens",
     "text.bpe_files", "text.piece_model", "text.sentence_pieces", "text.llama_json",
     "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
     "text.template_syntax", "text.template_unrolled", "text.chat_template", "text.chat",
