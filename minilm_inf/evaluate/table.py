@@ -3,8 +3,8 @@ them; and the table of a model's card."""
 
 from __future__ import annotations
 
+from ..terminal.progress import scaled
 from ..terminal.tables import markdown
-from ..writing.planning.units import scaled
 
 
 def cell(found: dict | None) -> str:
