@@ -21,7 +21,7 @@ from ..terminal.progress import Progress
 from ..writing.sampling import require_numbers
 from .compare import bins
 from .intervals import interval
-from .methods import Method, Truncated
+from .methods import Method, Truncated, with_window
 
 REFERENCE = "lambda"  # what differences are to
 N_GLOBAL = (0, 1, 2, 4, 10, 32, 100)  # of a sweep
@@ -100,7 +100,6 @@ def result_of(methods: dict, measured: dict, config: ModelConfig, width: int) ->
         curve = list(zip(edges, edges[1:]))
         entry = {
             "name": name, "label": method.label, "sees": method.sees,
-            "visible_keys": method.visible(n),
             "cache_bytes": cache_bytes(method, n, config, width),
             "seconds_per_token": float(np.median(seconds)), "timed_chunks": len(seconds),
             "nll": [mean_of(nll, *pair, k) for k, pair in enumerate(bins(context, n))],
@@ -129,15 +128,9 @@ def sweep(model, base: LMInfinite, documents: dict[str, list[int]], chunk: int) 
     """
     context = model.config.context_length
     windows = sorted({max(1, quarter * context // 4) for quarter in QUARTERS})
-    follows = base.distance_ceiling == base.n_local
     lms = {
         "n_global": {n: replace(base, n_global=n) for n in N_GLOBAL},
-        "n_local": {
-            n: replace(
-                base, n_local=n, distance_ceiling=n if follows else base.distance_ceiling
-            )
-            for n in windows
-        },
+        "n_local": {n: with_window(base, n) for n in windows},
     }
     each = {base, *lms["n_global"].values(), *lms["n_local"].values()}
     label = "n_local {}, n_global {}"

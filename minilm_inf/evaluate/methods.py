@@ -55,10 +55,6 @@ class Method:
         """What is read of rows of ids (B, T) that end with their answers."""
         return rows
 
-    def visible(self, n: int) -> int:
-        """How many keys the last of n tokens sees in one head."""
-        return n if self.lm is None else self.lm.visible(n)
-
     def kept(self, n: int, layer: int) -> int:
         """How many keys a layer must keep once n tokens were read."""
         lm = None if self.lm is None else self.lm.for_layer(layer)
@@ -104,13 +100,6 @@ class Truncated(Method):
             return rows
         end = rows[:, rows.shape[1] - self.length + self.n_bos :]
         return torch.cat((rows[:, : self.n_bos], end), 1)
-
-    def visible(self, n: int) -> int:
-        """As Method.visible."""
-        if n <= self.length:
-            return n
-        stride = self.length // 2
-        return self.length - stride + (n - 1 - self.length) % stride + 1
 
     def kept(self, n: int, layer: int) -> int:
         """None: the text alone is kept."""
@@ -190,6 +179,11 @@ def with_top_k(lm: LMInfinite) -> LMInfinite:
             f"topk takes its {lm.top_k} middle tokens from a window of {lm.n_local}: "
             "take a larger --n-local, or a smaller --top-k-middle"
         )
-    n_local, ceiling = lm.n_local - lm.top_k, lm.distance_ceiling
-    ceiling = n_local if ceiling == lm.n_local else ceiling
+    return with_window(lm, lm.n_local - lm.top_k)
+
+
+def with_window(lm: LMInfinite, n_local: int) -> LMInfinite:
+    """The same with another window; a ceiling that is the window's size stays so."""
+    follows = lm.distance_ceiling == lm.n_local
+    ceiling = n_local if follows else lm.distance_ceiling
     return replace(lm, n_local=n_local, distance_ceiling=ceiling)
