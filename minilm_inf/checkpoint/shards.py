@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..terminal.files import LFS_POINTER, named, read_json, reason, shown
+from ..terminal.files import LFS_POINTER, named, read_json, reason, refuse_pointer, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -86,11 +86,7 @@ def opened(path: Path):
     """A safetensors file whose header is in order. Raises ValueError for any other."""
     try:
         with open(path, "rb") as file:
-            start = file.read(len(LFS_POINTER))
-        if start == LFS_POINTER:
-            raise ValueError(
-                f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
-            )
+            refuse_pointer(path, file.read(len(LFS_POINTER)))
         return safe_open(path, framework="pt", device="cpu")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {reason(error)}") from error

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..checkpoint.shards import nothing_to_load, read_weight_map
 from ..checkpoint.tensor_file import NAMES
-from ..terminal.files import LFS_POINTER, named
+from ..terminal.files import LFS_POINTER, named, refuse_pointer
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -61,10 +61,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     """
     with open(path, "rb") as file:
         start = file.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise ValueError(
-            f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
-        )
+    refuse_pointer(path, start)
     is_zip = start.startswith(b"PK\3\4")
     try:
         if is_zip and any(entry.compress_type for entry in ZipFile(path).infolist()):
