@@ -111,7 +111,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     weight_map = read_weight_map(index)
     found: dict[str, Stored] = {}
     for shard in dict.fromkeys(weight_map.values()):
-        for name, stored in read_header(_shard_path(index, shard)).items():
+        for name, stored in read_header(shard_path(index, shard)).items():
             if name in found:
                 raise ValueError(
                     f"the tensor {named(name)} is in two files, {found[name].path} and "
@@ -146,7 +146,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shard_path(index: Path, shard: str) -> Path:
+def shard_path(index: Path, shard: str) -> Path:
     """The file that an index names, which must stand beside the index."""
     # A Windows path knows both slashes and drive letters, so every system refuses the same.
     plain = PureWindowsPath(shard).name == shard and shard not in ("", "..")
