@@ -25,10 +25,8 @@ READING_ORDER = [
     "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
     "text.template_syntax", "text.template_unrolled", "text.chat_template", "text.chat",
     "terminal.ending", "terminal.options", "terminal.progress", "writing",
-    "writing.saved_cache", "writing.sampling",
-    "writing.session", "writing.explain", "evaluate", "evaluate.compare",
-    "writing.planning", "writing.planning.cached", "writing.planning.working",
-    "writing.planning.arithmetic", "writing.planning.units", "writing.plan", "writing.reply",
+    "writing.saved_cache", "writing.sampling", "writing.session", "writing.explain",
+    "evaluate", "evaluate.compare", "writing.costs", "writing.plan", "writing.reply",
     "writing.conversation", "generate", "train", "train.packages", "corpus", "train.practice",
     "evaluate.documents", "evaluate.byte_counts", "evaluate.tally", "evaluate.pairs",
     "evaluate.stream", "evaluate.resume", "evaluate.perplexity", "evaluate.intervals",
@@ -40,21 +38,20 @@ READING_ORDER = [
     "evaluate.comparing.table", "evaluate.comparing.figure", "evaluate.comparing.task",
     "evaluate.__main__", "card", "diagnose", "diagnose.recorder", "diagnose.places",
     "diagnose.logits", "diagnose.states", "diagnose.theorem", "diagnose.measure",
-    "diagnose.tables", "diagnose.verdict", "diagnose.figures", "diagnose.__main__",
+    "diagnose.factors", "diagnose.figures", "diagnose.__main__",
     "train.recipes", "train.schedule", "train.trained_folder", "train.training",
     "train.__main__", "inspect", "inspect.probe", "inspect.folder_facts",
     "inspect.__main__", "convert", "convert.pickles", "convert.gguf_file",
     "convert.gguf_tokenizer", "convert.__main__", "benchmark", "benchmark.sizes",
-    "benchmark.timing", "benchmark.attention_calls", "benchmark.memory", "benchmark.rows",
-    "benchmark.attention_race", "benchmark.prefill_race",
-    "benchmark.decoding_race", "benchmark.table", "benchmark.__main__",
+    "benchmark.race", "benchmark.attention", "benchmark.memory", "benchmark.models",
+    "benchmark.table", "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 
 DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "convert.gguf_file": {"gguf"},
-    "benchmark.decoding_race": {"transformers"},
+    "benchmark.models": {"transformers"},
     "evaluate.needles.heatmap": {"matplotlib"},
     "diagnose.figures": {"matplotlib"},
     "evaluate.comparing.figure": {"matplotlib"},

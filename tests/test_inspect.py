@@ -17,15 +17,12 @@ from safetensors.torch import load_file
 
 from minilm_inf import load
 from minilm_inf.checkpoint import checkpoint, load_model, save, shards
-from minilm_inf.config import LMInfinite
-from minilm_inf.fast.cache import Cache
 from minilm_inf.inspect import folder_facts, probe
 from minilm_inf.inspect.__main__ import main, ranges
 from minilm_inf.inspect.folder_facts import look
 from minilm_inf.models import llama
 from minilm_inf.positions import Alibi, Rotary
 from minilm_inf.terminal import progress
-from minilm_inf.writing.planning.cached import cache_bytes
 
 SHIPPED = ROOT / "weights" / "tiny-llama"
 FAMILIES = ("llama", "mpt", "gptj")
@@ -191,43 +188,6 @@ def test_available_memory(monkeypatch):
 
 
 # Formulas against the real thing
-
-
-@pytest.mark.parametrize("family, n_global", [("llama", 3), ("mpt", 0), ("gptj", 10)])
-def test_the_cache_by_formula_is_the_cache(family, n_global):
-    """Catches a buffer that is not counted, or counted twice, and a growth that is not so."""
-    config = tiny_model(family, context_length=7).config
-    lengths = [1, 2, 3, 5, 6, 7, 8, 9, 15, 16, 17, 32, 40]
-    window = config.context_length
-    settings = [
-        None,
-        LMInfinite.for_model(config, n_global),
-        LMInfinite(window, n_global, None),
-        LMInfinite(window, n_global, 3),
-        LMInfinite(window, n_global, 12),
-        LMInfinite(None, 0, 5),
-    ]
-    for lm in settings:
-        for dtype in (torch.float32, torch.bfloat16):
-            cache = Cache(config, 1, lm, dtype, "cpu")
-            for length in range(1, lengths[-1] + 1):
-                feed(cache, config, 1)
-                if length in lengths:
-                    found = cache_bytes(config, length, lm, dtype)
-                    assert found == cache.nbytes, (lm, dtype, length)
-    cache = Cache(config, 1, settings[1], torch.float32, "cpu")
-    for length in range(4, 33, 4):  # chunks of a power of two come to the same
-        feed(cache, config, 4)
-        assert cache_bytes(config, length, settings[1], torch.float32) == cache.nbytes
-
-
-def feed(cache: Cache, config, count: int):
-    """Let a cache take in `count` tokens of zeros."""
-    shape = (1, config.n_kv_head, count, config.head_dim)
-    x = torch.zeros(shape, dtype=cache.layers[0].values.dtype)
-    for layer in cache.layers:
-        layer.extend(x, x, x, cache.length, [0], Alibi(config.n_head))
-    cache.count(count)
 
 
 @pytest.mark.parametrize("family, changes", [

@@ -25,7 +25,7 @@ import torch
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..terminal.files import named
-from ..writing.planning.units import scaled
+from ..terminal.progress import scaled
 from .folder_facts import LENGTHS, look
 from .probe import load_and_probe
 

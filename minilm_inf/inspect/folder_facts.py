@@ -26,7 +26,7 @@ from ..config import LMInfinite, ModelConfig
 from ..terminal.progress import available_memory
 from ..text.tokenizer import load as load_tokenizer
 from ..transformer import Transformer
-from ..writing.planning.cached import cache_bytes
+from ..writing.costs import cache_bytes
 from .probe import positions
 
 NOWHERE, IGNORED = "no place", "ignored"
