@@ -725,7 +725,7 @@ def test_tensors_that_are_not_understood(run, tmp_path, monkeypatch):
 
 
 def test_numbers_beyond_float16(run, tmp_path, monkeypatch):
-    """Catches an infinity in the weights, and the model's other half left behind."""
+    """Catches an infinity in the weights, and half of the model left over."""
     file = as_gguf(rounded_llama())
     norm = next(tensor for tensor in file.tensors if tensor.name == "output_norm.weight")
     norm.data = norm.data * 1e5
