@@ -3,8 +3,8 @@
 There are two ways to read it. The method: config, positions, lambda_mask, distance_ceiling,
 top_k, attention (the definition), transformer, and one family of models/ (llama, mpt or gptj,
 each with the reading of its config.json beside it, on raw_config and layers). Then the same
-numbers in O(n), which is fast/: chunk, band, chunked, cache, one_token, reading; and middle, on
-blocks, for top_k.
+numbers in O(n), which is fast/: band, chunk, chunked; cache and reading, for texts that go on;
+and middle, for top_k.
 
 The rest, in reading order: checks; checkpoint/ (a folder becomes a model), text/ (text becomes
 ids, and a chat a text), writing/ (sampling, session, explain, batch, plan, reply, conversation)

@@ -5,6 +5,8 @@ They look at kinds, shapes and ends alone, never at a vector.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -110,8 +112,9 @@ def are_integers(values, count: int, least: int, most: int) -> bool:
     )
 
 
-def check_tokens(tokens, device):
-    """Raise ValueError for what is no (B, T) of ids on the model's device."""
+def check_tokens(tokens, device, vocab_size: int):
+    """Raise ValueError for what is no (B, T) of ids on the model's device. Whether they are in
+    the vocabulary is not asked on a GPU, which would have to stop and tell."""
     whole = isinstance(tokens, Tensor) and tokens.dtype in (torch.int32, torch.int64)
     if not whole or tokens.dim() != 2 or 0 in tokens.shape:
         kind = isinstance(tokens, Tensor) and f"{tokens.dtype} of shape {tuple(tokens.shape)}"
@@ -123,6 +126,13 @@ def check_tokens(tokens, device):
         raise ValueError(
             f"the tokens are on {tokens.device}, but the model is on {device}: move them there"
         )
+    if tokens.device.type == "cpu":
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"token {low if low < 0 else high} is out of range: the vocabulary has the ids "
+                f"0 to {vocab_size - 1}"
+            )
 
 
 def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
@@ -146,7 +156,7 @@ def check_call(tokens, model, lm, cache, path: str, paths, n_reaching):
     check_lm(lm)
     if path not in tuple(paths):
         raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
-    check_tokens(tokens, model.embed.weight.device)
+    check_tokens(tokens, model.embed.weight.device, model.config.vocab_size)
     check_reaching(n_reaching, tokens.shape[1])
     if cache is not None:
         check_cache(cache, model.config, tokens, lm or FULL_ATTENTION, path)
@@ -186,13 +196,27 @@ def check_new_cache(batch, lm, first_position, padding, middle, kinds):
         )
 
 
-def out_of_range(tokens: Tensor, vocab_size: int) -> ValueError:
-    """What is wrong with tokens of which one has no embedding."""
-    low, high = (int(x) for x in tokens.aminmax())
-    return ValueError(
-        f"token {low if low < 0 else high} is out of range: the vocabulary has the ids 0 to "
-        f"{vocab_size - 1}"
-    )
+class Guard:
+    """What is changed in several steps: once an exception has interrupted them, its parts no
+    longer agree, and every further use is refused."""
+
+    interrupted = False
+
+    @contextlib.contextmanager
+    def changing(self):
+        """Inside are the steps of one change. Raises ValueError after an interrupted one."""
+        self.check_whole()
+        self.interrupted = True
+        yield
+        self.interrupted = False
+
+    def check_whole(self):
+        """Raise ValueError after an interrupted change."""
+        if self.interrupted:
+            raise ValueError(
+                f"this {type(self).__name__.lower()} was interrupted while it read, and is no "
+                "longer whole: make a new one and read the text again"
+            )
 
 
 def fitting(x: Tensor | None, shape, dtype: torch.dtype) -> Tensor:

@@ -70,7 +70,6 @@ def bring_back(
     candidates = middle_mask(q_positions, k_positions, lm) & reaches[:, None]
     candidates = candidates.unsqueeze(-3).expand(len(q), q.shape[1], -1, -1)
     logits = middle_logits(q, k, scheme, lm, scale)
-    order = k_positions.argsort(-1)
-    order = order.view(-1, 1, 1, order.shape[-1]).expand_as(logits)
+    order = k_positions.argsort(-1)[..., None, None, :].expand_as(logits)
     chosen = largest(logits.gather(-1, order), candidates.gather(-1, order), lm.top_k)
     return torch.zeros_like(candidates).scatter(-1, order, chosen), logits

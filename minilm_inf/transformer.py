@@ -7,20 +7,18 @@ lines; a decode step is a chunk of one.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .attention import attend
-from .checks import check_call, check_new_cache, out_of_range, padding_of
+from .checks import check_call, check_new_cache, padding_of
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
-from .fast.blocks import KINDS
 from .fast.cache import Cache
 from .fast.chunked import chunked_attend
-from .fast.one_token import OneToken
-from .fast.reading import Reading
+from .fast.middle import KINDS
+from .fast.reading import OneToken, Reading, rings_of
 
 PATHS = {"reference": attend, "chunked": chunked_attend}
 
@@ -35,15 +33,13 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, scheme, blocks: list[nn.Module], norm, head):
         super().__init__()
-        self.config = config
-        self.scheme = scheme
+        self.config, self.scheme = config, scheme
         numbers = torch.empty(config.vocab_size, config.n_embd)
         if not numbers.is_meta:  # there, drawing would import the compiler: a second, 74 MB
             nn.init.normal_(numbers)
         self.embed = nn.Embedding.from_pretrained(numbers, freeze=False)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = norm
-        self.head = head
+        self.norm, self.head = norm, head
         if config.tied:
             self.head.weight = self.embed.weight
 
@@ -69,7 +65,9 @@ class Transformer(nn.Module):
         and for an unknown path.
         """
         hidden = self.read(tokens, lm, cache, path, lengths, n_reaching)
-        with nullcontext() if cache is None else cache.changing():
+        if cache is None:
+            return self.head(hidden)
+        with cache.changing():
             return self.head(hidden)
 
     def read(
@@ -79,53 +77,45 @@ class Transformer(nn.Module):
         check_call(tokens, self, lm, cache, path, PATHS, n_reaching)
         lm = lm or FULL_ATTENTION
         padding = padding_of(tokens, lengths)
-        try:
-            x = self.embed(tokens)  # (B, T, E)
-        except IndexError as error:  # on the CPU; a GPU does not tell
-            raise out_of_range(tokens, self.config.vocab_size) from error
-        n_reaching = lm.reaching(x.shape[1]) if n_reaching is None else n_reaching
+        x = self.embed(tokens)  # (B, T, E)
+        if lm.top_k and n_reaching is None:
+            n_reaching = lm.reaching(x.shape[1])
         if cache is None:
-            return self.through(x, self.of_a_text(x, lm, path, padding, n_reaching))
+            positions = torch.arange(x.shape[1])
+            if padding is not None:
+                positions = positions - padding[:, None]  # (B, T), negative before a text
+            how = PATHS[path], positions, lm, n_reaching
+            return self.through(x, partial(self.attention_of_a_text, *how))
         if padding is not None:
-            cache.pad(padding)
-        with cache.changing():
-            learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-            now = Reading(cache, self.config, self.scheme, x.shape[1], n_reaching, learns, x)
+            cache.pad(padding.tolist())
+        with torch.no_grad(), cache.changing():
+            now = Reading(cache, self.config, self.scheme, x.shape[1], n_reaching or 0, x)
             x = self.through(x, now)
-            cache.count(x.shape[1])
+            cache.length += tokens.shape[1]
         return x
 
     def through(self, x: Tensor, attention) -> Tensor:
-        """The blocks and the norm, (B, T, E) -> (B, T, E). attention(layer, q, k, v) is what a
-        layer's unplaced queries (B, H, T, D) gather from its keys and values."""
+        """Blocks and norm, (B, T, E) -> (B, T, E). attention(layer, q, k, v): what the unplaced
+        queries (B, H, T, D) of a layer gather from its keys and values."""
         for layer, block in enumerate(self.blocks):
             x = block(x, partial(attention, layer))
         return self.norm(x)
 
-    def of_a_text(self, x: Tensor, lm: LMInfinite, path: str, padding, n_reaching: int):
-        """Attention within a text that is there whole, by the definition or in O(n)."""
-        positions = torch.arange(x.shape[1])
-        if padding is not None:
-            positions = positions - padding[:, None]  # (B, T), negative where there is padding
-
-        def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return PATHS[path](
-                q, k, v, positions, positions, self.scheme, lm.for_layer(layer),
-                self.config.softmax_scale, n_reaching,
-            )  # fmt: skip
-
-        return attention
+    def attention_of_a_text(self, path, positions, lm, n_reaching, layer, q, k, v) -> Tensor:
+        """Within a text that is there whole, by the definition or in O(n)."""
+        return path(
+            q, k, v, positions, positions, self.scheme, lm.for_layer(layer),
+            self.config.softmax_scale, n_reaching,
+        )  # fmt: skip
 
     def prefill(
         self, tokens: Tensor, lm, cache: Cache, chunk: int, enough=lambda: False
     ) -> Tensor | None:
-        """read in chunks of at most `chunk` tokens; the hidden states of the last of them.
-
-        Where lm lets the last token of a prompt reach back, that is the last of all. `enough()`
-        is asked between chunks: where it is true the rest is left unread, and None returned.
-        """
+        """read in chunks of at most `chunk` tokens; the hidden states of the last. None where
+        `enough()`, asked between chunks, is true: the rest is left unread."""
         chunks = tokens.split(chunk, 1)
-        reaching = None if lm is None or lm.top_k_queries == "all" else 0
+        # If of a prompt the last token alone reaches back, that is the last of all.
+        reaching = 0 if lm and lm.top_k and lm.top_k_queries == "last" else None
         for piece in chunks[:-1]:
             self.read(piece, lm, cache, n_reaching=reaching)
             if enough():
@@ -136,11 +126,11 @@ class Transformer(nn.Module):
         """Logits (B, V) that follow one more token of each row (B, 1): what can be compiled.
 
         position: (), how many tokens the cache has read, on the model's device. The caller
-        sees to one_token.has_fixed_shape and cache.settle before, and to cache.count after.
-        rings: one_token.rings_of(cache), for a caller who hands them over as tensors of their
-        own.
+        sees to reading.starting_tokens_are_read and cache.settle before, and counts the token
+        after. rings: those of rings_of, for a caller who hands them over as tensors.
         """
-        one = OneToken(cache, self.scheme, position, self.config.softmax_scale, rings=rings)
+        how = self.scheme, position, self.config.softmax_scale, rings or rings_of(cache)
+        one = OneToken(cache, *how, is_fixed=True)
         return self.head(self.through(self.embed(tokens), one))[:, -1]
 
     def new_cache(
@@ -155,11 +145,6 @@ class Transformer(nn.Module):
         Raises ValueError for anything else, and for a first_position beyond 2^53.
         """
         check_new_cache(batch, lm, first_position, padding, middle, KINDS)
-        weight = self.embed.weight
-        self.scheme.settle(weight.device, self.config.head_dim)
-        cache = Cache(
-            self.config, batch, lm, weight.dtype, weight.device, first_position, middle
-        )
-        if padding is not None:
-            cache.pad(torch.tensor(padding, device="cpu"))
-        return cache
+        where = self.embed.weight.dtype, self.embed.weight.device
+        self.scheme.settle(where[1], self.config.head_dim)
+        return Cache(self.config, batch, lm, *where, first_position, middle, padding)

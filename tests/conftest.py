@@ -214,8 +214,7 @@ def small_chunks(monkeypatch):
     def use(queries: int, keys: int = 4096):
         rows = (queries + 1) // 2
         monkeypatch.setattr("minilm_inf.fast.chunk.QUERIES_AT_ONCE", queries)
-        for room in ("chunk", "band"):
-            monkeypatch.setattr(f"minilm_inf.fast.{room}.LOGITS_AT_ONCE", 16 * keys)
+        monkeypatch.setattr("minilm_inf.fast.chunk.LOGITS_AT_ONCE", 16 * keys)
         monkeypatch.setattr("minilm_inf.fast.band.ROWS", rows)
         monkeypatch.setattr("minilm_inf.fast.chunked.ROWS", rows)
         monkeypatch.setattr("minilm_inf.fast.band.BLOCK_LOGITS", 16 * queries)

@@ -7,7 +7,7 @@ import torch
 from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
 
 from minilm_inf.fast import compiled as compiled_room
-from minilm_inf.fast.one_token import rings_of
+from minilm_inf.fast.reading import rings_of
 from minilm_inf.writing.session import Session, generate
 
 LM = SETTINGS["LM-Infinite"]

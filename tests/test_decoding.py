@@ -1,4 +1,4 @@
-"""fast/one_token.py: one token at a time in shapes that never change, as one graph."""
+"""fast/reading.py: one token at a time in shapes that never change, as one graph."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm_inf.config import LMInfinite
-from minilm_inf.fast.one_token import has_fixed_shape, kept_columns
+from minilm_inf.fast.reading import some_is_hidden, starting_tokens_are_read
 
 N = 30
 FIXED = (
@@ -21,7 +21,7 @@ def step(model, cache, tokens, decode=None):
     logits = (decode or model.decode)(
         tokens, cache, torch.tensor(cache.length, device=tokens.device)
     )
-    cache.count(1)
+    cache.length += 1
     return logits
 
 
@@ -36,7 +36,7 @@ def test_a_step_is_the_definition_at_every_length(family, setting):
         cache = model.new_cache(2, lm)
         for i in range(N):
             here = tokens[:, i : i + 1]
-            if has_fixed_shape(cache):
+            if starting_tokens_are_read(cache):
                 logits, taken = step(model, cache, here), taken + 1
             else:
                 logits = model(here, lm, cache=cache)[:, -1]
@@ -54,25 +54,12 @@ def test_rows_of_different_lengths(family, setting):
     model(tokens[:, :12], lm, cache=cache, lengths=lengths)
     for i in range(12, 12 + N):
         here = tokens[:, i : i + 1]
-        fixed = has_fixed_shape(cache)
+        fixed = starting_tokens_are_read(cache)
         logits = step(model, cache, here) if fixed else model(here, lm, cache=cache)[:, -1]
         for row, length in enumerate(lengths):
             alone = tokens[row : row + 1, 12 - length : i + 1]
             right = model(alone, lm, path="reference")[0, -1]
             assert (logits[row] - right).abs().max() <= 1e-10, (i, row)
-
-
-def test_what_has_a_fixed_shape():
-    """Catches a step where keys stand on both sides of the ceiling, or are not read yet."""
-    model = tiny_model("llama")
-    fixed = {name: [] for name in SETTINGS}
-    for name, lm in SETTINGS.items():
-        cache = model.new_cache(1, lm)
-        for _ in range(20):
-            model(some_tokens(1), lm, cache=cache)
-            fixed[name].append(has_fixed_shape(cache))
-    for name, lm in SETTINGS.items():
-        assert fixed[name] == [name in FIXED and i >= lm.n_global for i in range(1, 21)], name
 
 
 def test_a_step_without_masks_waits_until_all_is_seen():
@@ -81,7 +68,7 @@ def test_a_step_without_masks_waits_until_all_is_seen():
     for n in range(3, 20):
         cache = model.new_cache(1, lm)
         model(some_tokens(n), lm, cache=cache)
-        masked.append(kept_columns(cache, model.scheme) is None)
+        masked.append(some_is_hidden(cache))
     assert masked == [6 <= n < 6 + 3 - 1 for n in range(3, 20)]
 
 
@@ -131,7 +118,7 @@ def test_all_of_it_stays_on_the_models_device(family):
             model(tokens[:, :1], lm, cache=cache),
         ):
             assert logits.device.type == "meta" and logits.dtype == torch.float32
-        if has_fixed_shape(cache):
+        if lm and lm.n_local and lm.distance_ceiling in (None, lm.n_local):
             assert step(model, cache, tokens[:, :1]).device.type == "meta"
 
 

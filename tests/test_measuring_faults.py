@@ -200,19 +200,19 @@ def test_two_outputs_of_one_name(call):
         assert code == 1 and not out and "are one file" in err
 
 
-def test_a_diagnosis_is_written_into_no_other_folder(call, tmp_path, monkeypatch):
-    """CSV files among a stranger's; and an earlier diagnosis, which is replaced."""
+@pytest.mark.parametrize("name", ["diagnosis.json", "factors.png"])
+def test_a_diagnosis_replaces_no_other_file(call, tmp_path, monkeypatch, name):
+    """A stranger's file of the same name; and an earlier diagnosis, which is replaced."""
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "nll.csv").write_text("mine")
+    (tmp_path / "full" / name).write_text("mine")
     code, _, err = call("diagnose", "--out", "full")
-    assert code == 1 and "holds other files and no diagnosis" in err
-    drawn = {"factors.png": b"\x89PNG"}
-    monkeypatch.setattr("minilm_inf.diagnose.figures.draw", lambda *_: drawn)
+    assert code == 1 and f"{name} exists and was not written by this program" in err
+    assert [path.read_text() for path in (tmp_path / "full").iterdir()] == ["mine"]
+    monkeypatch.setattr("minilm_inf.diagnose.figures.draw", lambda *_: b"\x89PNG")
     for _ in range(2):
         code, _, err = call("diagnose", "--out", "new")
         assert code == 0, err
-    assert not [name for name in os.listdir() if name.startswith(".")]
-    assert {p.suffix for p in (tmp_path / "new").iterdir()} == {".json", ".csv", ".png"}
+    assert {p.suffix for p in (tmp_path / "new").iterdir()} <= {".json", ".png"}
 
 
 @pytest.mark.parametrize("spoiled", [

@@ -1,4 +1,4 @@
-"""middle.py, blocks.py: the past that comes back, kept and searched, by every path."""
+"""fast/middle.py, terminal/mapped_file.py: the past that comes back, by every path."""
 
 import os
 import signal
@@ -13,20 +13,18 @@ from test_top_k import DRAWS, drawn
 
 from minilm_inf.attention import attend
 from minilm_inf.config import LMInfinite
-from minilm_inf.fast import blocks, middle
+from minilm_inf.fast import middle
 from minilm_inf.fast.chunked import chunked_attend
-from minilm_inf.fast.middle import Middle
+from minilm_inf.fast.middle import KINDS, Middle
 from minilm_inf.positions import Rotary
+from minilm_inf.writing.saved_cache import restore, state_of
 from minilm_inf.writing.session import Session, generate, write_all
-
-KINDS = blocks.KINDS
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few tokens, so that short texts have many of them."""
-    for kind in (blocks.Blocks, blocks.DiskBlocks):
-        monkeypatch.setattr(kind, "per_block", 8)
+    monkeypatch.setattr(middle, "TOKENS_PER_BLOCK", 8)
     monkeypatch.setattr(middle, "LOGITS_AT_ONCE", 8)
 
 
@@ -126,11 +124,11 @@ def test_the_last_token_of_a_prompt_is_the_last_of_all(small_blocks):
 def test_equal_keys_of_different_blocks(small_blocks):
     """Catches a key that ties with the best, is more recent, and is not taken."""
     keys = torch.ones(1, 1, 100, 8, dtype=torch.float64)
-    store = Middle.empty("ram", (1, 1, 8), torch.float64, "cpu")
+    store = Middle("ram", (1, 1, 8), torch.float64, "cpu")
     store.append(keys, keys)
     for sign in (1, -1):
         asked = sign * torch.rand(1, 1, 1, 8, dtype=torch.float64)
-        found = store.search(asked, 3, 90, lambda columns: (columns < 90)[None])
+        found = store.search(asked, 3, 0, torch.tensor([90]))
         assert found.columns.flatten().tolist() == [87, 88, 89]
 
 
@@ -140,13 +138,13 @@ def test_keys_that_are_all_but_equal(small_blocks):
     generator = torch.Generator().manual_seed(2)
     one = 50 * torch.randn(1, 1, 1, 64, generator=generator, dtype=torch.float64)
     keys = (one + 1e-6 * torch.randn(1, 1, 900, 64, generator=generator)).float()
-    store = Middle.empty("ram", (1, 1, 64), torch.float32, "cpu")
+    store = Middle("ram", (1, 1, 64), torch.float32, "cpu")
     store.append(keys, keys)
     exact = Middle.of(keys, keys)
     for seed in range(20):
         generator.manual_seed(seed)
         asked = torch.randn(1, 3, 1, 64, generator=generator, dtype=torch.float64)
-        found, right = (x.search(asked, 4, 880, lambda columns: (columns < 880)[None])
+        found, right = (x.search(asked, 4, 0, torch.tensor([880]))
                         for x in (store, exact))  # fmt: skip
         assert torch.equal(found.columns, right.columns), seed
 
@@ -162,9 +160,9 @@ def test_what_nobody_may_see_is_never_looked_at(small_blocks):
     for path in (attend, chunked_attend):
         found = path(q[:, :, -1:], k, v, positions[-1:], positions, scheme, lm)
         assert (found - right).abs().max() <= 1e-10
-    store, exact = Middle.empty("ram", (1, 2, 8), torch.float64, "cpu"), Middle.of(k, v)
+    store, exact = Middle("ram", (1, 2, 8), torch.float64, "cpu"), Middle.of(k, v)
     store.append(k, v)
-    here, there = (x.search(q[:, :, -1:], 3, 30, lambda c: ((c > 2) & (c < 30))[None])
+    here, there = (x.search(q[:, :, -1:], 3, 3, torch.tensor([30]))
                    for x in (store, exact))  # fmt: skip
     assert torch.equal(here.columns, there.columns) and here.valid.all()
 
@@ -193,25 +191,25 @@ def test_a_saved_state_goes_on(kind, small_blocks):
     right = model(tokens, lm, path="reference")[:, 30:]
     before = model.new_cache(1, lm, middle=kind)
     model(tokens[:, :30], lm, before)
-    state = {name: x.clone() for name, x in before.state().items()}
+    state = {name: x.clone() for name, x in state_of(before).items()}
     after = model.new_cache(1, lm, middle=kind)
-    after.restore(state)
+    restore(after, state)
     assert (model(tokens[:, 30:], lm, after) - right).abs().max() <= 1e-10
 
 
-def test_a_file_says_what_it_holds_and_has_no_name(tmp_path, monkeypatch):
-    """Catches a file that stays behind, and rows that do not stand where the header says."""
+def test_a_file_holds_what_it_is_given_and_has_no_name(tmp_path, monkeypatch):
+    """Catches a file that outlives its run, and blocks that share a place in it."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store = blocks.DiskBlocks((2, 1, 4), torch.float32, "cpu")
+    monkeypatch.setattr(middle, "TOKENS_PER_BLOCK", 3)
+    store = Middle("disk", (2, 1, 4), torch.float32, "cpu")
     k = torch.arange(2 * 5 * 4.0).view(2, 1, 5, 4)
     store.append(k, -k)
     assert list(tmp_path.iterdir()) == []
-    store.file.seek(0)
-    raw = store.file.read()
-    assert b'"shape": [2, 2, 1, 4096, 4]' in raw[: blocks.HEADER]
-    rows = torch.frombuffer(bytearray(raw[blocks.HEADER :]), dtype=torch.float32)
-    rows = rows[: 2 * 2 * 4096 * 4].view(2, 2, 1, 4096, 4)
-    assert torch.equal(rows[0, :, :, :5], k) and torch.equal(rows[1, :, :, :5], -k)
+    assert torch.equal(torch.cat([block[0] for block in store.blocks], 2)[:, :, :5], k)
+    assert torch.equal(torch.cat([block[1] for block in store.blocks], 2)[:, :, :5], -k)
+    store.file.file.seek(0)
+    raw = torch.frombuffer(bytearray(store.file.file.read()), dtype=torch.float32)
+    assert torch.equal(raw[raw > 0].sort().values, k.flatten()[1:]), "it is not in the file"
 
 
 def test_a_full_disk_ends_in_a_sentence(monkeypatch):
@@ -221,28 +219,28 @@ def test_a_full_disk_ends_in_a_sentence(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    store = blocks.DiskBlocks((1, 1, 4), torch.float32, "cpu")
+    store = Middle("disk", (1, 1, 4), torch.float32, "cpu")
     with pytest.raises(OSError, match="has no room for another 0 MB of middle tokens: free"):
         store.append(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
 
 
 RESIDENT = """
     import torch
-    from minilm_inf.fast.blocks import DiskBlocks
+    from minilm_inf.fast.middle import Middle
 
     def resident():
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096
 
-    store = DiskBlocks((1, 4, 128), torch.float32, "cpu")
+    store = Middle("disk", (1, 4, 128), torch.float32, "cpu")
     rows = torch.randn(1, 4, 512, 128)
     store.append(rows, rows)
     before = resident()
     for _ in range(40 * 8):
         store.append(rows, rows)
-    for number in range(len(store.made)):
-        store.keys(number).sum()
-        store.let_go()
+    for keys, _ in store.blocks:
+        keys.sum()
+        store.file.let_go()
     print(store.nbytes, resident() - before)
 """
 

@@ -636,7 +636,7 @@ def test_a_state_is_replaced_as_a_whole(stopped, call, monkeypatch):
 def test_top_k_is_resumed(folder, call, tmp_path, monkeypatch, heads, chunk, middle):
     """A middle that cannot be saved where a model has several key heads, or that chunks of one
     token find changed once it is read back."""
-    monkeypatch.setattr("minilm_inf.fast.blocks.Blocks.per_block", 64)
+    monkeypatch.setattr("minilm_inf.fast.middle.TOKENS_PER_BLOCK", 64)
     save(tiny_llama(n_head=heads[0], n_kv_head=heads[1], dtype=torch.float32), tmp_path / "m")
     parts = [*flags(folder), "--length", 200, "--chunk", chunk, "-m", tmp_path / "m"]
     parts += ["--top-k-middle", 3, "--top-k-from-layer", 0, "--middle", middle]
@@ -646,7 +646,7 @@ def test_top_k_is_resumed(folder, call, tmp_path, monkeypatch, heads, chunk, mid
         arguments = ["--resume"] if step > 3 else [*parts, "--out"]
         assert call(*arguments, tmp_path / "run.json")[0] == 130
         monkeypatch.undo()
-        monkeypatch.setattr("minilm_inf.fast.blocks.Blocks.per_block", 64)
+        monkeypatch.setattr("minilm_inf.fast.middle.TOKENS_PER_BLOCK", 64)
     code, _, err = call("--resume", tmp_path / "run.json")
     assert code == 0, err
     assert result_of(tmp_path / "run.json") == result_of(tmp_path / "whole.json")

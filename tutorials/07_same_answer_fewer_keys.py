@@ -103,7 +103,7 @@ assert costs[chunked_attend][-1][1] == 4 * H * D * 2**16  # the output, in float
 # %% [markdown]
 # More than 4,096 / 260 = 16: the definition computes all logits twice, near and at the ceiling,
 # which with the product by the values makes 1.5 · 4,096 = 6,144 keys for each query; a block
-# computes 354, since it takes its queries' keys together. When the text doubles, work and
+# computes 325, since it takes its queries' keys together. When the text doubles, work and
 # memory of the definition grow fourfold; the work of the chunked path doubles, for what each
 # query costs stays. Its largest tensor grows up to 4,096 tokens, and is the same at 8,192. What
 # still grows with n is one vector per token, such as the output.

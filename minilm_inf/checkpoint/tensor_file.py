@@ -20,13 +20,9 @@ import torch
 from torch import Tensor
 
 from ..terminal.files import beside, claimed
-from .shards import FLOATS, LARGEST_HEADER
+from .shards import DTYPES, LARGEST_HEADER
 
-DTYPES = {dtype: name for name, dtype in FLOATS.items()} | {
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def write_safetensors(
     for tensor in ordered:
         begin, end = end, end + tensor.nbytes
         header[tensor.name] = {
-            "dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
+            "dtype": NAMES[tensor.dtype], "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()

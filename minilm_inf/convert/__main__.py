@@ -126,7 +126,7 @@ def write_index(folder: Path, files: dict[Path, dict]):
     """Write model.safetensors.index.json, which makes shards a checkpoint."""
     tensors = [(name, stored) for header in files.values() for name, stored in header.items()]
     index = {
-        "metadata": {"total_size": sum(stored.end - stored.begin for _, stored in tensors)},
+        "metadata": {"total_size": sum(stored.nbytes for _, stored in tensors)},
         "weight_map": {name: stored.path.name for name, stored in sorted(tensors)},
     }
     with beside(folder / shards.INDEX, replace=False) as part:
@@ -141,10 +141,7 @@ def convert_gguf(source: Path, out: Path | None) -> int:
     model = GGUF(source)
     config = model.config()
     pending = model.pending(config)
-    try:
-        files = tokenizer_files(model.fields, config.context_length)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+    files = tokenizer_files(source, model.fields, config.context_length)
     raw = {**llama.config_to_hf(config), "torch_dtype": "float16"}
     files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
     progress = Progress(f"{source.name} -> {folder / shards.WEIGHTS}")
@@ -196,7 +193,7 @@ def finished(folder: Path) -> bool:
 def tell(folder: Path) -> int:
     """Print what the folder holds now. Returns the exit code."""
     tensors = shards.find_tensors(folder).values()
-    size = sum(stored.end - stored.begin for stored in tensors)
+    size = sum(stored.nbytes for stored in tensors)
     files = len({stored.path for stored in tensors})
     plural = "s" * (files > 1)
     print(f"{folder} holds {len(tensors)} tensors in {files} file{plural}, {size / 1e9:.2f} GB")

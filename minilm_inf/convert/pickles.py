@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.shards import nothing_to_load, read_weight_map
-from ..checkpoint.tensor_file import DTYPES
+from ..checkpoint.tensor_file import NAMES
 from ..terminal.files import LFS_POINTER, named
 
 WEIGHTS = "pytorch_model.bin"
@@ -116,7 +116,7 @@ def _check(path: Path, name, tensor):
     if name == "__metadata__" or re.search("[\ud800-\udfff]", name):
         raise ValueError(f"{path} holds {named(name)}, which is no name for safetensors")
     is_plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
-    if not is_plain or tensor.dtype not in DTYPES:
+    if not is_plain or tensor.dtype not in NAMES:
         kind = "no numbers" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
         raise ValueError(f"{path} holds {named(name)} as {kind}, which safetensors cannot hold")
 

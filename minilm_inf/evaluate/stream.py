@@ -20,6 +20,7 @@ from ..config import LMInfinite
 from ..terminal.progress import memory
 from ..transformer import Transformer
 from ..writing.sampling import require_numbers
+from ..writing.saved_cache import restore, state_of
 from .byte_counts import ByteCounts
 from .documents import Reading
 from .pairs import Pairs
@@ -133,7 +134,7 @@ class Run:
         """All that restore needs: tensors by name, and facts that JSON can hold."""
         tensors = {name: torch.from_numpy(array) for name, array in self._arrays().items()}
         if self.cache is not None:
-            cache = self.cache.state()
+            cache = state_of(self.cache)
             tensors |= {f"cache.{name}": tensor for name, tensor in cache.items()}
         return tensors, {name: getattr(self, name) for name in FACTS}
 
@@ -156,7 +157,7 @@ class Run:
             raise ValueError("these tensors are not of this place in the text")
         if cache:
             self.cache = self._new_cache()
-            self.cache.restore(cache)
+            restore(self.cache, cache)
             if self.cache.length != self.start:
                 raise ValueError("the cache is of another place in the text")
 

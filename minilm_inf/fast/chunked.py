@@ -1,25 +1,34 @@
 """attention.attend in O(n): every query meets only the keys that it can see.
 
-A text of consecutive positions is a band, read from its first query to its last with a window
-of placed keys that moves along; whatever else there may be is read in chunks. Both leave out
-only keys whose weight in the definition is exactly 0.
+Consecutive positions are a band, read from the first query to the last with a window of placed
+keys that moves along; whatever else there may be is read in chunks. Both leave out only keys
+whose weight in the definition is exactly 0. Rows of a batch that stand at positions of their
+own are read one by one, each without its padding.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..checks import check_attention
 from ..config import FULL_ATTENTION, LMInfinite
-from .band import ROWS, attend_all, attend_band, ceiling_parts, spare_columns
-from .chunk import NOWHERE, Keys, at_ceiling, attend_chunks
+from .band import (
+    LEAST_SCALE,
+    ROWS,
+    How,
+    Keys,
+    attend_band,
+    attend_past,
+    ceiling_is_the_window,
+    spare_columns,
+)
+from .chunk import attend_chunks
 from .middle import Middle, Reach
 
-QUERIES_PER_STRETCH = 16 * ROWS  # for which the window moves along at once
+QUERIES_PER_STRETCH = 24 * ROWS  # for which the window moves along at once
 KEY_HEADS_AT_ONCE = 8  # whose windows are in memory
 ROWS_PLACED_AT_ONCE = 256  # what is made on the way then stays near the processor
 
@@ -50,112 +59,99 @@ def chunked_attend(
         if (positions.diff(dim=-1) <= 0).any():
             raise ValueError(f"{name} must ascend in each row; attend takes them in any order")
     n_reaching = lm.reaching(q.shape[2]) if n_reaching is None else n_reaching
-    n_reaching = n_reaching if lm.top_k else 0
-    back = slice(q.shape[2] - n_reaching, q.shape[2])
+    how = How(scheme, lm, scale), n_reaching if lm.top_k else 0
+    if q_positions.dim() == k_positions.dim() == 1:
+        return attend_text(q, k, v, q_positions, k_positions, *how)
+    of_rows = (x.expand(len(q), -1).split(1) for x in (q_positions, k_positions))
+    rows = zip(q.split(1), k.split(1), v.split(1), *of_rows)
+    return torch.cat([attend_text(*x, i[0], j[0], *how) for *x, i, j in rows])
 
+
+def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) -> Tensor:
+    """chunked_attend where all rows stand at the same positions, (T,) and (S,)."""
+    text = slice(int((k_positions < 0).sum()), None)  # what stands before it is padding
+    k, v, k_positions = k[:, :, text], v[:, :, text], k_positions[text]
+    first = 0 if how.lm.n_local is None else int((k_positions < how.lm.n_global).sum())
+    starting = k[:, :, :first], v[:, :, :first], k_positions[:first]
+    starting = Keys(how.at_home(starting[0], starting[2]), *starting[1:], how.home)
+    n = q.shape[2] - n_reaching  # the others see no middle
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    is_plain = are_a_text(q_positions, k_positions) and ceiling_parts(scheme, lm)
-    if is_plain and lm.n_local is None:
-        placed = scheme.place(q, q_positions), scheme.place(k, k_positions)
-        out = attend_all(*placed, v, scheme, lm, scale)
-    elif learns or not is_plain:
-        out = read_in_chunks(q, k, v, q_positions, k_positions, scheme, lm, scale)
-    else:
-        out = torch.empty_like(q)
-        for head in range(0, k.shape[1], KEY_HEADS_AT_ONCE):
-            heads = range(head, min(head + KEY_HEADS_AT_ONCE, k.shape[1]))
-            read_as_band(q, k, v, int(k_positions[0]), scheme, lm, scale, out, heads)
-    if not n_reaching:
-        return out
-    reach = Reach(
-        Middle.of(k, v), lm, scheme, q_positions[..., back],
-        lambda columns: k_positions[..., columns], k.shape[2], scale,
-    )  # fmt: skip
-    last = q[:, :, back], k, v, q_positions[..., back], k_positions
-    last = read_in_chunks(*last, scheme, lm, scale, reach)
-    return torch.cat((out[:, :, : back.start], last), 2)
+    is_band = ceiling_is_the_window(how) and are_consecutive(q_positions, k_positions)
+    if is_band and learns and sees_all_past(how, len(q_positions), len(k_positions)):
+        placed = (how.scheme.place(x, k_positions) for x in (q, k))
+        return attend_past(*placed, v, how.scale)
+    if is_band and not learns and n:
+        out = read_as_band(q, k, v, int(k_positions[0]), starting, how)
+        if not n_reaching:
+            return out
+    window = Keys(how.scheme.place(k, k_positions), v, k_positions)
+    if learns or not is_band or not n:
+        out = attend_chunks(q[:, :, :n], q_positions[:n], window, starting, how)
+        if not n_reaching:
+            return out
+    ends = torch.searchsorted(k_positions, q_positions[n:] - how.lm.n_local, right=True)
+    reach = Reach(Middle.of(k, v), how, first, ends)
+    last = attend_chunks(q[:, :, n:], q_positions[n:], window, starting, how, reach)
+    return torch.cat((out[:, :, :n], last), 2)
 
 
-def are_a_text(q_positions: Tensor, k_positions: Tensor) -> bool:
+def sees_all_past(how: How, n_queries: int, n_keys: int) -> bool:
+    """Whether every query sees all before it as they are: PyTorch does that, gradients too."""
+    fits = n_queries == n_keys and n_keys <= (how.lm.n_local or n_keys)
+    return fits and not how.scheme.has_bias and how.scale > LEAST_SCALE
+
+
+def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
     """Whether the keys are consecutive tokens of one text, and the queries the last of them."""
-    if q_positions.dim() > 1 or k_positions.dim() > 1 or not len(q_positions):
+    n, m = len(k_positions), len(q_positions)
+    if not 0 < m <= n or k_positions[-1] != k_positions[0] + n - 1:
         return False
-    n = len(k_positions)
-    if len(q_positions) > n or k_positions[0] < 0 or k_positions[-1] != k_positions[0] + n - 1:
-        return False
-    return torch.equal(q_positions, k_positions[n - len(q_positions) :])
+    return torch.equal(q_positions, k_positions[n - m :])
 
 
-def starting_keys(k, v, k_positions, scheme, lm: LMInfinite) -> Keys:
-    """The keys of each row's first n_global tokens, kept as Keys says.
-
-    A row's starting tokens follow its padding, so rows of different padding have them in
-    different places; a row with fewer of them than another is filled up with keys in
-    everybody's future, which nobody sees.
-    """
-    is_starting = (k_positions >= 0) & (k_positions < lm.n_global)
-    count = 0 if lm.n_local is None else int(is_starting.sum(-1).amax()) if k.shape[2] else 0
-    padding = (k_positions < 0).sum(-1, keepdim=True)
-    index = (padding + torch.arange(count)).clamp(max=max(0, k.shape[2] - 1))  # ([B,] S')
-    lacking = torch.arange(count) >= is_starting.sum(-1, keepdim=True)
-    positions = k_positions.gather(-1, index).masked_fill(lacking, NOWHERE)
-    index = torch.atleast_2d(index)[:, None, :, None].to(k.device)
-    k, v = (x.take_along_dim(index, 2) for x in (k, v))
-    return keep_starting(k, v, positions, scheme, lm)
-
-
-def keep_starting(k, v, positions, scheme, lm: LMInfinite) -> Keys:
-    """Starting keys that are not placed, at home; without a ceiling, at their own positions."""
-    if lm.distance_ceiling is None:
-        return Keys(scheme.place(k, positions), v, positions)
-    return Keys(at_ceiling(k, scheme, lm), v, positions, -lm.distance_ceiling)
-
-
-def read_in_chunks(
-    q, k, v, q_positions, k_positions, scheme, lm: LMInfinite, scale: float, middle=None
-) -> Tensor:
-    """chunked_attend for any positions that ascend, with gradients."""
-    window = Keys(scheme.place(k, k_positions), v, k_positions)
-    starting = starting_keys(k, v, k_positions, scheme, lm)
-    return attend_chunks(q, q_positions, window, starting, scheme, lm, scale, middle=middle)
-
-
-def read_as_band(q, k, v, first: int, scheme, lm: LMInfinite, scale: float, out, heads: range):
-    """Write to out what the queries of some key heads gather; the first key is token `first`.
+def read_as_band(q, k, v, first: int, starting: Keys, how: How) -> Tensor:
+    """What consecutive queries gather; the first key is token `first`.
 
     The placed keys of a stretch of queries stand in a buffer, those before the stretch's own
     in its first columns: from there the next stretch moves on, so that each is placed once.
     """
-    lm = replace(lm, n_local=min(lm.n_local, k.shape[2]))  # a longer window has no more keys
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    early = torch.arange(first, max(first, min(lm.n_global, first + k.shape[2])))
-    starting = (x[:, :, : len(early)] for x in (k, v))
-    starting = keep_starting(*starting, early, scheme, lm)
-    starting = starting._replace(k=starting.k.to(exact), v=starting.v.to(exact))
-    spare, reach = spare_columns(lm, len(early)), lm.n_local - 1
+    out, n, n_kv_head, n_queries = torch.empty_like(q), k.shape[2], k.shape[1], q.shape[2]
+    group, reach = q.shape[1] // n_kv_head, min(n, how.lm.n_local or n) - 1
+    spare = spare_columns(starting.k.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
-    columns = spare + reach + min(stretch, q.shape[2])
-    buffer = q.new_empty(len(q), len(heads), columns, q.shape[3], dtype=exact)
-    for start in range(0, q.shape[2], stretch):
-        own = k.shape[2] - q.shape[2] + start  # the first query's own key
-        last = min(own + stretch, k.shape[2])
-        oldest = max(0, own - reach)
-        column = spare + reach - own  # where key 0 would stand
-        new = own if start else oldest
-        if start:
-            moved = buffer[:, :, column + oldest + stretch : column + own + stretch]
-            buffer[:, :, column + oldest : column + own] = moved
-        place = scheme.at(torch.arange(first + new, first + last), exact, q.device)
-        for at in range(new, last, ROWS_PLACED_AT_ONCE):
-            to = min(at + ROWS_PLACED_AT_ONCE, last)
-            fresh = k[:, heads.start : heads.stop, at:to]
-            buffer[:, :, column + at : column + to] = place(fresh, slice(at - new, to - new))
-        queries = slice(start, start + last - own)
-        attend_band(
-            q[:, :, queries], lambda x, rows, place=place, shift=own - new: place(
-                x, slice(rows.start + shift, rows.stop + shift)
-            ),
-            buffer[:, :, column + oldest - spare : column + last],
-            v[:, :, oldest:last].to(exact), starting, first + own, scheme, lm, scale,
-            out[:, :, queries], heads,
-        )  # fmt: skip
+    room = reach if n_queries > stretch else min(reach, n - n_queries)  # for keys before
+    columns = spare + room + min(stretch, n_queries)
+    for some in torch.arange(n_kv_head).split(KEY_HEADS_AT_ONCE):
+        heads = slice(int(some[0]), int(some[-1]) + 1)
+        query_heads = slice(heads.start * group, heads.stop * group)
+        at_home = starting._replace(k=starting.k[:, heads], v=starting.v[:, heads])
+        buffer = q.new_empty(len(q), len(some), columns, q.shape[3], dtype=exact)
+        for start in range(0, n_queries, stretch):
+            own = n - n_queries + start  # the first query's own key
+            last = min(own + stretch, n)
+            oldest = max(0, own - reach)
+            column = spare + room - own  # where key 0 would stand
+            new = own if start else oldest
+            if start:
+                moved = buffer[:, :, column + oldest + stretch : column + own + stretch]
+                buffer[:, :, column + oldest : column + own] = moved
+            place = how.scheme.at(torch.arange(first + new, first + last), exact, q.device)
+            for at in range(new, last, ROWS_PLACED_AT_ONCE):
+                to = min(at + ROWS_PLACED_AT_ONCE, last)
+                fresh = k[:, heads, at:to].to(exact)
+                buffer[:, :, column + at : column + to] = place(
+                    fresh, slice(at - new, to - new)
+                )
+
+            def place_queries(x, rows, place=place, shift=own - new):
+                return place(x, slice(rows.start + shift, rows.stop + shift))
+
+            queries = slice(start, start + last - own)
+            attend_band(
+                q[:, query_heads, queries], place_queries,
+                buffer[:, :, column + oldest - spare : column + last],
+                v[:, heads, oldest:last], at_home, first + own, how,
+                out[:, query_heads, queries], query_heads.start,
+            )  # fmt: skip
+    return out

@@ -1,6 +1,6 @@
 """A decode step as a program: recorded once, compiled, and run for every token that follows.
 
-fast/one_token.py takes a token in shapes that never change, however long the text is. So on a
+reading.py takes one token in shapes that never change, however long the text is. So on a
 CPU the step can be recorded (torch.export) and compiled ahead of time (AOTInductor). The
 program is handed the weights and the cache's rings, works in them, and copies none. It is
 called past Python: nothing is looked up or checked between two tokens, which with torch.compile
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..transformer import Transformer
 from .cache import Cache
-from .one_token import rings_of, shape_can_be_fixed
+from .reading import rings_of
 
 # One row times a matrix is a sum for each column, which fuses with what is around it. PyTorch
 # does so up to 2,048 rows and columns; larger matrices stay products.
@@ -40,7 +40,8 @@ def compiled_step(model: Transformer, cache: Cache | None):
     It serves any cache of the first one's shapes. Raises ValueError for a setting whose steps
     change their shape, and where there is no C++ compiler for the CPU.
     """
-    if cache is None or not shape_can_be_fixed(cache.lm) or cache.lm.top_k:
+    lm = cache and cache.lm
+    if not lm or not lm.n_local or lm.distance_ceiling not in (None, lm.n_local) or lm.top_k:
         raise ValueError(
             "only the chunked path with a window, a ceiling of its size or none, and no top-k "
             "can be compiled: leave out --compile"

@@ -1,8 +1,19 @@
 """The next tokens of texts whose past a cache keeps: what they see, worked out once for all
 layers.
 
-Which of four ways serves them is decided here, by positions and setting alone: one token that
-sees all that is kept; all of the past; a band; or, for whatever else, chunks.
+One token is one product over all that is kept. Its window is in the ring, in any order, since
+each key carries its position. After the ring stand the starting keys, placed again for this
+very query: from home at -C they are moved to i - C, where a query at i finds each of them
+exactly C away, as the ceiling asks. So one fused call over
+
+    | ring: n_local keys | starting keys at i - C |
+
+is the definition's softmax over the same keys, however long the text is. What a row does not
+see of it, since it is padding, or a starting key that is still in the window, a mask hides.
+
+More tokens are a band, or, where the ceiling is not the window, chunks; and so are those that
+reach back to the middle. Rows of different lengths are then read one by one, each without its
+padding.
 """
 
 from __future__ import annotations
@@ -10,118 +21,231 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .band import attend_all, attend_band, ceiling_parts, spare_columns
+from .band import How, Keys, attend_band, ceiling_is_the_window, spare_columns
 from .cache import Cache
-from .chunk import Keys, attend_chunks
+from .chunk import Found, attend_chunks, by_key_head
 from .middle import Reach
-from .one_token import OneToken, kept_columns
 
 
 class Reading:
     """Attention for the next n_new tokens of each row of a cache.
 
     n_reaching: how many of the last of them reach back to the middle, where a layer does.
-    learns: whether gradients will be asked for.
     """
 
-    def __init__(
-        self, cache: Cache, config, scheme, n_new: int, n_reaching: int, learns: bool, like
-    ):
-        self.cache, self.scheme, self.lm = cache, scheme, cache.lm
+    def __init__(self, cache: Cache, config, scheme, n_new: int, n_reaching: int, like: Tensor):
         scale = config.softmax_scale
-        self.scale = 1 / math.sqrt(config.head_dim) if scale is None else float(scale)
-        self.n_new, self.n_reaching, self.paddings = n_new, n_reaching, cache.paddings
-        columns = None if learns or n_new > 1 else kept_columns(cache, scheme)
-        self.one = None
-        if columns is not None:
+        scale = 1 / math.sqrt(config.head_dim) if scale is None else float(scale)
+        self.cache, self.how = cache, How(scheme, cache.lm, scale)
+        self.n_new, self.n_reaching, self.end = n_new, n_reaching, cache.length + n_new
+        self.is_band, self.one = ceiling_is_the_window(self.how), None
+        # The rows that are read together, and their padding.
+        self.rows = [
+            (slice(row, row + 1), padding) for row, padding in enumerate(cache.padding)
+        ]
+        if len(set(cache.padding)) == 1:
+            self.rows = [(slice(None), cache.padding[0])]
+        has_begun = max(cache.padding) <= cache.length  # no row is padding still
+        if n_new == 1 and self.is_band and has_begun and starting_tokens_are_read(cache):
             position = torch.full((), cache.length, device=like.device)
-            self.one = OneToken(cache, scheme, position, self.scale, columns)
+            rings = rings_of(cache, is_fixed=False)
+            self.one = OneToken(cache, scheme, position, scale, rings, is_fixed=False)
             return
-        lm, start = self.lm, cache.first_position + cache.length
-        self.positions = torch.arange(start, start + n_new)
-        self.place = scheme.at(self.positions, like.dtype, like.device)
-        self.origin = cache.first_position
-        if cache.padding is not None:
-            self.origin = self.origin + cache.padding[:, None]
-        fits = ceiling_parts(scheme, lm)
-        padded = cache.padding is not None
-        if padded and lm.n_local is not None:  # beyond the window no padding is seen
-            told_apart = scheme.has_bias and lm.distance_ceiling is None
-            furthest = max(lm.n_local, lm.distance_ceiling or 0)
-            padded = told_apart or cache.shortest + 1 < furthest + lm.n_global
-        self.in_all = fits and not padded and lm.n_local is None
-        self.in_band = fits and not padded and not learns and lm.n_local is not None
+        columns = torch.arange(cache.length, self.end)
+        self.place = scheme.at(columns + cache.first_position, like.dtype, like.device)
+        self.place_home = self.place
+        if self.how.home is not None:
+            home = torch.tensor([self.how.home])
+            self.place_home = scheme.at(home, like.dtype, like.device)
+        self.is_padding = None
+        if max(cache.padding) > cache.length:
+            is_padding = columns < torch.tensor(cache.padding)[:, None]
+            self.is_padding = is_padding[:, None, :, None].to(like.device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Take in a layer's k, v (B, H_kv, T, D), not placed; what q (B, H, T, D) gathers."""
-        cache, kept = self.cache, self.cache.layers[layer]
-        if self.one is not None:
-            if kept.middle:
-                kept.middle.append(k, v)
-            return self.one(layer, q, k, v, self.reach(kept))
-        spare = 0
-        if self.in_band:
-            n_starting = min(self.lm.n_global, cache.shortest + self.n_new)
-            spare = spare_columns(self.lm, max(n_starting, kept.starting_keys.shape[2]))
-        keys, values = kept.extend(
-            self.place(k), k, v, cache.length, self.paddings, self.scheme, spare
+        kept = self.cache.layers[layer]
+        if kept.middle:
+            kept.middle.append(k, v)
+        if self.one:
+            if not (kept.middle and self.n_reaching):
+                return self.one(layer, q, k, v)
+            found = [self.reach(kept, *row, 1).find(q[row[0]]) for row in self.rows]
+            return self.one(layer, q, k, v, Found(*map(torch.cat, zip(*found))))
+        if self.is_padding is not None:  # what is masked in a later step must not be NaN
+            k, v = (x.masked_fill(self.is_padding, 0) for x in (k, v))
+        spare = self.spare(kept)
+        window = kept.extend(
+            self.place(k), self.place_home(k), v, self.cache.length, self.cache.padding, spare
         )
-        reach, some = self.reach(kept), slice(0, self.n_new - self.n_reaching)
-        if reach is None:
-            some = slice(0, self.n_new)
-        window = keys[:, :, spare:], values
-        if not some.stop:
-            return self.chunks(q, slice(0, self.n_new), *window, kept, reach)
-        if self.in_all:
-            out = attend_all(self.place(q), *window, self.scheme, self.lm, self.scale)
-        elif self.in_band:
-            out = self.band(q, keys, values, kept)
-        else:
-            out = self.chunks(q, some, *window, kept)
-        if reach is None:
-            return out
-        last = self.chunks(q, slice(some.stop, self.n_new), *window, kept, reach)
-        return torch.cat((out[:, :, some], last), 2)
-
-    def band(self, q: Tensor, keys: Tensor, values: Tensor, kept) -> Tensor:
-        """By band.py. Where rows are padded, no query sees padding or feels its length any
-        more: the shortest text stands for all."""
-        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-        starting, out = self.starting(kept), torch.empty_like(q)
-        positions = starting.positions
-        positions = positions.amax(0) if positions.dim() > 1 else positions
-        starting = Keys(starting.k.to(exact), starting.v.to(exact), positions, starting.home)
-        attend_band(
-            q, self.place, keys.to(exact), values.to(exact), starting, int(self.positions[0]),
-            self.scheme, self.lm, self.scale, out,
-        )  # fmt: skip
+        out = torch.zeros_like(q)
+        for rows, padding in self.rows:
+            if padding < self.end:
+                self.attend_rows(rows, padding, q, *window, kept, out)
         return out
 
-    def chunks(self, q: Tensor, rows: slice, keys, values, kept, reach=None) -> Tensor:
-        """By chunk.py: those rows of the queries."""
-        newest = self.positions[-1]
-        window = Keys(keys, values, torch.arange(newest + 1 - keys.shape[2], newest + 1))
-        return attend_chunks(
-            q[:, :, rows], self.positions[rows], window, self.starting(kept), self.scheme,
-            self.lm, self.scale, self.origin, reach,
-        )  # fmt: skip
+    def spare(self, kept) -> int:
+        """Columns before the window's keys, as band.py needs them."""
+        longest, n_local = self.end - min(self.cache.padding), kept.lm.n_local
+        return spare_columns(kept.n_starting(longest), min(self.end, n_local or self.end))
 
-    def starting(self, kept) -> Keys:
-        """A layer's starting keys; those that a row has not read yet lie in its future."""
-        k, v, ceiling = kept.starting_keys, kept.starting_values, self.lm.distance_ceiling
-        positions = self.origin + torch.arange(k.shape[2])
-        return Keys(k, v, positions, None if ceiling is None else -ceiling)
+    def attend_rows(self, rows: slice, padding: int, q, keys, values, kept, out):
+        """Write to out what the queries of some rows gather, which have the same padding."""
+        first, end = self.cache.first_position, self.cache.first_position + self.end
+        n = min(self.n_new, self.end - padding)  # new tokens that are text
+        n_keys = min(values.shape[2], self.end - padding)
+        spare = keys.shape[2] - values.shape[2]
+        q, out = q[rows, :, -n:], out[rows, :, -n:]
+        keys, values = keys[rows, :, -n_keys - spare :], values[rows, :, -n_keys:]
+        window = Keys(keys[:, :, spare:], values, torch.arange(end - n_keys, end))
+        starting = kept.starting_keys[rows], kept.starting_values[rows]
+        positions = torch.arange(starting[0].shape[2]) + first + padding
+        starting = Keys(*starting, positions, self.how.home)
+        positions = torch.arange(end - n, end)
 
-    def reach(self, kept) -> Reach | None:
-        """How the last tokens reach back in a layer; None where they do not."""
-        if kept.middle is None or not self.n_reaching:
-            return None
-        end = self.cache.length + self.n_new
-        padding = 0 if self.cache.padding is None else self.cache.padding[:, None]
-        return Reach(
-            kept.middle, kept.lm, self.scheme,
-            torch.arange(end - self.n_reaching, end) - padding,
-            lambda columns: columns - padding, max(0, end - kept.lm.n_local), self.scale,
-        )  # fmt: skip
+        n_reaching = min(n, self.n_reaching) if kept.middle else 0
+        skipped = self.n_new - n
+
+        def place(x: Tensor, here: slice) -> Tensor:
+            return self.place(x, slice(skipped + here.start, skipped + here.stop))
+
+        if n_reaching < n and self.is_band:
+            attend_band(q, place, keys, values, starting, end - n, self.how, out)
+        elif n_reaching < n:
+            out.copy_(attend_chunks(q, positions, window, starting, self.how))
+        if n_reaching:
+            back = slice(n - n_reaching, n)
+            reach = self.reach(kept, rows, padding, n_reaching)
+            out[:, :, back] = attend_chunks(
+                q[:, :, back], positions[back], window, starting, self.how, reach
+            )
+
+    def reach(self, kept, rows: slice, padding: int, n_reaching: int) -> Reach:
+        """How the last of the next tokens reach back to a layer's middle, by columns."""
+        lm = kept.lm
+        ends = torch.arange(self.end - n_reaching, self.end) - lm.n_local + 1
+        return Reach(kept.middle, self.how, padding + lm.n_global, ends, rows)
+
+
+def starting_tokens_are_read(cache: Cache) -> bool:
+    """Whether the next token of no row is a starting token, which a step would not keep."""
+    return cache.lm.n_local is None or cache.shortest >= cache.lm.n_global
+
+
+class OneToken:
+    """What the next token of each row sees, for all layers.
+
+    position: (), integer: the tokens that the cache has read, on its device.
+    rings:    rings_of(cache, ...); with all columns that there will ever be, is_fixed, and a
+              mask hides the empty ones.
+    """
+
+    def __init__(self, cache: Cache, scheme, position: Tensor, scale, rings, is_fixed: bool):
+        lm, self.scale, self.rings = cache.lm, scale, rings
+        like, starting = rings[0][1:]
+        exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.turn = None
+        if not scheme.has_bias:
+            self.turn = scheme.matrix(position + cache.first_position, like.shape[-1], exact)
+        self.slot = (position if lm.n_local is None else position % lm.n_local).view(1)
+        self.moves = (
+            starting is not None and not scheme.has_bias and lm.distance_ceiling is not None
+        )
+        if self.moves:
+            after = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
+            self.slots = torch.cat((self.slot, after))
+        self.mask = None
+        if is_fixed or scheme.has_bias or some_is_hidden(cache):
+            self.mask = mask_of(cache, scheme, position, like)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, found=None) -> Tensor:
+        """Take in a layer's new k, v (B, H_kv, 1, D), not placed; what q (B, H, 1, D) gathers.
+        found: the middle keys that come back, if any."""
+        keys, values, starting = self.rings[layer]
+        if self.moves:
+            keys.index_copy_(2, self.slots, self.place(torch.cat((k, starting), 2)))
+        else:
+            keys.index_copy_(2, self.slot, self.place(k))
+        values.index_copy_(2, self.slot, v)
+        if found is not None:
+            return self.with_middle(q, keys, values, found)
+        q, n_kv_head, mask = self.place(q), k.shape[1], self.mask
+        group = q.shape[1] // n_kv_head
+        if mask is not None:  # (.., H_kv, H / H_kv, S): the queries of a key head, in its rows
+            by_head = mask.shape[1] > 1
+            mask = mask.view(len(mask), n_kv_head, group, -1) if by_head else mask
+        q = q.view(len(q), n_kv_head, group, q.shape[3])
+        gathered = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask, scale=self.scale
+        )
+        return gathered.reshape(len(q), n_kv_head * group, 1, -1)
+
+    def with_middle(self, q: Tensor, keys: Tensor, values: Tensor, found: Found) -> Tensor:
+        """The same with middle keys, each query head's own, under the same softmax."""
+        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+        near = by_key_head(self.place(q.to(exact)), keys.to(exact).mT) * self.scale
+        near = near if self.mask is None else near + self.mask
+        at_middle = found.logits.to(exact).masked_fill(~found.valid, torch.finfo(exact).min)
+        weights = torch.cat((near, at_middle), -1).softmax(-1)
+        near, at_middle = weights.split([keys.shape[2], found.logits.shape[3]], -1)
+        gathered = torch.einsum("bhtk,bhtkd->bhtd", at_middle, found.v.to(exact))
+        return (by_key_head(near, values.to(exact)) + gathered).to(q.dtype)
+
+    def place(self, x: Tensor) -> Tensor:
+        """x at the query's position."""
+        if self.turn is None:
+            return x
+        if x.dtype == self.turn.dtype:
+            return x @ self.turn
+        return (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
+
+
+def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
+    """Of each layer, what a step reads and writes: keys and values (B, H_kv, columns, D), and
+    the starting keys (B, H_kv, n_global, D) to place again, None where none is seen.
+
+    is_fixed: all columns that there will ever be, instead of those that are filled.
+    """
+    lm, rings = cache.lm, []
+    for layer in cache.layers:
+        if not is_fixed:
+            layer.make_room(cache.length + 1, cache.shortest + 1)
+        keys, values, starting = layer.keys, layer.values, layer.starting_keys
+        if not is_fixed and (lm.n_local is None or cache.length < lm.n_local):
+            filled = slice(0, cache.length + 1)
+            keys, values, starting = keys[:, :, filled], values[:, :, filled], None
+        rings.append((keys, values, starting if lm.n_global else None))
+    return rings
+
+
+def some_is_hidden(cache: Cache) -> bool:
+    """Whether the next token of some row does not see all columns that are filled."""
+    lm, end, shortest = cache.lm, cache.length + 1, cache.shortest + 1
+    if lm.n_local is None or end <= lm.n_local:
+        return shortest < end
+    return shortest < lm.n_local + lm.n_global
+
+
+def mask_of(cache: Cache, scheme, position: Tensor, like: Tensor) -> Tensor:
+    """What is added to the logits of each column, the bias of its distance or the lowest number
+    where it is hidden: (B, 1 or H, 1, columns)."""
+    lm, device = cache.lm, like.device
+    n_ring = like.shape[2] if lm.n_local is None else min(like.shape[2], lm.n_local)
+    slots = torch.arange(n_ring, device=device)
+    near = position - slots if lm.n_local is None else (position - slots) % lm.n_local
+    padding = torch.tensor(cache.padding, device=device)[:, None]
+    far = position - padding - torch.arange(like.shape[2] - n_ring, device=device)  # (B, G)
+    hidden = position - near < padding
+    if far.shape[1]:
+        hidden = torch.cat((hidden, far < lm.n_local), -1)
+    d = torch.cat((near.expand(len(far), -1), far), -1)
+    exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+    bias = torch.zeros((), dtype=exact, device=device)
+    if scheme.has_bias:
+        d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
+        bias = scheme.bias(d[:, None]).to(exact)  # (B, H, 1, S)
+    mask = torch.where(hidden[:, None, None], torch.finfo(like.dtype).min, bias)
+    return mask.to(like.dtype)

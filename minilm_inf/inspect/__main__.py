@@ -25,9 +25,8 @@ import torch
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..terminal.files import named
-from ..writing.planning.units import scaled
-from .folder_facts import look
-from .memory import LENGTHS
+from ..terminal.progress import scaled
+from .folder_facts import LENGTHS, look
 from .probe import load_and_probe
 
 

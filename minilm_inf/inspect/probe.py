@@ -20,8 +20,8 @@ from ..config import ModelConfig
 from ..evaluate.compare import stream_nll
 from ..positions import Alibi, Rotary
 from ..terminal import options as flags
+from ..terminal.progress import scaled
 from ..transformer import Transformer
-from ..writing.planning.units import scaled
 
 SOURCE = "chapter 1 of Jane Austen's Northanger Abbey (1817)"
 TEXT = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..config import LMInfinite, ModelConfig
-from ..fast.blocks import KINDS
+from ..fast.middle import KINDS
 from .files import named, shown
 
 PACKAGE = Path(__file__).resolve().parents[1]

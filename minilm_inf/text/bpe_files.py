@@ -20,14 +20,14 @@ import re
 from pathlib import Path
 
 from ..terminal.files import read_text, shown
+from ..terminal.json_parts import part_of
 from .around import Added, Around
 from .byte_level import ByteLevelTokenizer, byte_letters, joined
-from .json_parts import part_of
 from .named_tokens import asked_for, kept, listed_tokens, named_ids
 from .words import GPT2, LLAMA3_PATTERN
 
 BYTE_OF = {letter: byte for byte, letter in enumerate(byte_letters())}
-LONGEST_TOKEN = 1000  # bytes; of those in use, 128
+LONGEST_TOKEN = 256  # bytes; of those in use, 128
 MOST_ROUNDS = 10  # of those in use, 2
 LLAMA3_RANKS = 128_000
 LLAMA3_SPECIAL = (  # the 256 ids after the ranks begin with these; the others are reserved

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..checks import check_lm
+from ..checks import Guard, check_lm
 from ..config import LMInfinite, require_integer
-from ..fast.cache import Guard
 from ..fast.compiled import compiled_step
-from ..fast.one_token import has_fixed_shape
+from ..fast.reading import starting_tokens_are_read
 from ..terminal.files import shown
 from ..transformer import Transformer
 from . import sampling
@@ -140,8 +139,8 @@ class Session(Guard):
         else:
             tokens, lengths = self._rows(new)
             if not self.cache.length:
-                self.cache.pad(tokens.shape[1] - torch.tensor(lengths))
-            if self.decode and tokens.shape[1] == 1 and has_fixed_shape(self.cache):
+                self.cache.pad([tokens.shape[1] - length for length in lengths])
+            if self.decode and tokens.shape[1] == 1 and starting_tokens_are_read(self.cache):
                 return self._step(tokens)
             hidden = self.model.prefill(tokens, self.lm, self.cache, self.prefill_chunk, enough)
         return None if hidden is None else self.model.head(hidden[:, -1]).cpu()
@@ -169,7 +168,7 @@ class Session(Guard):
             self.cache.settle()
             position = torch.full((), self.cache.length, device=self.device)
             logits = self.decode(tokens, self.cache, position)
-            self.cache.count(1)
+            self.cache.length += 1
         return logits.cpu()
 
     def accept(self, id: int, number: int = 0):

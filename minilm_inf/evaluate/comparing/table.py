@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...writing.planning.units import scaled
+from ...terminal.progress import scaled
 
 
 def cell(found: dict | None) -> str:
