@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT
 
 from minilm_inf import generate, load
-from minilm_inf.evaluate import resume
+from minilm_inf.checkpoint import run_state, tensor_file
 from minilm_inf.models import llama
 from minilm_inf.terminal.files import claimed
 from minilm_inf.train import __main__ as train
@@ -242,12 +242,14 @@ def test_a_damaged_state_is_one_sentence(run, stopped, tmp_path):
     path = state_in(tmp_path)
     whole = path.read_bytes()
     edited = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
-    for content, told in ((whole[:1000], "no whole state"), (edited, "was edited or damaged")):
+    tensor_file.write_tensors(path, {"x": torch.zeros(3)}, {"run": '{"step": 1}'})
+    for content, told in ((whole[:1000], "no whole state"), (edited, "was edited or damaged"),
+                          (path.read_bytes(), "no state of this version")):  # fmt: skip
         path.write_bytes(content)
         code, said = run("--resume")
         assert code == 1 and told in said and path.read_bytes() == content
     path.write_bytes(whole)
-    known, held = resume.read_facts(path), resume.read_tensors(path)
+    known, held = run_state.read_state(path)
     held = {name: x.clone() for name, x in held.items()}
     name = "weight.norm.weight"
     for facts, tensors in (
@@ -257,7 +259,7 @@ def test_a_damaged_state_is_one_sentence(run, stopped, tmp_path):
         ({}, {name: None}), ({}, {"weight.other": torch.zeros(1)}),
     ):  # fmt: skip
         wrong = {name: x for name, x in (held | tensors).items() if x is not None}
-        resume.write_state(path, wrong, known | facts)
+        run_state.write_state(path, wrong, known | facts)
         code, said = run("--resume")
         assert code == 1 and "not a whole state" in said, facts
 
