@@ -328,7 +328,9 @@ def test_the_state_is_saved_as_time_passes(folder, call, tmp_path, monkeypatch):
     assert saves == [0, 180, 360, 540]  # every 9 steps of 7 seconds
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "name", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_real_signal_stops_a_real_run(folder, tmp_path, name):
     """The tests above raise the signal themselves; a terminal sends it from outside. What
     kill -9 leaves behind is resumed in test_faults and `make kills`."""
