@@ -20,7 +20,9 @@ import numpy as np
 
 from . import corpus, load
 from .config import LMInfinite
-from .evaluate.compare import by_position, encoded, table
+from .evaluate.compare import encoded
+from .evaluate.measure import by_position
+from .evaluate.table import card_table
 from .terminal.ending import guarded
 from .terminal.files import (
     check_output,
@@ -218,7 +220,7 @@ def write_card(folder: Path, corpus_folder: Path, report) -> str:
     documents = encoded(texts, tokenizer, length)
     held_out = [id for text in texts.values() for id in tokenizer.encode(text, bos=False)]
     practice = Practice(tokenizer, np.array(held_out))
-    rows = by_position(model, documents, lm, report, n_bos=len(practice.bos))
+    rows = by_position(model, documents, lm, n_bos=len(practice.bos))
     accuracy = pass_key_accuracy(model, practice, config.context_length, count=TRIALS, seed=1)
     report(f"pass keys {accuracy:.1%}")
     ids = practice.bos + tokenizer.encode(PROMPT, bos=False)
@@ -233,7 +235,7 @@ def write_card(folder: Path, corpus_folder: Path, report) -> str:
         tokenizer=tokenizer_kind(tokenizer), verdict=verdict(rows), pass_keys=accuracy,
         trials=TRIALS, held_out=", ".join(sorted(texts)), length=length, n_global=lm.n_global,
         last_tokens=config.context_length - 1, stride=config.context_length // 2,
-        table=table(rows), greedy_tokens=GREEDY_TOKENS, prompt=PROMPT,
+        table=card_table(rows), greedy_tokens=GREEDY_TOKENS, prompt=PROMPT,
         continuation=json.dumps(continuation),
     )  # fmt: skip
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import random
+import struct
 from contextlib import contextmanager
 from pathlib import Path
 
 import forks
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minilm_inf import load
 from minilm_inf.checkpoint import save
@@ -306,3 +307,30 @@ def interrupted(module: torch.nn.Module):
     with pytest.raises(KeyboardInterrupt):
         yield
     hook.remove()
+
+
+def change_config(folder: Path, remove=(), **changes):
+    """Let the config.json of a checkpoint say something else."""
+    raw = json.loads((folder / "config.json").read_text())
+    raw = {key: value for key, value in raw.items() if key not in remove}
+    (folder / "config.json").write_text(json.dumps(raw | changes))
+
+
+def change_tensors(folder: Path, change):
+    """Let `change` edit the dictionary of a checkpoint's tensors, and store it again."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+
+
+def write_sparse(path: Path, tensors: dict[str, tuple[list[int], str]]):
+    """A safetensors file of zeros that takes no space on the disk: name -> shape and dtype."""
+    header, end = {}, 0
+    for name, (shape, dtype) in tensors.items():
+        begin, end = end, end + math.prod(shape) * (4 if dtype == "F32" else 2)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)

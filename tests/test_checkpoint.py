@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, some_tokens, tiny_model
+from conftest import (
+    FAMILIES,
+    ROOT,
+    change_config,
+    change_tensors,
+    some_tokens,
+    tiny_model,
+    write_sparse,
+)  # fmt: skip
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -45,20 +53,6 @@ def folder(tmp_path) -> Path:
     """A whole checkpoint, to be damaged."""
     save(make_model(), tmp_path)
     return tmp_path
-
-
-def change_config(folder: Path, remove=(), **changes):
-    raw = json.loads((folder / "config.json").read_text())
-    raw = {key: value for key, value in raw.items() if key not in remove}
-    (folder / "config.json").write_text(json.dumps(raw | changes))
-
-
-def change_tensors(folder: Path, change):
-    """Let `change` edit the dictionary of tensors, and store it again."""
-    tensors = load_file(folder / "model.safetensors")
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 def change_header(folder: Path, change):
@@ -684,16 +678,9 @@ def write_sparse_checkpoint(folder: Path, dtype: str):
     )  # fmt: skip
     with torch.device("meta"):
         model = llama.build(config)
-    header, end = {}, 0
-    for name, piece in checkpoint.named_pieces(model).items():
-        begin, end = end, end + piece.numel() * (4 if dtype == "F32" else 2)
-        header[name] = {
-            "dtype": dtype, "shape": list(piece.shape), "data_offsets": [begin, end],
-        }  # fmt: skip
-    text = json.dumps(header).encode()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
+    pieces = checkpoint.named_pieces(model).items()
+    tensors = {name: (list(piece.shape), dtype) for name, piece in pieces}
+    write_sparse(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text(json.dumps(llama.config_to_hf(config)))
 
 

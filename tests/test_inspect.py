@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny_model
-from safetensors.torch import load_file, save_file
+from conftest import ROOT, change_config, change_tensors, tiny_model, write_sparse
+from safetensors.torch import load_file
 
 from minilm_inf import load
 from minilm_inf.checkpoint import checkpoint, load_model, save, shards
@@ -51,19 +51,6 @@ def line_of(text: str, label: str) -> str:
     return found[0]
 
 
-def change_tensors(folder: Path, change):
-    """Let `change` edit the dictionary of tensors, and store it again."""
-    path = folder / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    change(tensors)
-    save_file(tensors, path)
-
-
-def change_config(folder: Path, **changes):
-    raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | changes))
-
-
 # A large folder, of which only the headers are read
 
 LLAMA_7B = {
@@ -90,19 +77,12 @@ def write_sparse_7b(folder: Path):
         tensors[BUFFER.format(layer)] = ([64], "F32")
     weight_map = {}
     for number in (1, 2):
-        file = f"model-0000{number}-of-00002.safetensors"
-        header, end = {}, 0
-        for name, (shape, dtype) in tensors.items():
+        file, held = f"model-0000{number}-of-00002.safetensors", {}
+        for name, facts in tensors.items():
             layer = re.search(r"\.(\d+)\.", name)
-            if (2 if layer is None or int(layer[1]) >= 24 else 1) != number:
-                continue
-            begin, end = end, end + torch.Size(shape).numel() * (2 if dtype == "F16" else 4)
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-            weight_map[name] = file
-        text = json.dumps(header).encode()
-        with open(folder / file, "wb") as out:
-            out.write(struct.pack("<Q", len(text)) + text)
-            out.truncate(8 + len(text) + end)
+            if (2 if layer is None or int(layer[1]) >= 24 else 1) == number:
+                held[name], weight_map[name] = facts, file
+        write_sparse(folder / file, held)
     (folder / shards.INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 

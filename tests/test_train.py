@@ -16,8 +16,7 @@ import torch
 from conftest import ROOT
 
 from minilm_inf import generate, load
-from minilm_inf.checkpoint import tensor_file
-from minilm_inf.evaluate import resume
+from minilm_inf.checkpoint import run_state, tensor_file
 from minilm_inf.terminal.files import claimed
 from minilm_inf.train import __main__ as train
 from minilm_inf.train import recipes, trained_folder, training
@@ -308,11 +307,11 @@ def test_a_damaged_state_is_one_sentence(text, stopped, capsys):
 def test_a_state_of_another_kind_is_refused(text, stopped, capsys, facts, tensors, said):
     """A traceback, or a weight that spreads, by somebody who made the checksum too."""
     path = state_of(stopped)
-    known, held = resume.read_facts(path), resume.read_tensors(path)
+    known, held = run_state.read_state(path)
     assert "weight.norm.weight" in held
     held = {name: x.clone() for name, x in held.items()} | tensors
     held = {name: x for name, x in held.items() if x is not None}
-    resume.write_state(path, held, known | facts)
+    run_state.write_state(path, held, known | facts)
     assert train.main(flags(text, stopped, "--resume")) == 1
     assert said in error(capsys)
 

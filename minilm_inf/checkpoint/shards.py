@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..terminal.files import LFS_POINTER, named, read_json, reason, shown
+from ..terminal.files import LFS_POINTER, named, read_json, reason, refuse_pointer, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -86,11 +86,7 @@ def opened(path: Path):
     """A safetensors file whose header is in order. Raises ValueError for any other."""
     try:
         with open(path, "rb") as file:
-            start = file.read(len(LFS_POINTER))
-        if start == LFS_POINTER:
-            raise ValueError(
-                f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
-            )
+            refuse_pointer(path, file.read(len(LFS_POINTER)))
         return safe_open(path, framework="pt", device="cpu")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {reason(error)}") from error
@@ -115,7 +111,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     weight_map = read_weight_map(index)
     found: dict[str, Stored] = {}
     for shard in dict.fromkeys(weight_map.values()):
-        for name, stored in read_header(_shard_path(index, shard)).items():
+        for name, stored in read_header(shard_path(index, shard)).items():
             if name in found:
                 raise ValueError(
                     f"the tensor {named(name)} is in two files, {found[name].path} and "
@@ -150,7 +146,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shard_path(index: Path, shard: str) -> Path:
+def shard_path(index: Path, shard: str) -> Path:
     """The file that an index names, which must stand beside the index."""
     # A Windows path knows both slashes and drive letters, so every system refuses the same.
     plain = PureWindowsPath(shard).name == shard and shard not in ("", "..")

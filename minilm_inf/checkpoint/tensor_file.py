@@ -42,13 +42,17 @@ class Pending:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def pending(tensors: dict[str, Tensor]) -> list[Pending]:
+    """Tensors that are there already, as they are to be written."""
+    return [
+        Pending(name, x.dtype, tuple(x.shape), lambda x=x: [x]) for name, x in tensors.items()
+    ]
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]):
     """Write tensors that are there already, in the place of an earlier file of that name.
     Raises ValueError as write_safetensors does."""
-    pending = [
-        Pending(name, x.dtype, tuple(x.shape), lambda x=x: [x]) for name, x in tensors.items()
-    ]
-    write_safetensors(path, pending, metadata=metadata, replace=True)
+    write_safetensors(path, pending(tensors), metadata=metadata, replace=True)
 
 
 def write_safetensors(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..checkpoint import shards
 from ..checkpoint.checkpoint import FAMILIES, read_config
-from ..checkpoint.tensor_file import Pending, new_file, write_safetensors
+from ..checkpoint.tensor_file import new_file, pending, write_safetensors
 from ..models import llama
 from ..terminal.ending import guarded
 from ..terminal.files import beside, claimed, named, reason
@@ -103,11 +103,7 @@ def convert_pickle(source: Path, target: Path, promised: set[str] | None, tied: 
     head, embedding = (tensors.get(name) for name in tied or (None, None))
     if head is not None and embedding is not None and same_memory(head, embedding):
         del tensors[tied[0]]
-    pending = [
-        Pending(name, tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: [tensor])
-        for name, tensor in tensors.items()
-    ]
-    write_safetensors(target, pending, Progress(f"{source.name} -> {target.name}"))
+    write_safetensors(target, pending(tensors), Progress(f"{source.name} -> {target.name}"))
 
 
 def tied_names(folder: Path) -> tuple[str, str] | None:
@@ -140,7 +136,7 @@ def convert_gguf(source: Path, out: Path | None) -> int:
         return 0
     model = GGUF(source)
     config = model.config()
-    pending = model.pending(config)
+    tensors = model.pending(config)
     files = tokenizer_files(source, model.fields, config.context_length)
     raw = {**llama.config_to_hf(config), "torch_dtype": "float16"}
     files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
@@ -153,7 +149,7 @@ def convert_gguf(source: Path, out: Path | None) -> int:
             with new_file(path) as file:
                 file.write(content)
             made.append(path)
-        write_safetensors(folder / shards.WEIGHTS, pending, progress)
+        write_safetensors(folder / shards.WEIGHTS, tensors, progress)
     return tell(folder)
 
 

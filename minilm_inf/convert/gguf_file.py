@@ -27,7 +27,7 @@ from ..checkpoint.tensor_file import Pending
 from ..models import llama
 from ..models.raw_config import close
 from ..positions import SCALINGS, Rotary
-from ..terminal.files import LFS_POINTER, named, shown
+from ..terminal.files import LFS_POINTER, named, refuse_pointer, shown
 from ..terminal.json_parts import Part
 
 BLOCK = 2**22  # numbers that are dequantised at a time
@@ -232,10 +232,7 @@ def read(path: Path) -> tuple[dict, list, object]:
     if not path.is_file():
         raise ValueError(f"{named(path)} does not exist: give a .gguf file")
     with open(path, "rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(
-                f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
-            )
+        refuse_pointer(path, file.read(len(LFS_POINTER)))
     try:
         reader = Bounded(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}

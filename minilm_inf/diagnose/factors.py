@@ -26,7 +26,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..evaluate.tally import blocks, interval
+from ..evaluate.intervals import blocks, interval
 from .measure import SIDES, Diagnosis
 
 GROWS = 1.25

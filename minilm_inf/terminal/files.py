@@ -56,11 +56,16 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
         raise ValueError(f"cannot read {named(path)}: no file has such a name") from error
     except ValueError as error:
         raise ValueError(f"cannot read {named(path)}: {error}") from error
+    refuse_pointer(path, content)
+    return content
+
+
+def refuse_pointer(path: Path, content: bytes):
+    """Raise ValueError where a file's first bytes are those of git-lfs's pointer to a file."""
     if content.startswith(LFS_POINTER):
         raise ValueError(
             f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
         )
-    return content
 
 
 def read_up_to(file, largest: int) -> bytes:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..checkpoint.run_state import not_whole, read_state, write_state
 from ..checks import fitting
-from ..evaluate.resume import not_whole, read_facts, read_tensors, write_state
 from .practice import Practice, pass_key_accuracy
 from .recipes import initialise
 from .schedule import Settings
@@ -105,14 +105,14 @@ class Run:
     def load_state(self):
         """Go on where save_state stopped. Raises ValueError for another run's state."""
         path = self.folder / STATE_FILE
-        facts = read_facts(path)
+        facts, tensors = read_state(path)
         if {name: facts.get(name) for name in self.identity()} != self.identity():
             raise ValueError(
                 f"{self.folder} holds a run with other settings or text: give the same to "
                 "--resume it, or another --out"
             )
         try:
-            self._restore(read_tensors(path), facts)
+            self._restore(tensors, facts)
         except ValueError as error:
             raise not_whole(path) from error
 

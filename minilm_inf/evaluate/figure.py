@@ -112,7 +112,7 @@ def draw(axis, methods: list[dict], curve: str, result: dict, alike: int = 0):
 
 
 def name_ends(axis, ends: dict):
-    """Write each label behind its line's end, at a height of its own, and join the two."""
+    """Write each label after its line's end, at a height of its own, and join the two."""
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
     wanted = {name: (y - low) / (high - low) for name, (_, y, _) in ends.items()}
@@ -130,26 +130,18 @@ def name_ends(axis, ends: dict):
 
 def apart(wanted: dict[str, float], gap: float) -> dict[str, float]:
     """Heights near the wanted ones, none closer to its neighbour than the gap, all within 0 to
-    1 as far as they fit.
+    1 as far as they fit: each is raised above the one below, and lowered again from the top.
 
-    >>> {name: round(y, 2) for name, y in apart({"a": 0.5, "b": 0.5, "c": 0.9}, 0.1).items()}
-    {'a': 0.45, 'b': 0.55, 'c': 0.9}
+    >>> {name: round(y, 2) for name, y in apart({"a": 0.5, "b": 0.5, "c": 1.0}, 0.1).items()}
+    {'a': 0.5, 'b': 0.6, 'c': 1.0}
     """
-    groups = [[[name], y] for name, y in sorted(wanted.items(), key=lambda item: item[1])]
-    merged = []  # of neighbours that would overlap: their names, and their middle
-    for names, y in groups:
-        merged.append([names, y])
-        while len(merged) > 1:
-            (below, y0), (above, y1) = merged[-2:]
-            room = gap * (len(below) + len(above)) / 2
-            if y1 - y0 >= room - 1e-12:
-                break
-            count = len(below) + len(above)
-            middle = (y0 * len(below) + y1 * len(above)) / count
-            half = gap * (count - 1) / 2
-            merged[-2:] = [[below + above, min(max(middle, half), 1 - half)]]
-    return {
-        name: y + gap * (k - (len(names) - 1) / 2)
-        for names, y in merged
-        for k, name in enumerate(names)
-    }
+    names = sorted(wanted, key=wanted.get)
+    found, low = {}, 0.0
+    for name in names:
+        found[name] = max(wanted[name], low)
+        low = found[name] + gap
+    high = 1.0
+    for name in reversed(names):
+        found[name] = min(found[name], high)
+        high = found[name] - gap
+    return found

@@ -5,7 +5,7 @@ in one thing: distances are counted in the cache, not in the text (its section 3
 holds
 
     the starting tokens, at the places 0 .. n_global - 1
-    the window, right behind them, the query's own key last, at n_global + n_local - 1
+    the window, right after them, the query's own key last, at n_global + n_local - 1
 
 so a key of the window stands where it stands in the text, seen from the query; and a starting
 token g, once something has been evicted, n_global + n_local - 1 - g away from every query. Up
@@ -15,25 +15,17 @@ to then the places are the text's own positions. For a query at i that is one fo
 
 LM-Infinite puts all starting tokens at the ceiling instead: there they share one distance, here
 each keeps one of its own. The rest is the same Λ. Keys are kept as they are placed once, since
-only distances matter; the paper's code places all of them anew at every step.
+only distances matter; the paper's code places all of them again at every step.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...transformer import Transformer
-
-
-class Kept(NamedTuple):
-    """Keys of one layer, placed at their positions, and their values: each (B, H_kv, S, D)."""
-
-    keys: Tensor
-    values: Tensor
+from ..transformer import Transformer
 
 
 class StreamingLLM:
@@ -41,19 +33,16 @@ class StreamingLLM:
 
     Only n_global + n_local keys of each layer are kept between two chunks. The kept window may
     be read by any number of queries at once; there is no padding and nothing to learn.
+
+    starting, window: for each layer the keys, placed at their positions, and the values, each
+    (B, H_kv, S, D).
     """
 
     def __init__(self, model: Transformer, n_local: int, n_global: int):
         self.model, self.n_local, self.n_global = model, n_local, n_global
         self.length = 0
-        self.starting: list[Kept | None] = [None] * len(model.blocks)
-        self.window: list[Kept | None] = [None] * len(model.blocks)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is kept."""
-        kept = [run for run in self.starting + self.window if run is not None]
-        return sum(x.nbytes for run in kept for x in run)
+        self.starting: list[tuple[Tensor, Tensor] | None] = [None] * len(model.blocks)
+        self.window: list[tuple[Tensor, Tensor] | None] = [None] * len(model.blocks)
 
     def read(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, T, E) of the next tokens (B, T), as Transformer.read gives them."""
@@ -66,14 +55,14 @@ class StreamingLLM:
 
     def _attend(self, layer: int, step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What unplaced q (B, H, T, D) gathers; k, v (B, H_kv, T, D) are taken in."""
-        new = Kept(step.at_position(k), v)
+        new = step.at_position(k), v
         starting, window = (
-            new if kept is None else Kept(*(torch.cat(x, 2) for x in zip(kept, new)))
+            new if kept is None else tuple(torch.cat(x, 2) for x in zip(kept, new))
             for kept in (self.starting[layer], self.window[layer])
         )
-        starting = Kept(*(x[:, :, : self.n_global] for x in starting))
-        self.starting[layer] = Kept(*map(torch.clone, starting))
-        self.window[layer] = Kept(*(x[:, :, -self.n_local :].clone() for x in window))
+        starting = tuple(x[:, :, : self.n_global].clone() for x in starting)
+        self.starting[layer] = starting
+        self.window[layer] = tuple(x[:, :, -self.n_local :].clone() for x in window)
         return step.gather(q, starting, window, self.model.config.softmax_scale)
 
 
@@ -103,14 +92,12 @@ class Step:
         self.at_position = scheme.at(queries, like.dtype, like.device)
         self.at_place = scheme.at(in_cache, like.dtype, like.device)
 
-    def gather(self, q: Tensor, starting: Kept, window: Kept, scale: float | None) -> Tensor:
+    def gather(self, q: Tensor, starting, window, scale: float | None) -> Tensor:
         """One softmax over both runs: unplaced q (B, H, T, D) -> (B, H, T, D)."""
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-        group = q.shape[1] // window.keys.shape[1]
-        runs = ((self.at_place(q), starting), (self.at_position(q), window))
-        logits = [
-            (placed * scale) @ run.keys.repeat_interleave(group, 1).mT for placed, run in runs
-        ]
+        group = q.shape[1] // window[0].shape[1]
+        runs = (self.at_place(q), starting[0]), (self.at_position(q), window[0])
+        logits = [(placed * scale) @ k.repeat_interleave(group, 1).mT for placed, k in runs]
         weights = (torch.cat(logits, -1).to(self.exact) + self.mask).softmax(-1)  # (B, H, T, S)
-        values = torch.cat((starting.values, window.values), 2).repeat_interleave(group, 1)
+        values = torch.cat((starting[1], window[1]), 2).repeat_interleave(group, 1)
         return (weights @ values.to(self.exact)).to(q.dtype)

@@ -1,10 +1,13 @@
-"""One question about a long text: filler with a fact in it, the question, and the answer.
+"""One question about a long text: filler with facts in it, the question, and the answer.
 
 A trial is a row of exactly `length` ids, BOS (where the tokenizer puts one before a text) and
 the answer among them, and a pure function of its maker, its length and depth, and a seed. Depth
-is the share of the filler's tokens that come before the fact. The filler is an excerpt that is
-moved until a sentence ends just there: the fact neither misses its place nor breaks a sentence.
-Wording and joints are practice's, from which the models of weights/ learned.
+is the share of the filler's tokens that come before the fact that is asked for. The filler is
+an excerpt that is moved until a sentence ends just there: the fact neither misses its place nor
+breaks a sentence. Wording and joints are practice's, from which the models of weights/ learned.
+
+    PassKey   the paper's task: one pass key
+    Pairs     several people's numbers, one of which is asked for
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...train.practice import ASK_KEY, STATE_KEY, Practice
+from ..train.practice import ASK_KEY, ASK_NUMBER, NAMES, STATE_KEY, STATE_NUMBER, Practice
 
+ABSENT, ALONE = "absent", "alone"  # controls, in the place of a depth
 REPEATED = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 )
@@ -38,7 +42,7 @@ class Maker:
 
     practice: how words are encoded, and the text from which filler is taken.
     _facts(rng, depth): the facts, in the order in which they must stand, which of them states
-        the answer, the question with its answer, and the answer's digits.
+        the answer, and the question with its answer.
     digits: how many an answer has; of the answers with as many, only those of the tokenizer's
         commonest number of tokens are asked for.
     """
@@ -48,59 +52,49 @@ class Maker:
         self.decode = tokenizer.decode
         self.ends = practice.sentence_ends(practice.text)
         rng = np.random.default_rng(0)
-        widths = [len(self._answer(draw(rng, digits))) for _ in range(64)]
+        widths = [self._width(draw(rng, digits)) for _ in range(64)]
         self.width = max(set(widths), key=widths.count)
 
-    def trial(self, length: int, depth: float, seed: list[int]) -> Trial:
-        """The trial with the answer stated at `depth`. Raises ValueError for a length that has
-        no room for it, and for a text that is too short to fill it."""
-        rng = np.random.default_rng(seed)
-        facts, asked, ending, answer = self._facts(rng, depth)
-        return self._hidden(rng, length, depth, facts, asked, ending, answer)
+    def trial(self, length: int, depth: float | str, seed: list[int]) -> Trial:
+        """The trial with the answer stated at `depth`; ABSENT: nothing states it, and what else
+        there is to be told is; ALONE: the question, with nothing but BOS before it.
 
-    def absent(self, length: int, seed: list[int]) -> Trial:
-        """A question and its answer behind a text that does not state it; what else there is
-        to be told is."""
+        Raises ValueError for a length that has no room for it, and for a text that is too short
+        to fill it.
+        """
         rng = np.random.default_rng(seed)
-        facts, asked, ending, answer = self._facts(rng, 0.5)
-        others = facts[:asked] + facts[asked + 1 :]
-        return self._hidden(rng, length, 0.5, others, None, ending, answer)
-
-    def alone(self, seed: list[int]) -> Trial:
-        """The question and its answer, and nothing before them but the tokenizer's BOS."""
-        _, _, ending, _ = self._facts(np.random.default_rng(seed), 0.5)
-        ids = [*self.practice.bos, *self.practice.encode(ending)]
-        return Trial(ids, self.width, ())
+        at = 0.5 if depth in (ABSENT, ALONE) else depth
+        facts, asked, ending = self._facts(rng, at)
+        if depth == ALONE:
+            ids = [*self.practice.bos, *self.practice.encode(ending)]
+            return Trial(ids, self.width, ())
+        if depth == ABSENT:
+            del facts[asked]
+            asked = None
+        return self._hidden(rng, length, at, facts, asked, ending)
 
     def draw(self, rng: np.random.Generator) -> str:
         """Digits whose number of tokens is `width`."""
         while True:
             digits = draw(rng, self.digits)
-            if len(self._answer(digits)) == self.width:
+            if self._width(digits) == self.width:
                 return digits
 
-    def _answer(self, digits: str) -> list[int]:
+    def _width(self, digits: str) -> int:
         ids = self.practice.encode(f"is {digits}")
         if digits not in self.decode(ids):
             raise ValueError(f"the tokenizer cannot write {digits}: it has no ids for digits")
-        first, last = self.span(ids, digits)
-        return ids[first:last]
+        return len(self.with_digits(ids))
 
-    def span(self, ids: list[int], digits: str) -> tuple[int, int]:
-        """The shortest stretch of ids that holds the digits, the first of several."""
-        last = len(ids)
-        while last > 0 and digits in self.decode(ids[: last - 1]):
-            last -= 1
-        first = last
-        while first > 0 and digits not in self.decode(ids[first:last]):
-            first -= 1
-        return first, last
+    def with_digits(self, ids: list[int]) -> list[int]:
+        """The places of the ids that hold digits."""
+        return [at for at, id in enumerate(ids) if any(map(str.isdigit, self.decode([id])))]
 
-    def _hidden(self, rng, length, depth, facts, asked, ending, answer) -> Trial:
+    def _hidden(self, rng, length, depth, facts, asked, ending) -> Trial:
         """Filler with the facts in it, and the ending.
 
         asked: which of the facts states the answer, at `depth`; those before it stand before
-        it, those behind it behind. None: they stand anywhere.
+        it, those after it after it. None: they stand anywhere.
         """
         pieces = [self.practice.encode(words) for words in facts]
         end = self.practice.encode(ending)
@@ -122,8 +116,7 @@ class Maker:
         row += filler[cuts[-1] if cuts else 0 :] + end
         stated = ()
         if asked is not None:
-            first, last = self.span(pieces[asked], answer)
-            stated = tuple(range(starts[asked] + first, starts[asked] + last))
+            stated = tuple(starts[asked] + at for at in self.with_digits(pieces[asked]))
         return Trial(row, self.width, stated)
 
     def _filler(self, rng, place: int, room: int) -> list[int]:
@@ -143,8 +136,8 @@ class Maker:
         if asked is None:
             return sorted(map(int, rng.choice(places, count)))
         before = rng.choice(places[places <= place], asked)
-        behind = rng.choice(np.append(place, ends[ends > place]), count - asked - 1)
-        return [*sorted(map(int, before)), place, *sorted(map(int, behind))]
+        after = rng.choice(np.append(place, ends[ends > place]), count - asked - 1)
+        return [*sorted(map(int, before)), place, *sorted(map(int, after))]
 
 
 class PassKey(Maker):
@@ -153,9 +146,38 @@ class PassKey(Maker):
     def __init__(self, practice: Practice, tokenizer, digits: int = 5):
         super().__init__(practice, tokenizer, digits)
 
-    def _facts(self, rng, depth) -> tuple[list[str], int, str, str]:
+    def _facts(self, rng, depth) -> tuple[list[str], int, str]:
         digits = self.draw(rng)
-        return [rng.choice(STATE_KEY).format(digits)], 0, ASK_KEY.format(digits), digits
+        return [rng.choice(STATE_KEY).format(digits)], 0, ASK_KEY.format(digits)
+
+
+class Pairs(Maker):
+    """Several people's numbers, one of which is asked for."""
+
+    def __init__(self, practice: Practice, tokenizer, count: int, digits: int = 4):
+        self.count = count
+        super().__init__(practice, tokenizer, digits)
+
+    def _facts(self, rng, depth) -> tuple[list[str], int, str]:
+        names, numbers = rng.permutation(NAMES)[: self.count], self.distinct(rng)
+        facts = [rng.choice(STATE_NUMBER).format(*pair) for pair in zip(names, numbers)]
+        asked = int(rng.binomial(self.count - 1, depth))  # the others stand anywhere
+        name, number = names[asked], numbers[asked]
+        return facts, asked, ASK_NUMBER.format(name, name, number)
+
+    def distinct(self, rng) -> list[str]:
+        """`count` numbers that all differ. Raises ValueError where there are too few."""
+        found: list[str] = []
+        for _ in range(100 * self.count):
+            number = self.draw(rng)
+            if number not in found:
+                found.append(number)
+            if len(found) == self.count:
+                return found
+        raise ValueError(
+            f"there are fewer than {self.count} numbers of {self.digits} digits that have the "
+            "same number of tokens: take fewer --pairs"
+        )
 
 
 def check_filler(text: np.ndarray, needed: int):

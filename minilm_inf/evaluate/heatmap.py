@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from ...terminal.files import write_beside
+from ..terminal.files import write_beside
+from .methods import LABELS
+from .report import Results, brief
 
 
-def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):
-    """Write a PNG. panels: by a method's title, accuracy (0 to 1) by (length, depth); a cell
-    that is missing was left out, and has a dash.
+def write(path: Path, title: str, results: Results):
+    """Write the results as a PNG; a cell that was left out has a dash.
 
     Dark is found: a single hue from white on, so that a greyscale print reads the same.
     """
@@ -19,25 +20,27 @@ def write(path: Path, title: str, panels: dict[str, dict], lengths, depths):
     from matplotlib.figure import Figure
 
     blues = matplotlib.colormaps["Blues"].with_extremes(bad="0.93")
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
+    lengths, depths, methods = results.lengths, results.depths, results.methods
+    columns = min(2, len(methods))
+    rows = -(-len(methods) // columns)
     width = max(2.3, 0.55 * len(lengths)) * columns + 1.4
     height = (max(1.6, 0.3 * len(depths)) + 0.7) * rows + 0.8
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f"{title}: % of answers that are right", fontsize=11)
     grids = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     axes = grids.flatten()
-    for axis in axes[len(panels) :]:
+    for axis in axes[len(methods) :]:
         axis.set_axis_off()
-    for axis, (name, found) in zip(axes, panels.items()):
-        grid = [[found.get((n, d), float("nan")) for n in lengths] for d in depths]
+    for axis, method in zip(axes, methods):
+        cells = [[results.of(method, [n], [d]) for n in lengths] for d in depths]
+        grid = [[x["accuracy"] if x else float("nan") for x in row] for row in cells]
         image = axis.imshow(grid, cmap=blues, vmin=0, vmax=1, aspect="auto")
         for y, row in enumerate(grid):
             for x, share in enumerate(row):
-                words = "–" if share != share else f"{100 * share:.0f}"
                 colour = "white" if share > 0.6 else "0.15"
+                words = brief(cells[y][x])
                 axis.text(x, y, words, ha="center", va="center", color=colour, fontsize=8)
-        axis.set_title(name, fontsize=10)
+        axis.set_title(LABELS[method], fontsize=10)
         axis.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45,
                         ha="right", rotation_mode="anchor")  # fmt: skip
         axis.set_yticks(range(len(depths)), [f"{d:g}" for d in depths])

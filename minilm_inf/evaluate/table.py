@@ -1,8 +1,10 @@
-"""What was measured, as Markdown: a table of methods, two of the sweep, how to read them."""
+"""What was measured of methods, as Markdown: a table of them, two of the sweep, how to read
+them; and the table of a model's card."""
 
 from __future__ import annotations
 
-from ...terminal.progress import scaled
+from ..terminal.progress import scaled
+from ..terminal.tables import markdown
 
 
 def cell(found: dict | None) -> str:
@@ -32,12 +34,6 @@ def duration(seconds: float) -> str:
     ('42 µs', '4.2 ms')
     """
     return f"{1e6 * seconds:.0f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace(" --- ", "---")
 
 
 def methods_table(result: dict) -> str:
@@ -117,9 +113,9 @@ def notes(result: dict) -> str:
     lines.append(
         "Time: reading and scoring by this package's own code, which is tuned for LM-Infinite "
         "and full attention and plain for the others, the median of "
-        f"{min(entry['timed_chunks'] for entry in result['methods'])} chunks or more at the "
-        f"end of the texts, on {result['device']}, threads: {result['threads']}. Cache: keys "
-        "and values that the next token needs."
+        f"{min(entry['timed_chunks'] for entry in result['methods'])} chunks or more in the "
+        f"second half of the texts, on {result['device']}, threads: {result['threads']}. "
+        "Cache: keys and values that the next token needs."
     )
     return "\n".join(lines)
 
@@ -145,3 +141,14 @@ def verdict(result: dict) -> str:
 
 
 NEAR = 0.3  # nats: what is called as good as the best
+
+
+def card_table(rows: list[dict]) -> str:
+    """measure.by_position's rows."""
+    head = ["positions", "vanilla", "LM-Infinite", "re-encoding", "LM-Infinite - re-encoding"]
+    lines = []
+    for row in rows:
+        values = [f"{row[name]:.2f}" for name in ("vanilla", "lm_infinite", "reencoded")]
+        gap = round(row["lm_infinite"] - row["reencoded"], 2) + 0.0  # + 0.0: there is no -0.00
+        lines.append([f"{row['first']:,} to {row['last']:,}", *values, f"{gap:+.2f}"])
+    return markdown(head, lines)
