@@ -48,6 +48,20 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--half", type=int, help="run every second test only, from the 1st or 2nd")
+
+
+@pytest.hookimpl(trylast=True)  # once the slow ones are left out
+def pytest_collection_modifyitems(config, items):
+    """Two processes, one for each half, use two cores; every second test goes to the other,
+    since the slow ones stand together."""
+    half = config.getoption("--half")
+    if half is not None:
+        config.hook.pytest_deselected(items=items[half % 2 :: 2])
+        items[:] = items[half - 1 :: 2]
+
+
 FAMILIES = {  # family -> its file, its config, and what is its own in a tiny model
     "llama": (llama, llama.LlamaConfig, dict(n_head=4, n_kv_head=2, n_embd=32, n_inner=48)),
     "mpt": (

@@ -16,6 +16,7 @@ from minilm_inf.lambda_mask import lambda_mask
 from minilm_inf.positions import Alibi
 from minilm_inf.top_k import largest, middle_mask
 
+pytestmark = pytest.mark.slow  # a browser's start
 FILE = ROOT / "tutorials" / "explorer.html"
 REQUIRED = "EXPLORER_NEEDS_CHROMIUM"  # set by .ci/run, where a skip would hide a failure
 NAMES = ("n_local", "n_global", "distance_ceiling")
