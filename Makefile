@@ -18,11 +18,16 @@ demo: .venv/ready  ## install, then write past the trained length: vanilla, then
 	@printf '\n--- the same model with LM-Infinite ---\n\n'
 	@$(DEMO)
 
-test: .venv/ready  ## install, then run the test suite, but for its slow tests
-	@$(BIN)/python -m pytest -q -m "not slow"
+define SUITE
+@$(1) --half 1 & first=$$!; trap "kill $$first 2>/dev/null" EXIT; \
+	$(1) --half 2; second=$$?; wait $$first && exit $$second
+endef
 
-test-all: .venv/ready  ## ... and with them: trainings, kills, a browser, real processes
-	@$(BIN)/python -m pytest -q
+test: .venv/ready  ## install, then run the test suite on two cores, but for its slow tests
+	$(call SUITE,$(BIN)/python -m pytest -q -m "not slow")
+
+test-all: .venv/ready  ## ... and with them: trainings, kills, a browser, a compiler
+	$(call SUITE,$(BIN)/python -m pytest -q)
 
 fuzz: .venv/checks  ## 20,000 hostile files, flags, prompts and calls: tracebacks, hangs, crashes
 	@$(BIN)/python tests/fuzz.py

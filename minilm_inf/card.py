@@ -20,7 +20,9 @@ import numpy as np
 
 from . import corpus, load
 from .config import LMInfinite
-from .evaluate.compare import by_position, encoded, table
+from .evaluate.compare import encoded
+from .evaluate.measure import by_position
+from .evaluate.table import card_table
 from .terminal.ending import guarded
 from .terminal.files import (
     check_output,
@@ -29,10 +31,9 @@ from .terminal.files import (
     read_json,
     read_text,
     write_beside,
-)
+)  # fmt: skip
 from .terminal.options import Parser
 from .text.sentence_pieces import SentencePieceTokenizer
-from .text.tokenizer import opening
 from .train.practice import Practice, pass_key_accuracy
 from .writing.session import generate
 
@@ -127,22 +128,18 @@ def shape(config) -> str:
         heads = (
             f"{config.n_head} query heads on {config.n_kv_head} key heads of {config.head_dim}"
         )
-    own = {
-        "llama": [],
-        "mpt": ["ALiBi"],
-        "gptj": [f"rotary pairs on {getattr(config, 'rotary_dim', 0)} of them"],
-    }[config.family]
+    own = {"llama": "", "mpt": ", ALiBi",
+           "gptj": f", rotary pairs on {getattr(config, 'rotary_dim', 0)} of them"}  # fmt: skip
     head = "tied head" if config.tied else "head of its own"
-    sizes = [f"{config.n_layer} layers", f"width {config.n_embd}", heads, *own]
-    return ", ".join([*sizes, f"MLP {config.n_inner}", head])
+    sizes = f"{config.n_layer} layers, width {config.n_embd}, {heads}{own[config.family]}"
+    return f"{sizes}, MLP {config.n_inner}, {head}"
 
 
 def tokenizer_kind(tokenizer) -> str:
     """What the tokenizer of a folder is, in a line."""
-    kind = "byte-level BPE, {} pieces, every digit a piece"
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        kind = "sentencepiece BPE, {} pieces, byte fallback, every digit a piece"
-    return kind.format(tokenizer.vocab_size)
+    is_pieces = isinstance(tokenizer, SentencePieceTokenizer)
+    kind, more = ("sentencepiece", ", byte fallback") if is_pieces else ("byte-level", "")
+    return f"{kind} BPE, {tokenizer.vocab_size} pieces{more}, every digit a piece"
 
 
 def verdict(rows: list[dict]) -> str:
@@ -163,7 +160,7 @@ def verdict(rows: list[dict]) -> str:
             "reports perplexities of 5.5 at 2K tokens and 2.5e2 at 4K without it: what holds "
             "at this size need not hold at that one.)"
         )
-    if "fail" in text:
+    if worst <= 0.7:
         text += " Linear biases hide what is far away by themselves."
     return textwrap.fill(text, 92, break_on_hyphens=False)
 
@@ -172,24 +169,14 @@ def mixes(phases: list[dict]) -> str:
     """What the windows of each phase were made of, in words."""
     parts = []
     for phase in phases:
-        until = (
-            f"up to {phase['until']:.0%} of all tokens" if phase["until"] < 1 else "to the end"
-        )
-        text = 1 - phase["repeats"] - phase["retrieval"]
-        repeats, retrieval = phase["repeats"], phase["retrieval"]
-        mix = f"{text:.0%} text, {repeats:.0%} repeats, {retrieval:.0%} retrieval"
+        until, repeats, retrieval = phase["until"], phase["repeats"], phase["retrieval"]
+        part = f"up to {until:.0%} of all tokens" if until < 1 else "to the end"
+        part += f", {1 - repeats - retrieval:.0%} text, {repeats:.0%} repeats"
+        part += f", {retrieval:.0%} retrieval"
         if phase["followed"]:
-            mix += f" ({phase['followed']:.0%} of these with other text behind)"
-        parts.append(f"{until}, {mix}")
+            part += f" ({phase['followed']:.0%} of these with other text behind)"
+        parts.append(part)
     return "; ".join(parts)
-
-
-def greedy(model, tokenizer, lm: LMInfinite) -> str:
-    """The card's sentence as JSON: what follows PROMPT when the likeliest id is taken."""
-    ids = opening(tokenizer) + tokenizer.encode(PROMPT, bos=False)
-    new = list(generate(model, ids, lm, max_new_tokens=GREEDY_TOKENS, temperature=0.0))
-    stream = tokenizer.stream(begun=True)
-    return json.dumps("".join(stream.push(id) for id in new) + stream.flush())
 
 
 def told(folder: Path, corpus_folder: Path) -> dict:
@@ -226,38 +213,44 @@ def write_card(folder: Path, corpus_folder: Path, report) -> str:
     """The card of the model in `folder`. Raises ValueError where a part is missing."""
     texts = corpus.documents(corpus_folder, held_out=True)
     training = told(folder, corpus_folder)
-    sha256 = hashlib.sha256(read_bytes(folder / "model.safetensors")).hexdigest()
     model, tokenizer = load(folder)
-    config = model.config
+    config, lm = model.config, LMInfinite.for_model(model.config)
     length = 64 * config.context_length
-    lm = LMInfinite.for_model(config)
 
     documents = encoded(texts, tokenizer, length)
     held_out = [id for text in texts.values() for id in tokenizer.encode(text, bos=False)]
     practice = Practice(tokenizer, np.array(held_out))
-    rows = by_position(model, documents, lm, report, n_bos=len(practice.bos))
+    rows = by_position(model, documents, lm, n_bos=len(practice.bos))
     accuracy = pass_key_accuracy(model, practice, config.context_length, count=TRIALS, seed=1)
     report(f"pass keys {accuracy:.1%}")
+    ids = practice.bos + tokenizer.encode(PROMPT, bos=False)
+    new = list(generate(model, ids, lm, max_new_tokens=GREEDY_TOKENS, temperature=0.0))
+    stream = tokenizer.stream(begun=True)
+    continuation = "".join(stream.push(id) for id in new) + stream.flush()
     return CARD.format(
-        **training, name=folder.name, folder=folder.as_posix(), sha256=sha256,
+        **training, name=folder.name, folder=folder.as_posix(),
+        sha256=hashlib.sha256(read_bytes(folder / "model.safetensors")).hexdigest(),
         context_length=config.context_length, a_family=NAMES[config.family],
         parameters=sum(p.numel() for p in model.parameters()), shape=shape(config),
         tokenizer=tokenizer_kind(tokenizer), verdict=verdict(rows), pass_keys=accuracy,
         trials=TRIALS, held_out=", ".join(sorted(texts)), length=length, n_global=lm.n_global,
         last_tokens=config.context_length - 1, stride=config.context_length // 2,
-        table=table(rows), greedy_tokens=GREEDY_TOKENS, prompt=PROMPT,
-        continuation=greedy(model, tokenizer, lm),
+        table=card_table(rows), greedy_tokens=GREEDY_TOKENS, prompt=PROMPT,
+        continuation=json.dumps(continuation),
     )  # fmt: skip
 
 
-def check_card(path: Path):
-    """Raise ValueError where a README.md is no card that this program wrote, or would stand in
-    no folder."""
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder: give one that minilm_inf.train wrote")
+def run(folder: Path, corpus_folder: Path) -> int:
+    path = folder / "README.md"
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give one that minilm_inf.train wrote")
     check_output(path, flag="the card")
     if path.is_file() and "minilm_inf.card" not in read_text(path):
         raise ValueError(f"{path} is not a card of minilm_inf: move it away first")
+    with claimed(path):
+        card = write_card(folder, corpus_folder, lambda line: print(line, file=sys.stderr))
+        write_beside(path, card.encode())
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -266,18 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a folder that minilm_inf.train wrote")
     parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="(%(default)s)")
     options = parser.parse_args(arguments)
-
-    def run() -> int:
-        path = options.folder / "README.md"
-        check_card(path)
-        with claimed(path):
-            card = write_card(
-                options.folder, options.corpus, lambda line: print(line, file=sys.stderr)
-            )
-            write_beside(path, card.encode())
-        return 0
-
-    return guarded(run)
+    return guarded(lambda: run(options.folder, options.corpus))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
+import struct
 from contextlib import contextmanager
 from pathlib import Path
 
 import forks
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minilm_inf import load
 from minilm_inf.checkpoint import save
@@ -45,6 +47,20 @@ SCHEMES = {
 def pytest_configure(config):
     """One thread: these tensors are so small that handing them to more costs time."""
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--half", type=int, help="run every second test only, from the 1st or 2nd")
+
+
+@pytest.hookimpl(trylast=True)  # once the slow ones are left out
+def pytest_collection_modifyitems(config, items):
+    """Two processes, one for each half, use two cores; every second test goes to the other,
+    since the slow ones stand together."""
+    half = config.getoption("--half")
+    if half is not None:
+        config.hook.pytest_deselected(items=items[half % 2 :: 2])
+        items[:] = items[half - 1 :: 2]
 
 
 FAMILIES = {  # family -> its file, its config, and what is its own in a tiny model
@@ -162,6 +178,27 @@ def python():
     (arguments, cwd, stdin) -> what subprocess.run gives."""
     with forks.Server() as server:
         yield server.run
+
+
+def error(call, *arguments) -> str:
+    """The one sentence that a call of a program ends with."""
+    code, out, err = call(*arguments)
+    last = err.splitlines()[-1]
+    assert code == 1 and not out and last.startswith("error: ") and err.count("error: ") == 1
+    return last
+
+
+def interrupt_at(monkeypatch, run_class, step: int, name=signal.SIGINT):
+    """Let a signal come while a run takes a step."""
+    take, taken = run_class.step, [0]
+
+    def and_then(run):
+        taken[0] += 1
+        if taken[0] == step:
+            signal.raise_signal(name)
+        take(run)
+
+    monkeypatch.setattr(run_class, "step", and_then)
 
 
 @pytest.fixture(scope="session")
@@ -306,3 +343,30 @@ def interrupted(module: torch.nn.Module):
     with pytest.raises(KeyboardInterrupt):
         yield
     hook.remove()
+
+
+def change_config(folder: Path, remove=(), **changes):
+    """Let the config.json of a checkpoint say something else."""
+    raw = json.loads((folder / "config.json").read_text())
+    raw = {key: value for key, value in raw.items() if key not in remove}
+    (folder / "config.json").write_text(json.dumps(raw | changes))
+
+
+def change_tensors(folder: Path, change):
+    """Let `change` edit the dictionary of a checkpoint's tensors, and store it again."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+
+
+def write_sparse(path: Path, tensors: dict[str, tuple[list[int], str]]):
+    """A safetensors file of zeros that takes no space on the disk: name -> shape and dtype."""
+    header, end = {}, 0
+    for name, (shape, dtype) in tensors.items():
+        begin, end = end, end + math.prod(shape) * (4 if dtype == "F32" else 2)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 import json
 import os
@@ -29,7 +28,7 @@ from fuzz_draw import (
     write,
 )  # fmt: skip
 from safetensors.torch import load
-from test_chat import CHATML, LLAMA2, LLAMA3, LLAMA31, SMOLLM2, SPACIOUS
+from test_chat import KNOWN
 
 import minilm_inf.convert.__main__
 import minilm_inf.inspect.__main__  # noqa: F401
@@ -154,7 +153,7 @@ SCRAPS = (
 
 
 def templates(rng):
-    text = rng.choice((CHATML, SMOLLM2, SPACIOUS, LLAMA3, LLAMA31, LLAMA2))
+    _, text, _ = KNOWN[rng.choice(list(KNOWN))]
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         at, size = rng.randrange(len(text) + 1), rng.choice((0, 1, 5, 60))
         scrap = rng.choice(SCRAPS) * rng.choice((1, 1, 1, 3, 20_000))
@@ -229,61 +228,39 @@ def pickles(rng):
     return f"way {how}, {name}, {len(raw)} bytes", call
 
 
-def package() -> dict:
-    """As much of the package gguf as float32 takes, where it is not installed."""
-    if importlib.util.find_spec("gguf"):
-        return {}
-    quants = types.SimpleNamespace(dequantize=lambda data, kind: data.view(np.float32))
-    kinds = dict(GGML_QUANT_SIZES={0: (1, 4)}, GGMLQuantizationType={0: 0}.__getitem__)
-    return {"gguf": types.SimpleNamespace(quants=quants, **kinds), "gguf.quants": quants}
+def package(facts: dict, shapes: dict) -> dict:
+    """A stand-in for the package gguf, whose reader finds these fields and tensors."""
 
+    def reader(self, path):
+        self.fields = {
+            name: types.SimpleNamespace(contents=lambda value=value: value)
+            for name, value in facts.items()
+        }
+        self.tensors = [
+            types.SimpleNamespace(
+                name=name, shape=shape[::-1], tensor_type=0, data=np.zeros(shape, np.float32)
+            )
+            for name, shape in shapes.items()
+        ]
 
-STRING, ARRAY = 8, 9
-FORMATS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-
-
-def as_gguf(kind: int, value) -> bytes:
-    """A value of a GGUF's metadata: of a kind of FORMATS, a string, or (kind, values)."""
-    if kind == STRING:
-        raw = value.encode("utf-8", "surrogatepass")
-        return struct.pack("<Q", len(raw)) + raw
-    if kind == ARRAY:
-        of, values = value
-        return struct.pack("<IQ", of, len(values)) + b"".join(as_gguf(of, x) for x in values)
-    return struct.pack("<" + FORMATS[kind], value)
+    quants = types.SimpleNamespace(dequantize=lambda data, kind: data)
+    made = type("GGUFReader", (), {"__init__": reader})
+    return {"gguf": types.SimpleNamespace(GGUFReader=made), "gguf.quants": quants}
 
 
 def gguf_facts() -> dict:
-    """The metadata of a tiny Llama with a byte-level tokenizer: name -> (kind, value)."""
+    """The metadata of a tiny Llama with a byte-level tokenizer."""
     files = tokenizer("two files")
     vocab = json.loads(files["vocab.json"])
     merges = [line for line in files["merges.txt"].decode().split("\n")[1:] if line]
-    sizes = dict(embedding_length=32, block_count=1, feed_forward_length=32, context_length=64)
-    heads = {"attention.head_count": 4, "attention.head_count_kv": 2}
-    facts = {f"llama.{name}": (4, n) for name, n in (sizes | heads).items()}
-    return facts | {
-        "general.architecture": (STRING, "llama"),
-        "llama.attention.layer_norm_rms_epsilon": (6, 1e-5),
-        "tokenizer.ggml.model": (STRING, "gpt2"),
-        "tokenizer.ggml.pre": (STRING, "gpt-2"),
-        "tokenizer.ggml.tokens": (ARRAY, (STRING, list(vocab))),
-        "tokenizer.ggml.token_type": (ARRAY, (5, [1] * len(vocab))),
-        "tokenizer.ggml.merges": (ARRAY, (STRING, merges)),
-        "tokenizer.ggml.eos_token_id": (4, 0),
-        "tokenizer.chat_template": (STRING, "{{ x }}"),
-    }  # fmt: skip
+    sizes = {"embedding_length": 32, "block_count": 1, "feed_forward_length": 32,
+             "context_length": 64, "attention.head_count": 4, "attention.head_count_kv": 2,
+             "attention.layer_norm_rms_epsilon": 1e-5}  # fmt: skip
+    about = {"model": "gpt2", "pre": "gpt-2", "tokens": list(vocab), "merges": merges,
+             "token_type": [1] * len(vocab), "eos_token_id": 0}  # fmt: skip
+    facts = {f"llama.{name}": value for name, value in sizes.items()}
+    facts |= {f"tokenizer.ggml.{name}": value for name, value in about.items()}
+    return facts | {"general.architecture": "llama", "tokenizer.chat_template": "{{ x }}"}
 
 
 def gguf_tensors(n_vocab: int) -> dict[str, tuple[int, ...]]:
@@ -297,45 +274,29 @@ def gguf_tensors(n_vocab: int) -> dict[str, tuple[int, ...]]:
 
 def gguf(rng):
     facts = gguf_facts()
-    tensors = gguf_tensors(len(facts["tokenizer.ggml.tokens"][1][1]))
-    how = rng.random()
-    if how < 0.4:
-        name = rng.choice(list(facts))
-        facts[name] = rng.choice((
-            (STRING, rng.choice(("", LONG, "gpt2", "\ud800", "mpt"))), (7, True), (12, 1e300),
-            (4, rng.choice((0, 1, 3, 2**32 - 1))), (11, rng.choice((-1, 2**62))),
-            (ARRAY, (rng.choice((4, STRING)), [])), (ARRAY, (5, [1, 2])), (6, float("nan")),
-            (ARRAY, (STRING, ["", "a", "a"])),
-        ))  # fmt: skip
-    elif how < 0.5:
-        del facts[rng.choice(list(facts))]
-    elif how < 0.7:
-        tensors[rng.choice([*tensors, "blk.x", "rope_freqs.weight"])] = rng.choice(
-            ((1,), (32, 0), (7, 32), (2**40, 2**30), (2**63, 2), (1, 1, 1, 1), ())
-        )
-    raw = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(facts))
-    for name, (kind, value) in facts.items():
-        raw += as_gguf(STRING, name) + struct.pack("<I", kind) + as_gguf(kind, value)
-    at = 0
-    for name, shape in tensors.items():
-        raw += as_gguf(STRING, name) + struct.pack(
-            f"<I{len(shape)}QIQ", len(shape), *reversed(shape), 0, at
-        )
-        size = 4
-        for n in shape:
-            size *= n
-        at = (at + -(-size // 32) * 32) % 2**20
-    raw += b"\0" * (-len(raw) % 32 + min(at, 10**6))
-    if how >= 0.7:
-        raw = spoiled_bytes(rng, raw)
-    write({"x.gguf": raw}, ".")
+    tensors = gguf_tensors(len(facts["tokenizer.ggml.tokens"]))
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        how, name = rng.random(), rng.choice(list(facts))
+        if how < 0.6:
+            facts[name] = rng.choice((
+                "", LONG, "gpt2", "\ud800", "mpt", True, 1e300, 0, 1, 3, 2**32 - 1, -1, 2**62,
+                [], [1, 2], float("nan"), ["", "a", "a"],
+            ))  # fmt: skip
+        elif how < 0.7:
+            del facts[name]
+        else:
+            tensors[rng.choice([*tensors, "blk.x", LONG, "rope_freqs.weight"])] = rng.choice(
+                ((1,), (32, 0), (7, 32), (1, 1, 1, 1), ())
+            )
+    write({"x.gguf": b"GGUF"}, ".")
 
     def call():
-        with mock.patch.dict(sys.modules, package()):
+        with mock.patch.dict(sys.modules, package(facts, tensors)):
             program("convert", "x.gguf")
         load_folder("x")
 
-    return f"{raw[:200]!r}", call
+    shown = {name: value for name, value in facts.items() if len(str(value)) < 999}
+    return f"{shown}", call
 
 
 FILES = {

@@ -32,6 +32,7 @@ import minilm_inf.card
 import minilm_inf.diagnose.__main__
 import minilm_inf.evaluate.__main__
 import minilm_inf.train.__main__  # noqa: F401
+from minilm_inf.checkpoint import run_state
 from minilm_inf.evaluate import resume
 
 WORDS = "The ship went on, and the men looked at the sea, for it was late. It was cold. "
@@ -152,17 +153,17 @@ def prompts(rng):
 @functools.cache
 def stopped() -> tuple[bytes, dict[str, bytes]]:
     """The state of a run of perplexity amid its text, and the files that it reads."""
-    states, save = [], resume.save_state
+    states, write_state = [], resume.write_state
 
-    def noted(out: Path, *rest):
-        save(out, *rest)
-        states.append(resume.state_path(out).read_bytes())
+    def noted(path: Path, *rest):
+        write_state(path, *rest)
+        states.append(path.read_bytes())
 
     before = Path.cwd()
     files = weights() | tokenizer("pieces")
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(resume, "save_state", noted),
+        mock.patch.object(resume, "write_state", noted),
     ):
         os.chdir(folder)
         try:
@@ -183,11 +184,11 @@ def states(rng):
     header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
     how = rng.random()
     if how < 0.5:
-        facts = spoiled(rng, json.loads(header["__metadata__"]["run"]))
+        facts = spoiled(rng, json.loads(header["__metadata__"][run_state.FACTS]))
         if isinstance(facts, dict) and rng.random() < 0.8:  # by who knows how to sign them
             facts.pop("sha256", None)
-            facts["sha256"] = resume.checksum(facts, load(raw).items())
-        header["__metadata__"]["run"] = json.dumps(facts)
+            facts["sha256"] = run_state.checksum(facts, load(raw))
+        header["__metadata__"][run_state.FACTS] = json.dumps(facts)
         raw = with_header(raw, json.dumps(header).encode())
     elif how < 0.75:
         raw = with_header(raw, as_json(rng, spoiled(rng, header)))

@@ -2,17 +2,10 @@
 
 Checkpoints with the tensors of LLaMA-7B and MPT-7B, at 2 layers, random, in bfloat16 and in
 shards, are loaded by a process of its own each. The claim that is held: beyond what the process
-had before, its memory grows by no more than the weights and one tensor (and ALLOWANCE).
-
-    peak    the growth of VmHWM, the kernel's own high-water mark of resident memory, set back
-            just before loading. It is the number that is held, and the severe one: it counts
-            the pages of the mapped file too, which the kernel could drop at any time.
-    anon    the largest growth of RssAnon, memory that cannot be dropped: the weights themselves
-    file    the largest growth of RssFile (and RssShmem, where the folder lies in memory): what
-            of the files is mapped
-
-anon and file are looked at whenever a file is about to be closed, the moment at which all of
-its tensor is mapped.
+had before, its memory grows by no more than the weights and one tensor (and ALLOWANCE). Its
+peak is the growth of VmHWM, the kernel's own high-water mark of resident memory, set back just
+before loading. That is severe: it counts the pages of the mapped file too, which the kernel
+could drop at any time.
 """
 
 import json
@@ -23,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from minilm_inf.benchmark.memory import reset_peak, resident_peak  # noqa: E402
 from minilm_inf.checkpoint import checkpoint, shards  # noqa: E402
 
 ALLOWANCE = 2 << 20
@@ -49,10 +42,17 @@ SHAPES = {  # config.json of the real models, but for the number of layers
         "attn_config": {"alibi": True, "alibi_bias_max": 8},
     },
 }  # fmt: skip
+TINY = {  # loaded first, for all that is set up only once
+    "LLaMA-7B": {
+        "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 64,
+    },
+    "MPT-7B": {"d_model": 64, "n_heads": 2, "vocab_size": 64},
+}  # fmt: skip
 
 
 def write_checkpoint(folder: Path, raw: dict):
     """A folder of random weights, a shard per layer and one for the rest, one in memory."""
+    folder.mkdir()
     (folder / "config.json").write_text(json.dumps(raw))
     config = checkpoint.read_config(folder)
     with torch.device("meta"):
@@ -72,81 +72,34 @@ def write_checkpoint(folder: Path, raw: dict):
     (folder / shards.INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-def status(*fields: str) -> int:
-    """The sum of some fields of this process's /proc status, in bytes."""
-    with open("/proc/self/status") as lines:
-        found = dict(line.split(":", 1) for line in lines)
-    return sum(1024 * int(found[field].split()[0]) for field in fields)
-
-
-FILE = ("RssFile", "RssShmem")
-
-
-def load(warm: Path, folder: Path, dtype: torch.dtype) -> dict[str, int]:
-    """Load a folder in this process; growth of memory in bytes: peak, anon and file.
-
-    warm: a small folder of the same family, loaded first for all that is set up only once.
-    """
-    seen = []
-
-    class Watched:
-        """An open file; memory is looked at just before it is closed."""
-
-        def __init__(self, *arguments, **options):
-            self.file = safe_open(*arguments, **options)
-
-        def __enter__(self):
-            return self.file.__enter__()
-
-        def __exit__(self, *error):
-            seen.append((status("RssAnon"), status(*FILE)))
-            return self.file.__exit__(*error)
-
-    checkpoint.load_model(warm, dtype=dtype)
-    shards.safe_open = Watched
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    before, anon, file = status("VmRSS"), status("RssAnon"), status(*FILE)
-    model = checkpoint.load_model(folder, dtype=dtype)
-    return {
-        "peak": status("VmHWM") - before,
-        "anon": max(a for a, _ in seen) - anon,
-        "file": max(f for _, f in seen) - file,
-        "weights": sum(parameter.nbytes for parameter in model.parameters()),
-    }
-
-
-TINY = {
-    "LLaMA-7B": {
-        "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 64,
-    },
-    "MPT-7B": {"d_model": 64, "n_heads": 2, "vocab_size": 64},
-}  # fmt: skip
+def load(scratch: Path, dtype: torch.dtype) -> list[int]:
+    """Load a folder in this process: the growth of memory at its peak, and the weights, in
+    bytes."""
+    checkpoint.load_model(scratch / "warm", dtype=dtype)
+    before = reset_peak()
+    model = checkpoint.load_model(scratch / "whole", dtype=dtype)
+    return [resident_peak() - before, sum(weight.nbytes for weight in model.parameters())]
 
 
 def measure(name: str, dtype: str) -> bool:
     """Write one checkpoint, load it in a fresh process, print; whether the claim holds."""
     with tempfile.TemporaryDirectory() as scratch:
-        warm, folder = Path(scratch, "warm"), Path(scratch, "whole")
-        for path, changes in ((warm, TINY[name]), (folder, {})):
-            path.mkdir()
-            write_checkpoint(path, SHAPES[name] | changes)
-        tensors = shards.find_tensors(folder).values()
-        largest = max(tensors, key=lambda stored: stored.end - stored.begin)
-        run = [sys.executable, __file__, "--load", str(warm), str(folder), dtype]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        output = subprocess.run(run, env=environment, stdout=subprocess.PIPE, check=True)
-    found = json.loads(output.stdout)
-    bound = found["weights"] + largest.end - largest.begin
-    holds = found["peak"] <= bound + ALLOWANCE
+        write_checkpoint(Path(scratch, "warm"), SHAPES[name] | TINY[name])
+        write_checkpoint(Path(scratch, "whole"), SHAPES[name])
+        tensors = shards.find_tensors(Path(scratch, "whole")).values()
+        largest = max(tensors, key=lambda stored: stored.nbytes)
+        output = subprocess.run(
+            [sys.executable, __file__, "--load", scratch, dtype], check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+        )  # fmt: skip
+    peak, weights = json.loads(output.stdout)
+    one = largest.nbytes
+    holds = peak <= weights + one + ALLOWANCE
     print(f"{name}, 2 layers, bfloat16 on the disk, {dtype} in memory")
     for label, n_bytes in (
-        ("weights", found["weights"]),
-        (f"largest tensor, {largest.name}", largest.end - largest.begin),
-        ("peak (VmHWM)", found["peak"]),
-        ("  of it anon at most", found["anon"]),
-        ("  of it file at most", found["file"]),
-        ("peak - weights - one tensor", found["peak"] - bound),
-    ):
+        ("weights", weights), (f"largest tensor, {largest.name}", one),
+        ("peak (VmHWM)", peak), ("peak - weights - one tensor", peak - weights - one),
+    ):  # fmt: skip
         print(f"  {label:<50}{n_bytes / 1e6:10.2f} MB")
     print(f"  {'holds' if holds else 'DOES NOT HOLD'}, with {ALLOWANCE / 1e6:.1f} MB allowed",
           flush=True)  # fmt: skip
@@ -155,8 +108,7 @@ def measure(name: str, dtype: str) -> bool:
 
 def main() -> int:
     if sys.argv[1:2] == ["--load"]:
-        warm, folder, dtype = sys.argv[2:]
-        print(json.dumps(load(Path(warm), Path(folder), getattr(torch, dtype))))
+        print(json.dumps(load(Path(sys.argv[2]), getattr(torch, sys.argv[3]))))
         return 0
     print(f"PyTorch {torch.__version__}, {sys.platform}")
     runs = (("LLaMA-7B", "bfloat16"), ("MPT-7B", "bfloat16"), ("LLaMA-7B", "float32"))

@@ -3,10 +3,7 @@
 Held to transformers, on the same folder and the same text:
 1. the logits, in float32, and in float64;
 2. the ids of texts, and of conversations (apply_chat_template, which runs the template).
-Then, by ourselves:
-3. replies to questions, and a conversation of two turns;
-4. a text read past a window of 512 tokens: by full attention, LM-Infinite, and a window alone;
-   and how the model writes on behind it.
+Then, by ourselves: replies to questions, and a conversation of two turns.
 
 The exit code is 1 where ids differ, or logits by more than is allowed.
 """
@@ -115,51 +112,20 @@ def check_ids(folder: Path, tokenizer, texts: list[str]) -> bool:
     return same == len(texts) and same_turns == count > 0
 
 
-def write(model, tokenizer, ids: list[int], lm, n: int, stop_ids=None) -> str:
-    """The text that greedily follows ids."""
-    settings = {"temperature": 0.0, "stop_ids": stop_ids}
-    return tokenizer.decode(list(generate(model, ids, lm, n, **settings)))
-
-
-def show(what: str, text: str):
-    """Print a text, indented, under a line of its own."""
-    print(f"{what}\n{textwrap.fill(text, 92, initial_indent='    ', subsequent_indent='    ')}")
-
-
 def converse(folder: Path, model, tokenizer):
-    """Print greedy replies: to each question, and to a second one behind the first."""
+    """Print greedy replies: to each question, and to a second one after the first."""
     chat, lm = Chat(folder, tokenizer), LMInfinite.for_model(model.config)
-    for question in QUESTIONS:
-        ids = chat.prompt(question, first=True)
-        show(question, write(model, tokenizer, ids, lm, 120, chat.stop_ids))
-    ids = chat.prompt(QUESTIONS[0], first=True)
-    ids += list(generate(model, ids, lm, 120, temperature=0.0, stop_ids=chat.stop_ids))
-    ids += chat.prompt("And which river flows through it?", first=False)
-    show(
-        "And which river flows through it?",
-        write(model, tokenizer, ids, lm, 60, chat.stop_ids),
-    )
 
+    def reply(question: str, ids: list[int], n: int) -> list[int]:
+        new = list(generate(model, ids, lm, n, temperature=0.0, stop_ids=chat.stop_ids))
+        print(question)
+        print(textwrap.indent(textwrap.fill(tokenizer.decode(new), 88), "    "))
+        return ids + new
 
-def read_past_the_window(model, tokenizer, ids: list[int], n_local: int = 512):
-    """Print nats per token by position, under three settings, and a continuation."""
-    settings = {
-        "full attention": None,
-        "LM-Infinite": LMInfinite(n_local, 10, n_local),
-        "a window alone": LMInfinite(n_local, 0, n_local),
-    }
-    tokens = torch.tensor([ids])
-    print(f"{len(ids)} tokens, n_local {n_local}: nats per token")
-    edges = [0, n_local, *range(1000, len(ids), 500), len(ids)]
-    print(f"  {'positions':<16}" + "".join(f"{a:>6}-{b:<6}" for a, b in zip(edges, edges[1:])))
-    for name, lm in settings.items():
-        with torch.no_grad():
-            logits = model(tokens, lm)[0, :-1].log_softmax(-1)
-        nll = -logits.gather(1, tokens[0, 1:, None])[:, 0]
-        means = [nll[a:b].mean().item() for a, b in zip(edges, edges[1:])]
-        print(f"  {name:<16}" + "".join(f"{mean:^13.3f}" for mean in means))
-    for name, lm in settings.items():
-        show(f"and goes on, with {name}:", write(model, tokenizer, ids, lm, 60, ()))
+    for question in reversed(QUESTIONS):
+        ids = reply(question, chat.prompt(question, first=True), 120)
+    question = "And which river flows through it?"
+    reply(question, ids + chat.prompt(question, first=False), 60)
 
 
 def main() -> int:
@@ -172,7 +138,6 @@ def main() -> int:
     good = check_logits(folder, torch.tensor([ids[:600]]))
     good &= check_ids(folder, tokenizer, [text, *fuzzed_texts(1500)])
     converse(folder, model, tokenizer)
-    read_past_the_window(model, tokenizer, ids[:2000])
     print("as it should be" if good else "NOT as it should be")
     return int(not good)
 

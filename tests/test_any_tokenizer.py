@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_llama
-from test_compare import nll_after
 
 from minilm_inf.checkpoint import save
 from minilm_inf.config import LMInfinite
 from minilm_inf.diagnose import __main__ as diagnose
 from minilm_inf.evaluate import __main__ as evaluate
-from minilm_inf.evaluate.compare import encoded, reencoded_nll
-from minilm_inf.evaluate.comparing import pass_keys
-from minilm_inf.evaluate.comparing.methods import Reencoded
-from minilm_inf.evaluate.needles.reading import Method
-from minilm_inf.evaluate.needles.recall import Pairs
-from minilm_inf.evaluate.needles.trials import PassKey, Trial
+from minilm_inf.evaluate.compare import encoded
+from minilm_inf.evaluate.comparison import pass_keys
+from minilm_inf.evaluate.methods import Truncated
+from minilm_inf.evaluate.trials import ABSENT, ALONE, Pairs, PassKey
 from minilm_inf.text.tokenizer import load, opening
 from minilm_inf.train.practice import Practice
 
@@ -88,11 +85,11 @@ def test_windows_and_trials_are_text_from_end_to_end(known, kind):
     rows = [practice.ordinary(rng, 257), practice.repeats(rng, 257)]
     rows += [practice.retrieval(rng, 257, 1.0), practice.hidden(rng, 257, ["It is 7."], "So?")]
     for maker in (PassKey(practice, known), Pairs(practice, known, 3)):
-        for trial in (maker.trial(257, 0.3, [1]), maker.absent(257, [1])):
+        for trial in (maker.trial(257, 0.3, [1]), maker.trial(257, ABSENT, [1])):
             question = known.decode(trial.ids).rpartition("What is ")[2]
             assert re.fullmatch(r"the .*\? The .* is \d+", question)
             rows.append(trial.ids)
-        assert known.decode(maker.alone([1]).ids).lstrip().startswith("What is ")
+        assert known.decode(maker.trial(0, ALONE, [1]).ids).lstrip().startswith("What is ")
     for row in rows:
         assert len(row) == 257 and row[: len(begin)] == begin
         assert all(known.bytes_of(id) for id in row[len(begin) :])
@@ -105,52 +102,35 @@ def test_filler_has_all_tokens_of_the_texts(known, kind):
     quarter, lm = (filler - 1) // 4, LMInfinite(140, 10, 140)
     model = tiny_llama(context_length=quarter)
     with pytest.raises(ValueError, match=f"text, and there are {filler:,}"):
-        pass_keys.trials(known, documents, lm, tiny_llama(context_length=600).config, 1)
-    middle, inside = pass_keys.trials(known, documents, lm, model.config, 2)
+        pass_keys(known, documents, lm, tiny_llama(context_length=600).config, 1)
+    middle, inside = pass_keys(known, documents, lm, model.config, 2)
     assert [len(trial.ids) for trial in middle] == [4 * quarter] * 2
     assert [len(trial.ids) for trial in inside] == [quarter] * 2
 
 
 def test_truncation_without_bos_reads_the_last_tokens():
     """A text's first token that stands before every window, far from where it was."""
-    trials = [Trial(list(range(9)), 2, ())]
-    assert Method(None, 6, n_bos=0).rows(trials, "cpu").tolist() == [[3, 4, 5, 6, 7, 8]]
-    assert Method(None, 6, n_bos=1).rows(trials, "cpu").tolist() == [[0, 4, 5, 6, 7, 8]]
-    model = tiny_llama(context_length=6)
-    ids = [5, 9, 2, 7, 7, 1, 30, 4, 11, 3, 8, 20]
-    scores = reencoded_nll(model, ids, n_bos=0).tolist()
-    for i in range(len(ids) - 1):
-        last = i if i < 6 else 6 + (i - 6) // 3 * 3 + 2  # of the window that scores i
-        context = ids[max(0, last - 5) : i + 1]
-        assert scores[i] == pytest.approx(nll_after(model, context, ids[i + 1]), abs=1e-5)
-    written, context = Reencoded("", 6, 0).write(model, ids, 3, 512), list(ids)
-    for id in written:
-        assert id == int(model(torch.tensor([context[-6:]]))[0, -1].argmax())
-        context.append(id)
+    rows = torch.arange(9)[None]
+    assert Truncated("", None, 6, 0).rows(rows).tolist() == [[3, 4, 5, 6, 7, 8]]
+    assert Truncated("", None, 6, 1).rows(rows).tolist() == [[0, 4, 5, 6, 7, 8]]
+    assert Truncated("", None, 9, 1).rows(rows).tolist() == rows.tolist()
 
 
-@pytest.mark.parametrize("task", ["passkey", "recall"])
-def test_retrieval(program, folder, text, tmp_path, task):
-    """A program that adds None to a number where nothing stands before a text."""
-    flags = ["-m", folder, "--text", text, "--lengths", "1,2", "--depths", "0,1", "--trials", 1]
-    out = tmp_path / "run.json"
-    code, said, err = program(evaluate.main, task, *flags, "--out", out)
-    assert code == 0 and "| needle absent, truncation |" in said, err
-    cells = json.loads(out.read_text())["results"]["cells"]
-    assert [c["trials"] for c in cells] == [1] * len(cells) and len(cells) == 1 + 2 + 4 * 6 - 2
-
-
-def test_comparison(program, folder, text):
-    """Pass keys that end the program after minutes of reading, and take its table along."""
-    flags = ["--text", text, "--length", 1100, "--methods", "full,truncate,topk"]
-    flags += ["--n-local", 60, "--trials", 1]
-    code, said, err = program(evaluate.main, "compare", "-m", folder, *flags)
-    assert code == 0 and "| passkey, middle |" in said and "no pass keys" not in err
-
-
-def test_diagnosis(program, folder, text, tmp_path, monkeypatch):
-    """A diagnosis that cannot be made of a model without BOS."""
+@pytest.mark.parametrize("kind", ["no bos", "around"], indirect=True)
+def test_what_measures_runs(program, kind, folder, text, tmp_path, monkeypatch):
+    """A program that adds None to a number where nothing stands before a text; pass keys that
+    end it after minutes of reading, and take its table along."""
     monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
-    flags = ["--text", text, "--length", 400, "--out", tmp_path / "d"]
-    code, said, err = program(diagnose.main, "-m", folder, *flags)
+    run, out = ["-m", folder, "--text", text], tmp_path / "run.json"
+    for task in ("passkey", "recall"):
+        few = ["--lengths", "1,2", "--depths", "0,1", "--trials", 1]
+        code, said, err = program(evaluate.main, task, *run, *few, "--out", out)
+        assert code == 0 and "| needle absent, truncation |" in said, err
+        cells = json.loads(out.read_text())["results"]["cells"]
+        assert [c["trials"] for c in cells] == [1] * (1 + 2 + 4 * 6 - 2)
+    more = ["--length", 1100, "--methods", "full,truncate,topk", "--n-local", 60, "--trials", 1]
+    code, said, err = program(evaluate.main, "compare", *run, *more)
+    assert code == 0 and "| passkey, middle |" in said and "no pass keys" not in err
+    more = ["--length", 400, "--out", tmp_path / "d"]
+    code, said, err = program(diagnose.main, *run, *more)
     assert code == 0 and said.startswith("factor 1, "), err

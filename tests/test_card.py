@@ -15,7 +15,6 @@ from minilm_inf import LMInfinite, card, generate, load, load_model
 from minilm_inf.checkpoint import save
 from minilm_inf.corpus import HELD_OUT
 from minilm_inf.evaluate import __main__ as evaluate
-from minilm_inf.evaluate.compare import by_position, encoded, table
 from minilm_inf.models import llama
 from minilm_inf.train.recipes import initialise
 from minilm_inf.train.schedule import PHASES
@@ -67,29 +66,18 @@ def assert_card_is_true(folder: Path):
     assert tokens >= 20 and promised
 
 
-def config_of(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text())
-
-
-def carded(folder: Path) -> Path:
-    if not (folder / "README.md").is_file():
-        pytest.fail(f"{folder.relative_to(ROOT)} has no card: make cards writes it")
-    return folder
-
-
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_the_card_is_true(folder):
-    """Weights that were trained again under an old card; a continuation that was retouched."""
-    assert_card_is_true(carded(folder))
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_the_card_shows_what_was_to_be_shown(folder):
-    """LM-Infinite that loses to re-encoding, or vanilla that does not fall apart."""
-    text = (carded(folder) / "README.md").read_text(encoding="utf-8")
+def test_a_shipped_card(folder):
+    """Weights that were trained again under an old card; a continuation that was retouched;
+    LM-Infinite that loses to re-encoding, or vanilla that does not fall apart; a clone that
+    takes minutes, or an optimizer's state committed with the weights."""
+    assert (folder / "README.md").is_file(), "make cards writes it"
+    assert_card_is_true(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
     rows = [re.findall(r"[-+]?[\d,]*\.?\d+", line) for line in nll_table(text)[2:]]
     numbers = [[float(cell.replace(",", "")) for cell in row] for row in rows]
-    length = load_model(folder).config.context_length
+    config = json.loads((folder / "config.json").read_text())
+    length = int(re.search(r"trained on texts of (\d+) tokens", prose(folder))[1])
     edges = [0, *(length * 2**i for i in range(7))]
     assert [row[:2] for row in numbers] == [list(pair) for pair in zip(edges, edges[1:])]
     for _, _, _, infinite, reencoded, gap in numbers:
@@ -99,21 +87,20 @@ def test_the_card_shows_what_was_to_be_shown(folder):
     kind = "falls apart" if max(beyond) > 0.7 else "fails gently"
     kind = "does not fail" if max(beyond) <= 0.1 else kind
     assert f"Beyond its trained length the vanilla model {kind}:" in prose(folder)
-    if config_of(folder)["model_type"] != "mpt":  # rotary positions, beyond 8 times the length
+    if config["model_type"] != "mpt":  # rotary positions, beyond 8 times the length
         assert all(excess > 0.7 for excess in beyond[2:])
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_the_folder_is_small(folder):
-    """A clone that takes minutes; an optimizer's state committed with the weights."""
     known = {
         "config.json", "model.safetensors", "tokenizer.model", "tokenizer.json",
         "tokenizer_config.json", "training.json", "README.md",
     }  # fmt: skip
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    assert set(files) <= known
-    assert sum(files.values()) < 16 * MEGABYTE
+    assert set(files) <= known and sum(files.values()) < 16 * MEGABYTE
     assert files["model.safetensors"] > MEGABYTE
+
+
+def test_weights_are_there():
+    """Without a folder, the test above would pass by having nothing to test."""
+    assert ROOT / "weights" / "tiny-llama" in FOLDERS
 
 
 def test_the_verdict_is_what_the_rows_show():
@@ -129,11 +116,6 @@ def test_the_verdict_is_what_the_rows_show():
     assert "does not fail: it is at most 0.00 nat worse" in said(-0.01, -0.002)
     assert "+0.00 in the last row" in said(-0.01, -0.002)
     assert "Linear biases" in said(-0.01, -0.002) and "Linear biases" in said(0.5, -0.2)
-
-
-def test_weights_are_there():
-    """Without a folder, every test above would pass by having nothing to test."""
-    assert ROOT / "weights" / "tiny-llama" in FOLDERS
 
 
 # ---- how a card is written
@@ -188,16 +170,13 @@ def written(made_up):
     return made_up
 
 
-def test_a_written_card_is_true(written):
-    """The tests above, which read the shipped cards, must fit what card.py writes."""
-    assert_card_is_true(written)
-
-
 @pytest.mark.parametrize("change", ["weights", "continuation", "parameters"])
 def test_a_false_card_is_found(written, tmp_path, change):
-    """A reader of cards that finds nothing wrong with anything."""
+    """A reader of cards that finds nothing wrong with anything; or does not fit what card.py
+    writes."""
     folder = tmp_path / "copy"
     shutil.copytree(written, folder)
+    assert_card_is_true(folder)
     text = (folder / "README.md").read_text()
     if change == "weights":
         model = load_model(folder)
@@ -212,21 +191,11 @@ def test_a_false_card_is_found(written, tmp_path, change):
         assert_card_is_true(folder)
 
 
-def test_the_card_s_table_is_the_measure(written):
-    """Numbers of another model, other documents, or another n_local."""
-    model, tokenizer = load(written)
-    corpus = written.parent / "corpus"
-    texts = {name: (corpus / f"{name}.txt").read_text() for name in HELD_OUT[:2]}
-    documents = encoded(texts, tokenizer, 64 * 96)
-    rows = by_position(model, documents, LMInfinite(96, 10, 96), report=lambda line: None)
-    text = (written / "README.md").read_text()
-    assert nll_table(text) == table(rows).split("\n")
+def test_the_card_s_command_prints_its_numbers(written, capsys):
+    """Numbers of another model, other documents, or another n_local; a command that measures
+    another length, or that has got other methods since."""
     assert "the first 6,144 tokens" in prose(written)
     assert "BOS and the last 95 tokens, with a stride of 48" in prose(written)
-
-
-def test_the_card_s_command_prints_its_numbers(written, capsys):
-    """A command that measures another length, or that has got other methods since."""
     text = (written / "README.md").read_text()
     command = re.search(
         r"^python -m minilm_inf.evaluate (compare .*\\\n.*)$", text, re.MULTILINE
@@ -259,19 +228,16 @@ def test_the_card_tells_the_record(written):
     assert not re.search(r"[{}]", text), "every place of the template is filled"
 
 
-def test_a_folder_without_a_record_gets_no_card(made_up, tmp_path, capsys):
-    """Half a card, or a traceback, for a model that came from elsewhere."""
+def test_what_gets_no_card(made_up, tmp_path, capsys):
+    """Half a card, or a traceback, for a model that came from elsewhere; a card that measures
+    nothing."""
     folder = tmp_path / "other"
     shutil.copytree(made_up, folder)
     (folder / "training.json").unlink()
     (folder / "README.md").unlink(missing_ok=True)
-    assert card.main([str(folder), "--corpus", str(made_up.parent / "corpus")]) == 1
-    assert "no training.json" in capsys.readouterr().err
-    assert not (folder / "README.md").exists()
-
-
-def test_a_card_needs_the_corpus(made_up, tmp_path, capsys):
-    """A card that measures nothing."""
-    assert card.main([str(made_up), "--corpus", str(tmp_path)]) == 1
-    err = capsys.readouterr().err
-    assert "no held-out documents" in err and "Traceback" not in err
+    for corpus, words in ((made_up.parent / "corpus", "no training.json"),
+                          (tmp_path, "no held-out documents")):  # fmt: skip
+        assert card.main([str(folder), "--corpus", str(corpus)]) == 1
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1
+        assert not (folder / "README.md").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import itertools
 import json
 import random
 import re
@@ -29,245 +30,34 @@ from minilm_inf.text.template_unrolled import BOS, DATE, EOS, STRIP, STRIPPED
 from minilm_inf.writing.session import Session
 
 DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
-    "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SMOLLM2 = CHATML.replace(  # the bytes of SmolLM2's own
-    "messages %}",
-    "messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\n" + DEFAULT + "<|im_end|>\n' }}{% endif %}",
-    1,
-)
-SPACIOUS = """{# ChatML, as somebody else would write it #}
-{%- if not add_generation_prompt is defined -%}
-    {%- set add_generation_prompt = false -%}
-{%- endif -%}
-{%- for message in messages -%}
-    {{- "<|im_start|>" + message.role + "\\n"
-        + message["content"] + "<|im_end|>\\n" -}}
-{%- endfor -%}
-{% if add_generation_prompt %}
-    {{- "<|im_start|>" + "assistant\\n" -}}
-{% endif %}
-"""
-HEADER = "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
-LLAMA3 = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
-    + HEADER
-    + "+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
-    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
-    "{% endif %}"
-)
-LLAMA31 = (  # with the questions about tools that the real one asks, and shorter answers
-    """{{- bos_token }}
-{%- if custom_tools is defined %}
-    {%- set tools = custom_tools %}
-{%- endif %}
-{%- if not tools_in_user_message is defined %}
-    {%- set tools_in_user_message = true %}
-{%- endif %}
-{%- if not date_string is defined %}
-    {%- set date_string = "26 Jul 2024" %}
-{%- endif %}
-{%- if not tools is defined %}
-    {%- set tools = none %}
-{%- endif %}
-
-{#- Here begins the system message. #}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content']|trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{%- if tools is not none %}
-    {{- "Tools: {" }}{% for t in tools %}{% if t %}{{ t | tojson }}{% endif %}{% endfor %}
-{%- endif %}
-{{- "Cutting Knowledge Date: December 2023\\n" }}
-{{- "Today Date: " + date_string + "\\n\\n" }}
-{{- system_message }}
-{{- "<|eot_id|>" }}
-{%- for message in messages %}
-    {%- if not (message.role == 'ipython' or message.role == 'tool'
-                or 'tool_calls' in message) %}
-        {{- """
-    + HEADER
-    + """+ message['content'] | trim + '<|eot_id|>' }}
-    {%- elif 'tool_calls' in message %}
-        {%- if not message.tool_calls|length == 1 %}
-            {{- raise_exception("one at a time") }}
-        {%- else %}
-            {{- "call" }}
-        {%- endif %}
-    {%- elif message.role == "tool" %}
-        {{- message.content | tojson }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-)
-TODAY = """    {%- if strftime_now is defined %}
-        {%- set date_string = strftime_now("%d %b %Y") %}
-    {%- else %}
-        {%- set date_string = "26 Jul 2024" %}
-    {%- endif %}
-"""
-LLAMA32 = LLAMA31.replace('    {%- set date_string = "26 Jul 2024" %}\n', TODAY)
-LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
-    "{% set system_message = messages[0]['content'] %}{% else %}"
-    "{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
-    "{% for message in loop_messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% if loop.index0 == 0 and system_message != false %}{% set content = "
-    "'<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
-    "{% else %}{% set content = message['content'] %}{% endif %}"
-    "{% if message['role'] == 'user' %}"
-    "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}"
-    "{% endif %}{% endfor %}"
-)
-ZEPHYR = """{% for message in messages %}
-{% if message['role'] == 'user' %}
-{{ '<|user|>\n' + message['content'] + eos_token }}
-{% elif message['role'] == 'system' %}
-{{ '<|system|>\n' + message['content'] + eos_token }}
-{% elif message['role'] == 'assistant' %}
-{{ '<|assistant|>\n'  + message['content'] + eos_token }}
-{% endif %}
-{% if loop.last and add_generation_prompt %}
-{{ '<|assistant|>' }}
-{% endif %}
-{% endfor %}"""
-ALTERNATE = (
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-)
-MISTRAL1 = (
-    "{{ bos_token }}{% for message in messages %}" + ALTERNATE + "{% if message['role'] == "
-    "'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == "
-    "'assistant' %}{{ message['content'] + eos_token + ' ' }}{% else %}"
-    "{{ raise_exception('Only user and assistant!') }}{% endif %}{% endfor %}"
-)
-MISTRAL_NEWER = (
-    """{%- if messages[0]["role"] == "system" %}
-    {%- set system_message = messages[0]["content"] %}
-    {%- set loop_messages = messages[1:] %}
-{%- else %}
-    {%- set loop_messages = messages %}
-{%- endif %}
-
-{{- bos_token }}
-{%- for message in loop_messages %}
-    """
-    + ALTERNATE
-    + """
-    {%- if message["role"] == "user" %}
-        {%- if loop.first and system_message is defined %}
-            {{- " [INST] " + system_message + "\\n\\n" + message["content"] + " [/INST]" }}
-        {%- else %}
-            {{- " [INST] " + message["content"] + " [/INST]" }}
-        {%- endif %}
-    {%- elif message["role"] == "assistant" %}
-        {{- " " + message["content"] + eos_token}}
-    {%- endif %}
-{%- endfor %}
-"""
-)
-MISTRAL3 = """{%- if messages[0]["role"] == "system" %}
-    {%- set system_message = messages[0]["content"] %}
-    {%- set loop_messages = messages[1:] %}
-{%- else %}
-    {%- set loop_messages = messages %}
-{%- endif %}
-{%- if not tools is defined %}
-    {%- set tools = none %}
-{%- endif %}
-{%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}
-
-{#- Are the roles in turn? #}
-{%- set ns = namespace() %}
-{%- set ns.index = 0 %}
-{%- for message in loop_messages %}
-    {%- if not (message.role == "tool" or message.role == "tool_results" or
-        (message.tool_calls is defined and message.tool_calls is not none)) %}
-        {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
-            {{- raise_exception("roles must alternate") }}
-        {%- endif %}
-        {%- set ns.index = ns.index + 1 %}
-    {%- endif %}
-{%- endfor %}
-
-{{- bos_token }}
-{%- for message in loop_messages %}
-    {%- if message["role"] == "user" %}
-        {%- if tools is not none and (message == user_messages[-1]) %}
-            {{- "[AVAILABLE_TOOLS] [" }}
-            {%- for tool in tools %}
-                {{- '{"type": "function", ' }}
-                {%- for key, val in tool.items() if key != "return" %}
-                    {{- '"' + key + '": ' + val|tojson }}
-                {%- endfor %}
-            {%- endfor %}
-        {%- endif %}
-        {%- if loop.last and system_message is defined %}
-            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
-        {%- else %}
-            {{- "[INST] " + message["content"] + "[/INST]" }}
-        {%- endif %}
-    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
-        {{- "[TOOL_CALLS] [" }}
-    {%- elif message["role"] == "assistant" %}
-        {{- " " + message["content"]|trim + eos_token}}
-    {%- elif message["role"] == "tool_results" or message["role"] == "tool" %}
-        {%- set content = message.content.content %}
-        {{- '[TOOL_RESULTS] {"content": ' + content|string + ", " }}
-    {%- else %}
-        {{- raise_exception("no such role") }}
-    {%- endif %}
-{%- endfor %}
-"""
-RENAMED = (  # another name, other quotes, turns told from each other in another way
-    '{{ bos_token }}{% for m in messages %}{%if m.role=="user"%}{{"<|im_start|>user\\n"~'
-    'm.content|trim~"<|im_end|>\\n"}}{%elif m.role in ["system","assistant"]%}'
-    '{{"<|im_start|>"+m.role+"\\n"+m["content"].strip()+"<|im_end|>\\n"}}{%endif%}'
-    '{%endfor%}{{"<|im_start|>assistant\\n" if add_generation_prompt else ""}}'
-)
-QWEN = (  # the default system message where loop.first and loop.index0 tell it
-    "{%- for message in messages -%}{%- if loop.index0 == 0 and message.role != 'system' -%}"
-    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
-    "{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content }}{% if "
-    "(loop.last and add_generation_prompt) or not loop.last %}"
-    "{{ '<|im_end|>' + '\\n' }}{% endif %}{%- endfor -%}"
-    "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
-    "{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 CHATML_MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 LLAMA3_MARKS = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
-KNOWN = {  # name -> form, template, and the marks of a byte-level tokenizer: BOS and EOS first
-    "ChatML": ("ChatML", CHATML, CHATML_MARKS),
-    "SmolLM2": ("ChatML", SMOLLM2, CHATML_MARKS),
-    "spacious": ("ChatML", SPACIOUS, CHATML_MARKS),
-    "spacious in CRLF": ("ChatML", SPACIOUS.replace("\n", "\r\n"), CHATML_MARKS),
-    "renamed": ("ChatML", RENAMED, CHATML_MARKS),
-    "Qwen": ("ChatML", QWEN, CHATML_MARKS),
-    "Llama 3": ("Llama 3", LLAMA3, LLAMA3_MARKS),
-    "Llama 3.1": ("Llama 3", LLAMA31, LLAMA3_MARKS),
-    "Llama 3.2": ("Llama 3", LLAMA32, LLAMA3_MARKS),
-    "Llama 2": ("Llama 2", LLAMA2, None),
-    "Zephyr": ("Zephyr", ZEPHYR, None),
-    "Mistral 0.1": ("Mistral", MISTRAL1, None),
-    "Mistral 0.2": ("Mistral", MISTRAL1.replace(" + ' ' }}", " }}"), None),
-    "Mistral, newer": ("Mistral", MISTRAL_NEWER, None),
-    "Mistral 0.3": ("Mistral", MISTRAL3, ["<s>", "</s>", "[INST]", "[/INST]"]),
+FORMS = {  # a template of fixtures/ -> its form; a byte-level tokenizer's BOS, EOS, marks
+    "ChatML": ("ChatML", CHATML_MARKS),
+    "SmolLM2": ("ChatML", CHATML_MARKS),  # the bytes of SmolLM2's own
+    "spacious": ("ChatML", CHATML_MARKS),  # as somebody else would write it
+    "renamed": ("ChatML", CHATML_MARKS),  # other names and quotes, turns told otherwise
+    "Qwen": ("ChatML", CHATML_MARKS),  # its default system message told in another way
+    "Llama 3": ("Llama 3", LLAMA3_MARKS),
+    "Llama 3.1": ("Llama 3", LLAMA3_MARKS),  # with its questions about tools
+    "Llama 3.2": ("Llama 3", LLAMA3_MARKS),
+    "Llama 2": ("Llama 2", None),
+    "Zephyr": ("Zephyr", None),
+    "Mistral 0.1": ("Mistral", None),
+    "Mistral 0.2": ("Mistral", None),
+    "Mistral, newer": ("Mistral", None),
+    "Mistral 0.3": ("Mistral", ["<s>", "</s>", "[INST]", "[/INST]"]),
 }
+
+
+def template_of(name: str) -> str:
+    path = ROOT / "tests" / "fixtures" / "templates" / f"{name}.jinja"
+    return path.read_bytes().decode()
+
+
+KNOWN = {name: (form, template_of(name), marks) for name, (form, marks) in FORMS.items()}
+KNOWN["in CRLF"] = ("ChatML", template_of("spacious").replace("\n", "\r\n"), CHATML_MARKS)
+CHATML, SMOLLM2, LLAMA2 = (KNOWN[name][1] for name in ("ChatML", "SmolLM2", "Llama 2"))
 NO_SYSTEM = ("Mistral 0.1", "Mistral 0.2")
 
 
@@ -282,7 +72,7 @@ def byte_level_folder(folder: Path, name: str, about: dict, special=True):
         "add_bos_token": form != "ChatML" or name == "renamed",
     }  # fmt: skip
     fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
-    for file, content in tokenizer_files(fields, 64).items():
+    for file, content in tokenizer_files(folder, fields, 64).items():
         (folder / file).write_bytes(content)
     about |= json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
@@ -319,18 +109,16 @@ SAID = ["Hello", "What is 2+2? ", "  two\n\nlines\n", "naïve 漢字 🙂", "", 
 TURNS = [(SAID[0],), (SAID[1], SAID[2]), (SAID[3], SAID[4], SAID[5])]
 
 
-@pytest.mark.parametrize("system", [None, "Be brief.", " Be \n brief. \n", ""])
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_ids_are_those_of_the_template(name, system, folder):
+def test_the_ids_are_those_of_the_template(name, folder):
     """Catches a line end too many, a default system message lost, text that is not trimmed."""
-    if system is not None and name in NO_SYSTEM:
-        return
     place = folder(name)
     tokenizer = load_tokenizer(place)
-    conversation = Chat(place, tokenizer, system)
     _, template, marks = KNOWN[name]
     bos, eos = (marks or ["<s>", "</s>"])[:2]
-    for turns in TURNS:
+    systems = [None] if name in NO_SYSTEM else [None, " Be \n brief. \n", ""]
+    for system, turns in itertools.product(systems, TURNS):
+        conversation = Chat(place, tokenizer, system)
         messages = [] if system is None else [{"role": "system", "content": system}]
         for count, text in enumerate(turns):
             if count and system is not None and name == "Mistral 0.3":
@@ -392,7 +180,7 @@ def test_todays_date(folder, monkeypatch):
 # ---- what people may not do by typing
 
 
-@pytest.mark.parametrize("name", ["ChatML", "SmolLM2", "Llama 3", "Llama 3.1"])
+@pytest.mark.parametrize("name", ["SmolLM2", "Llama 3.1"])
 def test_nobody_can_type_a_mark(name, folder):
     """Catches a user who ends the turn and speaks as the system, or as the model."""
     place = folder(name)
@@ -472,53 +260,41 @@ def test_what_a_default_system_message_may_hold():
 
 
 END = "{{ '<|im_start|>assistant\n' }}{% endif %}"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "",
-        "{{ messages }}",
-        "no template at all",
-        CHATML.replace("message['content']", "messages[0]['content']"),
-        CHATML.replace("{% for", "System: none\n{% for"),
-        CHATML.replace("{% for", "{% if turn %}{{ turn }}{% endif %}{{ turn }}{% for"),
-        CHATML.replace("{% for", "{% if messages[0].content %}{% endif %}{% for"),
-        CHATML.replace("message['content']", "message['content'].upper()"),
-        CHATML.replace("message['content']", "message['content'] | tojson"),
-        CHATML.replace("{% for", "{% include 'x' %}{% for"),
-        CHATML.replace("{% for", "{{ ''.__class__.__mro__ }}{% for"),
-        CHATML.replace("{% for", "{{ strftime_now('%H') }}{% for"),
-        CHATML.replace("messages %}", "messages if message.role %}"),
-        "{% for message in messages %}{% for message in messages %}" + CHATML,
-        CHATML.replace("+ '\n' +", "* '\n' *"),
-        CHATML + "\ue010",
-        CHATML.replace("<|im_end|>", "<|end|>"),
-        CHATML.replace("'}}{% endfor", "'}}\n{% endfor"),  # a line end that Jinja writes
-        CHATML.replace("'}}{% endfor", "'}} {% endfor"),
-        CHATML.replace("{% endfor %}{% if", "{% endfor %} {% if"),
-        CHATML.replace(END, "{{ '<|im_start|>assistant\n<think>' }}{% endif %}"),
-        CHATML.replace(END, END.replace("{% endif %}", "{% else %}x{% endif %}") + "{{ x }}"),
-        CHATML.replace("{% if add_generation_prompt %}", "{% if not add_generation_prompt %}"),
-        CHATML.replace("{% if add_generation_prompt %}", "").replace("{% endif %}", "{% endif"),
-        CHATML.replace("'<|im_end|>'", "'\\x'"),
-        SMOLLM2.replace("loop.first and", "loop.last and"),
-        LLAMA31.replace("tools is not none", "tools is none"),
-        LLAMA2.replace(" + eos_token", ""),
-        LLAMA2.replace("'[INST] '", "'[INST]'"),
-        "{% endif %}" + CHATML,
-        "{% raw %}" + CHATML + "{% endraw %}",
-        "+ 'a' " + CHATML,
-        "{{ + 'a' }}" + CHATML,
+CHANGES = {  # what is changed in ChatML's template, and for what
+    "message['content']": [
+        "messages[0]['content']", "message['content'].upper()", "message['content'] | tojson",
     ],
-)
-def test_other_templates_are_not_known(template, folder):
+    "{% for": [
+        "System: none\n{% for", "{% if turn %}{{ turn }}{% endif %}{{ turn }}{% for",
+        "{% if messages[0].content %}{% endif %}{% for", "{% include 'x' %}{% for",
+        "{{ ''.__class__.__mro__ }}{% for", "{{ strftime_now('%H') }}{% for",
+        "{{ write('a') }}{% for", "{{ unknown() }}{% for", "{% endif %}{% for",
+        "{% for message in messages %}{% for", "{% raw %}{% endraw %}{% for",
+        "{{ + 'a' }}{% for", "{{ a) + (b }}{% for", "{{ 'a' if 1 == 1 == 1 }}{% for",
+    ],
+    "messages %}": ["messages if message.role %}"], "+ '\n' +": ["* '\n' *"],
+    "<|im_end|>": ["<|end|>"], "'<|im_end|>'": ["'\\x'"],
+    "'}}{% endfor": ["'}}\n{% endfor", "'}} {% endfor"],  # Jinja writes a line end, or a space
+    "{% endfor %}{% if": ["{% endfor %} {% if"],
+    "{% if add_generation_prompt %}": ["{% if not add_generation_prompt %}", ""],
+    END: [
+        "{{ '<|im_start|>assistant\n<think>' }}{% endif %}",
+        END.replace("{% endif %}", "{% else %}x{% endif %}") + "{{ x }}",
+    ],
+}  # fmt: skip
+OTHERS = [CHATML.replace(old, new) for old, changes in CHANGES.items() for new in changes] + [
+    "", "{{ messages }}", "no template at all", CHATML + "\ue010",
+    SMOLLM2.replace("loop.first and", "loop.last and"),
+    template_of("Llama 3.1").replace("tools is not none", "tools is none"),
+    LLAMA2.replace(" + eos_token", ""), LLAMA2.replace("'[INST] '", "'[INST]'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", OTHERS)
+def test_other_templates_are_not_known(template):
     """Catches a conversation in a form that the model never saw, and nobody notices."""
-    assert template not in (CHATML, SMOLLM2, LLAMA2, LLAMA3, LLAMA31)
+    assert all(template != known for _, known, _ in KNOWN.values())
     assert recognise(template) is None
-    place = folder("ChatML", template=template)
-    with pytest.raises(ValueError, match="ChatML, Llama 2, Llama 3, Mistral and Zephyr"):
-        Chat(place, load_tokenizer(place))
 
 
 HOSTILE = {
@@ -541,20 +317,17 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_template_takes_no_time(kind, folder):
     """Catches text that is searched again from every place, or loops in loops."""
-    place = folder("ChatML")
-    tokenizer = load_tokenizer(place)
-    (place / "chat_template.jinja").write_text(HOSTILE[kind])
-    began = time.perf_counter()
-    with pytest.raises(ValueError, match="a chat template of"):
+    place = folder("ChatML", template=HOSTILE[kind])
+    tokenizer, began = load_tokenizer(place), time.perf_counter()
+    with pytest.raises(ValueError, match="a chat template of.*ChatML, Llama 2, Llama 3, Mist"):
         Chat(place, tokenizer)
     assert time.perf_counter() - began < 2
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_changed_template_is_refused_or_exact(seed):
+def test_a_changed_template_is_refused_or_exact():
     """Catches a statement that is read otherwise than Jinja reads it."""
     jinja2 = pytest.importorskip("jinja2")
-    source, found = random.Random(seed), 0
+    source, found = random.Random(1), 0
     words = [
         " ",
         "\n",
@@ -569,7 +342,7 @@ def test_a_changed_template_is_refused_or_exact(seed):
         "loop.last",
     ]
     today = datetime.date.today().strftime("%d %b %Y")
-    for _ in range(80):
+    for _ in range(150):
         _, template, _ = KNOWN[source.choice(list(KNOWN))]
         for _ in range(source.choice([1, 1, 2, 5])):
             at, cut = source.randrange(len(template)), source.choice([0, 0, 1, 2, 9])
@@ -591,7 +364,7 @@ def test_a_changed_template_is_refused_or_exact(seed):
         for written, right, text in zip((known.first, known.following), whole, ("Hi", "Oh")):
             written = "".join((said | {USER: text}).get(part, part) for part in written)
             assert right.endswith(written), template
-    assert found > 10
+    assert found > 20
 
 
 def test_a_refused_template_is_named(folder):
@@ -669,7 +442,7 @@ def writes(monkeypatch):
 
 
 def test_one_reply(run, model_folder, writes, tmp_path):
-    """Catches the prompt read as plain text, and a model that goes on behind its turn."""
+    """Catches the prompt read as plain text, and a model that goes on after its turn."""
     conversation = Chat(model_folder, load_tokenizer(model_folder))
     writes(3 + ord("Y"), 3 + ord("o"), 2)
     code, out, _ = run("--json", "-p", "Hi\n")

@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, some_tokens, tiny_model
+from conftest import (
+    FAMILIES,
+    change_config,
+    change_tensors,
+    some_tokens,
+    tiny_model,
+    write_sparse,
+)  # fmt: skip
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -45,20 +50,6 @@ def folder(tmp_path) -> Path:
     """A whole checkpoint, to be damaged."""
     save(make_model(), tmp_path)
     return tmp_path
-
-
-def change_config(folder: Path, remove=(), **changes):
-    raw = json.loads((folder / "config.json").read_text())
-    raw = {key: value for key, value in raw.items() if key not in remove}
-    (folder / "config.json").write_text(json.dumps(raw | changes))
-
-
-def change_tensors(folder: Path, change):
-    """Let `change` edit the dictionary of tensors, and store it again."""
-    tensors = load_file(folder / "model.safetensors")
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 def change_header(folder: Path, change):
@@ -108,15 +99,14 @@ def refusal(folder: Path, *words: str, **options) -> str:
     "changes",
     [
         {},
-        {"tied": True},
-        {"attention_bias": True, "mlp_bias": True},
-        {"head_dim": 6, "n_kv_head": 1, "rope_theta": 500000.0},
+        {"tied": True, "attention_bias": True, "mlp_bias": True},
+        {"head_dim": 6, "n_kv_head": 1, "rope_theta": 500000.0, "bos_id": None, "eos_ids": ()},
         {"rope_scaling": (("rope_type", "linear"), ("factor", 2.0)), "eos_ids": (2, 7)},
-        {"bos_id": None, "eos_ids": ()},
     ],
 )
 def test_what_is_saved_is_what_is_loaded(changes, tmp_path):
-    """Catches a fact of the config, or a parameter, that save drops or load misplaces."""
+    """Catches a fact of the config, or a parameter, that save drops or load misplaces; and
+    gradients kept for a whole prompt, and dropout left on."""
     model = make_model(**changes)
     save(model, tmp_path)
     loaded = load_model(tmp_path)
@@ -126,15 +116,8 @@ def test_what_is_saved_is_what_is_loaded(changes, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (loaded.head.weight is loaded.embed.weight) == model.config.tied
     tokens = torch.arange(20)[None]
-    assert torch.equal(loaded(tokens), model(tokens))
-
-
-def test_a_loaded_model_is_for_reading(folder):
-    """Catches gradients kept for a whole prompt, and dropout left on."""
-    model = load_model(folder)
-    assert not model.training
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert not any(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(loaded(tokens), model(tokens)) and not loaded.training
+    assert not any(p.requires_grad or p.is_meta for p in loaded.parameters())
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
@@ -152,22 +135,16 @@ def test_dtypes(stored, folder):
     assert {p.dtype for p in on_device.parameters()} == {stored}
 
 
-def test_dtype_and_device_must_exist(folder):
-    """Catches PyTorch's own traceback for a misspelt device, and a dtype without fractions."""
-    refusal(folder, "nosuch", "cpu", device="nosuch")
-    refusal(folder, "torch.int8", dtype=torch.int8)
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
         {"folder": 5}, {"folder": None}, {"folder": []}, {"folder": "x" * 10**5},
-        {"device": 5}, {"device": "x" * 999},
+        {"device": 5}, {"device": "x" * 999}, {"device": "nosuch"},
         {"dtype": "float32"}, {"dtype": torch.int8}, {"dtype": "x" * 999},
     ],
 )  # fmt: skip
 def test_arguments_of_another_kind(arguments, folder):
-    """Catches a TypeError of a library below for what its caller mistook."""
+    """Catches a TypeError, or a library's traceback, for what its caller mistook."""
     assert len(refusal(**{"folder": folder} | arguments)) < 400
 
 
@@ -188,24 +165,23 @@ def test_a_shard_may_be_a_symlink(folder, tmp_path_factory):
     load_model(folder)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.layers.1.self_attn.rotary_emb.inv_freq",
-        "model.layers.7.self_attn.rotary_emb.original_inv_freq",
-        "model.rotary_emb.inv_freq",
-        "rotary_emb.cos_cached",
-        "model.layers.0.self_attn.rotary_emb.sin_cached",
-        "model.layers.0.self_attn.masked_bias",
-        "transformer.h.0.attn.bias",
-        "transformer.attn_bias",
-        "model.causal_mask",
-    ],
-)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_network_computes_itself_is_not_read(family, name, tmp_path):
+COMPUTED = {  # what networks store of what they compute -> in which family it stands here
+    "model.layers.1.self_attn.rotary_emb.inv_freq": "llama",
+    "model.layers.7.self_attn.rotary_emb.original_inv_freq": "mpt",
+    "model.rotary_emb.inv_freq": "llama",
+    "rotary_emb.cos_cached": "gptj",
+    "model.layers.0.self_attn.rotary_emb.sin_cached": "llama",
+    "transformer.h.0.attn.masked_bias": "gptj",
+    "transformer.h.0.attn.bias": "gptj",
+    "transformer.attn_bias": "mpt",
+    "model.causal_mask": "llama",
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_what_a_network_computes_itself_is_not_read(name, tmp_path):
     """Catches a folder refused for the angles or the mask that its writer stored too."""
-    model = tiny_model(family, dtype=torch.float32)
+    model = tiny_model(COMPUTED[name], dtype=torch.float32)
     save(model, tmp_path)
     change_tensors(tmp_path, lambda t: t.update({name: torch.ones(2, dtype=torch.bool)}))
     assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
@@ -234,15 +210,10 @@ def test_a_tied_pair_under_either_name(family, stored, tmp_path):
         assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
 
 
-def test_a_misshapen_tied_head(tmp_path):
-    """Catches a head of another size passed over beside the embedding."""
-    save(make_model(tied=True), tmp_path)
-    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(3, 16)}))
-    refusal(tmp_path, "lm_head.weight")
-
-
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "base_model.model.", ""])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, prefix", [
+    ("llama", "module."), ("mpt", "_orig_mod."), ("gptj", "model."), ("llama", ""),
+    ("mpt", "base_model.model."), ("gptj", ""), ("mpt", ""),
+])  # fmt: skip
 def test_wrappers_around_the_names(family, prefix, tmp_path):
     """Catches a model refused because a wrapper of its trainer, or its absence, shows in the
     names."""
@@ -279,32 +250,35 @@ def test_weights_outlive_their_file(folder):
 # Tensors that are refused
 
 
-def test_missing_tensor(folder):
-    """Catches a weight that silently keeps its random beginning."""
-    change_tensors(folder, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
-    refusal(folder, "model.layers.1.mlp.up_proj.weight", "missing", str(folder))
+REFUSED = {  # a tensor -> what it becomes, and what the sentence says
+    "model.layers.1.mlp.up_proj.weight": (lambda x: None, "missing"),
+    "model.layers.0.self_attn.q_proj.bias": (lambda x: torch.zeros(16), "no place"),
+    "model.layers.0.mlp.down_proj.weight": (lambda x: x.T.contiguous(), "(24, 16)"),
+    "model.layers.0.self_attn.o_proj.weight": (lambda x: x.to(torch.int8), "stored as"),
+    "model.layers.1.self_attn.o_proj.weight": (lambda x: x.to(torch.float8_e4m3fn), "as F8"),
+}
 
 
-def test_surplus_tensor(folder):
-    """Catches a part of the model, here a bias, that is left out of the computation."""
-    name = "model.layers.0.self_attn.q_proj.bias"
-    change_tensors(folder, lambda t: t.update({name: torch.zeros(16)}))
-    refusal(folder, name, "no place", "model.safetensors")
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_tensor_that_does_not_fit(name, folder):
+    """Catches a weight that keeps its random beginning, a part of the model that is left out,
+    transposed weights, and quantised integers read as if they were the weights."""
+    change, word = REFUSED[name]
+
+    def edit(tensors):
+        tensors[name] = change(tensors.get(name))
+        if tensors[name] is None:
+            del tensors[name]
+
+    change_tensors(folder, edit)
+    refusal(folder, name, word, str(folder))
 
 
-def test_misshapen_tensor(folder):
-    """Catches weights of another size, and transposed ones of the same size."""
-    name = "model.layers.0.mlp.down_proj.weight"
-    change_tensors(folder, lambda t: t.update({name: t[name].T.contiguous()}))
-    refusal(folder, name, "(24, 16)", "(16, 24)")
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int64])
-def test_dtype_that_holds_no_plain_floats(dtype, folder):
-    """Catches quantised integers that are read as if they were the weights."""
-    name = "model.layers.0.self_attn.o_proj.weight"
-    change_tensors(folder, lambda t: t.update({name: t[name].to(dtype)}))
-    refusal(folder, name, "stored as")
+def test_a_misshapen_tied_head(tmp_path):
+    """Catches a head of another size passed over beside the embedding."""
+    save(make_model(tied=True), tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(3, 16)}))
+    refusal(tmp_path, "lm_head.weight")
 
 
 def test_nothing_is_read_before_everything_fits(folder, monkeypatch):
@@ -322,33 +296,17 @@ def test_nothing_is_read_before_everything_fits(folder, monkeypatch):
 # Files that are refused
 
 
-def test_truncated_file_names_the_first_tensor_beyond_its_end(folder):
-    """Catches a download that broke off, which would be a crash (SIGBUS) once it is mapped."""
-    path = folder / "model.safetensors"
-    raw = path.read_bytes()
-    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
-    header.pop("__metadata__", None)
-    in_order = sorted(header, key=lambda name: header[name]["data_offsets"][0])
-    start = len(raw) - header[in_order[-1]]["data_offsets"][1]
-    for name in (in_order[0], in_order[7], in_order[-1]):
-        path.write_bytes(raw[: start + header[name]["data_offsets"][1] - 1])
-        refusal(folder, f"the tensor {name} ", "cut short", str(path))
-
-
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "0 bytes"),
-        (b"\1\0\0", "3 bytes"),
+        (b"", "header too small"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"<!DOCTYPE html><html>", "header would have"),
-        (struct.pack("<Q", 2**63) + b"{}", "header would have 9223372036854775808 bytes"),
-        (struct.pack("<Q", 50) + b'{"a":', "ends within its header"),
-        (struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc", "header"),
-        (struct.pack("<Q", 2) + b"[]", "not an object"),
-        (struct.pack("<Q", 7) + b'{"a":1}', "tensor a"),
-        (struct.pack("<Q", 13) + b'{"a":1,"a":2}', "a occurs twice"),
-        (struct.pack("<Q", 60000) + b"[" * 60000, "nested"),
+        (b"<!DOCTYPE html><html>", "header too large"),
+        (struct.pack("<Q", 2**63) + b"{}", "header too large"),
+        (struct.pack("<Q", 50) + b'{"a":', "invalid header length"),
+        (struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc", "UTF-8"),
+        (struct.pack("<Q", 2) + b"[]", "invalid JSON"),
+        (struct.pack("<Q", 60000) + b"[" * 60000, "invalid JSON"),
     ],
 )
 def test_a_file_that_is_no_safetensors_file(content, words, folder):
@@ -358,36 +316,27 @@ def test_a_file_that_is_no_safetensors_file(content, words, folder):
     refusal(folder, words, str(path))
 
 
-def test_a_header_larger_than_safetensors_reads(folder):
-    """Catches gigabytes of a wrong file, here 2 GB of nothing, read in search of a header."""
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", 2 * 10**9))
-        file.truncate(2 * 10**9 + 8)
-    refusal(folder, "header would have 2000000000 bytes")
-
-
-def test_damaged_headers(folder):
-    """Catches offsets that overlap, leave gaps, run backwards or do not fit the shape."""
-    name = "model.norm.weight"
-    raw = (folder / "model.safetensors").read_bytes()
+def test_damaged_files(folder):
+    """Catches a download that broke off, which would be a crash (SIGBUS) once it is mapped, and
+    offsets that overlap, run backwards or do not fit the shape."""
+    name, path = "model.norm.weight", folder / "model.safetensors"
+    raw = path.read_bytes()
     begin, end = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])[name]["data_offsets"]
-    for change, word in (
-        ({"data_offsets": [begin - 4, end - 4]}, "does not begin where"),
-        ({"data_offsets": [begin + 4, end + 4]}, "does not begin where"),
-        ({"data_offsets": [end, begin]}, f"{name} has the data_offsets"),
-        ({"data_offsets": [begin]}, f"{name} has the data_offsets"),
-        ({"data_offsets": [begin, -1]}, f"{name} has no dtype, shape and data_offsets"),
-        ({"data_offsets": None}, f"{name} has no dtype, shape and data_offsets"),
-        ({"shape": [17]}, f"{name} of shape [17] has 64 bytes"),
-        ({"shape": [1.5]}, f"{name} has no dtype, shape and data_offsets"),
-        ({"shape": "16"}, f"{name} has no dtype, shape and data_offsets"),
-        ({"dtype": 7}, f"{name} has no dtype, shape and data_offsets"),
+    for change in (
+        {"data_offsets": [begin - 4, end - 4]},
+        {"data_offsets": [end, begin]},
+        {"data_offsets": [begin]},
+        {"data_offsets": None},
+        {"shape": [17]},
+        {"shape": "16"},
+        {"dtype": 7},
     ):
-        (folder / "model.safetensors").write_bytes(raw)
+        path.write_bytes(raw)
         change_header(folder, lambda header, change=change: header[name].update(change))
-        refusal(folder, "model.safetensors", word, "fetch it again")
-    (folder / "model.safetensors").write_bytes(raw + b"more")
-    refusal(folder, "4 bytes belong to no tensor")
+        refusal(folder, "is not a whole safetensors file", str(path), "fetch it again")
+    for changed in (raw + b"more", raw[:-1], raw[: len(raw) // 2]):
+        path.write_bytes(changed)
+        refusal(folder, "file not fully covered", str(path))
 
 
 @pytest.mark.parametrize(
@@ -447,7 +396,7 @@ def test_missing_parts(folder, tmp_path_factory):
     refusal(tmp_path_factory.mktemp("empty"), "config.json does not exist")
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe\xff", b"null", b"[" * 100000])
+@pytest.mark.parametrize("text", [b"", b"[1]", b"\xff\xfe\xff", b"[" * 100000])
 def test_config_that_is_no_object(text, folder):
     """Catches a JSONDecodeError, UnicodeDecodeError or RecursionError that reaches the user."""
     (folder / "config.json").write_bytes(text)
@@ -492,66 +441,41 @@ def test_an_index_and_its_shards_must_agree(folder):
     refusal(folder, "in two files", first, second)
 
 
-@pytest.mark.parametrize(
-    "raw", [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": None}]
-)
-def test_an_index_without_a_map(raw, folder):
-    """Catches a KeyError or TypeError from an index that is something else."""
-    shard(folder)
-    (folder / INDEX).write_text(json.dumps(raw))
-    refusal(folder, INDEX, "weight_map")
-
-
-def test_a_truncated_shard(folder):
-    """Catches a check of files that is made for model.safetensors only."""
-    second = sorted(set(shard(folder).values()))[1]
-    path = folder / second
-    path.write_bytes(path.read_bytes()[:-1])
-    refusal(folder, second, "cut short")
+def test_an_index_without_a_map(folder):
+    """Catches a KeyError or TypeError from an index that is something else, and a check of
+    files that is made for model.safetensors only."""
+    second = folder / sorted(set(shard(folder).values()))[1]
+    second.write_bytes(second.read_bytes()[:-1])
+    refusal(folder, str(second), "file not fully covered")
+    for raw in ({}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": {"a": 1}}):
+        (folder / INDEX).write_text(json.dumps(raw))
+        refusal(folder, INDEX, "weight_map")
 
 
 # Config keys
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("hidden_act", "gelu"),
-        ("sliding_window", 4096),
-        ("quantization_config", {"bits": 4}),
-        ("partial_rotary_factor", 0.5),
-        ("rope_interleaved", True),
-        ("layer_types", ["full_attention", "sliding_attention"]),
-        ("layer_types", ["full_attention"]),
-        ("rope_scaling", {"type": "yarn", "factor": 4.0}),
-        ("rope_scaling", {"rope_type": "dynamic", "factor": 4.0}),
-        ("rope_scaling", {"rope_type": "linear"}),
-        ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}),
-        ("rope_scaling", {"rope_type": "linear", "type": "llama3", "factor": 2.0}),
-        ("rope_scaling", "linear"),
-        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
-        ("rope_parameters", {"rope_type": "default", "rope_theta": 7.0}),
-        ("colour", "red"),
-        ("rms_norm_eps", 0),
-        ("rms_norm_eps", float("nan")),
-        ("rope_theta", "10000"),
-        ("rope_theta", 10**400),
-        ("hidden_size", 16.0),
-        ("hidden_size", None),
-        ("num_hidden_layers", True),
-        ("vocab_size", -1),
-        ("vocab_size", 10**12),
-        ("head_dim", 5),
-        ("tie_word_embeddings", "no"),
-        ("attention_bias", 1),
-        ("bos_token_id", [1, 2]),
-        ("eos_token_id", "2"),
-        ("max_position_embeddings", 0),
-        ("model_type", "gpt_neox"),
-        ("model_type", None),
-        ("model_type", ["llama"]),
-    ],
-)
+UNKNOWN = [
+    ("hidden_act", "gelu"), ("sliding_window", 4096), ("quantization_config", {"bits": 4}),
+    ("partial_rotary_factor", 0.5), ("rope_interleaved", True),
+    ("layer_types", ["full_attention", "sliding_attention"]),
+    ("layer_types", ["full_attention"]), ("rope_scaling", {"type": "yarn", "factor": 4.0}),
+    ("rope_scaling", {"rope_type": "dynamic", "factor": 4.0}),
+    ("rope_scaling", {"rope_type": "linear"}), ("rope_scaling", "linear"),
+    ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}),
+    ("rope_scaling", {"rope_type": "linear", "type": "llama3", "factor": 2.0}),
+    ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": 7.0}), ("colour", "red"),
+    ("rms_norm_eps", 0), ("rms_norm_eps", float("nan")), ("rope_theta", "10000"),
+    ("rope_theta", 10**400), ("hidden_size", 16.0), ("hidden_size", None),
+    ("num_hidden_layers", True), ("vocab_size", -1), ("vocab_size", 10**12), ("head_dim", 5),
+    ("tie_word_embeddings", "no"), ("attention_bias", 1), ("bos_token_id", [1, 2]),
+    ("eos_token_id", "2"), ("max_position_embeddings", 0), ("model_type", "gpt_neox"),
+    ("model_type", None), ("model_type", ["llama"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key, value", UNKNOWN)
 def test_a_key_that_is_not_implemented_is_named(key, value, folder):
     """Catches a setting that changes the computation, or makes no sense, and is passed over."""
     change_config(folder, **{key: value})
@@ -569,16 +493,6 @@ def test_sizes_that_make_no_model(folder):
     refusal(folder, "config.json", "rotary_dim")
     change_config(folder, head_dim=2**15)
     refusal(folder, "config.json", "1048576")
-
-
-SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size"
-
-
-@pytest.mark.parametrize("key", SIZES.split())
-def test_sizes_are_required(key, folder):
-    """Catches transformers' defaults, the sizes of Llama 7B, standing in for a lost key."""
-    change_config(folder, remove=[key])
-    refusal(folder, key, "missing")
 
 
 def test_llama3_needs_all_of_its_numbers(folder):
@@ -606,46 +520,35 @@ def test_absent_keys_take_the_documented_defaults(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     expected = make_config(n_kv_head=4, context_length=2048, norm_eps=1e-6)
     assert read_config(tmp_path) == expected
+    for key in sizes.keys() - {"model_type"}:  # not those of a Llama 7B
+        change_config(tmp_path, remove=[key])
+        with pytest.raises(ValueError, match=f"the key {key} is missing"):
+            read_config(tmp_path)
+        change_config(tmp_path, **{key: sizes[key]})
     nulls = dict.fromkeys(["head_dim", "num_key_value_heads", "rope_scaling", "sliding_window"])
     (tmp_path / "config.json").write_text(json.dumps(sizes | nulls))
     assert read_config(tmp_path) == expected
 
 
-def test_harmless_keys(folder):
-    """Catches a real config.json refused for one of the remarks that they carry."""
-    plain = read_config(folder)
-    change_config(
-        folder,
-        _name_or_path="x", transformers_version="4.42.3", use_cache=False, dtype="bfloat16",
-        initializer_range=0.04, attention_dropout=0.1, pretraining_tp=2, pad_token_id=-1,
-        is_llama_config=True, rope_interleaved=False, partial_rotary_factor=1.0, num_labels=2,
-        unsloth_version="2024.9", sliding_window=None, quantization_config=None,
-        layer_types=["full_attention"] * 2, max_length=4096,
-        **{"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}},
-    )  # fmt: skip
-    assert read_config(folder) == plain
-    load_model(folder)
+REMARKS = {
+    "hidden_dropout": 0.0, "attention_dropout": 0.1, "embd_pdrop": 0.1, "layerdrop": 1,
+    "unk_token_id": 0, "newer": None, "mask_token_id": None, "pad_token_id": -1,
+    "decoder_start_token_id": 0, "forced_eos_token_id": 2, "welcome": "hi", "num_labels": 2,
+    "antemplate": "[<|>]", "newlinemode": "n", "badwordsids": [[1]], "auto_map": {"A": "b.C"},
+    "temperature": 0.7, "max_length": 20, "top_p": 1.0, "_name_or_path": "x",
+    "gradient_checkpointing": False, "transformers_version": "4.1", "dtype": "float16",
+    "use_flash_attention_2": True, "tokenizer_class": "X", "use_cache": False,
+    "initializer_range": 0.04, "pretraining_tp": 2, "unsloth_version": "2024.9",
+    "quantization_config": None, "transformers.js_config": {"kv_cache_dtype": {}},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("hidden_dropout", 0.0), ("attention_dropout", 0.1), ("embd_pdrop", 0.1),
-        ("hidden_dropout_prob", 0), ("layerdrop", 1), ("unk_token_id", 0), ("newer", None),
-        ("mask_token_id", None), ("pad_token_id", -1), ("decoder_start_token_id", 0),
-        ("forced_eos_token_id", 2), ("welcome", "hi"), ("antemplate", "[<|>]"),
-        ("newlinemode", "n"), ("badwordsids", [[1]]), ("auto_map", {"A": "b.C"}),
-        ("temperature", 0.7), ("max_length", 20), ("top_p", 1.0), ("_name_or_path", "x"),
-        ("gradient_checkpointing", False), ("transformers_version", "4.1"),
-        ("dtype", "float16"), ("use_flash_attention_2", True), ("tokenizer_class", "X"),
-    ],
-)  # fmt: skip
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_remark_of_another_program(family, key, value, tmp_path):
+def test_remarks_of_other_programs(family, tmp_path):
     """Catches a folder refused for a key that changes no logit, in one of the families."""
     save(tiny_model(family), tmp_path)
     plain = read_config(tmp_path)
-    change_config(tmp_path, **{key: value})
+    change_config(tmp_path, **REMARKS)
     assert read_config(tmp_path) == plain
 
 
@@ -693,27 +596,17 @@ def test_generation_config_names_what_ends_a_text(raw, bos_id, eos_ids, folder):
     (folder / "generation_config.json").write_text("\ufeff" + json.dumps(raw))
     config = read_config(folder)
     assert (config.bos_id, config.eos_ids) == (bos_id, eos_ids)
-
-
-def test_generation_config_has_a_bos_where_config_has_none(folder):
-    """Catches a BOS that only the second file names, and one that it overrules."""
-    (folder / "generation_config.json").write_text('{"bos_token_id": [3]}')
     change_config(folder, bos_token_id=None)
-    assert read_config(folder).bos_id == 3
+    assert read_config(folder).bos_id == raw.get("bos_token_id")
 
 
 @pytest.mark.parametrize(
     "text, words",
     [
         ('{"eos_token_id": "2"}', "eos_token_id must be a token id, a list of them or null"),
-        ('{"eos_token_id": [1.5]}', "[1.5]"),
-        ('{"eos_token_id": [[1]]}', "[[1]]"),
-        ('{"eos_token_id": true}', "true"),
-        ('{"eos_token_id": -1}', "-1"),
-        ('{"eos_token_id": 1e999}', "Infinity"),
+        ('{"eos_token_id": [1.5, true, -1, 1e999]}', "[1.5, true, -1, Infinity]"),
         ('{"bos_token_id": [1, 2]}', "bos_token_id must be one token id"),
         ("[2]", "a list, not an object"),
-        ("null", "null, not an object"),
         ("{", "no JSON object"),
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
@@ -782,30 +675,20 @@ def write_sparse_checkpoint(folder: Path, dtype: str):
     )  # fmt: skip
     with torch.device("meta"):
         model = llama.build(config)
-    header, end = {}, 0
-    for name, piece in checkpoint.named_pieces(model).items():
-        begin, end = end, end + piece.numel() * (4 if dtype == "F32" else 2)
-        header[name] = {
-            "dtype": dtype, "shape": list(piece.shape), "data_offsets": [begin, end],
-        }  # fmt: skip
-    text = json.dumps(header).encode()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
+    pieces = checkpoint.named_pieces(model).items()
+    tensors = {name: (list(piece.shape), dtype) for name, piece in pieces}
+    write_sparse(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text(json.dumps(llama.config_to_hf(config)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_loading_takes_the_model_and_one_tensor(dtype, tmp_path):
+def test_loading_takes_the_model_and_one_tensor(tmp_path, python):
     """Catches a loader that holds the whole file and the model at once: twice the memory."""
     small, large = tmp_path / "small", tmp_path / "large"
     save(make_model(), small)
     large.mkdir()
-    write_sparse_checkpoint(large, dtype)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-c", MEASURE, str(small), str(large)]
-    output = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    write_sparse_checkpoint(large, "BF16")
+    output = python(["-c", MEASURE, small, large])
     peak, size = (int(number) for number in output.stdout.split())
     largest = 4096 * 1024 * 4
     assert size > 200e6

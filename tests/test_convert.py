@@ -6,10 +6,9 @@ No test needs the package gguf: a stand-in hands over metadata and tensors as th
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import struct
-import subprocess
 import sys
 import types
 import warnings
@@ -20,34 +19,25 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, some_tokens, tiny_llama, tiny_model
+from conftest import some_tokens, tiny_llama, tiny_model
 from fuzzed_texts import fuzzed_texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from minilm_inf.checkpoint import load_model, save, tensor_file
 from minilm_inf.checkpoint.checkpoint import named_pieces
-from minilm_inf.checkpoint.shards import read_header
 from minilm_inf.convert import __main__ as convert
 from minilm_inf.convert import gguf_file
+from minilm_inf.text.byte_level import byte_letters
 from minilm_inf.text.tokenizer import load as load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture
-def run(capsys):
+def run(program):
     """A call of the program: arguments -> (exit code, stdout, stderr)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        try:
-            code = convert.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
+    return functools.partial(program, convert.main)
 
 
 def refusal(run, source: Path, *words: str) -> str:
@@ -99,10 +89,10 @@ def same_tensors(ours: dict, theirs: dict):
 # ---- pickles that are converted
 
 
-@pytest.mark.parametrize("family", ["llama", "mpt", "gptj"])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("family, zipped", [("llama", True), ("mpt", False), ("gptj", True)])
 def test_a_bin_becomes_the_same_model(family, zipped, run, tmp_path):
-    """Catches renamed or rounded weights, and a refusal of what PyTorch before 1.6 wrote."""
+    """Catches renamed or rounded weights, a refusal of what PyTorch before 1.6 wrote, and
+    gigabytes written again for a folder that is as it should be."""
     model = tiny_model(family, dtype=torch.float32)
     save(model, tmp_path)
     tensors = as_bin(tmp_path, _use_new_zipfile_serialization=zipped)
@@ -113,13 +103,6 @@ def test_a_bin_becomes_the_same_model(family, zipped, run, tmp_path):
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}  # transformers reads no file without it
     assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
-
-
-def test_a_second_run_does_nothing(run, tmp_path):
-    """Catches gigabytes written again, or an error for a folder that is as it should be."""
-    save(tiny_llama(dtype=torch.float32), tmp_path)
-    as_bin(tmp_path)
-    run(tmp_path)
     before = times_of(tmp_path)
     code, out, err = run(tmp_path)
     assert code == 0 and "already" in out and not err and times_of(tmp_path) == before
@@ -209,11 +192,14 @@ def test_whatever_a_tensor_is_a_view_of(run, tmp_path):
         "ids": torch.arange(5), "one": shared, "two": shared, "rows": shared[2:],
         "half": torch.randn(3).half(), "brain": torch.randn(3).bfloat16(),
         "double": torch.randn(3).double(), "parameter": torch.nn.Parameter(torch.randn(2)),
+        "negated in reading": torch._neg_view(torch.arange(6.0)),
     }  # fmt: skip
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     assert run(tmp_path)[0] == 0
-    for stored in read_header(tmp_path / "model.safetensors").values():
-        assert stored.begin % tensors[stored.name].dtype.itemsize == 0  # else a slow read
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    for name, tensor in tensors.items():  # else a slow read
+        assert header[name]["data_offsets"][0] % tensor.dtype.itemsize == 0
     held = load_file(tmp_path / "model.safetensors")  # safetensors' own reader
     same_tensors(held, {name: tensor.detach() for name, tensor in tensors.items()})
 
@@ -231,8 +217,7 @@ class Command:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("zipped, parts", [(True, 1), (False, 2)])
 def test_a_pickle_that_would_run_a_command(zipped, parts, run, tmp_path):
     """Catches the one thing that must never happen: a downloaded file's code is run."""
     save(tiny_llama(dtype=torch.float32), tmp_path)
@@ -247,16 +232,12 @@ def test_a_pickle_that_would_run_a_command(zipped, parts, run, tmp_path):
     assert proof.exists(), "the file is what this test takes it for"
 
 
-def truncated(raw: bytes) -> bytes:
-    return raw[:-300]
-
-
 @pytest.mark.parametrize(
     "damage, words",
     [
         (lambda raw: b"", "not a readable .bin"),
         (lambda raw: b"PK\3\4" + raw[4:200], "not a readable .bin"),
-        (truncated, "not a readable .bin"),
+        (lambda raw: raw[:-300], "not a readable .bin"),
         (lambda raw: b"<!DOCTYPE html><html>", "cannot be understood"),
         (lambda raw: b"hello, this is no pickle", "cannot be understood"),
         (lambda raw: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -272,48 +253,29 @@ def test_a_damaged_bin(damage, words, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, word",
+    "content, word, zipped",
     [
-        ({"state_dict": {"a": torch.ones(2)}}, "'state_dict', which is no tensor"),
-        ({"a": torch.ones(2), "epoch": 3}, "'epoch', which is no tensor"),
-        ({3: torch.ones(2)}, "3, which is"),
-        ([torch.ones(2)], "no tensors by their names"),
-        (torch.ones(2), "no tensors by their names"),
-        ({"a": torch.ones(2, dtype=torch.complex64)}, "a as torch.complex64"),
-        ({"a": torch.ones(2, 2).to_sparse()}, "a as torch.float32, torch.sparse_coo"),
-        ({"a": torch.ones(2, device="meta")}, "a as no numbers"),
+        ({"state_dict": {"a": torch.ones(2)}}, "'state_dict', which is no tensor", True),
+        ({"a": torch.ones(2), "epoch": 3}, "'epoch', which is no tensor", False),
+        ({3: torch.ones(2)}, "3, which is", True),
+        ([torch.ones(2)], "no tensors by their names", False),
+        (torch.ones(2), "no tensors by their names", True),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "a as torch.complex64", True),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a as torch.float32, torch.sparse_coo", True),
+        ({"a": torch.ones(2, device="meta")}, "a as no numbers", True),
+        ({"a": torch.zeros(1).expand(5 * 10**8)}, "tensors would take 2,000,000,000", True),
+        (dict.fromkeys(map(str, range(99)), torch.ones(10**4)), "tensors would take", False),
+        ({"\ud800": torch.ones(2)}, "'\\ud800', which is no name", True),
+        ({"__metadata__": torch.ones(2)}, "__metadata__, which is no name", False),
+        ({"a\nb" + "c" * 10**4: 1}, "..., which is no tensor", True),
     ],
 )
-def test_a_bin_that_holds_something_else(content, word, run, tmp_path):
-    """Catches a trainer's whole state, or numbers that the format lacks, half converted."""
-    torch.save(content, tmp_path / "pytorch_model.bin")
-    refusal(run, tmp_path, "pytorch_model.bin", word)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        ({"a": torch.zeros(1).expand(5 * 10**8)}, "tensors would take 2,000,000,000"),
-        (dict.fromkeys(map(str, range(99)), torch.ones(10**4)), "tensors would take"),
-        ({"\ud800": torch.ones(2)}, "'\\ud800', which is no name"),
-        ({"__metadata__": torch.ones(2)}, "__metadata__, which is no name"),
-        ({"a\nb" + "c" * 10**4: 1}, "..., which is no tensor"),
-    ],
-)
-def test_tensors_that_are_not_what_they_take(content, words, zipped, run, tmp_path):
-    """Catches a kilobyte that becomes gigabytes, and names that make an unreadable file."""
+def test_a_bin_that_holds_something_else(content, word, zipped, run, tmp_path):
+    """Catches a trainer's whole state, or numbers that the format lacks, half converted; a
+    kilobyte that becomes gigabytes, and names that make an unreadable file."""
     path = tmp_path / "pytorch_model.bin"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    assert len(refusal(run, tmp_path, path.name, words)) < 800
-
-
-def test_a_tensor_that_is_negated_in_reading(run, tmp_path):
-    """Catches a traceback for a view that PyTorch negates when it is read."""
-    view = torch._neg_view(torch.arange(6.0))
-    torch.save({"a": view}, tmp_path / "pytorch_model.bin")
-    assert run(tmp_path)[0] == 0
-    assert load_file(tmp_path / "model.safetensors")["a"].tolist() == view.tolist()
+    assert len(refusal(run, tmp_path, "pytorch_model.bin", word)) < 800
 
 
 def test_an_archive_that_unpacks_to_more_than_it_is(run, tmp_path):
@@ -324,33 +286,24 @@ def test_an_archive_that_unpacks_to_more_than_it_is(run, tmp_path):
 
 
 def test_a_second_run_at_the_same_time_is_refused(run, tmp_path, monkeypatch):
-    """Catches two runs that write one file, of which a model with zeros in it is the result."""
+    """Catches two runs that write one file, whose result is a model with zeros in it; and
+    gigabytes left for ever of a run that was killed."""
     save(tiny_llama(dtype=torch.float32), tmp_path)
     tensors, as_bytes, refused = as_bin(tmp_path), tensor_file.as_bytes, []
 
     def meanwhile(block):
         if not refused:
             refused.append(None)
-            other = [sys.executable, "-m", "minilm_inf.convert", str(tmp_path)]
-            done = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
-            refused[0] = (done.returncode, done.stderr)
+            refused[0] = run(tmp_path)
         return as_bytes(block)
 
     monkeypatch.setattr(tensor_file, "as_bytes", meanwhile)
-    assert run(tmp_path)[0] == 0
-    code, err = refused[0]
-    assert code == 1 and "another run writes" in err and err.count("\n") == 1
-    same_tensors(load_file(tmp_path / "model.safetensors"), tensors)
-    assert files_of(tmp_path) == ["config.json", "model.safetensors", "pytorch_model.bin"]
-
-
-def test_what_a_killed_run_left_is_removed(run, tmp_path):
-    """Catches gigabytes left for ever beside the model that a second run wrote."""
-    save(tiny_llama(dtype=torch.float32), tmp_path)
-    as_bin(tmp_path)
-    (tmp_path / ".model.safetensors.abcd1234.part").write_bytes(b"half")
+    (tmp_path / ".model.safetensors.abcd1234.part").write_bytes(b"half")  # of a killed run
     (tmp_path / "notes.part").write_bytes(b"mine")
     assert run(tmp_path)[0] == 0
+    code, _, err = refused[0]
+    assert code == 1 and "another run writes" in err and err.count("\n") == 1
+    same_tensors(load_file(tmp_path / "model.safetensors"), tensors)
     assert files_of(tmp_path) == [
         "config.json", "model.safetensors", "notes.part", "pytorch_model.bin",
     ]  # fmt: skip
@@ -393,7 +346,7 @@ def test_an_index_that_does_not_fit(run, tmp_path):
     as_bin(tmp_path, parts=2)
     index = tmp_path / "pytorch_model.bin.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
-    for file in ("../pytorch_model.bin", "/etc/x.bin", "a\\b.bin", "", "x.pt", 7):
+    for file in ("../pytorch_model.bin", "/etc/x.bin", "a\\b.bin", "", 7):
         index.write_text(json.dumps({"weight_map": weight_map | {"model.norm.weight": file}}))
         refusal(run, tmp_path, index.name, repr(file))
     for changed, word in (
@@ -411,9 +364,7 @@ def test_what_stands_there_is_not_overwritten(run, tmp_path):
     save(tiny_llama(dtype=torch.float32), tmp_path)
     as_bin(tmp_path, parts=2)
     foreign = tmp_path / "model-00001-of-00002.safetensors"
-    tensor_file.write_safetensors(
-        foreign, [tensor_file.Pending("x", torch.float32, (1,), lambda: [torch.ones(1)])]
-    )
+    tensor_file.write_tensors(foreign, {"x": torch.ones(1)}, {"format": "pt"})
     assert "other tensors" in refusal(run, tmp_path, foreign.name)
 
 
@@ -433,14 +384,6 @@ def test_arguments_that_make_no_sense(run, tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     refusal(run, tmp_path / "pytorch_model.bin", "pytorch_model.bin", "neither a folder")
     refusal(run, tmp_path / "nowhere", "nowhere", "neither a folder")
-
-
-def test_the_loader_names_the_command(tmp_path):
-    """Catches a dead end: a refused .bin, and nothing said of what to do with it."""
-    save(tiny_llama(dtype=torch.float32), tmp_path)
-    as_bin(tmp_path)
-    with pytest.raises(ValueError, match="python -m minilm_inf.convert"):
-        load_model(tmp_path)
 
 
 MEASURE = """
@@ -465,24 +408,22 @@ print(status("VmHWM") - before, max(anonymous) - anonymous[0])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-def test_converting_takes_no_second_copy_in_memory(tmp_path):
+def test_converting_takes_no_second_copy_in_memory(tmp_path, python):
     """Catches a whole shard copied before it is written, or read where it could be mapped:
     mapped pages count as memory too, but are given back to whoever needs it."""
     rows = 2**20  # 4 MB a tensor
-    for name, count in (("small", 1), ("large", 20)):
+    for name, count in (("small", 1), ("large", 8)):
         (tmp_path / name).mkdir()
         tensors = {f"t{i}": torch.full((rows,), float(i)) for i in range(count)}
         torch.save(tensors, tmp_path / name / "pytorch_model.bin")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    done = python(["-c", MEASURE, tmp_path / "small", tmp_path / "large"])
     peak, anonymous = map(int, done.stdout.split()[-2:])
-    shard = 20 * 4 * rows
+    shard = 8 * 4 * rows
     assert peak < 1.25 * shard, f"{peak / 1e6:.0f} MB for a shard of {shard / 1e6:.0f} MB"
     assert anonymous < 0.25 * shard, f"{anonymous / 1e6:.0f} MB that are not mapped"
 
 
-# ---- GGUF files, and a stand-in for the package that knows their kinds of numbers
+# ---- GGUF files, and a stand-in for the package that reads them
 
 
 F32, BYTES, UNKNOWN_KIND = 0, 24, 99  # kinds of tensors; BYTES holds each number x as x + 128
@@ -490,35 +431,8 @@ F32, BYTES, UNKNOWN_KIND = 0, 24, 99  # kinds of tensors; BYTES holds each numbe
 
 def gguf_tensor(name: str, numbers: torch.Tensor, kind=F32):
     numbers = numbers.detach().float().numpy()
-    return SimpleNamespace(name=name, numbers=numbers, kind=kind)
-
-
-def gguf_value(value) -> tuple[int, bytes]:
-    """A field's kind and bytes, as the format has them."""
-    if isinstance(value, str):
-        return 8, struct.pack("<Q", len(value.encode())) + value.encode()
-    if isinstance(value, list):
-        each = [gguf_value(x) for x in value]
-        inner = each[0][0] if each else 4
-        return 9, struct.pack("<IQ", inner, len(each)) + b"".join(raw for _, raw in each)
-    kind, letter = {bool: (7, "?"), int: (11, "q"), float: (6, "f")}[type(value)]
-    return kind, struct.pack(f"<{letter}", value)
-
-
-def gguf_bytes(fields: dict, tensors: list, version=3) -> bytes:
-    """A GGUF file."""
-    raw, data = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(fields)), b""
-    for name, value in fields.items():
-        kind, content = gguf_value(value)
-        raw += gguf_value(name)[1] + struct.pack("<I", kind) + content
-    for tensor in tensors:
-        sizes = tensor.numbers.shape[::-1]
-        raw += gguf_value(tensor.name)[1]
-        raw += struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, tensor.kind, len(data))
-        small = (tensor.numbers + 128).astype(np.uint8) if tensor.kind == BYTES else None
-        data += (tensor.numbers if small is None else small).tobytes()
-        data += bytes(-len(data) % 32)
-    return raw + bytes(-len(raw) % 32) + data
+    data = (numbers + 128).astype(np.uint8) if kind == BYTES else numbers
+    return SimpleNamespace(name=name, data=data, shape=numbers.shape[::-1], tensor_type=kind)
 
 
 class Gguf:
@@ -528,24 +442,27 @@ class Gguf:
         self.fields, self.tensors, self.asked = fields, tensors, []
 
     def dequantize(self, data, kind):
-        numbers = data.view(np.float32) if kind == F32 else data.astype(np.float32) - 128
-        self.asked.append(numbers.size)
-        return numbers
+        self.asked.append(data.size)
+        if kind not in (F32, BYTES):
+            raise NotImplementedError(kind)
+        return data if kind == F32 else data.astype(np.float32) - 128
+
+    def read(self, reader):
+        """Let the package's GGUFReader hold what this file does."""
+        reader.fields = {
+            name: SimpleNamespace(contents=lambda value=value: value)
+            for name, value in self.fields.items()
+        }
+        reader.tensors = self.tensors
 
     def install(self, monkeypatch, path: Path) -> Path:
-        """Write it to `path`, and let the stand-in be what is imported as gguf."""
-
-        def known(kind):
-            if kind not in (F32, BYTES):
-                raise ValueError(f"{kind} is not a valid GGMLQuantizationType")
-            return kind
-
+        """Let the stand-in be what is imported as gguf, and `path` a file for it to read."""
         package, quants = types.ModuleType("gguf"), types.ModuleType("gguf.quants")
-        package.GGML_QUANT_SIZES = {F32: (1, 4), BYTES: (1, 1)}
-        package.GGMLQuantizationType, quants.dequantize = known, self.dequantize
+        package.GGUFReader = type("GGUFReader", (), {"__init__": lambda r, _: self.read(r)})
+        quants.dequantize = self.dequantize
         monkeypatch.setitem(sys.modules, "gguf", package)
         monkeypatch.setitem(sys.modules, "gguf.quants", quants)
-        path.write_bytes(gguf_bytes(self.fields, self.tensors))
+        path.write_bytes(b"GGUF")
         return path
 
 
@@ -567,8 +484,6 @@ THEIRS = {
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }  # fmt: skip
-LETTERS = [chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))]
-LETTERS += [chr(256 + n) for n in range(256 - len(LETTERS))]  # GPT-2's letters for 256 bytes
 
 
 def byte_level_fields(**changes) -> dict:
@@ -578,7 +493,7 @@ def byte_level_fields(**changes) -> dict:
     """
     merges = ["h e", "Ġ he", "1 2", "Ċ Ċ"]
     marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = marks + LETTERS + [merge.replace(" ", "") for merge in merges]
+    tokens = marks + byte_letters() + [merge.replace(" ", "") for merge in merges]
     fields = {
         "model": "gpt2", "pre": "smollm", "tokens": tokens, "merges": merges,
         "token_type": [3] * 3 + [1] * (len(tokens) - 3),
@@ -631,9 +546,8 @@ def rounded_llama(**facts):
     "facts",
     [
         {},
-        {"tied": True},
-        {"attention_bias": True, "mlp_bias": True, "n_kv_head": 1},
-        {"head_dim": 6, "rope_theta": 500000.0, "bos_id": 1, "eos_ids": (2,)},
+        {"tied": True, "attention_bias": True, "mlp_bias": True, "n_kv_head": 1},
+        {"head_dim": 6, "rope_theta": 500000.0},
     ],
 )
 def test_a_gguf_becomes_the_same_model(facts, run, tmp_path, monkeypatch):
@@ -762,7 +676,7 @@ def test_the_factors_of_llama_3_1(run, tmp_path, monkeypatch):
         ({"tokenizer.ggml.bos_token_id": -1}, ("tokenizer.ggml.bos_token_id",)),
         ({"tokenizer.ggml.eos_token_id": 263}, ("tokenizer.ggml.eos_token_id",)),
         ({"tokenizer.ggml.model": "bert"}, ('"bert"', "tokenizer.ggml.model")),
-        ({"tokenizer.ggml.model": None}, ("tokenizer.ggml.model", "missing")),
+        ({"tokenizer.ggml.model": None}, ("tokenizer.ggml.model", "null")),
         ({"tokenizer.ggml.pre": "qwen2"}, ('"qwen2"', "smollm")),
         ({"tokenizer.ggml.pre": None}, ("tokenizer.ggml.pre",)),
         ({"tokenizer.ggml.tokens": ["a", "a"]}, ("2 tokens",)),
@@ -771,12 +685,19 @@ def test_the_factors_of_llama_3_1(run, tmp_path, monkeypatch):
         ({"tokenizer.ggml.add_eos_token": True}, ("tokenizer.ggml.add_eos_token",)),
         ({"tokenizer.ggml.add_space_prefix": True}, ("tokenizer.ggml.add_space_prefix",)),
         ({"tokenizer.ggml.precompiled_charsmap": [1]}, ("precompiled_charsmap",)),
+        ({"llama.attention.head_count": 2**40}, ("llama.attention.head_count",)),
+        ({"llama.attention.key_length": 5}, ("llama.attention.key_length",)),
+        ({"tokenizer.ggml.tokens": [1, 2]}, ("tokenizer.ggml.tokens",)),
+        ({"tokenizer.ggml.token_type": [77] * 263}, ("tokenizer.ggml.token_type",)),
+        ({"tokenizer.ggml.merges": [1]}, ("tokenizer.ggml.merges",)),
+        ({"tokenizer.ggml.pre": "x" * 10**6}, ("...",)),
     ],
 )
 def test_a_gguf_that_is_not_understood(changes, words, run, tmp_path, monkeypatch):
-    """Catches a mixture of experts, a window, another kind of text, read as a plain Llama."""
+    """Catches a mixture of experts, a window, another kind of text, read as a plain Llama; a
+    traceback, or a page of somebody's value, for fields that make no sense."""
     path = as_gguf(rounded_llama(), **changes).install(monkeypatch, tmp_path / "a.gguf")
-    refusal(run, path, str(path), *words)
+    assert len(refusal(run, path, str(path), *words)) < 800
 
 
 def test_tensors_that_are_not_understood(run, tmp_path, monkeypatch):
@@ -785,13 +706,17 @@ def test_tensors_that_are_not_understood(run, tmp_path, monkeypatch):
         (dict(name="blk.0.attn_sinks.weight"), ("blk.0.attn_sinks.weight", "not known")),
         (dict(name="blk.0.attn_q.scale"), ("blk.0.attn_q.scale", "not known")),
         (dict(name="token_embd.bias"), ("token_embd.bias", "no place")),
-        (dict(name="odd.weight", kind=UNKNOWN_KIND), ("odd.weight", "kind 99")),
+        (dict(name="odd.weight"), ("odd.weight", "not known")),
     ):
         file = as_gguf(rounded_llama())
         extra = gguf_tensor("blk.0.attn_q.weight", torch.ones(2, 2))
         vars(extra).update(change)
         file.tensors.append(extra)
         refusal(run, file.install(monkeypatch, tmp_path / "a.gguf"), *words)
+    file = as_gguf(rounded_llama())
+    file.tensors[1].tensor_type = UNKNOWN_KIND
+    path = file.install(monkeypatch, tmp_path / "a.gguf")
+    refusal(run, path, "in a way that the package gguf does not read (99)")
     file = as_gguf(rounded_llama())
     del file.tensors[3]
     refusal(run, file.install(monkeypatch, tmp_path / "a.gguf"), "lacks")
@@ -800,10 +725,10 @@ def test_tensors_that_are_not_understood(run, tmp_path, monkeypatch):
 
 
 def test_numbers_beyond_float16(run, tmp_path, monkeypatch):
-    """Catches an infinity in the weights, and the model's other half left behind."""
+    """Catches an infinity in the weights, and half of the model left over."""
     file = as_gguf(rounded_llama())
     norm = next(tensor for tensor in file.tensors if tensor.name == "output_norm.weight")
-    norm.numbers = norm.numbers * 1e5
+    norm.data = norm.data * 1e5
     path = file.install(monkeypatch, tmp_path / "a.gguf")
     code, out, err = run(path)
     assert code == 1 and "output_norm.weight" in err and "float16" in err
@@ -817,74 +742,24 @@ def test_the_package_is_asked_for_by_name(run, tmp_path, monkeypatch):
     refusal(run, tmp_path / "a.gguf", "pip install gguf")
 
 
-HEAD = b"GGUF" + struct.pack("<I", 3)
-FIELD = gguf_value("x")[1]
+def test_a_file_that_is_no_gguf(run, tmp_path, monkeypatch):
+    """Catches hours spent on a count that a file only claims, and the package's traceback."""
+    file, failures = as_gguf(rounded_llama()), []
+    path = file.install(monkeypatch, tmp_path / "a.gguf")
 
+    def read(reader):
+        reader.data = np.zeros(8, np.uint8)
+        raise failures[0] if failures else AssertionError(reader._get(0, np.uint8, 9))
 
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (b"", "ends within"),
-        (b"GGML" + bytes(100), "begin with GGUF"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "of version 1"),
-        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "byte order"),
-        (HEAD + struct.pack("<QQ", 2**62, 0), "claims 4611686018427387904 tensors"),
-        (HEAD + struct.pack("<QQ", 0, 2**62), "4611686018427387904 fields"),
-        (HEAD + struct.pack("<QQQ", 0, 1, 2**62), "ends within"),
-        (HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IQ", 8, 2**64 - 1), "ends"),
-        (
-            HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IIQ", 9, 0, 2**62),
-            "an array",
-        ),
-        (
-            HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IIQ", 9, 8, 2**62),
-            "an array",
-        ),
-        (HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IIQ", 9, 8, 2**20), "ends"),
-        (HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<IIQ", 9, 9, 9), "of kind 9"),
-        (HEAD + struct.pack("<QQ", 0, 1) + FIELD + struct.pack("<I", 77), "of kind 77"),
-        (HEAD + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1) + b"\xff", "not UTF-8"),
-        (HEAD + struct.pack("<QQ", 1, 0) + FIELD + struct.pack("<I", 5), "5 dimensions"),
-        (HEAD + struct.pack("<QQ", 1, 0) + FIELD + struct.pack("<IQ", 1, 2**63), "the sizes"),
-        (HEAD + struct.pack("<QQ", 1, 0) + FIELD + struct.pack("<IQ", 1, 0), "the sizes"),
-    ],
-)
-def test_a_file_that_is_no_gguf(content, words, run, tmp_path, monkeypatch):
-    """Catches hours spent on a count or a length that the file only claims."""
-    path = as_gguf(rounded_llama()).install(monkeypatch, tmp_path / "a.gguf")
-    path.write_bytes(content)
-    refusal(run, path, words)
+    monkeypatch.setattr(file, "read", read)
+    refusal(run, path, "not a whole GGUF file (it ends too soon): fetch it again")
+    for error in (IndexError("a\nb" * 999), RecursionError(), KeyError("x")):
+        failures[:] = [error]
+        assert len(refusal(run, path, "not a whole GGUF file", "fetch it again")) < 500
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    refusal(run, path, "git lfs pull")
     path.unlink()
     refusal(run, path, "does not exist")
-
-
-@pytest.mark.parametrize("cut", [1, 5000, 50_000])
-def test_a_gguf_that_is_cut_short(cut, run, tmp_path, monkeypatch):
-    """Catches weights read beyond the end of their file."""
-    path = as_gguf(rounded_llama()).install(monkeypatch, tmp_path / "a.gguf")
-    path.write_bytes(path.read_bytes()[:-cut])
-    refusal(run, path, "fetch it again")
-
-
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"general.alignment": 0}, "alignment"),
-        ({"general.alignment": 48}, "alignment"),
-        ({"general.alignment": "x"}, "alignment"),
-        ({"llama.attention.head_count": 2**40}, "llama.attention.head_count"),
-        ({"llama.attention.key_length": 5}, "llama.attention.key_length"),
-        ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens"),
-        ({"tokenizer.ggml.token_type": [77] * 263}, "tokenizer.ggml.token_type"),
-        ({"tokenizer.ggml.merges": [1]}, "tokenizer.ggml.merges"),
-        ({"tokenizer.ggml.pre": "x" * 10**6}, "..."),
-    ],
-)
-def test_metadata_of_another_shape(changes, words, run, tmp_path, monkeypatch):
-    """Catches a traceback, or a page of somebody's value, for fields that make no sense."""
-    path = as_gguf(rounded_llama(), **changes).install(monkeypatch, tmp_path / "a.gguf")
-    assert len(refusal(run, path, words)) < 800
 
 
 def test_a_gguf_overwrites_nothing(run, tmp_path, monkeypatch):
@@ -986,7 +861,7 @@ def test_a_sentencepiece_tokenizer(run, tmp_path, monkeypatch, tokenizer):
     assert (ours.bos_id, ours.eos_id, ours.vocab_size) == (
         tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size,
     )  # fmt: skip
-    for text in fuzzed_texts(1000):
+    for text in fuzzed_texts(300):
         ids = tokenizer.encode(text)
         assert ours.encode(text) == ids and ours.decode(ids) == tokenizer.decode(ids), text
     tokens = [{"<s>": "<begin>"}.get(token, token) for token in fields["tokenizer.ggml.tokens"]]
@@ -999,4 +874,4 @@ def test_a_sentencepiece_tokenizer(run, tmp_path, monkeypatch, tokenizer):
     for name, value in (("add_bos_token", False), ("bos_token_id", None)):
         changed = fields | {f"tokenizer.ggml.{name}": value}
         path = as_gguf(model, **changed).install(monkeypatch, tmp_path / "a.gguf")
-        refusal(run, path, f"tokenizer.ggml.{name} is")
+        refusal(run, path, f"tokenizer.ggml.{name} must be")

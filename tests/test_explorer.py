@@ -13,9 +13,9 @@ from minilm_inf.config import LMInfinite
 from minilm_inf.distance_ceiling import capped_logits
 from minilm_inf.fast.cache import Cache
 from minilm_inf.lambda_mask import lambda_mask
-from minilm_inf.positions import Alibi
 from minilm_inf.top_k import largest, middle_mask
 
+pytestmark = pytest.mark.slow  # a browser's start
 FILE = ROOT / "tutorials" / "explorer.html"
 REQUIRED = "EXPLORER_NEEDS_CHROMIUM"  # set by .ci/run, where a skip would hide a failure
 NAMES = ("n_local", "n_global", "distance_ceiling")
@@ -91,12 +91,11 @@ def slots_of(length: int, lm: LMInfinite, chunk: int) -> tuple[list, list]:
         read = torch.arange(start, min(start + chunk, length), dtype=torch.float64)
         values = read[:, None].expand(1, config.n_kv_head, -1, config.head_dim).reshape(shape)
         for layer in cache.layers:
-            places_nothing = Alibi(config.n_head)
-            layer.extend(values, values, values, start, [0], places_nothing)
-        cache.count(len(read))
+            layer.extend(values, values, values, start, [0], 0)
+        cache.length += len(read)
     layer = cache.layers[-1]
     in_ring = length if lm.n_local is None else min(length, lm.n_local)
-    window, starting = layer.values[:, :, :in_ring], layer.starting_values
+    window, starting = layer.ring[1][:, :, :in_ring], layer.starting[1]
     return window[0, 0, :, 0].tolist(), starting[0, 0, :, 0].tolist()
 
 

@@ -14,7 +14,9 @@ from minilm_inf.terminal import ending
 from minilm_inf.terminal.files import RESULT, claimed
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "name", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_the_program_is_imported(name):
     """A traceback of an import that somebody's Ctrl-C cut short."""
     program = subprocess.Popen(
@@ -70,6 +72,7 @@ def test_two_signals_are_one(name, capsys):
     assert capsys.readouterr().err == "\nstopped\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stream", "convert"])
 def test_kills(kind, capfd):
     """Half a file, or a last bit that differs; make kills has more of them."""

@@ -1,8 +1,7 @@
 """Files are read with a sentence, written whole, held by one run, and never somebody else's."""
 
 import os
-import subprocess
-import sys
+import signal
 
 import pytest
 
@@ -64,18 +63,19 @@ def test_an_output_is_held_by_one_run(tmp_path):
     """Catches two runs with one --out: the second is to be refused at its start; a killed one
     holds nothing, and what it left is swept."""
     out = tmp_path / "r.json"
-    hold = (
-        "import os, sys; from pathlib import Path; from minilm_inf.terminal import files\n"
-        "out = Path(sys.argv[1])\n"
-        "with files.claimed(out), files.beside(out) as part:\n"
-        "    print('held', flush=True); sys.stdin.read(); os._exit(9)\n"
-    )
-    command = [sys.executable, "-c", hold, str(out)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
+    held, told = os.pipe()
+    other = os.fork()
+    if other == 0:
+        with files.claimed(out), files.beside(out):
+            os.write(told, b"held")
+            signal.pause()
+    try:
+        assert os.read(held, 4) == b"held"
         with pytest.raises(ValueError, match="another run writes"), files.claimed(out):
             pass
-        other.stdin.close()
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
     assert len(leftovers(tmp_path)) == 2  # the lock and the part of the killed run
     with files.claimed(out):
         assert leftovers(tmp_path) == [".r.json.lock"]

@@ -95,55 +95,31 @@ def test_no_arguments_and_nothing_else():
     assert re.fullmatch(r"cache [\d,]+ bytes; the last query sees \d+ of \d+ tokens", lines[1])
 
 
-@pytest.mark.parametrize(
-    "flags, default",
-    [
-        ("-m/--model", "tiny-llama"),
-        ("-p/--prompt", PROMPT[:9]),
-        ("-f/--file", ""),
-        ("-n/--max-new-tokens", "(256)"),
-        ("--stop", ""),
-        ("--no-bos", ""),
-        ("-t/--temperature", "(0.8)"),
-        ("--top-k", "(50)"),
-        ("--top-p", "(1.0: all)"),
-        ("--min-p", "(0.0: all)"),
-        ("--repetition-penalty", "(1.0)"),
-        ("--seed", "(1234)"),
-        ("--attention", "(lambda)"),
-        ("--n-local", "(the model's context length)"),
-        ("--n-global", "(10)"),
-        ("--distance-ceiling", "(the window's size)"),
-        ("--path", "(chunked)"),
-        ("--prefill-chunk", "(512)"),
-        ("--device", "(auto: "),
-        ("--dtype", "(auto: "),
-        ("--threads", "(PyTorch's own choice)"),
-        ("--no-stream", ""),
-        ("--echo", ""),
-        ("--json", ""),
-        ("-q/--quiet", ""),
-        ("-i/--interactive", ""),
-        ("--ignore-eos", ""),
-    ],
-)
-def test_help_tells_every_flag_and_its_default(flags, default, monkeypatch):
-    """argparse shows no default for a flag without a help text."""
+HELP = {
+    "(256)": "-n/--max-new-tokens", "(0.8)": "-t/--temperature", "(50)": "--top-k",
+    "(1.0: all)": "--top-p", "(0.0: all)": "--min-p", "(1.0)": "--repetition-penalty",
+    "(1234)": "--seed", "(lambda)": "--attention", "(10)": "--n-global", "(512)":
+    "--prefill-chunk", "(the model's context length)": "--n-local", "(chunked)": "--path",
+    "(the window's size)": "--distance-ceiling", "(auto: ": "--device", "(auto: as": "--dtype",
+    "(PyTorch's own choice)": "--threads", "tiny-llama": "-m/--model",
+    PROMPT[:9]: "-p/--prompt",
+    "": "-f/--file --stop --no-bos --no-stream --echo --json -q/--quiet -i/--interactive",
+}  # fmt: skip
+
+
+def test_help_tells_every_flag_and_its_default(monkeypatch):
+    """argparse shows no default for a flag without a help text; a list of thirty flags in the
+    order in which they were written."""
     monkeypatch.setenv("COLUMNS", "80")
-    text = parser().format_help().partition("\n\n")[2]  # behind the usage
-    start = re.search(rf"^  {'.*'.join(map(re.escape, flags.split('/')))}", text, re.MULTILINE)
-    assert start, f"{flags} is not in --help"
-    entry = re.split(r"\n(?=  -|\n)", text[start.start() :])[0]
-    entry = " ".join(entry.split())
-    assert default in entry
-    assert "None" not in entry and "[]" not in entry
-
-
-def test_help_is_grouped_and_ends_well(run):
-    """A list of thirty flags in the order in which they were written."""
-    code, out, err = run("--help")
-    assert code == 0 and not err
-    headings = re.findall(r"^(\w+):$", out, re.MULTILINE)
+    text = parser().format_help().partition("\n\n")[2]  # after the usage
+    for default, flags in ((d, flags) for d, some in HELP.items() for flags in some.split()):
+        pattern = rf"^  {'.*'.join(map(re.escape, flags.split('/')))}"
+        start = re.search(pattern, text, re.MULTILINE)
+        assert start, f"{flags} is not in --help"
+        entry = re.split(r"\n(?=  -|\n)", text[start.start() :])[0]
+        entry = " ".join(entry.split())
+        assert default in entry and "None" not in entry and "[]" not in entry, flags
+    headings = re.findall(r"^(\w+):$", text, re.MULTILINE)
     assert headings == ["options", "text", "sampling", "model", "attention", "speed", "output"]
 
 
@@ -171,9 +147,10 @@ def test_bos_in_front_unless_no_bos(run, tokenizer):
 def test_an_empty_prompt_is_bos_alone(run):
     """`-p ""` means: begin a text."""
     assert as_json(run, "-p", "", "-n", 3)["tokens"] == 4
-    code, _, err = run("-p", "", "--no-bos")
-    assert code == 1
-    one_sentence(err, "empty", "--no-bos")
+    for more in ([], ["-p", "Oh"]):
+        code, out, err = run("-p", "", *more, "--no-bos")
+        assert code == 1 and not out
+        one_sentence(err, "the prompt is empty", "--no-bos")
 
 
 def test_prompts_that_cannot_be_read(run, typed, tmp_path):
@@ -196,90 +173,67 @@ def test_prompts_that_cannot_be_read(run, typed, tmp_path):
         one_sentence(err, *words)
 
 
-def test_a_model_that_cannot_be_read(run, tmp_path):
-    """A traceback is no answer to a mistyped folder either."""
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        code, out, err = run("-m", folder)
+def test_a_model_or_a_device_that_is_not_there(run, tmp_path):
+    """A traceback is no answer to a mistyped folder either; and PyTorch's own sentence about a
+    device is a page long."""
+    for flag, value, more in (
+        ("-m", tmp_path, ()), ("-m", tmp_path / "nowhere", ()),
+        ("--device", "telescope", ("try cpu",)), ("--device", "cuda:99", ("try cpu",)),
+    ):  # fmt: skip
+        code, out, err = run(flag, value)
         assert code == 1 and not out
-        one_sentence(err, str(folder))
-
-
-def test_a_device_that_is_not_there(run):
-    """PyTorch's own sentence about a device is a page long."""
-    for device in ("telescope", "cuda:99"):
-        code, out, err = run("--device", device)
-        assert code == 1 and not out
-        one_sentence(err, f"--device {device}", "try cpu")
+        one_sentence(err, str(value), *more)
 
 
 # ---- settings
 
 
-@pytest.mark.parametrize(
-    "arguments, word",
-    [
-        (["-n", "-1"], "-n"),
-        (["-n", "many"], "-n"),
-        (["-t", "-1"], "temperature"),
-        (["-t", "nan"], "temperature"),
-        (["-t", "inf"], "temperature"),
-        (["--top-k", "-1"], "top_k"),
-        (["--top-p", "0"], "top_p"),
-        (["--top-p", "nan"], "top_p"),
-        (["--min-p", "1"], "min_p"),
-        (["--repetition-penalty", "0"], "repetition_penalty"),
-        (["--seed", "x"], "--seed"),
-        (["--seed", str(10**30)], "--seed"),
-        (["--n-local", "0"], "--n-local"),
-        (["--n-local", str(10**30)], "--n-local"),
-        (["--n-global", "-1"], "--n-global"),
-        (["--distance-ceiling", "-1"], "--distance-ceiling"),
-        (["--distance-ceiling", "low"], "--distance-ceiling"),
-        (["--prefill-chunk", "0"], "--prefill-chunk"),
-        (["--threads", "0"], "--threads"),
-        (["--attention", "some"], "--attention"),
-        (["--path", "fast"], "--path"),
-        (["--dtype", "int8"], "--dtype"),
-        (["--stop", ""], "--stop"),
-        (["-p", "a", "-f", "b"], "not allowed with"),
-        (["--attention", "full", "--n-local", "8"], "--n-local has no meaning"),
-        (["--attention", "full", "--n-global", "8"], "--n-global has no meaning"),
-        (["--attention", "window", "--n-global", "0"], "--n-global has no meaning"),
-        (["--json", "-i"], "--json has no meaning"),
-        (["--echo", "-i"], "--echo has no meaning"),
-        (["--no-stream", "-i"], "--no-stream has no meaning"),
-        (["-p", "a", "-i"], "--prompt has no meaning"),
-        (["-f", "a", "-i"], "--file has no meaning"),
-        (["--unknown"], "--unknown"),
-    ],
-)
-def test_flags_that_make_no_sense(run, arguments, word):
+WRONG = {  # what the last line of stderr names -> flags, a set of them a line
+    "-n": "-n -1\n-n many", "temperature": "-t -1\n-t nan\n-t inf", "top_k": "--top-k -1",
+    "top_p": "--top-p 0\n--top-p nan", "min_p": "--min-p 1", "--dtype": "--dtype int8",
+    "repetition_penalty": "--repetition-penalty 0", "--seed": f"--seed x\n--seed {10**30}",
+    "--n-local": f"--n-local 0\n--n-local {10**30}", "--n-global": "--n-global -1",
+    "--distance-ceiling": "--distance-ceiling -1\n--distance-ceiling low",
+    "--prefill-chunk": "--prefill-chunk 0", "--threads": "--threads 0", "--stop": "--stop=",
+    "--attention": "--attention some", "--path": "--path fast", "--unknown": "--unknown",
+    "not allowed with": "-p a -f b", "can be given once": "-p - -p -",
+    "--n-local has no meaning": "--attention full --n-local 8",
+    "--n-global has no meaning":
+    "--attention full --n-global 8\n--attention window --n-global 0",
+    "--json has no meaning": "--json -i", "--echo has no meaning": "--echo -i",
+    "--no-stream has no meaning": "--no-stream -i", "--prompt has no meaning": "-p a -i",
+    "--file has no meaning": "-f a -i",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_flags_that_make_no_sense(run, word):
     """A bad value that is clipped or ignored makes a text that nobody asked for."""
-    code, out, err = run(*arguments)
-    assert code == 2 and not out
-    assert err.startswith("usage: ") and word in err.splitlines()[-1] and "Traceback" not in err
+    for line in WRONG[word].splitlines():
+        code, out, err = run(*line.split())
+        assert code == 2 and not out and err.startswith("usage: "), line
+        assert word in err.splitlines()[-1], line
 
 
 @pytest.mark.parametrize(
     "flags, lm",
     [
-        ([], LMInfinite(256, 10, 256)),
-        (["--n-local", 20], LMInfinite(20, 10, 20)),
-        (["--n-local", 20, "--n-global", 3], LMInfinite(20, 3, 20)),
-        (["--n-local", 20, "--distance-ceiling", 9], LMInfinite(20, 10, 9)),
-        (["--n-local", 20, "--distance-ceiling", "none"], LMInfinite(20, 10, None)),
-        (["--attention", "window"], LMInfinite(256, 0, 256)),
-        (["--attention", "window", "--n-local", 20], LMInfinite(20, 0, 20)),
-        (["--attention", "full"], None),
-        (["--attention", "full", "--distance-ceiling", "none"], None),
-        (["--attention", "full", "--distance-ceiling", 20], LMInfinite(None, 0, 20)),
+        ("", LMInfinite(256, 10, 256)),
+        ("--n-local 20 --n-global 3", LMInfinite(20, 3, 20)),
+        ("--n-local 20 --distance-ceiling 9", LMInfinite(20, 10, 9)),
+        ("--n-local 20 --distance-ceiling none", LMInfinite(20, 10, None)),
+        ("--attention window", LMInfinite(256, 0, 256)),
+        ("--attention window --n-local 20", LMInfinite(20, 0, 20)),
+        ("--attention full", None),
+        ("--attention full --distance-ceiling none", None),
+        ("--attention full --distance-ceiling 20", LMInfinite(None, 0, 20)),
     ],
 )
 def test_attention_flags_are_the_method_s_settings(run, shipped, flags, lm):
     """A flag that is parsed and dropped: the demo would compare a model with itself."""
     model, tokenizer = shipped
     prompt = long_prompt(tokenizer, 60)
-    result = as_json(run, *flags, "-p", prompt, "-n", 6, "-t", 0, "--ignore-eos")
+    result = as_json(run, *flags.split(), "-p", prompt, "-n", 6, "-t", 0, "--ignore-eos")
     names = ("n_local", "n_global", "distance_ceiling")
     expected = [getattr(lm, name, None) for name in names]
     assert [result["settings"][name] for name in names] == expected
@@ -312,14 +266,11 @@ def test_other_paths_to_the_same_text(run, tokenizer, flags):
     assert (result["cache_bytes"] == 0) == ("--path" in flags)
 
 
-def test_the_same_seed_and_settings_give_the_same_text(run):
-    """A global generator, or a clock, in the draw."""
+def test_the_sampling_flags_reach_the_draw(run):
+    """A setting that is parsed, checked, and then dropped; a global generator, or a clock, in
+    the draw."""
     texts = [run("-n", 30, "--seed", seed)[1] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
-
-
-def test_the_sampling_flags_reach_the_draw(run):
-    """A setting that is parsed, checked, and then dropped."""
     greedy = as_json(run, "-n", 20, "-t", 0)["ids"]
     hot = ["-n", 20, "-t", 30]
     assert as_json(run, *hot, "--top-k", 0)["ids"] != greedy
@@ -333,17 +284,10 @@ def test_the_sampling_flags_reach_the_draw(run):
 
 def test_dtype_and_threads_are_used(run):
     """--dtype that is ignored gives float32's cache bytes."""
-    threads = torch.get_num_threads()
-    try:
-        usual = as_json(run, "-n", 4)["cache_bytes"]
-        assert as_json(run, "-n", 4, "--dtype", "bfloat16")["cache_bytes"] == usual / 2
-        assert (
-            as_json(run, "-n", 4, "--dtype", "float64", "--threads", 2)["cache_bytes"]
-            == usual * 2
-        )
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
+    usual = as_json(run, "-n", 4)["cache_bytes"]
+    assert as_json(run, "-n", 4, "--dtype", "bfloat16")["cache_bytes"] == usual / 2
+    found = as_json(run, "-n", 4, "--dtype", "float64", "--threads", 2)["cache_bytes"]
+    assert found == usual * 2 and torch.get_num_threads() == 2
 
 
 # ---- what is written
@@ -386,14 +330,14 @@ def test_text_arrives_piece_by_piece(run, monkeypatch):
     assert len(run("-n", 20, "--no-stream")[1]) > 10 and not shown
 
 
-def test_quiet_means_text_only(run, tokenizer):
-    """-q that leaves a note on stderr fills a log."""
+def test_quiet_and_no_new_tokens(run, typed, tokenizer):
+    """-q that leaves a note on stderr fills a log; -n 0 reads and writes nothing: no division
+    by zero, no token all the same."""
     code, out, err = run("-q", "-n", 5, "-p", long_prompt(tokenizer, 300))
     assert code == 0 and out and not err
-
-
-def test_no_new_tokens(run):
-    """-n 0 reads and writes nothing: no division by zero, no token all the same."""
+    typed(b"The sea\n")
+    code, out, err = run("-i", "-q", "-n", 3)
+    assert code == 0 and out and not err
     result = as_json(run, "-n", 0)
     assert result["ids"] == [] and result["text"] == ""
     code, out, err = run("-n", 0)
@@ -662,13 +606,6 @@ def test_a_signal_at_the_prompt(run, monkeypatch, number, code):
     assert ("stopped" in err) == (code == 143)
 
 
-def test_a_quiet_conversation(run, typed):
-    """-q leaves the replies alone on both outputs."""
-    typed(b"The sea\n")
-    code, out, err = run("-i", "-q", "-n", 3)
-    assert code == 0 and out and not err
-
-
 def started(*arguments, **pipes) -> subprocess.Popen:
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
@@ -698,6 +635,7 @@ def test_ctrl_c_stops_a_reply_but_not_the_program():
     assert 0 < int(count[1]) < 10**6 and "Traceback" not in err.decode()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_plain_run():
     """A traceback of thirty lines for a key that everybody presses."""
     program = started("-n", 10**6, "--ignore-eos")
@@ -711,6 +649,7 @@ def test_ctrl_c_ends_a_plain_run():
     assert err.decode().strip() == "stopped"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error():
     """`| head` would end in BrokenPipeError, now or when the interpreter closes stdout."""
     program = started("-n", 10**6, "--ignore-eos")
@@ -734,18 +673,14 @@ def test_a_reader_that_has_left_already_is_no_error(monkeypatch):
 
 
 def test_an_output_that_lacks_a_character(monkeypatch):
-    """A text with an accent would end the program where the output is ASCII."""
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    assert main(["-p", "café 漢", "--echo", "-q", "-n", "3"]) == 0
-    assert written.getvalue().startswith(b"caf? ?")
-
-
-def test_an_output_without_an_encoding(monkeypatch):
-    """A notebook's output, or a StringIO, cannot be told how to encode."""
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    assert main(["-p", "café 漢", "--echo", "-q", "-n", "3"]) == 0
-    assert sys.stdout.getvalue().startswith("café 漢")
+    """A text with an accent would end the program where the output is ASCII; a notebook's
+    output, or a StringIO, cannot be told how to encode."""
+    ascii = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for stdout, shown in ((ascii, "caf? ?"), (io.StringIO(), "café 漢")):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["-p", "café 漢", "--echo", "-q", "-n", "3"]) == 0
+        stdout.seek(0)
+        assert stdout.read().startswith(shown)
 
 
 # ---- several prompts
@@ -806,17 +741,6 @@ def test_one_of_several_prompts_may_come_from_stdin(run, typed):
     typed(b"The sea")
     _, out, _ = run("-p", "-", "-p", "Oh", "-n", 2, "--json")
     assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["The sea", "Oh"]
-    typed(b"The sea")
-    code, out, err = run("-p", "-", "-p", "-")
-    assert code == 2 and not out
-    assert "-p - reads all of stdin, and can be given once only" in err
-
-
-def test_one_empty_prompt_of_several_is_named(run):
-    """A batch that fails with a shape, or leaves a text out."""
-    code, out, err = run("-p", "Oh", "-p", "", "--no-bos", "-n", 2)
-    assert code == 1 and not out
-    one_sentence(err, "the prompt is empty")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from test_top_k import DRAWS, drawn
 
 from minilm_inf.attention import attend
 from minilm_inf.config import LMInfinite
-from minilm_inf.fast import middle
+from minilm_inf.fast.band import How
 from minilm_inf.fast.chunked import chunked_attend
 from minilm_inf.fast.middle import Middle
 from minilm_inf.positions import Rotary
+from minilm_inf.terminal import blocks
 from minilm_inf.terminal.blocks import KINDS
+from minilm_inf.top_k import largest, middle_logits
 from minilm_inf.writing.saved_cache import restore, state_of
 from minilm_inf.writing.session import Session, generate, write_all
 
@@ -25,8 +27,7 @@ from minilm_inf.writing.session import Session, generate, write_all
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few tokens, so that short texts have many of them."""
-    monkeypatch.setattr(middle, "TOKENS_PER_BLOCK", 8)
-    monkeypatch.setattr(middle, "LOGITS_AT_ONCE", 8)
+    monkeypatch.setattr(blocks, "TOKENS_PER_BLOCK", 8)
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: " ".join(map(str, draw.values())))
@@ -122,14 +123,20 @@ def test_the_last_token_of_a_prompt_is_the_last_of_all(small_blocks):
 # ---- searching
 
 
+def kept(keys) -> Middle:
+    """A middle of keys (B, H_kv, S, D) that are their own values."""
+    store = Middle("ram", (*keys.shape[:2], keys.shape[3]), keys.dtype, "cpu")
+    store.append(keys, keys)
+    return store
+
+
 def test_equal_keys_of_different_blocks(small_blocks):
     """Catches a key that ties with the best, is more recent, and is not taken."""
-    keys = torch.ones(1, 1, 100, 8, dtype=torch.float64)
-    store = Middle("ram", (1, 1, 8), torch.float64, "cpu")
-    store.append(keys, keys)
+    store = kept(torch.ones(1, 1, 100, 8, dtype=torch.float64))
+    how = How(Rotary(8), LMInfinite(5, 2, 5, top_k=3, top_k_distance=0), 1.0)
     for sign in (1, -1):
         asked = sign * torch.rand(1, 1, 1, 8, dtype=torch.float64)
-        found = store.search(asked, 3, 0, torch.tensor([90]))
+        found = store.find(asked, [2], 90, how)
         assert found.columns.flatten().tolist() == [87, 88, 89]
 
 
@@ -139,15 +146,14 @@ def test_keys_that_are_all_but_equal(small_blocks):
     generator = torch.Generator().manual_seed(2)
     one = 50 * torch.randn(1, 1, 1, 64, generator=generator, dtype=torch.float64)
     keys = (one + 1e-6 * torch.randn(1, 1, 900, 64, generator=generator)).float()
-    store = Middle("ram", (1, 1, 64), torch.float32, "cpu")
-    store.append(keys, keys)
-    exact = Middle.of(keys, keys)
+    how = How(Rotary(64), LMInfinite(20, 0, 20, top_k=4, top_k_distance=0), 1.0)
     for seed in range(20):
         generator.manual_seed(seed)
         asked = torch.randn(1, 3, 1, 64, generator=generator, dtype=torch.float64)
-        found, right = (x.search(asked, 4, 0, torch.tensor([880]))
-                        for x in (store, exact))  # fmt: skip
-        assert torch.equal(found.columns, right.columns), seed
+        found = kept(keys).find(asked, [0], 880, how)
+        logits = middle_logits(asked, keys[:, :, :880], *how)
+        right = largest(logits, torch.ones_like(logits, dtype=torch.bool), 4)
+        assert found.columns.flatten().tolist() == right.nonzero()[:, -1].tolist(), seed
 
 
 def test_what_nobody_may_see_is_never_looked_at(small_blocks):
@@ -155,17 +161,16 @@ def test_what_nobody_may_see_is_never_looked_at(small_blocks):
     lm, scheme = LMInfinite(5, 2, 5, top_k=3), Rotary(8)
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, 2, 40, 8, generator=generator).double() for _ in range(3))
-    positions = torch.arange(40) - 3
-    right = attend(q[:, :, -1:], k, v, positions[-1:], positions, scheme, lm)
+    q, positions = q[:, :, -1:], torch.arange(40) - 3
+    clean = kept(k).find(q, [3], 30, How(scheme, lm, 1.0))
+    right = attend(q, k, v, positions[-1:], positions, scheme, lm)
     k[:, :, :3], v[:, :, :3] = torch.nan, torch.nan
     for path in (attend, chunked_attend):
-        found = path(q[:, :, -1:], k, v, positions[-1:], positions, scheme, lm)
+        found = path(q, k, v, positions[-1:], positions, scheme, lm)
         assert (found - right).abs().max() <= 1e-10
-    store, exact = Middle("ram", (1, 2, 8), torch.float64, "cpu"), Middle.of(k, v)
-    store.append(k, v)
-    here, there = (x.search(q[:, :, -1:], 3, 3, torch.tensor([30]))
-                   for x in (store, exact))  # fmt: skip
-    assert torch.equal(here.columns, there.columns) and here.valid.all()
+    k[:, :, 30:] = torch.nan
+    found = kept(k).find(q, [3], 30, How(scheme, lm, 1.0))
+    assert torch.equal(found.columns, clean.columns) and found.valid.all()
 
 
 # ---- where it is kept
@@ -201,13 +206,13 @@ def test_a_saved_state_goes_on(kind, small_blocks):
 def test_a_file_holds_what_it_is_given_and_has_no_name(tmp_path, monkeypatch):
     """Catches a file that outlives its run, and blocks that share a place in it."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(middle, "TOKENS_PER_BLOCK", 3)
+    monkeypatch.setattr(blocks, "TOKENS_PER_BLOCK", 3)
     store = Middle("disk", (2, 1, 4), torch.float32, "cpu")
     k = torch.arange(2 * 5 * 4.0).view(2, 1, 5, 4)
     store.append(k, -k)
     assert list(tmp_path.iterdir()) == []
-    assert torch.equal(torch.cat([block[0] for block in store.blocks], 2)[:, :, :5], k)
-    assert torch.equal(torch.cat([block[1] for block in store.blocks], 2)[:, :, :5], -k)
+    assert torch.equal(torch.cat([block[0] for block in store.pairs], 2)[:, :, :5], k)
+    assert torch.equal(torch.cat([block[1] for block in store.pairs], 2)[:, :, :5], -k)
     store.file.file.seek(0)
     raw = torch.frombuffer(bytearray(store.file.file.read()), dtype=torch.float32)
     assert torch.equal(raw[raw > 0].sort().values, k.flatten()[1:]), "it is not in the file"
@@ -239,7 +244,7 @@ RESIDENT = """
     before = resident()
     for _ in range(40 * 8):
         store.append(rows, rows)
-    for keys, _ in store.blocks:
+    for keys, _ in store.pairs:
         keys.sum()
         store.file.let_go()
     print(store.nbytes, resident() - before)

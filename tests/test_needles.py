@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from minilm_inf.config import LMInfinite
-from minilm_inf.evaluate.intervals import Z, wilson
-from minilm_inf.evaluate.needles.reading import where_it_lies
-from minilm_inf.evaluate.needles.recall import Pairs, Variables
-from minilm_inf.evaluate.needles.trials import PassKey, Trial
+from minilm_inf.evaluate.cells import WHERE, where_it_lies
+from minilm_inf.evaluate.trials import ABSENT, ALONE, Pairs, PassKey, Trial
 from minilm_inf.train.practice import ASK_KEY, STATE_KEY, Practice
 
 SENTENCES = [f"The {a} {b} the {c}." for a, b, c in itertools.product(
@@ -32,26 +30,42 @@ def makers(practice, tokenizer):
     return {
         "passkey": PassKey(practice, tokenizer),
         "pairs": Pairs(practice, tokenizer, 4),
-        "variables": Variables(practice, tokenizer, 2, 2),
     }
 
 
-KINDS = ("passkey", "pairs", "variables")
+KINDS = ("passkey", "pairs")
 DEPTHS = (0.0, 0.13, 0.5, 0.9, 1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("length", [190, 256, 257, 1000])
-def test_a_trial_is_exactly_as_long_as_asked_for(makers, tokenizer, kind, length):
-    """A table's column that stands for other lengths, or rows that no batch can hold."""
-    maker = makers[kind]
-    for seed, depth in itertools.product(range(12), DEPTHS):
-        for trial in (maker.trial(length, depth, [seed]), maker.absent(length, [seed])):
-            assert len(trial.ids) == length and trial.ids[0] == tokenizer.bos_id
-            assert tokenizer.bos_id not in trial.ids[1:]
-            answer = tokenizer.decode(trial.ids[-trial.width :])
-            assert re.fullmatch(r"\d{5}" if kind == "passkey" else r"\d{4}", answer)
-            assert trial.width == maker.width == len(answer)  # every digit is a piece
+def test_a_trial_is_what_was_asked_for(makers, tokenizer, kind):
+    """A table's column that stands for other lengths, or rows that no batch can hold; a digit
+    that is not the one stated; a draw from elsewhere: the same trial fifty times, or a run that
+    cannot be resumed."""
+    maker, answers = makers[kind], set()
+    for length, seed, depth in itertools.product((190, 257, 1000), range(5), (*DEPTHS, ABSENT)):
+        trial = maker.trial(length, depth, [seed])
+        assert trial == maker.trial(length, depth, [seed])
+        assert len(trial.ids) == length and trial.ids[0] == tokenizer.bos_id
+        assert tokenizer.bos_id not in trial.ids[1:]
+        answer = tokenizer.decode(trial.ids[-trial.width :])
+        assert re.fullmatch(r"\d{5}" if kind == "passkey" else r"\d{4}", answer)
+        assert trial.width == maker.width == len(answer)  # every digit is a piece
+        answers.add((seed, answer))
+        if depth != ABSENT:
+            assert [trial.ids[j] for j in trial.stated] == trial.ids[-trial.width :]
+            assert np.all(np.diff(trial.stated) == 1)
+            assert trial.stated[-1] < length - trial.width
+    assert len(answers) >= 5, "one for each seed"
+    for seed in range(10):  # the question alone
+        trial = maker.trial(0, ALONE, [seed])
+        window, digits = (
+            tokenizer.decode(trial.ids),
+            tokenizer.decode(trial.ids[-maker.width :]),
+        )
+        assert trial.ids[0] == tokenizer.bos_id and window.count(digits) == 1
+        pattern = r"What is the (pass key|number of \w+)\? The \1 is \d+"
+        assert re.fullmatch(pattern, window.strip())
 
 
 def statement(tokenizer, practice, trial) -> tuple[int, list[int]]:
@@ -70,153 +84,86 @@ def statement(tokenizer, practice, trial) -> tuple[int, list[int]]:
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_depth_is_the_share_of_filler_before_the_key(makers, practice, tokenizer, depth):
     """A needle that is moved to the next sentence makes a heatmap's rows overlap; one that is
-    not breaks a sentence in two."""
-    for seed, length in itertools.product(range(15), (200, 257, 900)):
+    not breaks a sentence in two. A sentence that comes again is a crutch."""
+    starts = set()
+    for seed, length in itertools.product(range(12), (200, 257, 400)):
         trial = makers["passkey"].trial(length, depth, [seed])
         at, ids = statement(tokenizer, practice, trial)
         end = len(practice.encode(ASK_KEY.format(tokenizer.decode(trial.ids[-5:]))))
-        room = length - 1 - len(ids) - end
-        assert at == 1 + round(depth * room)
+        assert at == 1 + round(depth * (length - 1 - len(ids) - end))
         assert at == 1 or tokenizer.decode(trial.ids[:at]).endswith(".")
-
-
-def test_filler_is_one_stretch_of_text(makers, practice, tokenizer):
-    """A sentence that comes again is a crutch that no real text offers."""
-    text, starts = practice.text, set()
-    windows = {}
-    for seed, depth in itertools.product(range(15), DEPTHS):
-        trial = makers["passkey"].trial(400, depth, [seed, 1])
-        at, ids = statement(tokenizer, practice, trial)
-        end = len(practice.encode(ASK_KEY.format(tokenizer.decode(trial.ids[-5:]))))
         filler = trial.ids[1:at] + trial.ids[at + len(ids) : -end]
-        if len(filler) not in windows:
-            windows[len(filler)] = np.lib.stride_tricks.sliding_window_view(text, len(filler))
-        places = np.flatnonzero((windows[len(filler)] == np.array(filler)).all(1))
+        windows = np.lib.stride_tricks.sliding_window_view(practice.text, len(filler))
+        places = np.flatnonzero((windows == np.array(filler)).all(1))
         assert len(places) == 1
         starts.add(int(places[0]))
-    assert len(starts) > 50, "from fresh places"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_stated_are_the_digits_of_the_answer(makers, tokenizer, kind):
-    """A place that is off by one calls needles in the middle those of the window."""
-    for seed, depth in itertools.product(range(20), DEPTHS):
-        trial = makers[kind].trial(300, depth, [seed])
-        stated = [trial.ids[j] for j in trial.stated]
-        assert stated == trial.ids[-trial.width :]
-        assert np.all(np.diff(trial.stated) == 1) and trial.stated[-1] < 300 - trial.width
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_seed_decides(makers, kind):
-    """A draw from elsewhere: a run that cannot be resumed, or the same trial fifty times."""
-    maker = makers[kind]
-    for make in (lambda s: maker.trial(256, 0.4, s), lambda s: maker.absent(256, s),
-                 maker.alone):  # fmt: skip
-        assert make([3, 1]) == make([3, 1])
-        assert len({tuple(make([3, number]).ids) for number in range(20)}) == 20
-    answers = {tuple(maker.trial(256, 0.4, [s]).ids[-maker.width :]) for s in range(20)}
-    assert len(answers) > 15
+    assert len(starts) > 20, "from fresh places"
 
 
 def test_without_the_needle_nothing_states_it(makers, tokenizer):
     """A control that holds the answer would show how good the model is, not how it guesses."""
     for seed in range(20):
-        trial = makers["passkey"].absent(256, [seed])
+        trial = makers["passkey"].trial(256, ABSENT, [seed])
         window, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-5:])
         assert window.count("pass key") == 2 and window.count(digits) == 1
-        assert trial.stated == () and where_it_lies(trial, LMInfinite(8, 2, 8)) is None
-        trial = makers["pairs"].absent(256, [seed])
+        assert trial.stated == () and where_it_lies(trial, LMInfinite(8, 2, 8)) == -1
+        trial = makers["pairs"].trial(256, ABSENT, [seed])
         window, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-4:])
         told = re.findall(r"number(?: of \w+)? is (\d{4})", window[: window.index("What is")])
         assert len(told) == 3 and digits not in told, "the other people's numbers are there"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_question_alone_is_the_end_of_a_trial(makers, tokenizer, kind):
-    """A question in other words is another control."""
-    for seed in range(10):
-        trial = makers[kind].alone([seed])
-        window = tokenizer.decode(trial.ids)
-        digits = tokenizer.decode(trial.ids[-trial.width :])
-        assert trial.ids[0] == tokenizer.bos_id and window.count(digits) == 1
-        pattern = r"What is the (pass key|number of \w+)\? The \1 is \d+"
-        assert re.fullmatch(pattern, window.strip())
+def told_and_asked(tokenizer, trial) -> tuple[str, str, str]:
+    """A text before its question; the name that is asked for, and the answer."""
+    told, asked = re.fullmatch(r"(.*)(What is .*)", tokenizer.decode(trial.ids), re.S).groups()
+    name, answer = re.fullmatch(r"What is .*\? The number of (\w+) is (\d+)", asked).groups()
+    return told, name, answer
 
 
-def test_pairs_are_told_once_each_and_one_is_asked(makers, tokenizer):
+def test_pairs_are_told_once_each_and_one_is_asked(makers, practice, tokenizer):
     """Two people with one number, a person who is told of twice, or an answer that is not the
     one told."""
     before = []
+    few = Pairs(practice, tokenizer, 8, digits=1)
     for seed, depth in itertools.product(range(25), DEPTHS):
-        window = tokenizer.decode(makers["pairs"].trial(300, depth, [seed]).ids)
-        told, asked = window[: window.index("What is")], window[window.index("What is") :]
+        told, name, answer = told_and_asked(
+            tokenizer, makers["pairs"].trial(300, depth, [seed])
+        )
         found = {}
         for pattern in (r"number of (\w+) is (\d{4})", r"(\w+)'s number is (\d{4})"):
             for match in re.finditer(pattern, told):
                 assert match[1] not in found
                 found[match[1]] = match[2], match.start()
         assert len(found) == len({number for number, _ in found.values()}) == 4
-        name, answer = re.fullmatch(
-            r"What is .*\? The number of (\w+) is (\d+)", asked
-        ).groups()
         assert found[name][0] == answer
         before.append((depth, sum(at < found[name][1] for _, at in found.values())))
+        told, _, _ = told_and_asked(tokenizer, few.trial(400, depth, [seed]))
+        numbers = re.findall(r"(?:number(?: of \w+)?) is (\d)", told)
+        assert len(numbers) == len(set(numbers)) == 8
     assert {n for d, n in before if d == 0} == {0} and {n for d, n in before if d == 1} == {3}
     assert {n for d, n in before if d == 0.5} == {0, 1, 2, 3}
 
 
-def test_no_two_people_have_one_number(practice, tokenizer):
-    """A wrong person's number that counts as the right one's."""
-    maker = Pairs(practice, tokenizer, 8, digits=1)
-    for seed in range(10):
-        window = tokenizer.decode(maker.trial(400, 0.5, [seed]).ids)
-        told = re.findall(r"(?:number(?: of \w+)?) is (\d)", window[: window.index("What is")])
-        assert len(told) == len(set(told)) == 8
-
-
-def test_variables_are_chains_that_can_be_followed(makers, tokenizer):
-    """A name that is used before it has a value, or a question whose answer another chain
-    gives."""
-    mixed = 0
-    for seed, depth in itertools.product(range(25), DEPTHS):
-        trial = makers["variables"].trial(300, depth, [seed])
-        window = tokenizer.decode(trial.ids)
-        told, asked = window[: window.index("What is")], window[window.index("What is") :]
-        values, hops, order = {}, {}, []
-        for match in re.finditer(r"number of (\w+) is (?:(\d+)|the number of (\w+))", told):
-            name, number, source = match.groups()
-            assert name not in values
-            values[name] = number or values[source]  # KeyError: not told yet
-            hops[name] = 0 if number else hops[source] + 1
-            order.append(values[name])
-        assert sorted(hops.values()) == [0, 0, 1, 1, 2, 2] and len(set(values.values())) == 2
-        name, answer = re.fullmatch(
-            r"What is .*\? The number of (\w+) is (\d+)", asked
-        ).groups()
-        assert hops[name] == 2 and values[name] == answer
-        mixed += len(list(itertools.groupby(order))) > 2
-    assert mixed > 60
-
-
-def test_a_length_without_room_is_told(makers, practice, tokenizer):
-    """A negative number of filler tokens, or a text that is read beyond its end."""
+def test_what_cannot_be_made_is_told(makers, practice, tokenizer, monkeypatch):
+    """A negative number of filler tokens, a text that is read beyond its end, a list of words
+    without a sentence's end, a search without an end for numbers that are not."""
     with pytest.raises(ValueError, match="30 tokens have no room for: .*pass key"):
         makers["passkey"].trial(30, 0.5, [0])
-    for depth in (0.0, 0.5, 1.0):
+    short = PassKey(Practice(tokenizer, practice.text[:300]), tokenizer)
+    words = np.array(tokenizer.encode("alpha beta gamma delta " * 200, bos=False))
+    endless = PassKey(Practice(tokenizer, words), tokenizer)
+    for depth in DEPTHS:
         with pytest.raises(ValueError, match="--filler repeat"):
             makers["passkey"].trial(len(practice.text) + 60, depth, [0])
-        text = practice.text[:300]
-        short = PassKey(Practice(tokenizer, text), tokenizer)
-        lengths = [len(short.trial(320, depth, [seed]).ids) for seed in range(20)]
-        assert set(lengths) == {320}, "all but one token of the text"
-
-
-def test_text_without_sentences_still_fills(tokenizer):
-    """A list of words has no sentence's end, and a choice among none is an error."""
-    text = np.array(tokenizer.encode("alpha beta gamma delta " * 200, bos=False))
-    maker = PassKey(Practice(tokenizer, text), tokenizer)
-    assert {len(maker.trial(256, d, [s]).ids) for d in DEPTHS for s in range(5)} == {256}
+        for maker, length in ((short, 320), (endless, 256)):  # all but one token of the text
+            assert {len(maker.trial(length, depth, [seed]).ids) for seed in range(9)} == {
+                length
+            }
+    with pytest.raises(ValueError, match="fewer than 11 numbers of 1 digits"):
+        Pairs(practice, tokenizer, 11, digits=1).trial(400, 0.5, [1])
+    monkeypatch.setattr(practice, "encode", lambda words: [5])
+    with pytest.raises(ValueError, match="cannot write"):
+        PassKey(practice, tokenizer)
 
 
 # ---- where it lies
@@ -224,13 +171,9 @@ def test_text_without_sentences_still_fills(tokenizer):
 
 def seen_as(i: int, j: int, lm: LMInfinite) -> str:
     """How a query at i sees the key at j without top_k, by walking over what it sees."""
-    for d in range(lm.n_local):
-        if i - d == j:
-            return "window"
-    for start in range(lm.n_global):
-        if start == j:
-            return "starting"
-    return "middle"
+    if j in range(i - lm.n_local + 1, i + 1):
+        return "window"
+    return "starting" if j in range(lm.n_global) else "middle"
 
 
 def test_where_it_lies_is_how_its_digits_are_seen():
@@ -243,37 +186,8 @@ def test_where_it_lies_is_how_its_digits_are_seen():
         trial = Trial(list(range(n)), width, tuple(range(at, at + width)))
         kinds = {seen_as(n - width - 1 + t, at + t, lm) for t in range(width)}
         wanted = kinds.pop() if len(kinds) == 1 else "middle"
-        assert where_it_lies(trial, lm) == wanted
+        assert WHERE[where_it_lies(trial, lm)] == wanted
         counts[wanted] += 1
     assert min(counts.values()) > 50
-    assert where_it_lies(Trial(list(range(20)), 2, (3, 4)), LMInfinite(None, 0, 5)) == "window"
-
-
-# ---- Wilson's interval
-
-
-@pytest.mark.parametrize(
-    "found, count, low, high",
-    [
-        (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-    ],
-)  # fmt: skip
-def test_wilson_against_published_intervals(found, count, low, high):
-    """A slip in the formula. Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert [round(x, 4) for x in wilson(found, count)] == [low, high]
-
-
-def test_wilson_is_where_the_test_rejects():
-    """The bounds are the shares p at which (found/count - p)^2 = Z^2 p (1-p) / count."""
-    for count in (1, 7, 50, 400):
-        for found in range(count + 1):
-            for p in (low := wilson(found, count)[0], high := wilson(found, count)[1]):
-                assert abs((found / count - p) ** 2 - Z * Z * p * (1 - p) / count) < 1e-12
-            assert 0 <= low <= found / count <= high <= 1
-            mirrored = wilson(count - found, count)
-            assert abs(1 - mirrored[1] - low) < 1e-12
-    assert wilson(0, 9)[0] == 0 and wilson(9, 9)[1] == 1
-    for found, count in ((0, 0), (3, 2), (-1, 4)):
-        with pytest.raises(ValueError, match="is not a share"):
-            wilson(found, count)
+    everything = where_it_lies(Trial(list(range(20)), 2, (3, 4)), LMInfinite(None, 0, 5))
+    assert WHERE[everything] == "window"

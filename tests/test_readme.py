@@ -40,11 +40,6 @@ def commands(text: str) -> tuple[set[str], list[tuple[str, list[str]]]]:
     return targets, modules
 
 
-TASKS = {  # program -> rooms in which it declares flags, beside its own and options.py
-    "minilm_inf.evaluate": ("evaluate/needles/axes.py",),
-}
-
-
 def faults(text: str, page: Path) -> list[str]:
     """What a page names and the repository has not."""
     targets, modules = commands(text)
@@ -58,10 +53,8 @@ def faults(text: str, page: Path) -> list[str]:
         source = Path(spec.origin).read_text(encoding="utf-8") if spec else ""
         if '__name__ == "__main__"' not in source:
             found.append(f"python -m {module}")
-        rooms = ("terminal/options.py", *TASKS.get(module, ()))
-        known = source + "".join(
-            (ROOT / "minilm_inf" / room).read_text(encoding="utf-8") for room in rooms
-        )
+        shared = ROOT / "minilm_inf" / "terminal" / "options.py"
+        known = source + shared.read_text(encoding="utf-8")
         made = SIZES if module == "minilm_inf.train" else set()
         known = set(re.findall(r'[" ](--[a-z-]+)"', known)) | made
         found += [f"{module} {flag}" for flag in flags if flag not in known]

@@ -108,7 +108,12 @@ def test_all_that_can_be_typed_is_run():
     assert len(unread) == 1 and "keys: 0" in unread[0], "the picture of the Λ"
 
 
-@pytest.mark.parametrize("block", SHOWN, ids=range(len(SHOWN)))
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, marks=pytest.mark.slow) if "--attention full" in block else block
+     for block in SHOWN],
+    ids=range(len(SHOWN)),
+)  # fmt: skip
 def test_what_is_shown_is_what_is_printed(block, python):
     """Catches an output in the README that the command above it no longer prints. A line of
     three dots stands for any lines."""

@@ -7,12 +7,12 @@ by the name of the key that says so.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from test_gptj import SIX_B
-from test_mpt import ATTENTION, SEVEN_B
 
 from minilm_inf.checkpoint.checkpoint import read_config
+from minilm_inf.models import gptj, mpt
 
 LLAMA_2 = {
     "_name_or_path": "meta-llama/Llama-2-7b-hf", "architectures": ["LlamaForCausalLM"],
@@ -64,6 +64,105 @@ EVERY_DEFAULT = {  # what to_dict() of transformers 4 adds to any config
 KOBOLD = {
     "welcome": "Hello", "antemplate": "[<|>]", "newlinemode": "n", "badwordsids": [[60]],
     "adventure": True, "formatoptns": {"frmttriminc": True}, "rep_pen": 1.1,
+}  # fmt: skip
+
+ATTENTION = {
+    "alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0,
+    "attn_type": "multihead_attention", "attn_uses_sequence_id": False, "clip_qkv": None,
+    "prefix_lm": False, "qk_ln": False, "softmax_scale": None,
+}  # fmt: skip
+SEVEN_B = {  # MosaicML's config.json of mpt-7b
+    "architectures": ["MPTForCausalLM"], "attn_config": ATTENTION,
+    "auto_map": {"AutoConfig": "configuration_mpt.MPTConfig",
+                 "AutoModelForCausalLM": "modeling_mpt.MPTForCausalLM"},
+    "d_model": 4096, "emb_pdrop": 0, "embedding_fraction": 1.0, "expansion_ratio": 4,
+    "init_config": {"emb_init_std": None, "fan_mode": "fan_in", "init_std": 0.02,
+                    "name": "kaiming_normal_", "verbose": 0},
+    "init_device": "cpu", "learned_pos_emb": True, "logit_scale": None, "max_seq_len": 2048,
+    "model_type": "mpt", "n_heads": 32, "n_layers": 32, "no_bias": True,
+    "norm_type": "low_precision_layernorm", "resid_pdrop": 0,
+    "tokenizer_name": "EleutherAI/gpt-neox-20b", "torch_dtype": "bfloat16",
+    "transformers_version": "4.28.1", "use_cache": False, "verbose": 0, "vocab_size": 50432,
+}  # fmt: skip
+NEWER = SEVEN_B | {  # as llm-foundry writes it since 2024
+    "attn_config": ATTENTION | {
+        "attn_impl": "flash", "attn_logit_softcapping": None, "fused_qkv": True,
+        "kv_dim": None, "kv_n_heads": 32, "qk_gn": False, "rope": False,
+        "rope_dail_config": {"pos_idx_in_fp32": True, "type": "original"},
+        "rope_hf_config": {"factor": 1.0, "type": "no_scaling"}, "rope_impl": "dail",
+        "rope_theta": 10000, "sliding_window_size": -1,
+    },
+    "block_overrides": None, "fc_type": {"name": "torch"},
+    "ffn_config": {"fc_type": {"name": "torch"}, "ffn_type": "mptmlp"},
+    "final_logit_softcapping": None, "learned_pos_emb": False, "norm_eps": 1e-5,
+    "tie_word_embeddings": True, "use_pad_tok_in_ffn": True,
+}  # fmt: skip
+NATIVE = {  # what transformers 4.40.2 saves: of attn_config, what differs from its defaults
+    "attn_config": {"clip_qkv": 6.0, "alibi_bias_max": 16, "model_type": ""}, "d_model": 2048,
+    "emb_pdrop": 0.0, "embedding_fraction": 1.0, "expansion_ratio": 4, "init_device": "cpu",
+    "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "learned_pos_emb": True,
+    "logit_scale": None, "max_seq_len": 2048, "model_type": "mpt", "n_heads": 16,
+    "n_layers": 24, "no_bias": True, "norm_type": "low_precision_layernorm",
+    "resid_pdrop": 0.0, "transformers_version": "4.40.2", "use_cache": False, "verbose": 0,
+    "vocab_size": 50368,
+}  # fmt: skip
+WHOLE = {  # what to_dict() of transformers 5.23.0 adds to any config, and to attn_config
+    "architectures": None, "output_hidden_states": False, "return_dict": True, "dtype": None,
+    "chunk_size_feed_forward": 0, "is_encoder_decoder": False, "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0}, "problem_type": None, "_name_or_path": "",
+    "output_attentions": False,
+}  # fmt: skip
+MPT = mpt.MptConfig(
+    family="mpt", vocab_size=50432, n_layer=32, n_head=32, n_kv_head=32, n_embd=4096,
+    head_dim=128, n_inner=16384, context_length=2048, norm_eps=1e-5, tied=True,
+)  # fmt: skip
+MPT_2 = replace(
+    MPT, vocab_size=50368, n_layer=24, n_head=16, n_kv_head=16, n_embd=2048, n_inner=8192
+)
+SIX_B = {  # EleutherAI's config.json of gpt-j-6b
+    "activation_function": "gelu_new", "architectures": ["GPTJForCausalLM"],
+    "attn_pdrop": 0.0, "bos_token_id": 50256, "embd_pdrop": 0.0, "eos_token_id": 50256,
+    "gradient_checkpointing": False, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
+    "model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_inner": None, "n_layer": 28,
+    "n_positions": 2048, "resid_pdrop": 0.0, "rotary": True, "rotary_dim": 64,
+    "scale_attn_weights": True, "summary_activation": None, "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "tie_word_embeddings": False, "tokenizer_class": "GPT2Tokenizer",
+    "transformers_version": "4.18.0.dev0", "use_cache": True, "vocab_size": 50400,
+}  # fmt: skip
+GPTJ = gptj.GptjConfig(
+    family="gptj", vocab_size=50400, n_layer=28, n_head=16, n_kv_head=16, n_embd=4096,
+    head_dim=256, n_inner=16384, context_length=2048, norm_eps=1e-5, tied=False, bos_id=50256,
+    eos_ids=(50256,), rotary_dim=64,
+)  # fmt: skip
+FILES = {  # name -> a config.json, and all that it says
+    "mpt-7b": (SEVEN_B, MPT),
+    "mpt-7b-storywriter": (
+        SEVEN_B | {
+            "attn_config": ATTENTION | {"alibi_bias_max": 16, "clip_qkv": 6},
+            "max_seq_len": 65536,
+        },
+        replace(MPT, context_length=65536, alibi_bias_max=16, clip_qkv=6),
+    ),
+    "mpt-30b": (
+        SEVEN_B | {"d_model": 7168, "max_seq_len": 8192, "n_heads": 64, "n_layers": 48},
+        replace(
+            MPT, n_layer=48, n_head=64, n_kv_head=64, n_embd=7168, head_dim=112,
+            n_inner=28672, context_length=8192,
+        ),
+    ),
+    "llm-foundry, 2023": (
+        SEVEN_B | {"fc_type": "torch", "ffn_config": {"fc_type": "torch"},
+                   "residual_coeff": None},
+        MPT,
+    ),
+    "llm-foundry, 2024": (NEWER, MPT),
+    "transformers 5": (NATIVE | WHOLE | {"attn_config": ATTENTION | WHOLE}, MPT_2),
+    "transformers 4": (NATIVE, replace(MPT_2, alibi_bias_max=16, clip_qkv=6)),
+    "transformers 4, defaults": (NATIVE | {"attn_config": {"model_type": ""}}, MPT_2),
+    "gpt-j-6b": (SIX_B, GPTJ),
+    "gpt-j, transformers 5": (SIX_B | WHOLE, GPTJ),
 }  # fmt: skip
 
 READ = {  # name -> the file, and facts of the network
@@ -180,3 +279,144 @@ def test_a_real_config_is_refused_by_the_key_that_says_why(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=rf"config\.json: {key}\b"):
         read_config(tmp_path)
+
+
+# Each key of an MPT and of a GPT-J
+
+
+PUBLISHED = {"mpt": (mpt, SEVEN_B, MPT), "gptj": (gptj, SIX_B, GPTJ)}
+
+
+def with_key(raw: dict, key: str, value) -> dict:
+    """A config.json with one key set; "attn_config.x" is x of that part."""
+    part, _, name = key.rpartition(".")
+    return raw | ({part: raw.get(part, {}) | {name: value}} if part else {name: value})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_whole_file(name):
+    """Catches a real config.json refused for a remark, a fact of it that is lost, or one that
+    config_to_hf forgets."""
+    raw, expected = FILES[name]
+    before, family = json.dumps(raw), PUBLISHED[expected.family][0]
+    assert family.config_from_hf(raw) == expected
+    assert json.dumps(raw) == before, "the caller's dictionary is read, not eaten"
+    written = json.loads(json.dumps(family.config_to_hf(expected)))
+    assert family.config_from_hf(written) == expected
+    if expected.family == "gptj":
+        assert written == {key: SIX_B[key] for key in written} | {"n_inner": 16384}
+
+
+FACTS = [  # family, key, its value, and what that says
+    ("mpt", "expansion_ratio", 2, dict(n_inner=8192)),
+    ("mpt", "expansion_ratio", 2.671875, dict(n_inner=10944)),
+    ("mpt", "layer_norm_epsilon", 1e-6, dict(norm_eps=1e-6)),
+    ("mpt", "norm_eps", 1e-6, dict(norm_eps=1e-6)),
+    ("mpt", "norm_type", "layernorm", {}),
+    ("mpt", "no_bias", False, dict(bias=True)),
+    ("mpt", "tie_word_embeddings", False, dict(tied=False)),
+    ("mpt", "bos_token_id", 0, dict(bos_id=0)),
+    ("mpt", "eos_token_id", [0, 50278], dict(eos_ids=(0, 50278))),
+    ("mpt", "attn_config.alibi_bias_max", 12.5, dict(alibi_bias_max=12.5)),
+    ("mpt", "attn_config.clip_qkv", 0.5, dict(clip_qkv=0.5)),
+    ("mpt", "attn_config.qk_ln", True, dict(qk_ln=True)),
+    ("mpt", "attn_config.softmax_scale", 0.125, dict(softmax_scale=0.125)),
+    ("mpt", "attn_config.attn_impl", "triton", {}),
+    ("gptj", "n_inner", 11000, dict(n_inner=11000)),
+    ("gptj", "rotary_dim", 256, dict(rotary_dim=256)),
+    ("gptj", "n_positions", 4096, dict(context_length=4096)),
+    ("gptj", "layer_norm_epsilon", 1e-6, dict(norm_eps=1e-6)),
+    ("gptj", "tie_word_embeddings", True, dict(tied=True)),
+    ("gptj", "bos_token_id", None, dict(bos_id=None)),
+    ("gptj", "eos_token_id", None, dict(eos_ids=())),
+]
+
+
+@pytest.mark.parametrize("family, key, value, fact", FACTS)
+def test_each_fact(family, key, value, fact):
+    """Catches a key that is accepted and then not used, in what is read or what is written."""
+    module, raw, published = PUBLISHED[family]
+    config = module.config_from_hf(with_key(raw, key, value))
+    assert config == replace(published, **fact)
+    assert module.config_from_hf(json.loads(json.dumps(module.config_to_hf(config)))) == config
+
+
+@pytest.mark.parametrize("family, sizes", [
+    ("mpt", "d_model n_heads n_layers vocab_size"),
+    ("gptj", "n_embd n_head n_layer rotary_dim vocab_size"),
+])  # fmt: skip
+def test_absent_keys_take_the_documented_defaults(family, sizes):
+    """Catches a default that is invented here: these stand in transformers' own configs."""
+    module, published, expected = PUBLISHED[family]
+    raw = {"model_type": family} | {key: published[key] for key in sizes.split()}
+    raw |= {"attn_config": {"alibi": True}} if family == "mpt" else {}
+    assert module.config_from_hf(raw) == expected
+    for key in sizes.split():
+        with pytest.raises(ValueError, match=f"^the key {key} is missing"):
+            module.config_from_hf({name: value for name, value in raw.items() if name != key})
+
+
+UNKNOWN = {  # family -> key -> values that are not implemented, or make no sense
+    "mpt": {
+        "attn_config.alibi": [False, None, "yes"], "attn_config.rope": [True],
+        "attn_config.qk_gn": [True], "attn_config.prefix_lm": [True],
+        "attn_config.attn_type": ["multiquery_attention", "grouped_query_attention"],
+        "attn_config.kv_n_heads": [8], "attn_config.kv_dim": [64],
+        "attn_config.sliding_window_size": [1024], "attn_config.colour": ["red"],
+        "attn_config.attn_logit_softcapping": [30.0], "attn_config.reuse_kv_layer_idx": [-1],
+        "attn_config.clip_qkv": [-6, "6"], "attn_config.softmax_scale": [0],
+        "attn_config.alibi_bias_max": [0], "attn_config.qk_ln": [1],
+        "attn_config": [None, [], "torch"], "norm_type": ["rmsnorm", "low_precision_rmsnorm"],
+        "logit_scale": [0.5, "inv_sqrt_d_model"], "final_logit_softcapping": [30.0],
+        "residual_modification": ["layer"], "block_overrides": [{"overrides": {}}],
+        "fc_type": ["te", {"name": "te"}], "ffn_config.ffn_type": ["mptglu"],
+        "ffn_config.fc_type": [{"name": "te"}], "ffn_config.ffn_hidden_size": [64],
+        "ffn_config.ffn_act_fn": [{"name": "relu"}], "ffn_config": ["mptmlp"],
+        "n_heads": [31, 0], "d_model": [4096.0, None], "expansion_ratio": [0],
+        "no_bias": ["yes"], "tie_word_embeddings": [1], "max_seq_len": [0],
+    },
+    "gptj": {
+        "rotary": [False], "rotary_dim": [63, 258, None, 0],
+        "activation_function": ["gelu", "relu"], "scale_attn_weights": [False],
+        "add_cross_attention": [True], "n_head": [15], "n_embd": [4096.0, None],
+        "n_layer": [True], "n_inner": [0, "16384"], "n_positions": [0],
+        "parallel_residual": [False], "tie_word_embeddings": ["no"], "vocab_size": [-1],
+    },
+}  # fmt: skip
+FOR_BOTH = {
+    "quantization_config": [{"bits": 4}], "is_encoder_decoder": [True], "colour": ["red"],
+    "layer_norm_epsilon": [0, -1e-5], "bos_token_id": [[0, 1]], "eos_token_id": ["0"],
+    "model_type": ["gpt_neox"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", UNKNOWN)
+def test_a_key_that_is_not_implemented_is_named(family):
+    """Catches a setting that changes the computation, or makes no sense, and is passed over."""
+    module, raw, _ = PUBLISHED[family]
+    for key, values in (UNKNOWN[family] | FOR_BOTH).items():
+        for value in values:
+            with pytest.raises(ValueError) as caught:
+                module.config_from_hf(with_key(raw, key, value))
+            assert key in str(caught.value) and "\n" not in str(caught.value), (key, value)
+
+
+def test_alibi_must_be_stated():
+    """Catches ALiBi in a file of MosaicML's that leaves it out, and so learned positions."""
+    without = {key: value for key, value in ATTENTION.items() if key != "alibi"}
+    with pytest.raises(ValueError, match=r"^attn_config\.alibi must be true"):
+        mpt.config_from_hf(SEVEN_B | {"attn_config": without})
+
+
+@pytest.mark.parametrize("n_embd, n_inner", [(48, 61), (7, 5), (49, 5), (7168, 1018)])
+def test_any_width_of_an_mpts_mlp_is_written(n_embd, n_inner):
+    """Catches a ratio that is rounded down to one unit fewer when it is read; an 8.0 where
+    transformers 5 insists on 8, or a 6 where it insists on 6.0."""
+    config = replace(MPT, n_embd=n_embd, n_head=1, n_kv_head=1, head_dim=n_embd)
+    config = replace(config, n_inner=n_inner, alibi_bias_max=8.0, clip_qkv=6, softmax_scale=1)
+    raw = mpt.config_to_hf(config)
+    assert mpt.config_from_hf(raw) == config
+    attention = raw["attn_config"]
+    kinds = [type(attention[k]) for k in ("alibi_bias_max", "clip_qkv", "softmax_scale")]
+    assert kinds == [int, float, float]
+    assert type(mpt.config_to_hf(MPT)["expansion_ratio"]) is int

@@ -5,21 +5,21 @@ import torch
 from conftest import FAMILIES, some_tokens, tiny_model
 
 from minilm_inf import LMInfinite
-from minilm_inf.evaluate.comparing.streaming_llm import StreamingLLM
+from minilm_inf.evaluate.streaming_llm import StreamingLLM
 
 
 class SlowCache:
     """The specification (arXiv 2309.17453, section 3.2): a list of unplaced keys and values for
-    each layer. For every token its key is appended; if there are too many, the oldest behind
-    the starting ones is thrown away; then every key is placed at its rank, the query at the
-    last one."""
+    each layer. For every token its key is appended; if there are too many, the oldest after the
+    starting ones is thrown away; then every key is placed at its rank, the query at the last
+    one."""
 
     def __init__(self, model, n_local: int, n_global: int):
         self.model, self.n_local, self.n_global = model, n_local, n_global
         self.layers = [[] for _ in model.blocks]
 
     def read_one(self, id: int) -> torch.Tensor:
-        """Hidden state (E,) behind one more token."""
+        """Hidden state (E,) after one more token."""
         x = self.model.embed(torch.tensor([[id]]))
         for kept, block in zip(self.layers, self.model.blocks):
             x = block(x, lambda q, k, v, kept=kept: self.attend(kept, q, k, v))
@@ -48,11 +48,6 @@ class SlowCache:
         return out
 
 
-def slowly(model, tokens, n_local: int, n_global: int) -> torch.Tensor:
-    cache = SlowCache(model, n_local, n_global)
-    return torch.stack([cache.read_one(id) for id in tokens[0].tolist()])
-
-
 def in_chunks(model, tokens, n_local: int, n_global: int, sizes) -> torch.Tensor:
     past, start, found = StreamingLLM(model, n_local, n_global), 0, []
     while start < tokens.shape[1]:
@@ -63,33 +58,17 @@ def in_chunks(model, tokens, n_local: int, n_global: int, sizes) -> torch.Tensor
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "n_local, n_global", [(5, 2), (3, 4), (1, 1), (4, 0), (1, 3), (6, 30)], ids=str
-)
+@pytest.mark.parametrize("n_local, n_global", [(5, 2), (1, 3), (4, 0), (6, 30)], ids=str)
 def test_it_is_the_cache_of_the_paper(family, n_local, n_global):
     """A starting token at the ceiling, or at its distance in the text; a window that is moved
-    by one; a query whose own key is not counted."""
-    model, tokens = tiny_model(family), some_tokens(23)
-    expected = slowly(model, tokens, n_local, n_global)
+    by one; a query whose own key is not counted; a head that reads its neighbour's keys."""
+    more = dict(n_head=6, n_kv_head=2, n_embd=48) if family == "llama" else {}
+    model, tokens = tiny_model(family, **more), some_tokens(23)
+    cache = SlowCache(model, n_local, n_global)
+    expected = torch.stack([cache.read_one(id) for id in tokens[0].tolist()])
     for sizes in ([23], [1], [5, 1, 9, 2], [7]):
         found = in_chunks(model, tokens, n_local, n_global, sizes)
         assert (found - expected).abs().max() < 1e-10, sizes
-
-
-def test_grouped_heads():
-    """A query head that reads its neighbour's keys."""
-    model, tokens = tiny_model("llama", n_head=6, n_kv_head=2, n_embd=48), some_tokens(17)
-    found = in_chunks(model, tokens, 4, 2, [6])
-    assert (found - slowly(model, tokens, 4, 2)).abs().max() < 1e-10
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_the_vanilla_model_until_something_is_evicted(family):
-    """Places that differ from positions before they have to; a budget that is one too small."""
-    model, tokens = tiny_model(family), some_tokens(20)
-    found, vanilla = in_chunks(model, tokens, 5, 3, [20]), model.read(tokens)[0]
-    assert (found[:8] - vanilla[:8]).abs().max() < 1e-10
-    assert (found[8:] - vanilla[8:]).abs().amin(0).max() > 1e-6
 
 
 def test_it_differs_from_lm_infinite_by_distances_only():
@@ -111,10 +90,9 @@ def test_what_is_kept_does_not_grow():
     of_a_key = 2 * model.config.n_kv_head * model.config.head_dim * 4 * model.config.n_layer
     for length, read in ((3, 3), (6, 3), (7, 1), (40, 33), (41, 1)):
         past.read(some_tokens(read))
-        kept = min(length, 5) + min(length, 2)
-        assert past.length == length and past.nbytes == kept * of_a_key
-        storages = [x.untyped_storage().nbytes() for run in past.window for x in run]
-        assert sum(storages) == min(length, 5) * of_a_key
+        runs = past.window + past.starting
+        kept = sum(x.untyped_storage().nbytes() for run in runs for x in run)
+        assert kept == (min(length, 5) + min(length, 2)) * of_a_key
 
 
 def test_half_precision_sums_in_float32():

@@ -10,7 +10,8 @@ from fuzzed_texts import fuzzed_texts
 from make_tokenizer_fixtures import piece_kinds, small_kinds
 from tokenizer_json import added, template
 
-from minilm_inf.text.json_parts import Part
+from minilm_inf.terminal.json_parts import Part
+from minilm_inf.text.piece_model import model_proto
 from minilm_inf.text.sentence_pieces import SentencePieceTokenizer
 from minilm_inf.text.tokenizer import StopAt, load
 
@@ -71,6 +72,19 @@ def test_pieces_are_decoded_as_sentencepiece_does(tokenizer):
         ids = [rng.randrange(1, rng.choice((259, tokenizer.vocab_size))) for _ in range(12)]
         assert tokenizer.decode(ids) == decode(ids)
     assert tokenizer.decode([0, 0]) == decode([0, 0]) == " ⁇  ⁇ "
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_model_says_whether_a_text_begins_with_a_space(tmp_path, prefix):
+    """Mistral's first piece with a space is two of them, of which one goes."""
+    pieces = [("<unk>", 0.0, 2), ("▁▁", -1.0, 1), ("▁a", -2.0, 1), ("▁", 0.0, 1), ("a", 0.0, 1)]
+    (tmp_path / "tokenizer.model").write_bytes(
+        model_proto(pieces, {}, prefix=prefix, extra=False)
+    )
+    ours = load(tmp_path)
+    for ids in ([1], [2, 2], [1, 2], [3, 4], [4, 2], [3, 3, 4]):
+        assert ours.decode(ids) == ours.processor.DecodeIds(ids)
+    assert ours.encode("a") == ours.processor.EncodeAsIds("a") == [2 if prefix else 4]
 
 
 def test_a_continuation_keeps_its_first_space(tokenizer):

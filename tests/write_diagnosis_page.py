@@ -20,7 +20,7 @@ PAGE = """\
 
 The paper names three factors: distances that were never trained, too many keys, and starting tokens that
 are not what the others are. `python -m minilm_inf.diagnose` looks for each of them in any checkpoint, says by
-fixed rules (minilm_inf/diagnose/verdict.py) whether the model shows it, and writes every number down. Here it
+fixed rules (minilm_inf/diagnose/factors.py) whether the model shows it, and writes every number down. Here it
 is asked of the models of this folder, and of SmolLM2-135M-Instruct (`make smollm2`).
 
 | model | factor 1: logits | factor 2: entropy | factor 3: starting tokens |

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pages import read, written
 
-from minilm_inf.evaluate.comparing import table
+from minilm_inf.evaluate import table
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 

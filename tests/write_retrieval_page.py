@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pages import read, written
 
-from minilm_inf.evaluate.needles.axes import METHODS
-from minilm_inf.evaluate.needles.report import PLACES, percent, table
+from minilm_inf.evaluate.methods import LABELS
+from minilm_inf.evaluate.report import PLACES, percent
+from minilm_inf.terminal.tables import markdown as table
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 RUNS = WEIGHTS / "retrieval"
@@ -101,7 +102,7 @@ def of_model(name: str, result: dict) -> str:
     """A model's part of the page."""
     settings, found = result["settings"], result["results"]
     methods, lengths = list(settings["methods"]), settings["lengths"]
-    titles = [METHODS[method] for method in methods]
+    titles = [LABELS[method] for method in methods]
     worst = min(found["controls"]["inside_by_depth"], key=lambda row: row["accuracy"])
     absent = max(row["accuracy"] for row in found["controls"]["needle_absent"])
     controls = (

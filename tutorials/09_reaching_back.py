@@ -21,8 +21,8 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, Rotary, load
-from minilm_inf.evaluate.needles.reading import answering
-from minilm_inf.evaluate.needles.trials import PassKey
+from minilm_inf.evaluate.methods import Method, answers
+from minilm_inf.evaluate.trials import PassKey
 from minilm_inf.top_k import bring_back
 from minilm_inf.train.practice import Practice
 
@@ -66,9 +66,7 @@ plain = LMInfinite.for_model(model.config, n_global=10)
 def found(lm: LMInfinite, length: int, depth: float) -> float:
     """The share of numbers that are found."""
     rows = [maker.trial(length, depth, [length, seed]).ids for seed in range(trials)]
-    right = []  # answering fills it, while it tells how far it has read
-    for _ in answering(model, torch.tensor(rows), maker.width, lm, 512, right):
-        pass
+    right = answers(model, Method("", lm), torch.tensor(rows), maker.width)
     return sum(n == maker.width for n in right) / trials
 
 

@@ -15,7 +15,7 @@ import torch
 
 from minilm_inf import LMInfinite, load
 from minilm_inf.evaluate.compare import reencoded_nll, stream_nll, stream_pieces
-from minilm_inf.evaluate.comparing.streaming_llm import StreamingLLM
+from minilm_inf.evaluate.streaming_llm import StreamingLLM
 
 folder = plot.ROOT / "weights" / "tiny-llama"
 model, tokenizer = load(folder, dtype=torch.float64)

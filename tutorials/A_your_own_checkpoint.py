@@ -24,7 +24,7 @@ from minilm_inf import LMInfinite, ModelConfig, generate, load
 from minilm_inf.convert.__main__ import main as convert
 from minilm_inf.inspect.__main__ import summary
 from minilm_inf.inspect.folder_facts import look
-from minilm_inf.writing.planning.cached import cache_bytes
+from minilm_inf.writing.costs import cache_bytes
 
 original, place = plot.ROOT / "weights" / "tiny-gptj", Path(tempfile.mkdtemp())
 mine = place / "mine"
@@ -68,7 +68,7 @@ with torch.inference_mode():
     for setting in (None, lm):
         cache = model.new_cache(1, setting)
         model(tokens, setting, cache=cache)
-        assert cache.nbytes == cache_bytes(model.config, 700, setting, torch.float32, chunk=700)
+        assert cache.nbytes == cache_bytes(model.config, 700, setting, torch.float32)
 
 llama_2_7b = ModelConfig(
     family="llama", vocab_size=32000, n_layer=32, n_head=32, n_kv_head=32, n_embd=4096,

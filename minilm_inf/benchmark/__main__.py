@@ -25,81 +25,40 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.checkpoint import load_model
-from ..inspect.memory import available_memory
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..writing.planning.units import scaled
+from ..terminal.progress import available_memory, scaled
 from ..writing.sampling import require_numbers
-from .attention_calls import Shape
-from .attention_race import attention_rows
-from .decoding_race import decoding_rows
-from .prefill_race import prefill_rows, random_ids
-from .rows import Row, as_dicts
+from .attention import Shape, attention_rows
+from .memory import memory_of
+from .models import decoding_rows, prefill_rows, random_ids
+from .race import Row, as_dicts
 from .sizes import FULL, QUICK, Sizes
 from .table import table
 
-MOST_TOKENS = 2**28  # of a size: their ids alone take two gigabytes
 PARTS = ("attention", "prefill", "decoding")
+FLAGS = [size for size in dataclasses.fields(Sizes) if size.metadata]
 
 
-def arguments_of(line: argparse.ArgumentParser):
-    """Add the flags to a command line."""
+def main(arguments: list[str] | None = None) -> int:
+    line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
+    line.formatter_class = argparse.RawDescriptionHelpFormatter
     line.add_argument("--quick", action="store_true",
                       help="smaller sizes; under a minute on two cores")  # fmt: skip
     line.add_argument("--only", choices=PARTS, help="one part of the table")
     line.add_argument("--json", action="store_true",
                       help="print one JSON object, with the times of every round")  # fmt: skip
     flags.add_model(line)
-    sizes = line.add_argument_group("sizes (the defaults: of the full run)")
-    counts = {"type": flags.at_least(1, MOST_TOKENS), "nargs": "+", "metavar": "N"}
-    count = {"type": flags.at_least(1, MOST_TOKENS), "metavar": "N"}
-    for flag, kind, words in (
-        ("--lengths", counts, "tokens of attention alone"),
-        ("--heads", count | {"type": flags.at_least(1, 4096)}, "heads of attention alone"),
-        ("--head-dim", count | {"type": flags.at_least(1, 4096)}, "their dimension"),
-        ("--n-local", count, "its window and ceiling; a model's is its context length"),
-        ("--n-global", count | {"type": flags.at_least(0, MOST_TOKENS)}, "its starting tokens"),
-        ("--tokens", counts, "tokens that a model reads"),
-        ("--contexts", counts, "tokens read before decoding"),
-        ("--positions", counts, "where decoding is timed"),
-        ("--steps", count, "tokens of a round of decoding"),
-        ("--endurance", count | {"type": flags.at_least(0, MOST_TOKENS)},
-         "tokens of one long run of decoding; 0 for none"),
-    ):  # fmt: skip
-        default = getattr(FULL, flag[2:].replace("-", "_"))
-        default = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        sizes.add_argument(flag, **kind, help=f"{words} ({default})")
-    sizes.add_argument("--rounds", type=flags.at_least(5), metavar="N",
-                       help=f"times that each is timed ({FULL.rounds}; decoding "
-                            f"{FULL.decoding_rounds})")  # fmt: skip
-    sizes.add_argument("--prefill-chunk", type=flags.at_least(1), default=512, metavar="N",
-                       help="tokens that a model reads at a time (%(default)s)")  # fmt: skip
-
-
-def sizes_of(options) -> Sizes:
-    """The sizes that the flags ask for. Raises ValueError for those that make no sense."""
-    sizes = QUICK if options.quick else FULL
-    given = {}
-    for field in dataclasses.fields(Sizes):
-        value = getattr(options, field.name, None)
-        if value is not None:
-            several = isinstance(value, list)
-            given[field.name] = tuple(sorted(set(value))) if several else value
-    if options.rounds is not None:
-        given["decoding_rounds"] = options.rounds
-    sizes = dataclasses.replace(sizes, **given)
-    if sizes.head_dim % 2:
-        raise ValueError(f"--head-dim must be even, as RoPE turns pairs, not {sizes.head_dim}")
-    if 0 < sizes.endurance < 100:
-        raise ValueError("--endurance must be 0, or at least 100, to have an early and a late "
-                         "part")  # fmt: skip
-    return sizes
-
-
-def main(arguments: list[str] | None = None) -> int:
-    line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
-    line.formatter_class = argparse.RawDescriptionHelpFormatter
-    arguments_of(line)
+    group = line.add_argument_group("sizes (the defaults: of the full run)")
+    for size in FLAGS:
+        default = getattr(FULL, size.name)
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(
+            f"--{size.name.replace('_', '-')}", metavar="N",
+            nargs="+" if isinstance(default, tuple) else None,
+            type=flags.at_least(size.metadata["least"], size.metadata["most"]),
+            help=f"{size.metadata['words']} ({shown})",
+        )  # fmt: skip
     options = line.parse_args(arguments)
     try:
         sizes = sizes_of(options)
@@ -107,6 +66,24 @@ def main(arguments: list[str] | None = None) -> int:
         line.error(str(error))
     smaller = "--lengths, --tokens or --contexts"
     return guarded(lambda: run(options, sizes), smaller)
+
+
+def sizes_of(options) -> Sizes:
+    """The sizes that the flags ask for. Raises ValueError for those that make no sense."""
+    given = {}
+    for size in FLAGS:
+        value = getattr(options, size.name)
+        if value is not None:
+            given[size.name] = tuple(sorted(set(value))) if isinstance(value, list) else value
+    if options.rounds is not None:
+        given["decoding_rounds"] = options.rounds
+    sizes = dataclasses.replace(QUICK if options.quick else FULL, **given)
+    if sizes.head_dim % 2:
+        raise ValueError(f"--head-dim must be even, as RoPE turns pairs, not {sizes.head_dim}")
+    if 0 < sizes.endurance < 100:
+        raise ValueError("--endurance must be 0, or at least 100, to have an early and a late "
+                         "part")  # fmt: skip
+    return sizes
 
 
 def run(options, sizes: Sizes) -> int:
@@ -119,49 +96,39 @@ def run(options, sizes: Sizes) -> int:
     )  # fmt: skip
     parts = [options.only] if options.only else PARTS
     if "attention" in parts:
-        check_room(sizes, shape, device)
+        check_room(sizes, shape)
     model = None if parts == ["attention"] else load_model(options.model, device, dtype)
     if model is not None:
         require_numbers(model(random_ids(model, 8)))
     facts = facts_of(device, shape, model, options, sizes)
+    report = functools.partial(print, file=sys.stderr, flush=True)
     rows: list[Row] = []
     try:
-        measure(parts, rows, model, options, sizes, shape)
+        if "attention" in parts:
+            rows += attention_rows(sizes, shape, memory_of, report)
+        if "prefill" in parts:
+            rows += prefill_rows(model, sizes, report)
+        if "decoding" in parts:
+            rows += decoding_rows(model, options.model, sizes, report)
     finally:  # what was measured is not lost with what was not
-        if rows:
-            show(facts, sizes, as_dicts(rows), options.json)
+        if rows and options.json:
+            found = {"facts": facts, "sizes": dataclasses.asdict(sizes), "rows": as_dicts(rows)}
+            print(json.dumps(found), flush=True)
+        elif rows:
+            print(table(facts, as_dicts(rows)), flush=True)
     return 0
 
 
-def check_room(sizes: Sizes, shape: Shape, device: torch.device):
-    """Raise ValueError where q, k and v, the first two placed as well, are more than memory."""
-    needed = 5 * max(sizes.lengths) * shape.heads * shape.head_dim * shape.itemsize
-    available = available_memory() if device.type == "cpu" else None
+def check_room(sizes: Sizes, shape: Shape):
+    """Raise ValueError where q, k and v, and the first two placed twice, do not fit."""
+    itemsize = getattr(torch, shape.dtype).itemsize
+    needed = 7 * max(sizes.lengths) * shape.heads * shape.head_dim * itemsize
+    available = available_memory() if shape.device == "cpu" else None
     if available is not None and needed > available:
         raise ValueError(
             f"--lengths, --heads and --head-dim ask for vectors of {scaled(needed)}, and "
             f"{scaled(available)} of memory is available: take smaller ones"
         )
-
-
-def measure(parts, rows: list[Row], model, options, sizes: Sizes, shape: Shape):
-    """Add the rows of each part as they are measured."""
-    report = functools.partial(print, file=sys.stderr, flush=True)
-    if "attention" in parts:
-        rows += attention_rows(sizes, shape, report)
-    if "prefill" in parts:
-        rows += prefill_rows(model, sizes.tokens, options.prefill_chunk, sizes.rounds, report)
-    if "decoding" in parts:
-        rows += decoding_rows(model, Path(options.model), sizes, report)
-
-
-def show(facts: dict, sizes: Sizes, found: list[dict], as_json: bool):
-    """Print the rows, as a table or as JSON."""
-    if as_json:
-        result = {"facts": facts, "sizes": dataclasses.asdict(sizes), "rows": found}
-        print(json.dumps(result), flush=True)
-    else:
-        print(table(facts, found), flush=True)
 
 
 def facts_of(device: torch.device, shape: Shape, model, options, sizes: Sizes) -> dict:
@@ -181,10 +148,10 @@ def facts_of(device: torch.device, shape: Shape, model, options, sizes: Sizes) -
     if model is not None:
         config = model.config
         facts["model"] = (
-            f"{Path(options.model).name}, {config.n_layer} layers, H {config.n_head}, D "
+            f"{options.model.name}, {config.n_layer} layers, H {config.n_head}, D "
             f"{config.head_dim}, n_local {config.context_length}, n_global 10, "
             f"{str(model.embed.weight.dtype).removeprefix('torch.')}, read in chunks of "
-            f"{options.prefill_chunk}"
+            f"{sizes.prefill_chunk}"
         )
     return facts
 

@@ -7,10 +7,8 @@ was resident then, less the output. Three things make it trustworthy:
 
 - a process of its own for each way to attend, in which nothing else was ever computed;
 - a short call first, so that threads, code and the libraries' lasting buffers are there;
-- malloc_trim, by which the C library hands back what it keeps of memory that was freed: a call
-  that could use such a remainder would seem to need less;
-- a fixed M_MMAP_THRESHOLD, by which it hands back at once what is freed during the call: what
-  it keeps is for it to decide, differs from run to run, and would seem to be needed.
+- a C library that hands back what is freed: malloc_trim before the call, and a fixed
+  M_MMAP_THRESHOLD during it, or what it keeps would seem to be needed, or to be there.
 
 The kernel counts pages per thread and adds them up now and then: below a megabyte the number
 says nothing.
@@ -35,12 +33,53 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .attention_calls import CHUNKED, FLEX, REFERENCE, Shape, call, rotated, vectors
-from .timing import CannotRun, reason, synchroniser
+from ..terminal.progress import memory
+from .attention import FLEX, Shape, call, vectors_of
+from .race import CannotRun, reason, synchronise
 
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 WARM_UP = 4096  # tokens of the short call
 M_MMAP_THRESHOLD, MAPPED_FROM = -3, 1 << 16  # mallopt's number; bytes
+
+
+def memory_of(way: str, lengths: list[int], shape: Shape) -> list[int | str]:
+    """extra_bytes of one way at each length, or a sentence where it failed; on the CPU measured
+    in a process of its own."""
+    if torch.device(shape.device).type != "cpu":
+        return [measured(way, n, shape) for n in lengths]
+    request = {"way": way, "lengths": lengths, "shape": asdict(shape),
+               "threads": torch.get_num_threads()}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, json.dumps(request)],
+        cwd=Path(__file__).resolve().parents[2], stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    failure = f"the process that measures memory ended with {done.returncode}"
+    return found + [failure] * (len(lengths) - len(found))
+
+
+def main(arguments: list[str]) -> int:
+    """The process of its own. Each line is bytes, or a sentence."""
+    request = json.loads(arguments[0])
+    torch.set_num_threads(request["threads"])
+    keep_no_freed_memory()
+    for n in request["lengths"]:
+        print(json.dumps(measured(request["way"], n, Shape(**request["shape"]))), flush=True)
+    return 0
+
+
+@torch.inference_mode()
+def measured(way: str, n: int, shape: Shape) -> int | str:
+    """extra_bytes of one way at one length, or why there are none."""
+    try:
+        run = call(way, vectors_of(n, shape), shape.lm)
+        # What is compiled for a shape must have run in it, or the compiler's memory counts.
+        short = vectors_of(min(n, WARM_UP), shape)
+        (run if way == FLEX else call(way, short, shape.lm))()
+        return extra_bytes(run, torch.device(shape.device))
+    except Exception as error:  # whatever it is, the other lengths are still to do
+        return reason(error)
 
 
 def extra_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
@@ -49,13 +88,12 @@ def extra_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
     Raises CannotRun where this system does not tell.
     """
     gc.collect()
-    wait = synchroniser(device)
+    synchronise(device)
     if device.type == "cuda":
-        wait()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         output = run()
-        wait()
+        synchronise(device)
         peak = torch.cuda.max_memory_allocated(device)
     elif device.type == "cpu":
         hand_back_freed_memory()
@@ -92,62 +130,8 @@ def reset_peak() -> int:
 
 
 def resident_peak() -> int:
-    """The peak of resident memory since it was last set back, in bytes. Raises CannotRun."""
-    try:
-        lines = STATUS.read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
-    except (OSError, StopIteration) as error:
-        raise CannotRun("only Linux tells the peak of resident memory") from error
-
-
-@torch.inference_mode()
-def one_way(way: str, n: int, shape: Shape) -> int:
-    """extra_bytes of one way at one length."""
-
-    def prepared(length: int) -> Callable[[], Tensor]:
-        q, k, v = vectors(length, shape)
-        if way not in (CHUNKED, REFERENCE):
-            q, k = rotated(q, k)
-        return call(way, q, k, v, shape.lm)
-
-    run = prepared(n)
-    # What is compiled for a shape must have run in it, or the compiler's memory is measured.
-    (run if way == FLEX else prepared(min(n, WARM_UP)))()
-    return extra_bytes(run, torch.device(shape.device))
-
-
-def in_child(way: str, lengths: list[int], shape: Shape, threads: int) -> dict[int, int | str]:
-    """one_way for each length, measured in a process of its own; a sentence where it failed."""
-    request = {"way": way, "lengths": lengths, "shape": asdict(shape), "threads": threads}
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(request)],
-        cwd=Path(__file__).resolve().parents[2],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    failure = f"the process that measures memory ended with {done.returncode}"
-    found = dict.fromkeys(lengths, failure)
-    for line in done.stdout.splitlines():
-        answer = json.loads(line)
-        found[answer["n"]] = answer["extra"]
-    return found
-
-
-def main(arguments: list[str]) -> int:
-    """The process of its own. Each line says the length, and bytes or a sentence."""
-    request = json.loads(arguments[0])
-    torch.set_num_threads(request["threads"])
-    keep_no_freed_memory()
-    shape = Shape(**request["shape"])
-    for n in request["lengths"]:
-        try:
-            extra = one_way(request["way"], n, shape)
-        except Exception as error:  # whatever it is, the other lengths are still to do
-            extra = reason(error)
-        print(json.dumps({"n": n, "extra": extra}), flush=True)
-    return 0
+    """The peak of resident memory since it was last set back, in bytes."""
+    return memory()[1]
 
 
 if __name__ == "__main__":

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from .attention_calls import FLEX, SDPA
-from .decoding_race import EAGER, POSITION, THEIRS
-from .prefill_race import OURS
+from .attention import FLEX, SDPA
+from .models import OURS, POSITION, THEIRS
 
-HEADINGS = [
-    "",
-    "n",
-    "time",
-    "rate",
-    "time / base",
-    "rate / base",
-    "rate / Flex",
-    "extra memory",
-]
+HEADINGS = ["", "n", "time", "rate", "time / base", "rate / base", "rate / Flex",
+            "extra memory"]  # fmt: skip
 
 LEGEND = f"""\
 Times are medians of rounds in which all rows of a group and an n took turns.
@@ -26,8 +17,8 @@ Times are medians of rounds in which all rows of a group and an n took turns.
   memory: of one call at its peak, beyond inputs and output.
 - prefill: n tokens read in chunks, the logits of the last alone. Base: {OURS} at the
   smallest n.
-- decoding: one token behind n. Base: {THEIRS} at the same n.
-- {POSITION}: one token at position n. Base: {EAGER} at the smallest n.
+- decoding: one token after n. Base: {THEIRS} at the same n.
+- {POSITION}: one token at position n. Base: {OURS} at the smallest n.
 - decoding on and on: one token, in one run. Base: the early tokens.
 Extra memory of prefill and decoding, where nothing else is said: the cache."""
 

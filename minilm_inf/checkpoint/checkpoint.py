@@ -23,8 +23,9 @@ from torch import nn
 
 from ..config import ModelConfig
 from ..models import gptj, llama, mpt, mpt_config
-from ..models.raw_config import RawConfig
+from ..models.raw_config import special_ids
 from ..terminal.files import named, read_json, shown, write_beside
+from ..terminal.json_parts import Part
 from ..transformer import Transformer
 from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
 from .tensor_file import write_tensors
@@ -55,7 +56,7 @@ def read_config(folder) -> ModelConfig:
     path = folder / "generation_config.json"
     if not path.is_file():
         return config
-    return _of(path, with_ends, config, RawConfig(read_json(path, LARGEST_HEADER)))
+    return with_ends(config, Part(read_json(path, LARGEST_HEADER), path))
 
 
 def _of(path: Path, function, *arguments):
@@ -81,15 +82,15 @@ def existing_folder(folder) -> Path:
     raise ValueError(f"{named(folder)} is not a folder: {advice}")
 
 
-def with_ends(config: ModelConfig, keys: RawConfig) -> ModelConfig:
+def with_ends(config: ModelConfig, keys: Part) -> ModelConfig:
     """The config with the special ids of a generation_config.json, read as transformers does.
 
     The ids that end a text stand in place of config.json's; BOS only where that has none.
     Raises ValueError with the key's name for what is no id.
     """
-    eos, bos_id = keys.ids("eos_token_id", None), keys.bos_id(None)
-    bos_id = bos_id if config.bos_id is None else config.bos_id
-    return replace(config, bos_id=bos_id, eos_ids=eos or config.eos_ids)
+    ids = special_ids(keys, bos=(), eos=())
+    bos_id = ids["bos_id"] if config.bos_id is None else config.bos_id
+    return replace(config, bos_id=bos_id, eos_ids=ids["eos_ids"] or config.eos_ids)
 
 
 def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transformer:

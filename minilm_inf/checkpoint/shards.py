@@ -1,18 +1,14 @@
 """Which tensors a folder of safetensors holds, known from the files' headers alone.
 
-    8 bytes       length of the header, little-endian
-    the header    JSON: name -> {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__"
-    the data      every tensor's numbers, end to end, offsets counted from here
-
-Whatever can be wrong with the order of a file shows in its header and its size, so a damaged or
-truncated one is refused before a number is read. Every failure is a ValueError of one sentence.
+safetensors reads the headers: whatever can be wrong with the order of a file shows there and
+in its size, so a damaged or truncated one is refused before a number is read. What is ours is
+which files belong together. Every failure is a ValueError of one sentence.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -20,13 +16,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..terminal.files import LFS_POINTER, named, parse_object, read_json, shown
+from ..terminal.files import LFS_POINTER, named, read_json, reason, refuse_pointer, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LARGEST_HEADER = 2**22  # bytes of a header, an index or a config.json; real ones take 5% of it
+LARGEST_HEADER = 2**22  # bytes of an index or a config.json; real ones take 5% of it
 FLOATS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+DTYPES = FLOATS | {
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 
 PART = "part {0} of {1}: fetch whichever parts are missing, and %s, which says what each holds"
@@ -51,14 +52,18 @@ INSTEAD = {  # names of what stands in the weights' place -> what it is, and wha
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a file: its place is data[begin:end], counted behind the header."""
+    """One tensor in a file."""
 
     path: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file; 0 for a dtype that no model is loaded from, nor converted."""
+        dtype = DTYPES.get(self.dtype)
+        return 0 if dtype is None else math.prod(self.shape) * dtype.itemsize
 
     def read_into(self, target: Tensor):
         """Copy the stored numbers into target, whatever its dtype and device.
@@ -66,26 +71,30 @@ class Stored:
         The file is opened for this one tensor and closed again: what was mapped of it goes, and
         no more than one tensor is ever in memory beside the model.
         """
-        with torch.no_grad(), self._opened() as file:
+        with torch.no_grad(), opened(self.path) as file:
             target.copy_(file.get_tensor(self.name))
 
     def equals(self, other: Stored) -> bool:
         """Whether two stored tensors are the same numbers in the same dtype."""
         if (self.dtype, self.shape) != (other.dtype, other.shape):
             return False
-        with self._opened() as file, other._opened() as other_file:
+        with opened(self.path) as file, opened(other.path) as other_file:
             return torch.equal(file.get_tensor(self.name), other_file.get_tensor(other.name))
 
-    def _opened(self):
-        try:
-            return safe_open(self.path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(damaged(self.path, str(error))) from error
 
-
-def damaged(path: Path, what: str) -> str:
-    """The sentence for a file that is not what its name says."""
-    return f"{path} is not a readable safetensors file ({what}): fetch it again"
+def opened(path: Path):
+    """A safetensors file whose header is in order. Raises ValueError for any other."""
+    try:
+        with open(path, "rb") as file:
+            refuse_pointer(path, file.read(len(LFS_POINTER)))
+        return safe_open(path, framework="pt", device="cpu")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {reason(error)}") from error
+    except SafetensorError as error:
+        what = named(str(error).removeprefix("Error while deserializing header: "))
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({what}): fetch it again"
+        ) from error
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
@@ -102,7 +111,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     weight_map = read_weight_map(index)
     found: dict[str, Stored] = {}
     for shard in dict.fromkeys(weight_map.values()):
-        for name, stored in read_header(_shard_path(index, shard)).items():
+        for name, stored in read_header(shard_path(index, shard)).items():
             if name in found:
                 raise ValueError(
                     f"the tensor {named(name)} is in two files, {found[name].path} and "
@@ -137,7 +146,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shard_path(index: Path, shard: str) -> Path:
+def shard_path(index: Path, shard: str) -> Path:
     """The file that an index names, which must stand beside the index."""
     # A Windows path knows both slashes and drive letters, so every system refuses the same.
     plain = PureWindowsPath(shard).name == shard and shard not in ("", "..")
@@ -165,79 +174,11 @@ def nothing_to_load(folder: Path) -> str:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file, none of them read.
-
-    Raises ValueError for a file that is no safetensors file, and for one that is cut short,
-    with the first tensor that is not all there.
-    """
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            raw = _header_bytes(path, file, size)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        header = parse_object(raw)
-        header.pop("__metadata__", None)
-        tensors = [_entry(path, name, entry) for name, entry in header.items()]
-    except ValueError as error:
-        raise ValueError(damaged(path, f"its header is wrong: {error}")) from error
-    _check_extent(path, tensors, size - 8 - len(raw))
-    return {stored.name: stored for stored in tensors}
-
-
-def _header_bytes(path: Path, file, size: int) -> bytes:
-    start = file.read(8)
-    if start == LFS_POINTER[:8]:
-        raise ValueError(
-            f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
-        )
-    if len(start) < 8:
-        raise ValueError(damaged(path, f"it has only {len(start)} bytes"))
-    length = struct.unpack("<Q", start)[0]
-    if length > LARGEST_HEADER:
-        raise ValueError(damaged(path, f"its header would have {length} bytes"))
-    if length > size - 8:
-        raise ValueError(damaged(path, "it ends within its header"))
-    return file.read(length)
-
-
-def _entry(path: Path, name: str, entry) -> Stored:
-    """One line of a header. Raises ValueError where it is not one."""
-
-    def naturals(value) -> bool:
-        return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
-
-    entry = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or not naturals(shape) or not naturals(offsets):
-        raise ValueError(f"the tensor {named(name)} has no dtype, shape and data_offsets")
-    if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"the tensor {named(name)} has the data_offsets {shown(offsets)}")
-    if len(shape) > 64:  # PyTorch has no more dimensions
-        raise ValueError(f"the tensor {named(name)} has {len(shape)} dimensions")
-    begin, end = offsets
-    if dtype in FLOATS and end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
-        raise ValueError(
-            f"the tensor {named(name)} of shape {shown(shape)} has {end - begin} bytes"
-        )
-    return Stored(path, name, dtype, tuple(shape), begin, end)
-
-
-def _check_extent(path: Path, tensors: list[Stored], available: int):
-    """The data must be the tensors, end to end, and all there. Raises ValueError otherwise."""
-    reached = 0
-    for stored in sorted(tensors, key=lambda stored: (stored.begin, stored.end)):
-        if stored.begin != reached:
-            raise ValueError(
-                damaged(path, f"{named(stored.name)} does not begin where the one before ends")
-            )
-        reached = stored.end
-        if reached > available:
-            raise ValueError(
-                f"{path} is cut short: the tensor {named(stored.name)} lies beyond its end, so "
-                "fetch the file again"
-            )
-    if reached != available:
-        raise ValueError(damaged(path, f"{available - reached} bytes belong to no tensor"))
+    """The tensors of one safetensors file, none of them read. Raises ValueError for a file that
+    is none, or is not all there."""
+    found = {}
+    with opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dict
+            part = file.get_slice(name)
+            found[name] = Stored(path, name, part.get_dtype(), tuple(part.get_shape()))
+    return found

@@ -20,13 +20,9 @@ import torch
 from torch import Tensor
 
 from ..terminal.files import beside, claimed
-from .shards import FLOATS, LARGEST_HEADER
+from .shards import DTYPES, LARGEST_HEADER
 
-DTYPES = {dtype: name for name, dtype in FLOATS.items()} | {
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -46,13 +42,17 @@ class Pending:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def pending(tensors: dict[str, Tensor]) -> list[Pending]:
+    """Tensors that are there already, as they are to be written."""
+    return [
+        Pending(name, x.dtype, tuple(x.shape), lambda x=x: [x]) for name, x in tensors.items()
+    ]
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]):
     """Write tensors that are there already, in the place of an earlier file of that name.
     Raises ValueError as write_safetensors does."""
-    pending = [
-        Pending(name, x.dtype, tuple(x.shape), lambda x=x: [x]) for name, x in tensors.items()
-    ]
-    write_safetensors(path, pending, metadata=metadata, replace=True)
+    write_safetensors(path, pending(tensors), metadata=metadata, replace=True)
 
 
 def write_safetensors(
@@ -75,7 +75,7 @@ def write_safetensors(
     for tensor in ordered:
         begin, end = end, end + tensor.nbytes
         header[tensor.name] = {
-            "dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
+            "dtype": NAMES[tensor.dtype], "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()

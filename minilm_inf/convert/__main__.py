@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..checkpoint import shards
 from ..checkpoint.checkpoint import FAMILIES, read_config
-from ..checkpoint.tensor_file import Pending, new_file, write_safetensors
+from ..checkpoint.tensor_file import new_file, pending, write_safetensors
 from ..models import llama
 from ..terminal.ending import guarded
 from ..terminal.files import beside, claimed, named, reason
@@ -103,11 +103,7 @@ def convert_pickle(source: Path, target: Path, promised: set[str] | None, tied: 
     head, embedding = (tensors.get(name) for name in tied or (None, None))
     if head is not None and embedding is not None and same_memory(head, embedding):
         del tensors[tied[0]]
-    pending = [
-        Pending(name, tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: [tensor])
-        for name, tensor in tensors.items()
-    ]
-    write_safetensors(target, pending, Progress(f"{source.name} -> {target.name}"))
+    write_safetensors(target, pending(tensors), Progress(f"{source.name} -> {target.name}"))
 
 
 def tied_names(folder: Path) -> tuple[str, str] | None:
@@ -126,7 +122,7 @@ def write_index(folder: Path, files: dict[Path, dict]):
     """Write model.safetensors.index.json, which makes shards a checkpoint."""
     tensors = [(name, stored) for header in files.values() for name, stored in header.items()]
     index = {
-        "metadata": {"total_size": sum(stored.end - stored.begin for _, stored in tensors)},
+        "metadata": {"total_size": sum(stored.nbytes for _, stored in tensors)},
         "weight_map": {name: stored.path.name for name, stored in sorted(tensors)},
     }
     with beside(folder / shards.INDEX, replace=False) as part:
@@ -140,11 +136,8 @@ def convert_gguf(source: Path, out: Path | None) -> int:
         return 0
     model = GGUF(source)
     config = model.config()
-    pending = model.pending(config)
-    try:
-        files = tokenizer_files(model.fields, config.context_length)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+    tensors = model.pending(config)
+    files = tokenizer_files(source, model.fields, config.context_length)
     raw = {**llama.config_to_hf(config), "torch_dtype": "float16"}
     files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
     progress = Progress(f"{source.name} -> {folder / shards.WEIGHTS}")
@@ -156,7 +149,7 @@ def convert_gguf(source: Path, out: Path | None) -> int:
             with new_file(path) as file:
                 file.write(content)
             made.append(path)
-        write_safetensors(folder / shards.WEIGHTS, pending, progress)
+        write_safetensors(folder / shards.WEIGHTS, tensors, progress)
     return tell(folder)
 
 
@@ -196,7 +189,7 @@ def finished(folder: Path) -> bool:
 def tell(folder: Path) -> int:
     """Print what the folder holds now. Returns the exit code."""
     tensors = shards.find_tensors(folder).values()
-    size = sum(stored.end - stored.begin for stored in tensors)
+    size = sum(stored.nbytes for stored in tensors)
     files = len({stored.path for stored in tensors})
     plural = "s" * (files > 1)
     print(f"{folder} holds {len(tensors)} tensors in {files} file{plural}, {size / 1e9:.2f} GB")

@@ -8,15 +8,14 @@ rows of a head were interleaved when the file was made:
     row in the checkpoint   0 1 2 3 4 5 6 7      (D = 8)
     row in the GGUF         0 2 4 6 1 3 5 7
 
-The package gguf knows the kinds of numbers; it is asked for here only. gguf_header.py reads the
-format, and gguf_tokenizer.py does the tokens.
+The package gguf reads the file; it is asked for here only. gguf_tokenizer.py does the tokens.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,10 @@ from torch import Tensor
 from ..checkpoint.checkpoint import named_pieces
 from ..checkpoint.tensor_file import Pending
 from ..models import llama
-from ..models.raw_config import RawConfig
+from ..models.raw_config import close
 from ..positions import SCALINGS, Rotary
-from ..terminal.files import named, shown
-from .gguf_header import Place, read_header
+from ..terminal.files import LFS_POINTER, named, refuse_pointer, shown
+from ..terminal.json_parts import Part
 
 BLOCK = 2**22  # numbers that are dequantised at a time
 NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer
@@ -46,6 +45,7 @@ NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer
     "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
     "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
+HEADS = "attention.head_count"
 ROPE_FACTORS = "rope_freqs.weight"  # what each frequency is divided by, (D/2,)
 # The numbers of every Llama 3.1 to 3.3; a GGUF keeps only the factors that follow from them.
 LLAMA3 = {
@@ -58,85 +58,88 @@ class GGUF:
     """An opened file: metadata by name, and tensors by their names in the checkpoint.
 
     Raises ValueError where the package gguf is missing, for a damaged file, another
-    architecture than llama, and a tensor that is unknown or quantised in an unknown way.
+    architecture than llama, and a tensor that is unknown.
     """
 
     def __init__(self, path: Path):
-        kinds = Kinds(path)
-        self.path, (self.fields, found) = path, read_header(path)
+        self.path, (self.fields, tensors, self.dequantize) = path, read(path)
         architecture = self.fields.get("general.architecture")
         if architecture != "llama":
             raise ValueError(
                 f'{path} holds the architecture {shown(architecture)}; only "llama" is '
                 "implemented"
             )
-        self.factors = None
-        self.tensors = {}
-        data = np.memmap(path, np.uint8, "r")
-        for place in found:
-            rows = kinds.rows(data, place)
-            if place.name == ROPE_FACTORS:
-                self.factors = rows(slice(None)).reshape(-1)
+        self.factors, self.tensors = None, {}
+        for tensor in tensors:
+            if tensor.name == ROPE_FACTORS:
+                self.factors = self.rows(tensor, slice(None)).reshape(-1)
             else:
-                self.tensors[_their_name(path, place.name)] = (place, rows)
+                self.tensors[_their_name(path, tensor.name)] = tensor
+
+    def rows(self, tensor, numbers) -> np.ndarray:
+        """Some rows of a tensor in float32; of a vector, some of its numbers."""
+        try:
+            if len(tensor.shape) > 1:
+                return self.dequantize(tensor.data[numbers], tensor.tensor_type)
+            return self.dequantize(tensor.data, tensor.tensor_type)[numbers]
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise ValueError(
+                f"{self.path}: the tensor {named(tensor.name)} is stored in a way that the "
+                f"package gguf does not read ({tensor.tensor_type!r})"
+            ) from error
 
     def config(self) -> llama.LlamaConfig:
         """The network's config. Raises ValueError for metadata that is missing or unknown."""
-        try:
-            return self._config()
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
-
-    def _config(self) -> llama.LlamaConfig:
         facts = {name: _shortest(value) for name, value in self.fields.items()}
-        keys = RawConfig(
-            {n.removeprefix("llama."): v for n, v in facts.items() if n.startswith("llama.")},
-            "llama.",
-        )
-        ids = RawConfig(facts)
-        n_embd, n_head = keys.integer("embedding_length"), keys.integer("attention.head_count")
-        head_dim = keys.integer("attention.key_length", n_embd // n_head)
+        ids, prefix = Part(facts, self.path), "llama."
+        own = {n.removeprefix(prefix): v for n, v in facts.items() if n.startswith(prefix)}
+        keys = Part(own, self.path, "llama")
+        n_embd, n_head = (keys[name].integer() for name in ("embedding_length", HEADS))
+        head_dim = keys["attention.key_length"].integer(n_embd // n_head)
         if head_dim % 2:
-            raise keys.wrong("attention.key_length", "even", head_dim)
+            raise keys["attention.key_length"].wrong("even")
         for name in ("attention.value_length", "rope.dimension_count"):
-            keys.only(name, (head_dim,), head_dim)
+            keys[name].only(None, head_dim)
         for name in ("expert_count", "expert_used_count"):
-            keys.only(name, (0,), 0)
-        eos = [ids.ids(f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot")]
+            keys[name].only(None, 0)
+        bos, *eos = (
+            ids[f"tokenizer.ggml.{n}_token_id"].id_list() for n in ("bos", "eos", "eot")
+        )
         embedding = self.tensors.get("model.embed_tokens.weight")
         if embedding is None:
-            raise ValueError("the tensor token_embd.weight is missing")
-        rows = embedding[0].shape[0]
-        theta = keys.number("rope.freq_base", 10000.0)
+            raise keys.error("the tensor token_embd.weight is missing")
+        rows = shape_of(embedding)[0]
+        theta = keys["rope.freq_base"].number(10000.0)
+        keys["vocab_size"].only(None, rows)
         config = llama.LlamaConfig(
             family="llama",
-            vocab_size=keys.only("vocab_size", (rows,), rows),
-            n_layer=keys.integer("block_count"),
+            vocab_size=rows,
+            n_layer=keys["block_count"].integer(),
             n_head=n_head,
-            n_kv_head=keys.integer("attention.head_count_kv", n_head),
+            n_kv_head=keys["attention.head_count_kv"].integer(n_head),
             n_embd=n_embd,
             head_dim=head_dim,
-            n_inner=keys.integer("feed_forward_length"),
-            context_length=keys.integer("context_length", at_most=2**62),
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            n_inner=keys["feed_forward_length"].integer(),
+            context_length=keys["context_length"].integer(at_most=2**62),
+            norm_eps=keys["attention.layer_norm_rms_epsilon"].number(),
             tied="lm_head.weight" not in self.tensors,
-            bos_id=next(iter(ids.ids("tokenizer.ggml.bos_token_id", None)), None),
+            bos_id=bos[0] if bos else None,
             eos_ids=tuple(dict.fromkeys(eos[0] + eos[1])),
             rope_theta=theta,
             rope_scaling=self._scaling(keys, head_dim, theta),
             attention_bias="model.layers.0.self_attn.q_proj.bias" in self.tensors,
             mlp_bias="model.layers.0.mlp.gate_proj.bias" in self.tensors,
         )
-        keys.close({"tensor_data_layout"})
+        close(keys, {"tensor_data_layout"})
         return config
 
-    def _scaling(self, keys: RawConfig, head_dim: int, theta: float) -> tuple | None:
+    def _scaling(self, keys: Part, head_dim: int, theta: float) -> tuple | None:
         """LlamaConfig.rope_scaling, from the metadata or from the factors of Llama 3.1."""
         # A factor without a type means "linear", as it does in llama.cpp.
-        kind = keys.only("rope.scaling.type", ("none", "linear"), "linear")
-        old = keys.number("rope.scale_linear", 1)  # the factor's first name
-        factor = keys.number("rope.scaling.factor", old)
-        if kind == "linear" and factor != 1:
+        kind = keys["rope.scaling.type"].only(None, "none", "linear")
+        old = keys["rope.scale_linear"].number(1)  # the factor's first name
+        factor = keys["rope.scaling.factor"].number(old)
+        if kind != "none" and factor != 1:
             return ("rope_type", "linear"), ("factor", factor)
         if self.factors is None or (self.factors == 1).all():
             return None
@@ -145,7 +148,7 @@ class GGUF:
         scaled = Rotary(head_dim, theta, scaling=scaling).frequencies
         theirs = torch.tensor(self.factors, dtype=torch.float64)
         if plain.shape != theirs.shape or not torch.allclose(plain / scaled, theirs, rtol=1e-5):
-            raise ValueError(f"the factors of {ROPE_FACTORS} are not those of Llama 3.1")
+            raise keys.error(f"the factors of {ROPE_FACTORS} are not those of Llama 3.1")
         return tuple((name, scaling[name]) for name in ("rope_type", *SCALINGS["llama3"]))
 
     def pending(self, config: llama.LlamaConfig) -> list[Pending]:
@@ -170,7 +173,7 @@ class GGUF:
                 )
             if name not in pieces:
                 raise ValueError(
-                    f"{self.path} holds {self.tensors[name][0].name}, which has no place in "
+                    f"{self.path} holds {self.tensors[name].name}, which has no place in "
                     "the model that its metadata describe"
                 )
         return [
@@ -178,12 +181,13 @@ class GGUF:
         ]
 
     def _pending(self, name: str, shape: tuple[int, ...], config) -> Pending:
-        place, rows = self.tensors[name]
-        if place.shape != shape:
+        tensor = self.tensors[name]
+        if shape_of(tensor) != shape:
             raise ValueError(
-                f"{self.path}: the tensor {place.name} has the shape {place.shape}, but the "
-                f"metadata ask for {shape}"
+                f"{self.path}: the tensor {tensor.name} has the shape {shape_of(tensor)}, but "
+                f"the metadata ask for {shape}"
             )
+        self.rows(tensor, slice(0, 1))  # is its kind of numbers known?
         order = np.arange(shape[0])
         if re.search(r"\.[qk]_proj\.", name):
             order = rows_in_halves(shape[0], config.head_dim)
@@ -192,7 +196,7 @@ class GGUF:
         def blocks() -> Iterator[Tensor]:
             for start in range(0, len(order), step):
                 # A row is quantised by itself, so rows may be ordered before they are read.
-                yield self._half(place.name, rows(order[start : start + step]))
+                yield self._half(tensor.name, self.rows(tensor, order[start : start + step]))
 
         return Pending(name, torch.float16, shape, blocks)
 
@@ -206,54 +210,43 @@ class GGUF:
         return torch.from_numpy(half)
 
 
-class Kinds:
-    """The package gguf, which knows how each kind of numbers lies in a file.
+def read(path: Path) -> tuple[dict, list, object]:
+    """A file's metadata, its tensors, and what makes float32 of their numbers, all as the
+    package gguf has them. Raises ValueError where it is missing, or cannot read the file."""
+    try:
+        from gguf import GGUFReader
+        from gguf.quants import dequantize
+    except ImportError as error:
+        raise ValueError(
+            f"reading {path} takes the package gguf: install it (pip install gguf)"
+        ) from error
 
-    Raises ValueError where it is missing; path: the file for which it is asked.
-    """
+    class Bounded(GGUFReader):
+        """A reader that takes no count or length for true which the file only claims."""
 
-    def __init__(self, path: Path):
-        try:
-            from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-            from gguf.quants import dequantize
-        except ImportError as error:
-            raise ValueError(
-                f"reading {path} takes the package gguf: install it (pip install gguf)"
-            ) from error
-        self.path, self.dequantize = path, dequantize
-        self.sizes, self.kinds = GGML_QUANT_SIZES, GGMLQuantizationType
+        def _get(self, offset, dtype, count=1, *more, **named):
+            if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise ValueError("it ends too soon")
+            return super()._get(offset, dtype, count, *more, **named)
 
-    def rows(self, data: np.ndarray, place: Place) -> Callable:
-        """A function from the numbers of rows to what they hold in float32, (rows, ...).
+    if not path.is_file():
+        raise ValueError(f"{named(path)} does not exist: give a .gguf file")
+    with open(path, "rb") as file:
+        refuse_pointer(path, file.read(len(LFS_POINTER)))
+    try:
+        reader = Bounded(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        if not all(len(tensor.shape) for tensor in reader.tensors):
+            raise ValueError("it holds a tensor without sizes")
+    except Exception as error:  # a stranger's file may end in any of them
+        what = named(" ".join(str(error).split()))
+        raise ValueError(f"{path} is not a whole GGUF file ({what}): fetch it again") from error
+    return fields, reader.tensors, dequantize
 
-        data: the bytes of the file. Raises ValueError for a kind that is not known, and for a
-        tensor that is not all there.
-        """
-        try:
-            kind = self.kinds(place.kind)
-            in_block, block_bytes = self.sizes[kind]
-            self.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
-        except (ValueError, KeyError, NotImplementedError) as error:
-            raise ValueError(
-                f"{self.path}: the tensor {named(place.name)} is stored in a way that the "
-                f"package gguf does not read (kind {place.kind})"
-            ) from error
-        *rows, width = place.shape
-        row_bytes = width // in_block * block_bytes
-        end = place.begin + math.prod(rows) * row_bytes
-        if width % in_block or end > len(data):
-            raise ValueError(
-                f"{self.path} is cut short, or wrong about the tensor {named(place.name)}: "
-                "fetch it again"
-            )
-        data = data[place.begin : end].reshape(*rows, row_bytes)
 
-        def read(numbers) -> np.ndarray:
-            if rows:
-                return self.dequantize(data[numbers], kind)
-            return self.dequantize(data, kind)[numbers]
-
-        return read
+def shape_of(tensor) -> tuple[int, ...]:
+    """A tensor's shape as PyTorch counts; a GGUF has the shortest step first."""
+    return tuple(map(int, reversed(tensor.shape)))
 
 
 def rows_in_halves(rows: int, head_dim: int) -> np.ndarray:

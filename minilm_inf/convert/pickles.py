@@ -19,9 +19,9 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor
 
-from ..checkpoint.shards import nothing_to_load, read_weight_map
-from ..checkpoint.tensor_file import DTYPES
-from ..terminal.files import LFS_POINTER, named
+from ..checkpoint.shards import nothing_to_load, read_weight_map, shard_path
+from ..checkpoint.tensor_file import NAMES
+from ..terminal.files import LFS_POINTER, named, refuse_pointer
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -38,19 +38,10 @@ def find_pickles(folder: Path) -> dict[Path, set[str] | None]:
     index = folder / INDEX
     if not index.is_file():
         raise ValueError(nothing_to_load(folder))
-    shards: dict[str, set[str]] = {}
+    shards: dict[Path, set[str]] = {}
     for name, shard in read_weight_map(index).items():
-        # A plain name, on every system: an index must not make us open files elsewhere.
-        if not re.fullmatch(r"\w[\w.-]{,200}\.bin", shard, re.ASCII):
-            raise ValueError(
-                f"{index} names the file {named(repr(shard))}, which is no plain name of a .bin"
-            )
-        if not (folder / shard).is_file():
-            raise ValueError(
-                f"{index} names the file {named(shard)}, which does not exist: fetch it too"
-            )
-        shards.setdefault(shard, set()).add(name)
-    return {folder / shard: shards[shard] for shard in sorted(shards)}
+        shards.setdefault(shard_path(index, shard), set()).add(name)
+    return dict(sorted(shards.items()))
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -61,10 +52,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     """
     with open(path, "rb") as file:
         start = file.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise ValueError(
-            f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
-        )
+    refuse_pointer(path, start)
     is_zip = start.startswith(b"PK\3\4")
     try:
         if is_zip and any(entry.compress_type for entry in ZipFile(path).infolist()):
@@ -116,7 +104,7 @@ def _check(path: Path, name, tensor):
     if name == "__metadata__" or re.search("[\ud800-\udfff]", name):
         raise ValueError(f"{path} holds {named(name)}, which is no name for safetensors")
     is_plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
-    if not is_plain or tensor.dtype not in DTYPES:
+    if not is_plain or tensor.dtype not in NAMES:
         kind = "no numbers" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
         raise ValueError(f"{path} holds {named(name)} as {kind}, which safetensors cannot hold")
 

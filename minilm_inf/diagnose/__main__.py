@@ -10,19 +10,16 @@
                 how much attention they get, and what it costs to drop them
 
 each of the vanilla model beside LM-Infinite with the given flags. Prints a line for each
-factor, which says whether this model shows it (by the rules in minilm_inf/diagnose/verdict.py)
-and writes all numbers to a folder: diagnosis.json, a CSV file for each table, and, where
-matplotlib is installed, factors.png and states.png. Memory is that of one layer: it grows with
-the length of a text, and never with its square.
+factor, which says whether this model shows it (by the rules in minilm_inf/diagnose/factors.py)
+and writes two files to a folder: diagnosis.json, with all numbers, and, where matplotlib is
+installed, factors.png. Memory is that of one layer: it grows with the length of a text, and
+never with its square.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -32,11 +29,10 @@ from .. import corpus
 from ..evaluate.compare import encoded
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..terminal.files import begins_with, check_output, claimed, read_text, write_beside
+from ..terminal.files import PICTURE, check_output, claimed, read_text, write_beside
 from . import figures
+from .factors import factors_of
 from .measure import Diagnosis
-from .tables import tables_of
-from .verdict import verdicts
 
 TIMES_TRAINED = 16  # the text's length, in trained lengths
 CHEAP = 4096  # tokens up to which that many are read unasked; beyond, twice the trained length
@@ -87,45 +83,47 @@ def check(options):
 
 
 def run(options) -> int:
-    out = options.out or Path("runs") / f"diagnose-{options.model.resolve().name}"
-    check_folder(out, options)
-    with claimed(out):
-        return measure(options, out)
-
-
-def measure(options, out: Path) -> int:
     """The diagnosis: its numbers are written and told before they are drawn."""
-    if not flags.can_draw():
-        print("no figures: matplotlib is not installed", file=sys.stderr)
+    out = options.out or Path("runs") / f"diagnose-{options.model.resolve().name}"
+    picture = out / "factors.png"
+    check_output(out / MAIN, options.text or (), BEGINS)
+    check_output(picture, options.text or (), PICTURE)
+    with claimed(out / MAIN):
+        if not flags.can_draw():
+            print("no figures: matplotlib is not installed", file=sys.stderr)
+        facts, factors, curves = measure(options)
+        found = {"settings": facts, "factors": factors, "curves": curves}
+        content = json.dumps(found, indent=1)
+        words = [f"factor {i}, {f['words']}." for i, f in enumerate(factors.values(), 1)]
+        try:
+            write_beside(out / MAIN, (content + "\n").encode())
+        finally:
+            print(content if options.json else "\n".join(words), flush=True)
+        if flags.can_draw():
+            write_beside(picture, figures.draw(factors, curves, facts))
+    print(f"written to {out}", file=sys.stderr)
+    return 0
+
+
+def measure(options) -> tuple[dict, dict, dict]:
+    """What must be known of the run, its factors, and its curves."""
     texts = chosen(options)
     model, tokenizer = flags.load(options)
-    lm = flags.attention(options, model.config)
-    length = options.length or default_length(model.config.context_length)
+    config, lm = model.config, flags.attention(options, model.config)
+    length = options.length or default_length(config.context_length)
     documents = encoded(texts, tokenizer, length)
     diagnosis = Diagnosis(model, length, lm, options.seed)
     diagnosis.read_all(documents, lambda line: print(line, file=sys.stderr))
-    tables = tables_of(diagnosis)
     facts = {
-        "model": str(options.model), "family": model.config.family, "texts": list(documents),
-        "n": length, "context_length": model.config.context_length,
-        "n_layer": model.config.n_layer, "n_head": model.config.n_head,
+        "model": str(options.model), "family": config.family, "texts": list(documents),
+        "n": length, "context_length": config.context_length,
+        "n_layer": config.n_layer, "n_head": config.n_head,
         "attention": options.attention, "n_local": lm.n_local, "n_global": lm.n_global,
         "distance_ceiling": lm.distance_ceiling, "has_bias": model.scheme.has_bias,
         "seed": options.seed, "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
         "device": model.embed.weight.device.type, "torch": torch.__version__,
     }  # fmt: skip
-    factors = verdicts(tables, facts)
-    content = as_json(facts, factors, tables)
-    words = [f"factor {i}, {factor['words']}." for i, factor in enumerate(factors.values(), 1)]
-    try:
-        write(out, content, tables)
-    finally:
-        print(content if options.json else "\n".join(words), flush=True)
-    if flags.can_draw():
-        for name, png in figures.draw(tables, facts, factors).items():
-            write_beside(out / name, png)
-    print(f"written to {out}", file=sys.stderr)
-    return 0
+    return facts, *factors_of(diagnosis)
 
 
 def default_length(context_length: int) -> int:
@@ -144,55 +142,6 @@ def chosen(options) -> dict[str, str]:
         return {str(path): read_text(path) for path in options.text}
     texts = corpus.documents(options.corpus, held_out=True)
     return dict(list(texts.items())[: options.documents])
-
-
-# ---- files
-
-
-def check_folder(out: Path, options):
-    """Raise ValueError, before anything is measured, where a folder is no place for the files:
-    one that holds others, unless they are of an earlier diagnosis."""
-    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(
-            f"cannot write to {out}: {nearest} is no folder that can be written to; name "
-            "another one with --out"
-        )
-    there = [path for path in out.iterdir() if path.name[:1] != "."] if out.is_dir() else []
-    if not there:
-        return
-    if not (out / MAIN).is_file() or not begins_with(out / MAIN, BEGINS):
-        raise ValueError(
-            f"--out {out} holds other files and no diagnosis: give a new folder, or that of an "
-            "earlier diagnosis"
-        )
-    for path in there:
-        check_output(path, tuple(options.text or ()))
-
-
-def as_json(facts: dict, factors: dict, tables: dict) -> str:
-    """diagnosis.json: all but the points of the plane, which are in plane.csv."""
-    kept = {name: rows for name, rows in tables.items() if name != "plane"}
-    return json.dumps({"settings": facts, "factors": factors, "tables": kept}, indent=1)
-
-
-def write(out: Path, content: str, tables: dict):
-    """The numbers of a diagnosis, each file whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_beside(out / MAIN, (content + "\n").encode())
-    for name, rows in tables.items():
-        write_beside(out / f"{name}.csv", as_csv(rows).encode())
-
-
-def as_csv(rows: list[dict]) -> str:
-    """A table as CSV, with names; what was not measured is empty."""
-    if not rows:
-        return ""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":

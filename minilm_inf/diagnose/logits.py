@@ -7,7 +7,7 @@ lambda_mask, from the q and k that the model itself computed; of each row is kep
                     that is felt at the ceiling is still counted where it stands
     entropy         of the row's softmax, in nats
     bound           the largest |logit| of the row: B in Proposition 1, entropy >= ln n - 2B
-    mass            the weight of the starting tokens in the softmax, and of the first alone
+    mass            the weight of the starting tokens in the softmax
 
 so that all that is kept grows with the number of rows and bins.
 """
@@ -35,19 +35,20 @@ class Rows:
 
     largest, highest: (N, H, bins), the largest |logit| and the largest logit of any row, by
         distance; -inf where no row sees a key.
-    entropy, bound, mass, token_0: (N, H, T).
+    entropy, bound, mass: (N, H, T).
     """
 
-    def __init__(self, model, q_positions: Tensor, edges: list[int], n_starting: int,
-                 lm: LMInfinite):  # fmt: skip
+    def __init__(
+        self, model, q_positions: Tensor, edges: list[int], n_starting: int, lm: LMInfinite
+    ):
         self.q_positions, self.n_starting, self.lm = q_positions, n_starting, lm
-        self.scheme, self.scale = model.scheme, model.config.softmax_scale
+        self.scheme, self.scale = model.scheme, scale_of(model.config)
         self.edges = torch.tensor(edges[1:-1])
         layers, heads, rows = model.config.n_layer, model.config.n_head, len(q_positions)
         lowest = torch.full((layers, heads, len(edges) - 1), -math.inf, dtype=torch.float64)
         self.largest, self.highest = lowest, lowest.clone()
-        kept = [torch.zeros(layers, heads, rows, dtype=torch.float64) for _ in range(4)]
-        self.entropy, self.bound, self.mass, self.token_0 = kept
+        kept = [torch.zeros(layers, heads, rows, dtype=torch.float64) for _ in range(3)]
+        self.entropy, self.bound, self.mass = kept
 
     @property
     def visible(self) -> Tensor:
@@ -57,7 +58,6 @@ class Rows:
     def take(self, layer: int, q: Tensor, k: Tensor):
         """Take in the rows of one layer, from all its q and k: (1, H, n, D), (1, H_kv, n, D),
         not placed."""
-        scale = 1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale
         exact = torch.float64 if q.dtype == torch.float64 else torch.float32
         n_keys = int(self.q_positions[-1]) + 1
         k = k[:, :, :n_keys].to(exact).repeat_interleave(q.shape[1] // k.shape[1], 1)
@@ -68,9 +68,11 @@ class Rows:
             at = self.q_positions[rows].to(q.device)
             here = q[:, :, at].to(exact)
             ceiling = self.lm.distance_ceiling
-            logits = capped_logits(here, k, at, k_positions, self.scheme, ceiling, scale)[0]
+            logits = capped_logits(
+                here, k, at, k_positions, self.scheme, ceiling, self.scale
+            )  # (1, H, T, S)
             visible = lambda_mask(at, k_positions, self.lm)
-            self._take(layer, rows, logits, visible, distances(at, k_positions))
+            self._take(layer, rows, logits[0], visible, distances(at, k_positions))
 
     def _take(self, layer: int, rows: slice, logits: Tensor, visible: Tensor, d: Tensor):
         """logits (H, T, S), visible and true distances (T, S)."""
@@ -85,4 +87,8 @@ class Rows:
         self.bound[layer][:, rows] = size.amax(-1).double().cpu()
         self.entropy[layer][:, rows] = torch.special.entr(weights).sum(-1).double().cpu()
         self.mass[layer][:, rows] = weights[..., : self.n_starting].sum(-1).double().cpu()
-        self.token_0[layer][:, rows] = weights[..., 0].double().cpu()
+
+
+def scale_of(config) -> float:
+    """What logits are multiplied with: 1 / sqrt(D) where the model has none of its own."""
+    return config.head_dim**-0.5 if config.softmax_scale is None else config.softmax_scale

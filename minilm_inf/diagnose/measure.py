@@ -1,4 +1,4 @@
-"""The readings of a diagnosis: which there are, what is taken from each, and the sums of it.
+"""The readings of a diagnosis: which there are, and what is taken from each.
 
 Every text is read three times, each time as a whole, layer by layer:
 
@@ -23,10 +23,10 @@ from torch import Tensor
 from ..config import FULL_ATTENTION, LMInfinite
 from ..writing.sampling import require_numbers
 from . import theorem
-from .logits import Rows
+from .logits import Rows, scale_of
 from .places import log_edges, some_queries, stretches
 from .recorder import recording
-from .states import Separation, separation
+from .states import separation
 
 BINS_PER_OCTAVE = 2  # of distances
 LOGITS_PER_PIECE = 512  # positions whose next token is scored at a time
@@ -38,20 +38,18 @@ class Diagnosis:
 
     lm: the setting of the lambda side. seed: of queries, stretches and pairs.
 
-    rows: side -> the Rows of each text. nll: reading -> (texts, n), float64; entry i is what
-    follows position i. Both are complete after read_all.
+    rows: side -> the Rows of each text. nll: reading -> (n,) of each text, float64; entry i is
+    what follows position i. Both are complete after read_all.
     """
 
     def __init__(self, model, n: int, lm: LMInfinite, seed: int = 0):
         self.model, self.n, self.lm, self.seed = model, n, lm, seed
-        config = model.config
-        self.n_trained = min(n, config.context_length)
+        self.trained = model.config.context_length
         self.n_starting = lm.n_global or 10
-        self.octaves = log_edges(config.context_length, n, 1)
-        self.edges = log_edges(config.context_length, n, BINS_PER_OCTAVE)
-        full, ceiling = FULL_ATTENTION, config.context_length
-        self.settings = {"vanilla": full, "capped": replace(full, distance_ceiling=ceiling)}
-        self.settings["lambda"] = lm
+        self.octaves = log_edges(self.trained, n, 1)
+        self.edges = log_edges(self.trained, n, BINS_PER_OCTAVE)
+        capped = replace(FULL_ATTENTION, distance_ceiling=self.trained)
+        self.settings = {"vanilla": FULL_ATTENTION, "capped": capped, "lambda": lm}
         self.readings = {"vanilla": None, "lambda": lm}
         if n > lm.n_local:  # or no starting token leaves the window
             self.readings["with"] = replace(lm, n_global=self.n_starting)
@@ -59,21 +57,18 @@ class Diagnosis:
         self.rows = {side: [] for side in SIDES}
         self.nll = {name: [] for name in self.readings}
         self.distances = theorem.tried(n)
-        self.places: list[Tensor] = []  # of each text's states
-        self.states = [[] for _ in range(config.n_layer)]
-        self.pairs = [[] for _ in range(config.n_layer)]
+        self.states = [[] for _ in model.blocks]  # of each layer, by text
+        self.pairs = [[] for _ in model.blocks]
 
     @torch.inference_mode()
     def read_all(self, documents: dict[str, list[int]], report):
         """Read texts of n + 1 ids; report is told of each reading. Raises ValueError for logits
         that are not numbers."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, n = torch.Generator().manual_seed(self.seed), min(self.n, self.trained)
         count = -(-theorem.N_PAIRS // len(documents))
         for number, (name, ids) in enumerate(documents.items(), 1):
             queries = some_queries(self.octaves, generator)
-            places = stretches(self.n_trained, generator)
-            pairs = theorem.some_pairs(self.n_trained, count, generator)
-            self.places.append(places)
+            places, pairs = stretches(n, generator), theorem.some_pairs(n, count, generator)
             done = {}
             for reading, lm in self.readings.items():
                 if lm not in done:  # "with" or "dropped" is "lambda", as the setting is
@@ -106,37 +101,24 @@ class Diagnosis:
             hidden = self.model.read(tokens[:, :-1], lm)[0]
         return nll_of(self.model, hidden, tokens[0, 1:])
 
-    def separations(self) -> list[Separation]:
-        """Each layer's hidden states, as numbers."""
+    def separations(self) -> list[dict[str, float]]:
+        """How far the first positions' hidden states stand apart, of each layer."""
         return [separation(torch.stack(states)) for states in self.states]
 
     @torch.inference_mode()
-    def theorems(self):
-        """alpha, bound and sup, each (n_layer, H, 2 lengths), and epsilon (n_layer, H): for
-        the lengths, and for as many with the ceiling, under which distances end there."""
-        config = self.model.config
-        scale = config.softmax_scale
-        scale = config.head_dim**-0.5 if scale is None else scale
+    def theorems(self, lengths: list[int]) -> list[Tensor]:
+        """Theorem 1 for lengths that ascend: alpha, bound and sup, (n_layer, H, lengths)."""
         generator = torch.Generator().manual_seed(self.seed)
-        most = self.n if self.lm.distance_ceiling is None else self.lm.distance_ceiling + 1
-        lengths = self.lengths + [min(n, most) for n in self.lengths]
-        found = []
+        scheme, found = self.model.scheme, []
         for pairs in self.pairs:
             q, k = (torch.cat(x, 1) for x in zip(*pairs))
             exact = torch.float64 if q.dtype == torch.float64 else torch.float32
             w = theorem.logits_by_distance(
-                q.to(exact), k.to(exact), self.distances, self.model.scheme, scale
+                q.to(exact), k.to(exact), self.distances, scheme, scale_of(self.model.config)
             )
-            found.append(theorem.theorem(
-                w, self.distances, config.context_length, lengths, self.model.scheme,
-                generator,
-            ))  # fmt: skip
+            few = w, self.distances, self.trained, lengths, scheme, generator
+            found.append(theorem.theorem(*few))
         return [torch.stack(x).double().cpu() for x in zip(*found)]
-
-    @property
-    def lengths(self) -> list[int]:
-        """The lengths for which Theorem 1 is asked: the octaves' edges from 2 on."""
-        return [n for n in self.octaves if n >= 2]
 
 
 def nll_of(model, hidden: Tensor, following: Tensor) -> Tensor:

@@ -40,18 +40,14 @@ def some_queries(edges: list[int], generator: torch.Generator) -> Tensor:
     return torch.cat(found).unique()
 
 
-def n_first(n: int) -> int:
-    """How many starting positions are held against the rest of n: 25, or a quarter of few."""
-    return max(1, min(FIRST, n // 4))
-
-
 def stretches(n: int, generator: torch.Generator) -> Tensor:
-    """The starting positions of a text of n, and other stretches of as many: (1 + S, FIRST).
+    """The starting positions of a text of n, 25 or a quarter of few, and other stretches of as
+    many: (1 + S, FIRST).
 
     Any run of neighbouring tokens is about one thing, and so alike; the other stretches say how
     much of being apart is that.
     """
-    size = n_first(n)
+    size = max(1, min(FIRST, n // 4))
     others = torch.randperm(n // size - 1, generator=generator)[:MOST_STRETCHES]
     starts = torch.cat((torch.zeros(1, dtype=torch.long), size * (1 + others.sort().values)))
     return starts[:, None] + torch.arange(size)

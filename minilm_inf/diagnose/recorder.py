@@ -9,6 +9,7 @@ reading is the same with and without.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 from ..transformer import Transformer
 
@@ -21,19 +22,8 @@ def recording(model: Transformer, on_attention, on_hidden):
         uses them.
     on_hidden: (layer, x), (B, T, E), what the layer gives to the next.
     """
-    hooks = []
-    for layer, block in enumerate(model.blocks):
-        hooks.append(block.register_forward_pre_hook(_before(layer, on_attention)))
-        hooks.append(block.register_forward_hook(_after(layer, on_hidden)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
-
-def _before(layer: int, on_attention):
-    def hook(block, arguments):
+    def before(layer, block, arguments):
         x, attention = arguments
 
         def shown(q, k, v):
@@ -42,11 +32,15 @@ def _before(layer: int, on_attention):
 
         return x, shown
 
-    return hook
-
-
-def _after(layer: int, on_hidden):
-    def hook(block, arguments, x):
+    def after(layer, block, arguments, x):
         on_hidden(layer, x)
 
-    return hook
+    hooks = []
+    for layer, block in enumerate(model.blocks):
+        hooks.append(block.register_forward_pre_hook(partial(before, layer)))
+        hooks.append(block.register_forward_hook(partial(after, layer)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

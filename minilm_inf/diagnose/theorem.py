@@ -83,15 +83,12 @@ def usual_difference(w: Tensor, n_trained: int, generator) -> Tensor:
 
 
 def told_apart(w: Tensor, epsilon: Tensor) -> Tensor:
-    """Which distances the greedy search keeps: (H, M, P), (H,) -> (H, M)."""
-    kept = torch.zeros(w.shape[:2], dtype=torch.bool, device=w.device)
-    free = torch.ones_like(kept)
-    for d in range(w.shape[1]):
-        here = free[:, d : d + 1]
-        if not here.any():
-            continue
-        kept[:, d] = here[:, 0]
-        free &= ~here | (difference(w, slice(None), slice(d, d + 1)) > epsilon[:, None])
+    """Which distances the greedy search keeps: (H, M, P), (H, 1) -> (H, M)."""
+    kept = torch.ones(w.shape[:2], dtype=torch.bool, device=w.device)
+    for d in range(w.shape[1] - 1):
+        after = slice(d + 1, None)
+        differ = difference(w, after, slice(d, d + 1)) > epsilon
+        kept[:, after] &= differ | ~kept[:, d : d + 1]
     return kept
 
 
@@ -101,7 +98,7 @@ def pseudo_dimension(scheme, n: int) -> int:
     return max(1, min(own, int(math.log2(max(n, 1)))))
 
 
-def bound(alpha: Tensor, epsilon: Tensor, r: int) -> Tensor:
+def bound(alpha: Tensor, epsilon: Tensor, r) -> Tensor:
     """What the theorem asks of sup |w|; of a single group, from which nothing is told apart,
     nothing."""
     return (alpha >= 2) * (alpha / 2) ** (1 / (2 * r)) * epsilon / (4 * math.e)
@@ -109,20 +106,16 @@ def bound(alpha: Tensor, epsilon: Tensor, r: int) -> Tensor:
 
 def theorem(
     w: Tensor, distances: Tensor, n_trained: int, lengths: list[int], scheme, generator
-):
-    """For each length n: alpha, bound and sup of each head, (H, lengths); and epsilon (H,).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """alpha, bound and sup of each head for lengths that ascend: (H, lengths) each.
 
     w: (H, M, P) at the distances (M,), ascending; n_trained: the trained length.
     """
-    epsilon = usual_difference(w, int((distances < n_trained).sum()), generator)
+    epsilon = usual_difference(w, int((distances < n_trained).sum()), generator)[:, None]
     kept, size = told_apart(w, epsilon), w.abs().amax(-1)
-    columns = []
-    for n in lengths:
-        below = distances.to(w.device) < n
-        alpha = kept[:, below].sum(-1).to(epsilon.dtype)
-        needed = bound(alpha, epsilon, pseudo_dimension(scheme, n))
-        # r grows with n: what a shorter length asks for may be more, and holds here as well.
-        for m, (_, asked, _) in zip(lengths, columns):
-            needed = torch.maximum(needed, asked) if m <= n else needed
-        columns.append((alpha, needed, size[:, below].amax(-1)))
-    return *(torch.stack(x, -1) for x in zip(*columns)), epsilon
+    below = [slice(0, int((distances < n).sum())) for n in lengths]
+    alpha = torch.stack([kept[:, some].sum(-1) for some in below], -1)
+    sup = torch.stack([size[:, some].amax(-1) for some in below], -1)
+    r = torch.tensor([pseudo_dimension(scheme, n) for n in lengths], device=w.device)
+    # r grows with n: what a shorter length asks for may be more, and holds here as well.
+    return alpha, bound(alpha, epsilon, r).cummax(-1).values, sup

@@ -17,10 +17,11 @@ from pathlib import Path
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..train.practice import NAMES
-from . import perplexity, retrieval
-from .comparing import task as comparison
-from .comparing.methods import LABELS
-from .needles import axes
+from . import comparison, perplexity, retrieval
+from .methods import LABELS
+from .retrieval import METHODS, TOP_K, numbers, swept
+
+MOST_TRIALS, MOST_SEED = 10**6, 2**63 - 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,35 +47,66 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def task_of(tasks, name: str, what: str, room):
+    """The parser of a task, which its room describes."""
+    return tasks.add_parser(
+        name, help=what, description=room.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
+def add_counts(group, *rows):
+    """Flags that take whole numbers: name, least, default, words, and most, where there is."""
+    for name, least, default, words, *most in rows:
+        kind = flags.at_least(least, *most)
+        group.add_argument(name, type=kind, default=default, metavar="N", help=words)
+
+
+def add_text(group, what: str = ""):
+    """The flags of where text comes from; what: it is."""
+    group.add_argument("--text", type=Path, nargs="+", metavar="FILE",
+                       help=f"{what}your own UTF-8 files")  # fmt: skip
+    group.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
+                       help=f"{what}held-out documents of minilm_inf.corpus "
+                       "(%(default)s)")  # fmt: skip
+
+
+def add_result(task):
+    """The group of flags that say what becomes of a result."""
+    group = task.add_argument_group("result")
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    return group
+
+
+def check_resume(options):
+    """Raise ValueError for --resume with another flag."""
+    alone = len(options.given) == 2 and "--resume".startswith(options.given[0])
+    if options.resume and not alone and len(options.given) > 1:  # --resume=RUN.json is one
+        raise ValueError("--resume takes no other flag: the run goes on with its own")
+
+
 # ---- perplexity: any number of tokens, in constant memory
 
 
 def add_perplexity(tasks):
-    task = tasks.add_parser(
-        "perplexity", help="nll by position of any number of tokens, resumable",
-        description=perplexity.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    text = task.add_argument_group("text, from one of these")
-    one = text.add_mutually_exclusive_group()
-    one.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 files")
-    one.add_argument(
+    what = "nll by position of any number of tokens, resumable"
+    task = task_of(tasks, "perplexity", what, perplexity)
+    text = task.add_argument_group("text, from one of these").add_mutually_exclusive_group()
+    add_text(text)
+    text.add_argument(
         "--tokens", type=Path, metavar="FILE.npy", help="ids, as numpy.save writes them"
     )
-    one.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
-                     help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
     text = task.add_argument_group("reading")
     text.add_argument("--stream", action="store_true", help="all documents as one text")
-    text.add_argument("--length", type=flags.at_least(2), metavar="N",
-                      help="tokens of the stream (one pass), or of each document at most "
-                      "(all)")  # fmt: skip
-    text.add_argument("--chunk", type=flags.at_least(1), default=2048, metavar="N",
-                      help="tokens read at a time (%(default)s)")  # fmt: skip
-    text.add_argument("--bins", type=flags.at_least(1, 10**6), default=200, metavar="N",
-                      help="equal bins of positions (%(default)s)")  # fmt: skip
-    text.add_argument("--seed", type=flags.seed, default=0, metavar="N",
-                      help="of later passes, and of the intervals (%(default)s)")  # fmt: skip
-    kept = task.add_argument_group("result")
-    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    add_counts(
+        text,
+        ("--length", 2, None, "tokens of the stream (one pass), or of each document at most "
+         "(all)"),
+        ("--chunk", 1, 2048, "tokens read at a time (%(default)s)"),
+        ("--bins", 1, 200, "equal bins of positions (%(default)s)", 10**6),
+        ("--seed", 0, 0, "of later passes, and of the intervals (%(default)s)", MOST_SEED),
+    )  # fmt: skip
+    kept = add_result(task)
     flags.add_saving(kept)
     flags.add_plan(kept)
     flags.add_model(task)
@@ -94,54 +126,48 @@ def check_perplexity(options):
     check_resume(options)
 
 
-def check_resume(options):
-    """Raise ValueError for --resume with another flag."""
-    alone = len(options.given) == 2 and "--resume".startswith(options.given[0])
-    if options.resume and not alone and len(options.given) > 1:  # --resume=RUN.json is one
-        raise ValueError("--resume takes no other flag: the run goes on with its own")
-
-
 # ---- compare: methods on the same documents, with as many visible keys
 
 
 def add_compare(tasks):
-    task = tasks.add_parser(
-        "compare", help="methods on the same documents, with as many visible keys",
-        description=comparison.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    what = "methods on the same documents, with as many visible keys"
+    task = task_of(tasks, "compare", what, comparison)
     text = task.add_argument_group("text")
-    text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
-                      help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
-    text.add_argument(
-        "--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files"
-    )
-    text.add_argument("--documents", type=flags.at_least(1), metavar="N",
-                      help="the first N of them (all)")  # fmt: skip
-    text.add_argument("--length", type=flags.at_least(2), metavar="N",
-                      help="tokens of each document (16 x context_length)")  # fmt: skip
+    add_text(text)
     text.add_argument("--prefill-chunk", "--chunk", type=flags.at_least(1), default=512,
                       dest="chunk", metavar="N",
-                      help="tokens read at a time (%(default)s, or less, so that at least five "
-                      "such chunks can be timed)")  # fmt: skip
-    text.add_argument("--trials", type=flags.at_least(0, axes.MOST_TRIALS), default=50,
-                      metavar="N",
-                      help="pass keys that each method is asked for (%(default)s)")  # fmt: skip
-    kept = task.add_argument_group("result")
-    kept.add_argument("--json", action="store_true", help="print one JSON object")
+                      help="tokens read at a time (%(default)s)")  # fmt: skip
+    add_counts(
+        text,
+        ("--documents", 1, None, "the first N of them (all)"),
+        ("--length", 2, None, "tokens of each document (16 x context_length)"),
+        ("--trials", 0, 50, "pass keys that each method is asked for (%(default)s)",
+         MOST_TRIALS),
+    )  # fmt: skip
+    kept = add_result(task)
     kept.add_argument("--out", type=Path, metavar="FILE.json", help="write the same there")
-    kept.add_argument("--figure", type=comparison.picture, metavar="FILE.png",
+    kept.add_argument("--figure", type=picture, metavar="FILE.png",
                       help="draw nll by position (needs matplotlib)")  # fmt: skip
     flags.add_plan(kept)
     flags.add_model(task)
-    add_methods(task)
+    add_compared(task)
     task.set_defaults(
         check=lambda options: None,
         run=comparison.evaluate,
         smaller="--length or --prefill-chunk",
+        attention="lambda",  # of methods that see a Λ
+        top_k_queries="all",
     )
 
 
-def add_methods(task):
+def picture(text: str) -> Path:
+    """An argparse type: the path of a PNG."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png")
+    return Path(text)
+
+
+def add_compared(task):
     """The flags of what is compared."""
     group = task.add_argument_group("methods")
     group.add_argument("--methods", type=flags.some_of(LABELS), default=list(LABELS),
@@ -149,21 +175,18 @@ def add_methods(task):
     group.add_argument("--sweep", action="store_true",
                        help="LM-Infinite with other n_global and n_local as well, a table "
                        "each")  # fmt: skip
-    group.add_argument("--n-local", type=flags.at_least(1), metavar="N",
-                       help="keys of the window; with the starting tokens, what each method "
-                       "sees (context_length - n_global)")  # fmt: skip
-    group.add_argument("--n-global", type=flags.at_least(0), default=10, metavar="N",
-                       help="starting tokens that are always seen (%(default)s)")  # fmt: skip
-    group.add_argument("--distance-ceiling", type=flags.at_least(0), metavar="N",
-                       help="of the methods that have one (the window's size)")  # fmt: skip
-    group.add_argument("--top-k-middle", type=flags.at_least(1), default=5, metavar="K",
-                       help="middle tokens of topk, which its window is smaller by "
-                       "(%(default)s)")  # fmt: skip
-    group.add_argument("--top-k-distance", type=flags.at_least(0), metavar="N",
-                       help="how far away they seem (half its window)")  # fmt: skip
-    group.add_argument("--top-k-from-layer", type=flags.at_least(0), metavar="N",
-                       help="the first layer, from 0, in which they come back (an eighth of "
-                       "the layers)")  # fmt: skip
+    add_counts(
+        group,
+        ("--n-local", 1, None, "keys of the window; with the starting tokens, what each method "
+         "sees (context_length - n_global)"),
+        ("--n-global", 0, 10, "starting tokens that are always seen (%(default)s)"),
+        ("--distance-ceiling", 0, None, "of the methods that have one (the window's size)"),
+        ("--top-k-middle", 1, 5, "middle tokens of topk, which its window is smaller by "
+         "(%(default)s)"),
+        ("--top-k-distance", 0, None, "how far away they seem (half its window)"),
+        ("--top-k-from-layer", 0, None, "the first layer, from 0, in which they come back (an "
+         "eighth of the layers)"),
+    )  # fmt: skip
 
 
 # ---- passkey and recall: what a long text's end finds in it
@@ -171,35 +194,22 @@ def add_methods(task):
 
 def add_passkey(tasks):
     task = add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
-    task.add_argument("--digits", type=flags.at_least(1, 100), default=5, metavar="N",
-                      help="of the pass key (%(default)s)")  # fmt: skip
-    task.set_defaults(kind="passkey", pairs=None, chains=None, hops=None)
+    task.set_defaults(kind="passkey", pairs=None)
 
 
 def add_recall(tasks):
     task = add_retrieval(tasks, "recall", "the same for one fact among several")
-    task.add_argument("--task", dest="kind", choices=("pairs", "variables"), default="pairs",
-                      help="people's numbers, or chains of assignments in the style of RULER, "
-                      "not comparable with its leaderboard (%(default)s)")  # fmt: skip
-    task.add_argument("--pairs", type=flags.at_least(1), default=4, metavar="N",
-                      help="people whose numbers are told (%(default)s)")  # fmt: skip
-    task.add_argument("--chains", type=flags.at_least(1), default=2, metavar="N",
-                      help="values of variables (%(default)s)")  # fmt: skip
-    task.add_argument("--hops", type=flags.at_least(0), default=1, metavar="N",
-                      help="how often a value is handed on (%(default)s)")  # fmt: skip
-    task.add_argument("--digits", type=flags.at_least(1, 100), default=4, metavar="N",
-                      help="of a number (%(default)s)")  # fmt: skip
+    task.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
+                      help="people and their numbers (%(default)s)")  # fmt: skip
+    told = "people whose numbers are told (%(default)s)"
+    add_counts(task, ("--pairs", 1, 4, told, len(NAMES)))
 
 
 def add_retrieval(tasks, name: str, what: str):
-    task = tasks.add_parser(
-        name, help=what, description=retrieval.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    axes.add_axes(task)
-    axes.add_methods(task)
-    kept = task.add_argument_group("result")
-    kept.add_argument("--json", action="store_true", help="print one JSON object")
+    task = task_of(tasks, name, what, retrieval)
+    add_axes(task)
+    add_asked(task)
+    kept = add_result(task)
     kept.add_argument("--heatmap", type=Path, metavar="FILE.png",
                       help="draw it, a panel for each method; needs matplotlib")  # fmt: skip
     flags.add_saving(kept)
@@ -211,17 +221,52 @@ def add_retrieval(tasks, name: str, what: str):
     return task
 
 
+def add_axes(task):
+    """The flags of what is asked, and how often."""
+    group = task.add_argument_group("what is asked")
+    group.add_argument("--lengths", type=numbers(float, 1e-9, 1e9, "positive numbers"),
+                       default=[1, 2, 4, 8], metavar="X,X",
+                       help="tokens of a trial, BOS, question and answer among them, as "
+                       "multiples of context_length (1,2,4,8)")  # fmt: skip
+    group.add_argument("--depths", type=numbers(float, 0, 1, "numbers from 0 to 1"),
+                       default=[i / 10 for i in range(11)], metavar="X,X",
+                       help="shares of the filler before what is asked for "
+                       "(0,0.1,...,1)")  # fmt: skip
+    add_counts(
+        group,
+        ("--trials", 1, 20, "per length, depth and method (%(default)s)", MOST_TRIALS),
+        ("--seed", 0, 0, "of all texts, which are the same for every method (%(default)s)",
+         MOST_SEED),
+    )  # fmt: skip
+    group.add_argument("--filler", choices=("text", "repeat"), default="text",
+                       help="ordinary text, or the paper's sentences over and over "
+                       "(%(default)s)")  # fmt: skip
+    add_text(group.add_mutually_exclusive_group(), "filler: ")
+
+
+def add_asked(task):
+    """The flags of who is asked."""
+    group = task.add_argument_group("who is asked")
+    group.add_argument("--methods", type=flags.some_of(METHODS), default=list(METHODS),
+                       metavar="NAME,NAME",
+                       help=f"of {', '.join(METHODS)} (all); topk takes --top-k-middle "
+                       f"{TOP_K} unless told")  # fmt: skip
+    group.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
+                       help="topk once more with each of these k, distance or "
+                       "from-layer, a table each")  # fmt: skip
+    add_counts(
+        group,
+        ("--prefill-chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
+        ("--rows", 1, None, "trials read side by side (as memory allows)"),
+    )  # fmt: skip
+    flags.add_model(task)
+    flags.add_sight(task)
+
+
 def check_retrieval(options):
     """Raise ValueError for flags that these tasks cannot follow."""
     check_resume(options)
-    axes.check(options)
-    if options.kind == "pairs" and options.pairs > len(NAMES):
-        raise ValueError(f"--pairs {options.pairs}: there are {len(NAMES)} names")
-    needed = (options.chains or 0) * ((options.hops or 0) + 1)
-    if options.kind == "variables" and needed > len(NAMES):
-        raise ValueError(f"--chains and --hops need {needed} names, and there are {len(NAMES)}")
-    if options.kind != "passkey" and 10**options.digits < max(options.pairs, options.chains):
-        raise ValueError("--digits is too small for numbers that all differ")
+    retrieval.check(options)
 
 
 if __name__ == "__main__":

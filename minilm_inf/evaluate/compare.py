@@ -1,13 +1,10 @@
-"""What a text costs a model, in nats per token, in two ways, and the table of the model cards.
+"""What a text costs a model, in nats per token, in two ways.
 
 As one stream: the text passes once, and a cache carries what later tokens see of it. A text has
 its own easy and hard places, so the other way scores the same tokens by re-encoding: the
 vanilla model on BOS (if the tokenizer has one) and the last tokens, context_length in all,
 again and again, a stride of context_length / 2 apart. What LM-Infinite loses against it, it
 loses; what vanilla loses, it loses to its context.
-
-The cards show vanilla, LM-Infinite and re-encoding side by side. More methods are in
-comparing/, which scores them with the same functions.
 """
 
 from __future__ import annotations
@@ -15,13 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import LMInfinite
 from ..text.tokenizer import opening
 from ..transformer import Transformer
-from ..writing.sampling import require_numbers
+
+
+def nll_of(model: Transformer, hidden: Tensor, following: Tensor) -> Tensor:
+    """-log p, in nats, of the ids (T,) that follow hidden states (T, E): (T,), float64 on the
+    CPU. The softmax is in float32 or better."""
+    logits = model.head(hidden)  # (T, V)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    nll = logits.logsumexp(-1) - logits.gather(-1, following[:, None])[:, 0]
+    return nll.double().cpu()
 
 
 def stream_nll(model: Transformer, ids: list[int], lm: LMInfinite | None, chunk=512) -> Tensor:
@@ -47,7 +51,7 @@ def stream_pieces(
     for start in range(0, len(ids) - 1, chunk):
         here = tokens[:, start : min(start + chunk, len(ids) - 1)]
         following = tokens[:, start + 1 : start + 1 + here.shape[1]]
-        yield _nll(model.head(read(here)), following)[0]
+        yield nll_of(model, read(here)[0], following[0])
 
 
 def reencoded_nll(
@@ -95,18 +99,9 @@ def windows_at_once(length: int) -> int:
 
 
 def _nll_by_piece(model, hidden: Tensor, following: Tensor, size: int) -> Tensor:
-    """_nll of each row in turn, `size` logits at a time: (B, T, E), (B, T) -> (B * T,)."""
-    pieces = []
-    for row, ids in zip(hidden, following):
-        for x, some in zip(row.split(size), ids.split(size)):
-            pieces.append(_nll(model.head(x)[None], some[None])[0])
-    return torch.cat(pieces)
-
-
-def _nll(logits: Tensor, following: Tensor) -> Tensor:
-    """-log p of the ids that follow: (B, T, V), (B, T) -> (B, T) in float64 on the CPU."""
-    nll = F.cross_entropy(logits.float().flatten(0, 1), following.flatten(), reduction="none")
-    return nll.view(following.shape).double().cpu()
+    """nll_of each row in turn, `size` logits at a time: (B, T, E), (B, T) -> (B * T,)."""
+    pairs = zip(hidden.flatten(0, 1).split(size), following.flatten().split(size))
+    return torch.cat([nll_of(model, x, ids) for x, ids in pairs])
 
 
 def bins(context_length: int, n: int) -> list[tuple[int, int]]:
@@ -119,54 +114,6 @@ def bins(context_length: int, n: int) -> list[tuple[int, int]]:
     while edges[-1] < n:
         edges.append(2 * edges[-1])
     return [(a, min(b, n)) for a, b in zip(edges, edges[1:]) if a < n]
-
-
-def by_position(
-    model,
-    documents: dict[str, list[int]],
-    lm: LMInfinite,
-    report=print,
-    chunk: int = 512,
-    n_bos: int = 1,
-) -> list[dict]:
-    """Mean nll per bin and method over documents of ids, each beginning with n_bos of BOS.
-
-    The documents must have the same length. Raises ValueError for logits that are not numbers.
-    Returns a row per bin: first, last (exclusive),
-    vanilla, lm_infinite, reencoded, in nats per token.
-    """
-    n = len(next(iter(documents.values()))) - 1
-    ranges = bins(model.config.context_length, n)
-    sums = {name: torch.zeros(n, dtype=torch.float64) for name in METHODS}
-    for done, (name, ids) in enumerate(documents.items(), 1):
-        sums["vanilla"] += stream_nll(model, ids, None, chunk)
-        sums["lm_infinite"] += stream_nll(model, ids, lm, chunk)
-        sums["reencoded"] += reencoded_nll(model, ids, n_bos=n_bos)
-        require_numbers(torch.stack(list(sums.values())))
-        report(f"{done}/{len(documents)} {name}")
-    means = {name: total / len(documents) for name, total in sums.items()}
-    return [
-        {"first": a, "last": b, **{name: float(means[name][a:b].mean()) for name in METHODS}}
-        for a, b in ranges
-    ]
-
-
-METHODS = ("vanilla", "lm_infinite", "reencoded")
-
-
-def table(rows: list[dict]) -> str:
-    """by_position's rows as a Markdown table."""
-    lines = [
-        "| positions | vanilla | LM-Infinite | re-encoding | LM-Infinite - re-encoding |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        values = [f"{row[name]:.2f}" for name in METHODS]
-        gap = round(row["lm_infinite"] - row["reencoded"], 2) + 0.0  # + 0.0: there is no -0.00
-        lines.append(
-            f"| {row['first']:,} to {row['last']:,} | {' | '.join(values)} | {gap:+.2f} |"
-        )
-    return "\n".join(lines)
 
 
 def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int]]:

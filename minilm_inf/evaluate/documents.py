@@ -14,11 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..terminal.files import shown
+from .. import corpus
+from ..terminal.files import read_text, shown
 
-LONGEST_HEADER = 10_000
-MOST_DOCUMENTS = 10**7  # whose lengths and places are kept in memory
 PIECE = 1 << 20  # ids that are in memory at a time when all of a file is looked at
+
+
+def texts_of(options) -> dict[str, str]:
+    """The texts that --text or --corpus names."""
+    if options.text:
+        return {str(path): read_text(path) for path in options.text}
+    return corpus.documents(options.corpus, held_out=True)
 
 
 class Encoded:
@@ -30,13 +36,13 @@ class Encoded:
     def __init__(self, texts: dict[str, str], tokenizer, with_eos: bool):
         """with_eos: whether each document ends with EOS, if the tokenizer has one."""
         end = [tokenizer.eos_id] if with_eos and tokenizer.eos_id is not None else []
-        self.names, self.documents, self.n_bytes = list(texts), [], []
+        self.names, self.documents = list(texts), []
         for name, text in texts.items():
             ids = tokenizer.encode(text, bos=False)
             if not ids:
                 raise ValueError(f"{name} is empty: there is nothing to score in it")
             self.documents.append(np.array([*ids, *end], dtype=np.int32))
-            self.n_bytes.append(len(text.encode()))
+        self.n_bytes = [len(text.encode()) for text in texts.values()]
         self.lengths = np.array([len(ids) for ids in self.documents])
         self.n_end = len(end)
 
@@ -73,13 +79,8 @@ class TokensFile:
                 f"{path} has the shape {array.shape} in an order that is not implemented: save "
                 "one document as (N,), or several as the rows of (D, N), in C order"
             )
-        self.by_row = array.ndim == 2
-        self.dtype, self.offset = array.dtype, array.offset
+        self.by_row, self.dtype, self.offset = array.ndim == 2, array.dtype, array.offset
         n_documents, width = array.shape if self.by_row else (1, len(array))
-        if n_documents > MOST_DOCUMENTS:
-            raise ValueError(
-                f"{path} holds {n_documents:,} rows: no more than {MOST_DOCUMENTS:,} are read"
-            )
         self.lengths = np.full(n_documents, width)
 
     def name(self, document: int) -> str:
@@ -108,11 +109,6 @@ def opened(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"cannot read {path}: it is no file")
     try:
-        with open(path, "rb") as file:
-            begin = file.read(12)  # the magic, the version, and how long the header is
-        is_long = begin[6:7] != b"\1" and int.from_bytes(begin[8:], "little") > LONGEST_HEADER
-        if is_long or not begin.startswith(np.lib.format.MAGIC_PREFIX):
-            raise ValueError("no header that an array would have")
         with np.errstate(over="ignore"):  # of a size that no file has
             return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
@@ -124,7 +120,7 @@ def opened(path: Path) -> np.ndarray:
 
 
 def digest(source) -> str:
-    """The SHA-256 of all ids of a source, as little-endian int64, each document's behind how
+    """The SHA-256 of all ids of a source, as little-endian int64, each document's after how
     many they are."""
     found = hashlib.sha256()
     for document, length in enumerate(source.lengths.tolist()):
@@ -152,14 +148,14 @@ class Reading:
     def read(self, text: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The ids from start to stop (exclusive) of a text, and their places: int64 both."""
         n_bos = self.n_bos
-        ids, places = self._read(text, max(start - n_bos, 0), stop - n_bos)
+        pieces = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         if start < n_bos:
-            ids, places = np.append(self.bos_id, ids), np.append(-1, places)
-        return ids, places
-
-    def _stretch(self, document: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        places = np.arange(start, stop) + self.starts[document]
-        return self.source.read(document, start, stop), places
+            pieces = [(np.array([self.bos_id]), np.array([-1]))]
+        for document, first, last in self.stretches(text, max(start - n_bos, 0), stop - n_bos):
+            places = np.arange(first, last) + self.starts[document]
+            pieces.append((self.source.read(document, first, last), places))
+        ids, places = zip(*pieces)
+        return np.concatenate(ids), np.concatenate(places)
 
 
 class Separate(Reading):
@@ -179,8 +175,9 @@ class Separate(Reading):
             short = source.name(int(self.lengths.argmin()))
             raise ValueError(f"{short} has fewer than two tokens: there is nothing to score")
 
-    def _read(self, text: int, start: int, stop: int):
-        return self._stretch(text, start, stop)
+    def stretches(self, text: int, start: int, stop: int):
+        """(document, first, last) of the pieces that stand there in a text without its BOS."""
+        yield text, start, stop
 
 
 class Joined(Reading):
@@ -201,7 +198,6 @@ class Joined(Reading):
         self.lengths = np.array([one_pass if length is None else length])
         if self.lengths[0] < 2:
             raise ValueError(f"{source.name(0)} has fewer than two tokens to read")
-        self._order = None, None, None
 
     def order(self, number: int) -> np.ndarray:
         """The documents of a pass (from 0) in the order in which it reads them."""
@@ -210,21 +206,16 @@ class Joined(Reading):
             return np.arange(count)
         return np.random.default_rng([self.seed, number]).permutation(count)
 
-    def _read(self, text: int, start: int, stop: int):
-        pieces = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    def stretches(self, text: int, start: int, stop: int):
+        """As Separate.stretches."""
         while start < stop:
             number, offset = divmod(start, self.n_places)
-            if self._order[0] != number:
-                order = self.order(number)
-                ends = np.cumsum(self.source.lengths[order])
-                self._order = number, order, ends
-            _, order, ends = self._order
+            order = self.order(number)
+            ends = np.cumsum(self.source.lengths[order])
             at = int(np.searchsorted(ends, offset, side="right"))
             document = int(order[at])
-            last = int(self.source.lengths[document])
-            first = last - (int(ends[at]) - offset)
-            last = min(last, first + stop - start)
-            pieces.append(self._stretch(document, first, last))
+            length = int(self.source.lengths[document])
+            first = length - (int(ends[at]) - offset)
+            last = min(length, first + stop - start)
+            yield document, first, last
             start += last - first
-        ids, places = zip(*pieces)
-        return np.concatenate(ids), np.concatenate(places)

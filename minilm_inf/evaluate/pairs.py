@@ -5,17 +5,17 @@ Two windows of a stream of n tokens, of min(1,000,000, n / 4) tokens each, are c
 that begins after as many tokens, and the last. A token of the last window whose place in the
 documents was read in the first one too makes a pair; the mean difference over pairs is free of
 the documents' own easy and hard places. Of a place that the first window read twice, the later
-time counts. The interval is tally.py's, over blocks of the last window.
+time counts. The interval is over blocks of the last window.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .tally import Sums, blocks, interval
+from .intervals import blocks, interval
+from .tally import add_between
 
 LARGEST_WINDOW = 1_000_000
-BITS = 20  # 2**20 > LARGEST_WINDOW: a place and when it was read fit into one int64
 
 
 class Pairs:
@@ -25,73 +25,52 @@ class Pairs:
         self.window = min(LARGEST_WINDOW, n // 4)
         self.early, self.late = self.window, n - self.window
         # Both are filled here, so that their memory is taken before anything is measured.
-        self.keys = np.full(self.window, -1, np.int64)  # place * 2**BITS + when it was read
+        self.places = np.full(self.window, -1, np.int64)  # of the early window
         self.nll = np.full(self.window, 0, np.float32)
+        self.order = None  # of the places, ascending, once all are known
         self.sums = np.zeros(2)  # of all nll in either window
-        edges = blocks(self.late, n) if self.window else np.array([0, 1])
-        self.differences, self.counts = Sums(edges), Sums(edges)
-        self.is_sorted = False
+        self.edges = blocks(self.late, n) if self.window else np.array([0, 1])
+        self.differences, self.counts = np.zeros((2, len(self.edges) - 1))
 
     def add(self, first: int, nll: np.ndarray, places: np.ndarray):
         """Take in the nll, (T,), of consecutive tokens from the one of index `first` on, and
         their places in the documents."""
-        end = first + len(nll)
-        if self.window == 0 or end <= self.early:
-            return
-        here = inside(first, end, self.early, self.early + self.window)
-        if here is not None:
-            when = np.arange(first, end)[here] - self.early
-            self.keys[when] = (places[here] << BITS) + when
-            self.nll[when] = nll[here]
-            self.sums[0] += nll[here].sum()
-        here = inside(first, end, self.late, self.late + self.window)
-        if here is not None:
-            self.sums[1] += nll[here].sum()
-            self._compare(max(first, self.late), nll[here], places[here])
+        for which, begin in enumerate((self.early, self.late)):
+            here = slice(max(begin - first, 0), max(begin + self.window - first, 0))
+            if len(nll[here]):
+                self.sums[which] += nll[here].sum()
+                take = self._compare if which else self._keep
+                take(max(first, begin), nll[here], places[here])
+
+    def _keep(self, first: int, nll: np.ndarray, places: np.ndarray):
+        here = slice(first - self.early, first - self.early + len(nll))
+        self.nll[here], self.places[here] = nll, places
 
     def _compare(self, first: int, nll: np.ndarray, places: np.ndarray):
-        if not self.is_sorted:
-            self.keys.sort()
-            self.is_sorted = True
-        at = np.searchsorted(self.keys, (places + 1) << BITS) - 1
-        found = self.keys[np.maximum(at, 0)]
-        was_read = (at >= 0) & (found >> BITS == places) & (places >= 0)
-        before = self.nll[found[was_read] & ((1 << BITS) - 1)]
-        difference = np.zeros(len(nll))
-        difference[was_read] = nll[was_read] - before
-        self.differences.add(first, difference)
-        self.counts.add(first, was_read.astype(np.float64))
+        if self.order is None:
+            self.order = np.argsort(self.places, kind="stable")
+        at = np.searchsorted(self.places, places, side="right", sorter=self.order) - 1
+        when = self.order[np.maximum(at, 0)]
+        was_read = (at >= 0) & (self.places[when] == places) & (places >= 0)
+        difference = np.where(was_read, nll - self.nll[when], 0.0)
+        add_between(self.edges, self.differences, first, difference)
+        add_between(self.edges, self.counts, first, was_read.astype(np.float64))
 
     def result(self, seed: int) -> dict | None:
         """The two windows, their means, and the mean difference (late - early) over pairs."""
         if self.window == 0:
             return None
-        differences, counts = self.differences.values, self.counts.values
-        kept = counts > 0
-        n_pairs = int(counts.sum())
-        means = (self.sums / self.window).tolist()
+        kept = self.counts > 0
+        n_pairs = int(self.counts.sum())
+        early, late = (self.sums / self.window).tolist()
         return {
             "tokens": self.window, "early_first": self.early, "late_first": self.late,
-            "early_nll": means[0], "late_nll": means[1], "pairs": n_pairs,
-            "difference": float(differences.sum() / n_pairs) if n_pairs else None,
-            "interval": interval(differences[kept], counts[kept], [seed, 3]),
+            "early_nll": early, "late_nll": late, "pairs": n_pairs,
+            "difference": float(self.differences.sum() / n_pairs) if n_pairs else None,
+            "interval": interval(self.differences[kept], self.counts[kept], [seed, 3]),
         }  # fmt: skip
 
-    def check(self):
-        """Raise ValueError where the keys, restored from a file, name no time in the window."""
-        when = self.keys[self.keys >= 0] & ((1 << BITS) - 1)
-        if (when >= self.window).any():
-            raise ValueError("pairs.keys names what was never read")
-
-    def state(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that hold all that was taken in; to be written to, to restore it."""
-        return {
-            "keys": self.keys, "nll": self.nll, "sums": self.sums,
-            "differences": self.differences.values, "counts": self.counts.values,
-        }  # fmt: skip
-
-
-def inside(first: int, end: int, begin: int, stop: int) -> slice | None:
-    """Where the indices first to end (exclusive) lie within begin to stop; None if nowhere."""
-    here = slice(max(begin - first, 0), min(stop, end) - first)
-    return here if here.start < here.stop else None
+        names = "places nll sums differences counts".split()
+        return {name: getattr(self, name) for name in names}

@@ -1,10 +1,9 @@
 """A long run that can be interrupted at any moment: by Ctrl-C, SIGTERM or kill -9.
 
-Its state lies in one safetensors file beside the run's result, RESULT.state, and is replaced as
-a whole, every minute and when a signal asks the run to stop. There is a state from the first
-moment on, and none any more once the result is written. It carries a SHA-256 of all that it
-holds, which tells whether a disk or a person changed it. That is no secret, so whoever restores
-a state checks what it finds there as well.
+Its state lies beside the run's result, RESULT.state, and is saved every minute and when a
+signal asks the run to stop. There is a state from the first moment on, and none any more once
+the result is written. It holds the run's tensors, the command line that began it, and the
+settings that its numbers depend on.
 """
 
 from __future__ import annotations
@@ -12,19 +11,64 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ..checkpoint.tensor_file import as_bytes, write_tensors
+from ..checkpoint.run_state import not_whole, read_state, write_state
+from ..checkpoint.shards import find_tensors
+from ..checks import fitting
 from ..terminal import options as flags
-from ..terminal.files import PICTURE, RESULT, outputs, parse_object, shown
+from ..terminal.files import PICTURE, RESULT, outputs, shown, write_beside
+from ..terminal.progress import Progress
+from ..terminal.tables import as_json
+
+WORDS = {"weights_sha256": "weights", "config_sha256": "config.json", "ids_sha256": "text"}
+
+
+def carry_out(options, prepared, result_of) -> int:
+    """A task that --out saves and --resume goes on with, from its flags to its result: 0, or
+    the exit code of the signal that ended it.
+
+    prepared(options) -> (run, settings): a run has step(), is_done, done and total, fact(),
+        state() and restore(tensors); settings are all that its numbers depend on.
+    result_of(options, run, settings) -> (result, words, draw): for JSON, and for readers;
+        draw() draws what the flags ask for, once all is written and printed.
+    """
+    with begun(options) as start:
+        if start is None:
+            return 0
+        state, options, out = start
+        run, settings = prepared(options)
+        if state is not None:
+            facts, tensors = state
+            check_same(settings, facts.get("settings"))
+            try:
+                run.restore(tensors)
+            except ValueError as error:
+                raise not_whole(state_path(out)) from error
+        code = drive(run, out, {"line": kept_line(options), "settings": settings}, options)
+        if code:
+            onward = f"go on with --resume {out}"
+            onward = onward if out else "nothing was saved: there is no --out"
+            stopped = f"stopped after {run.done:,} of {run.total:,} tokens"
+            print(f"{stopped}; {onward}", file=sys.stderr)
+            return code
+        result, words, draw = result_of(options, run, settings)
+        try:
+            if out is not None:
+                write_beside(out, (as_json(result) + "\n").encode())
+        finally:
+            print(as_json(result) if options.json else words, flush=True)
+        draw()
+        if out is not None:
+            state_path(out).unlink(missing_ok=True)
+    return 0
 
 
 def state_path(out: Path) -> Path:
@@ -34,136 +78,103 @@ def state_path(out: Path) -> Path:
 
 @contextlib.contextmanager
 def begun(options) -> Iterator[tuple | None]:
-    """How a task begins that --out saves and --resume goes on with: (facts of the saved state
-    or None, the run's flags, its --out); None where there is nothing left to do. No other run
-    has the names of its files meanwhile.
+    """How a run begins: (the saved state or None, the run's flags, its --out); None where
+    there is nothing left to do. No other run has the names of its files meanwhile.
 
     Raises ValueError where such a name is taken, or the state is none.
     """
-    if options.resume is None:
-        with outputs(flags.inputs(options), out=(options.out, RESULT), **drawn(options)):
-            if options.out and state_path(options.out).exists():
-                raise ValueError(
-                    f"{state_path(options.out)} holds a run that was stopped: --resume "
-                    f"{options.out}, or delete it"
-                )
-            yield None, options, options.out
-        return
-    out, path = options.resume, state_path(options.resume)
-    with outputs((), resume=(out, RESULT)):
-        if out.is_file() and not path.exists():
-            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
-            yield None
-            return
-        if not path.is_file():
-            raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
-        facts = read_facts(path)
-        options = as_begun(facts, options, path)
-        with outputs(flags.inputs(options), **drawn(options)):
-            yield facts, options, out
+    out, state = options.resume or options.out, None
+    path = out and state_path(out)
+    with contextlib.ExitStack() as held:
+        if options.resume:
+            held.enter_context(outputs((), resume=(out, RESULT)))
+            if out.is_file() and not path.exists():
+                print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
+                yield None
+                return
+            if not path.is_file():
+                raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
+            state = read_state(path)
+            options = as_begun(state[0].get("line"), options, path)
+        drawn = getattr(options, "heatmap", None), PICTURE
+        files = {"heatmap": drawn} | ({} if state else {"out": (out, RESULT)})
+        held.enter_context(outputs(flags.inputs(options), **files))
+        if out and path.exists() and state is None:
+            raise ValueError(
+                f"{path} holds a run that was stopped: --resume {out}, or delete it"
+            )
+        yield state, options, out
 
 
-def drawn(options) -> dict:
-    """What a task draws besides its --out, as files.outputs takes it."""
-    return {"heatmap": (getattr(options, "heatmap", None), PICTURE)}
+def kept_line(options) -> list[str]:
+    """A run's command line, with what was left to this machine to choose."""
+    chosen = f"--device={flags.device(options.device)}", f"--threads={torch.get_num_threads()}"
+    return [options.task, *options.given, *chosen]
 
 
-def kept_flags(options) -> dict:
-    """A run's flags as a state holds them: its command line, and what was left to this machine
-    to choose."""
-    return {
-        "arguments": [options.task, *options.given],
-        "device": str(flags.device(options.device)), "threads": torch.get_num_threads(),
-    }  # fmt: skip
-
-
-def as_begun(facts: dict, options, path: Path):
+def as_begun(line, options, path: Path):
     """The flags that a run began with, read as those of a command line are. Raises ValueError
     where its state holds no such flags, or those of another task."""
-    kept = facts.get("flags")
-    kept = kept if isinstance(kept, dict) else {}
-    line = kept.get("arguments")
     if not isinstance(line, list) or not all(isinstance(word, str) for word in line):
-        raise ValueError(f"{path} is of another program or version: delete it and start again")
+        raise not_whole(path)
     if line[:1] != [options.task]:
         task = shown(line[0] if line else "")
         raise ValueError(f"{path} is of the task {task}: --resume it there")
-    line = [*line, f"--device={kept.get('device')}", f"--threads={kept.get('threads')}"]
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return options.parse(line)
     except SystemExit as error:
+        raise not_whole(path) from error
+
+
+# ---- what the numbers depend on
+
+
+def model_facts(options, model) -> dict:
+    """What the numbers of any task depend on, as JSON gives it back."""
+    paths = sorted({stored.path for stored in find_tensors(Path(options.model)).values()})
+    return {
+        "model": str(options.model),
+        "weights_sha256": {path.name: sha256_of(path) for path in paths},
+        "config_sha256": sha256_of(options.model / "config.json"),
+        "device": str(model.embed.weight.device),
+        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_same(settings: dict, before):
+    """Raise ValueError where the run that is to go on would read, or be, another one."""
+    before = before if isinstance(before, dict) else {}
+    changed = {name for name in settings if settings[name] != before.get(name)}
+    if "torch" in changed:
+        print(
+            f"the run began with PyTorch {shown(before.get('torch'))} and goes on with "
+            f"{settings['torch']}: the last bits may differ",
+            file=sys.stderr,
+        )
+    if changed - {"torch"}:
+        named = ", ".join(WORDS.get(name, name) for name in sorted(changed - {"torch"}))
         raise ValueError(
-            f"{path} holds flags that make no sense: delete it and start again"
-        ) from error
+            f"the run began with another {named}: put back what was there, or delete its state "
+            "and start again"
+        )
 
 
-# ---- a state
-
-
-def save_state(out: Path, tensors: dict[str, torch.Tensor], facts: dict):
-    """Write the state of the run that writes `out`, or nothing. Raises ValueError where it
-    cannot be written."""
-    write_state(state_path(out), tensors, facts)
-
-
-def write_state(path: Path, tensors: dict[str, torch.Tensor], facts: dict):
-    """Write a state, or nothing. Raises ValueError where it cannot be written."""
-    whole = {**facts, "sha256": checksum(facts, tensors.items())}
-    write_tensors(path, tensors, {"run": json.dumps(whole)})
-
-
-def checksum(facts: dict, tensors) -> str:
-    """The SHA-256 of a state's facts and of its tensors, (name, tensor) each."""
-    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, x in sorted(tensors, key=lambda pair: pair[0]):
-        found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
-        found.update(as_bytes(x))
-    return found.hexdigest()
-
-
-def read_facts(path: Path) -> dict:
-    """The facts of a state. Raises ValueError where it is none, or not as it was written."""
-    with opened(path) as state:
-        try:
-            facts = parse_object((state.metadata() or {})["run"].encode())
-            told = facts.pop("sha256")
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path} is no state of this version of the program: delete it and start again"
-            ) from error
-        tensors = ((name, state.get_tensor(name)) for name in sorted(state.keys()))
-        if checksum(facts, tensors) != told:
-            raise ValueError(
-                f"{path} was edited or damaged, as its SHA-256 tells: delete it and start again"
-            )
-    return facts
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a state, whose numbers stay in the file until they are asked for."""
-    with opened(path) as state:
-        return {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
-
-
-@contextlib.contextmanager
-def opened(path: Path):
-    """An open state. Raises ValueError where the file is none."""
-    try:
-        with safe_open(path, framework="pt") as state:
-            yield state
-    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} is no whole state: delete it and start again") from error
-
-
-def not_whole(path: Path) -> ValueError:
-    """What is said of a state that holds other things than a run of these flags saves."""
-    return ValueError(f"{path} is not a whole state of this run: delete it and start again")
-
-
-def remove_state(out: Path):
-    """The run is finished: nothing is left to resume."""
-    state_path(out).unlink(missing_ok=True)
+def put_back(arrays: dict[str, np.ndarray], tensors: dict[str, torch.Tensor]):
+    """Fill arrays with what a state holds under their names, and no longer holds then. Raises
+    ValueError where it has nothing of that kind."""
+    for name, array in arrays.items():
+        place = torch.from_numpy(array)
+        new = fitting(tensors.pop(name, None), place.shape, place.dtype)
+        if not new.isfinite().all():
+            raise ValueError(f"{name} holds what is no number")
+        place.copy_(new)
 
 
 # ---- a run
@@ -184,29 +195,31 @@ def signals_noted():
             signal.signal(name, handler)
 
 
-def drive(run, out: Path | None, facts: dict, save_every: float, report) -> int:
-    """Take steps until the run is done: 0; or the exit code of the signal that ended it.
+def drive(run, out: Path | None, facts: dict, options) -> int:
+    """Take steps until a run is done: 0; or the exit code of the signal that ended it.
 
-    run: has step(), is_done and state(); its state is saved for `out`, with `facts` beside its
-    own, before the first step, every save_every seconds, and when a signal came.
-    report: called after every step.
+    Its state, with these facts, is saved for `out` before the first step, every
+    --save-every seconds, and when a signal came.
     """
 
     def save():
         if out is not None:
-            tensors, own = run.state()
-            save_state(out, tensors, {**facts, "at": own})
+            write_state(state_path(out), run.state(), facts)
 
-    with signals_noted() as came:
-        save()
-        saved = time.monotonic()
-        while not run.is_done:
-            run.step()
-            report()
-            if came and not run.is_done:
-                save()
-                return 128 + came[0]
-            if time.monotonic() - saved >= save_every:
-                save()
-                saved = time.monotonic()
-    return 0
+    progress = Progress(run.total, run.done)
+    try:
+        with signals_noted() as came:
+            save()
+            saved = time.monotonic()
+            while not run.is_done:
+                run.step()
+                progress.show(run.done, run.fact(), now=run.is_done)
+                if came and not run.is_done:
+                    save()
+                    return 128 + came[0]
+                if time.monotonic() - saved >= options.save_every:
+                    save()
+                    saved = time.monotonic()
+        return 0
+    finally:
+        progress.end()

@@ -16,102 +16,163 @@ question alone, and texts that do not state the answer.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import json
-import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from .. import corpus
+from ..config import LMInfinite, ModelConfig
 from ..terminal import options as flags
-from ..terminal.files import read_text, write_beside
-from ..terminal.progress import Progress
+from ..terminal.files import shown
 from ..train.practice import Practice
-from .needles import axes, heatmap
-from .needles.cells import Run
-from .needles.recall import Pairs, Variables
-from .needles.report import Results
-from .needles.trials import REPEATED, Maker, PassKey, check_filler
-from .perplexity import check_same, finite, weights_sha256
-from .resume import begun, drive, kept_flags, not_whole, remove_state, state_path
+from . import heatmap
+from .cells import Cell, Run
+from .documents import texts_of
+from .methods import LABELS, Method, Truncated
+from .report import Results
+from .resume import carry_out, model_facts
+from .trials import ABSENT, ALONE, REPEATED, Pairs, PassKey, check_filler
 
-TITLES = {
-    "passkey": "pass key", "pairs": "key-value recall",
-    "variables": "variable tracking in the style of RULER",
-}  # fmt: skip
+METHODS = ("full", "truncate", "lambda", "topk")
+TOP_K = 5  # the paper's
+LONGEST = 2**24  # tokens of a trial
+SWEEPS = {"k": "top_k", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
+TITLES = {"passkey": "pass key", "pairs": "key-value recall"}
+
+
+def check(options):
+    """Raise ValueError for flags that contradict each other."""
+    if options.attention == "full":
+        raise ValueError("--attention is that of lambda and topk: full is a method of its own")
+    if "topk" in options.methods or options.sweep:
+        options.top_k_middle = options.top_k_middle or TOP_K
+    flags.check_attention(options)
+    names = [name for name, _ in options.sweep]
+    if len(set(names)) < len(names):
+        raise ValueError("--sweep names one thing twice: give all its values together")
 
 
 def evaluate(options) -> int:
     """A task, from its flags to the result; a signal's exit code where one ended it."""
-    with begun(options) as start:
-        return 0 if start is None else measure(*start)
+    return carry_out(options, prepared, result_of)
 
 
-def measure(facts: dict | None, options, out: Path | None) -> int:
-    """The run, from the saved state if there are facts of one, to the result."""
+def prepared(options) -> tuple[Run, dict]:
+    """The run that the flags ask for, and all that its numbers depend on."""
     flags.check_drawing(options, "heatmap")
-    run, settings, left_out = prepared(options)
-    if facts is not None:
-        check_same(settings, facts.get("settings"), options)
-        restore(run, state_path(out), facts)
-    progress = Progress(run.total, run.done)
-
-    def report():
-        cell = run.cell
-        what = f"{cell.method}, {cell.length:,} tokens" if cell else "all cells"
-        progress.show(run.done, what, now=run.is_done)
-
-    try:
-        kept = {"flags": kept_flags(options), "settings": settings}
-        code = drive(run, out, kept, options.save_every, report)
-    finally:
-        progress.end()
-    if code:
-        onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
-        print(f"stopped; {onward}", file=sys.stderr)
-        return code
-    publish(options, out, run, settings, left_out)
-    return 0
-
-
-def prepared(options):
-    """The run that the flags ask for, what its numbers depend on, and what it leaves out."""
     model, tokenizer = flags.load(options)
     config = model.config
-    cells, left_out = axes.cells(options, config)
-    longest = max(cell.length for cell in cells)
+    found = cells(options, config)
+    longest = max(cell.length for cell in found)
     text = filler(options, tokenizer, longest)
     check_filler(text, longest)  # however little of it is the question
     practice = Practice(tokenizer, text)
-    maker = maker_of(options, practice, tokenizer)
-    methods = axes.settings(options, config, len(practice.bos))
-    sight = axes.sight(options, config)
-    run = Run(model, maker, methods, sight, cells, options.trials, options.seed,
-              options.prefill_chunk, options.rows, options.middle or "ram")  # fmt: skip
+    maker = PassKey(practice, tokenizer)
+    if options.kind == "pairs":
+        maker = Pairs(practice, tokenizer, options.pairs)
+    methods = settings(options, config, practice)
+    run = Run(model, maker, methods, sight(options, config), found, options.trials,
+              options.seed, options.prefill_chunk, options.rows,
+              options.middle or "ram")  # fmt: skip
     run.check()
-    settings = {
-        "task": options.kind, "model": str(options.model),
-        "weights_sha256": weights_sha256(options.model),
+    return run, model_facts(options, model) | {
+        "task": options.kind,
         "ids_sha256": hashlib.sha256(text.astype("<i8").tobytes()).hexdigest(),
         "filler": options.filler, "seed": options.seed, "trials": options.trials,
-        "lengths": axes.lengths(options, config), "depths": options.depths,
-        "methods": {name: method_facts(methods[name]) for name in methods},
-        "digits": maker.digits, "pairs": options.pairs, "chains": options.chains,
-        "hops": options.hops, "full_up_to": options.full_up_to,
+        "lengths": lengths(options, config), "depths": options.depths,
+        "methods": {
+            name: {"lm_infinite": method.lm and dict(vars(method.lm)),
+                   "reads_last": getattr(method, "length", None)}
+            for name, method in methods.items()
+        },
+        "digits": maker.digits, "pairs": options.pairs,
         "context_length": config.context_length, "prefill_chunk": options.prefill_chunk,
-        "device": str(model.embed.weight.device),
-        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
-    return run, settings, left_out
 
 
-def method_facts(method) -> dict:
-    """A method as JSON gives it back."""
-    lm = None if method.lm is None else dict(vars(method.lm))
-    return {"lm_infinite": lm, "reads_last": method.last}
+# ---- what the flags ask for
+
+
+def numbers(convert, low, high, what: str):
+    """An argparse type: numbers with commas between them, each from low to high, once."""
+
+    def parse(text: str) -> list:
+        try:
+            found = [convert(part) for part in text.split(",")]
+        except ValueError:
+            found = []
+        if not found or not all(low <= x <= high for x in found):
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)} is no list of {what}, as 1,2,4 is one"
+            )
+        return list(dict.fromkeys(found))
+
+    return parse
+
+
+def swept(text: str) -> tuple[str, list[int]]:
+    """An argparse type: k=1,3,5, distance=... or from-layer=..."""
+    name, _, values = text.partition("=")
+    if name not in SWEEPS:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} names none of {', '.join(SWEEPS)}: write k=1,3,5"
+        )
+    least = 1 if name == "k" else 0
+    return name, numbers(int, least, flags.MOST, f"whole numbers of at least {least}")(values)
+
+
+def sight(options, config: ModelConfig) -> LMInfinite:
+    """The setting of the method lambda."""
+    return replace(flags.attention(options, config), top_k=0)
+
+
+def settings(options, config: ModelConfig, practice: Practice) -> dict[str, Method]:
+    """All methods by name, asked for or not, and one for each setting of a sweep."""
+    reaching, inside = flags.attention(options, config), config.context_length
+    found = {
+        "full": Method(LABELS["full"], None),
+        "truncate": Truncated(LABELS["truncate"], None, inside, len(practice.bos)),
+        "lambda": Method(LABELS["lambda"], sight(options, config)),
+        "topk": Method(LABELS["topk"], reaching),
+    }
+    for name, values in options.sweep:
+        if name == "from-layer" and max(values) >= config.n_layer:
+            raise ValueError(
+                f"--sweep from-layer={max(values)}: the model has the layers 0 to "
+                f"{config.n_layer - 1}"
+            )
+        for value in values:
+            swept = replace(reaching, **{SWEEPS[name]: value})
+            found[f"{name}={value}"] = Method(LABELS["topk"], swept)
+    return found
+
+
+def lengths(options, config: ModelConfig) -> list[int]:
+    """The lengths of the trials in tokens. Raises ValueError for one that is out of range."""
+    found = sorted({round(x * config.context_length) for x in options.lengths})
+    for length in found:
+        if not 1 <= length <= LONGEST:
+            raise ValueError(
+                f"--lengths asks for {length:,} tokens, of a model that was trained on "
+                f"{config.context_length:,}: a trial has 1 to {LONGEST:,}"
+            )
+    return found
+
+
+def cells(options, config: ModelConfig) -> list[Cell]:
+    """All cells, the shorter ones first."""
+    inside = config.context_length
+    found = [Cell("full", 0, ALONE), *(Cell("full", inside, d) for d in options.depths)]
+    swept = [f"{name}={value}" for name, values in options.sweep for value in values]
+    for length in lengths(options, config):
+        for method in [*options.methods, *swept]:
+            found += [Cell(method, length, depth) for depth in options.depths]
+            if method in METHODS:
+                found.append(Cell(method, length, ABSENT))
+    return list(dict.fromkeys(found))
 
 
 def filler(options, tokenizer, longest: int) -> np.ndarray:
@@ -121,57 +182,21 @@ def filler(options, tokenizer, longest: int) -> np.ndarray:
         space = "" if plain == spaced else " "  # not practice's: so its numbers were made
         once = tokenizer.encode(space + REPEATED, bos=False)
         return np.array(once * (longest // len(once) + 2))
-    if options.text:
-        texts = {str(path): read_text(path) for path in options.text}
-    else:
-        texts = corpus.documents(options.corpus, held_out=True)
-    return np.array([id for text in texts.values() for id in tokenizer.encode(text, bos=False)])
+    texts = texts_of(options).values()
+    return np.array([id for text in texts for id in tokenizer.encode(text, bos=False)])
 
 
-def maker_of(options, practice: Practice, tokenizer) -> Maker:
-    if options.kind == "pairs":
-        return Pairs(practice, tokenizer, options.pairs, options.digits)
-    if options.kind == "variables":
-        return Variables(practice, tokenizer, options.chains, options.hops, options.digits)
-    return PassKey(practice, tokenizer, options.digits)
+# ---- what was found
 
 
-def publish(options, out: Path | None, run: Run, settings: dict, left_out):
-    """The result, written and printed, and only then drawn; the state goes last."""
+def result_of(options, run: Run, settings: dict):
+    """What was measured, for JSON, for readers, and as a picture."""
     results = Results(
         run, settings["lengths"], options.depths, options.methods,
-        settings["context_length"], options.sweep, left_out,
+        settings["context_length"], options.sweep,
     )  # fmt: skip
     title = f"{TITLES[options.kind]}, {Path(options.model).name}"
     result = {"task": options.kind, "settings": settings, "results": results.as_json()}
-    text = json.dumps(finite(result), indent=1)
-    shown = text if options.json else (
-        f"{title}, {options.trials} trials a cell\n\n{results.tables()}"
-    )  # fmt: skip
-    try:
-        if out is not None:
-            write_beside(out, (text + "\n").encode())
-    finally:
-        print(shown, flush=True)
-    if options.heatmap:
-        words = f"{title}: % of answers that are right"
-        panels = {axes.METHODS[m]: accuracies(results, m) for m in options.methods}
-        heatmap.write(options.heatmap, words, panels, results.lengths, results.depths)
-    if out is not None:
-        remove_state(out)
-
-
-def accuracies(results: Results, method: str) -> dict:
-    """A method's accuracy by (length, depth), where it was measured."""
-    cells = [(length, depth) for length in results.lengths for depth in results.depths]
-    found = {cell: results.cell(method, *cell) for cell in cells}
-    return {cell: share["accuracy"] for cell, share in found.items() if share is not None}
-
-
-def restore(run: Run, path: Path, facts: dict):
-    """Put a run where its saved state was. Raises ValueError for a state that is not one."""
-    at = facts.get("at")
-    try:
-        run.restore(at if isinstance(at, dict) else {})
-    except ValueError as error:
-        raise not_whole(path) from error
+    words = f"{title}, {options.trials} trials a cell\n\n{results.tables()}"
+    draw = partial(heatmap.write, options.heatmap, title, results)
+    return result, words, draw if options.heatmap else lambda: None

@@ -78,7 +78,7 @@ class LayerCache:
 
     def _take_starting(self, new: Tensor, length: int, padding: list[int]):
         """Take in each row's own first n_global tokens, which follow its padding."""
-        n_new, (_, batch, heads, had, dim) = new.shape[3], self.starting.shape
+        n_new, batch, had = new.shape[3], new.shape[1], self.starting.shape[3]
         count = self.n_starting(length + n_new - min(padding))
         # (B, count): which of the new tokens they are, if they are new.
         among = torch.tensor(padding)[:, None] + torch.arange(count) - length

@@ -1,19 +1,15 @@
 """The next tokens of texts whose past a cache keeps: what they see, worked out once for all
 layers.
 
-One token is one product over all that is kept. Its window is in the ring, in any order, since
-each key carries its position. After the ring stand the starting keys, placed again for this
-very query: from home at -C they are moved to i - C, where a query at i finds each of them
-exactly C away, as the ceiling asks. So one fused call over
+One token is one product over all that is kept. Its window is the ring, in any order, since each
+key carries its position. After it stand the starting keys, moved for this very query from home
+at -C to i - C, where a query at i finds each of them exactly C away. So one fused call over
 
     | ring: n_local keys | starting keys at i - C |
 
-is the definition's softmax over the same keys, however long the text is. What a row does not
-see of it, since it is padding, or a starting key that is still in the window, a mask hides.
-
-More tokens are a band, or, where the ceiling is not the window, chunks; and so are those that
-reach back to the middle. Rows of different lengths are then read one by one, each without its
-padding.
+is the definition's softmax over the same keys, however long the text is. Padding, and starting
+keys that are still in the window, a mask hides. More tokens are a band, or chunks where there
+is none; rows of different lengths are then read one by one, each without its padding.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .band import How, Starting, attend_band, fits_band, masked_bias, spare_columns
+from .band import How, attend_band, fits_band, masked_bias, spare_columns
 from .cache import Cache
 from .chunk import attend_chunks
 from .middle import Found
@@ -100,7 +96,7 @@ class Reading:
         starting, n_starting = kept.starting[:, rows], kept.starting.shape[3]
         positions, shown = torch.arange(end), torch.arange(end)
         if self.is_band and n_reaching < n:
-            at_home, shift = Starting(*starting, torch.arange(n_starting)), self.n_new - n
+            at_home, shift = (*starting, torch.arange(n_starting)), self.n_new - n
             attend_band(q, self.place, shift, keys, values, at_home, end - n, self.how, out)
         n = n_reaching if self.is_band else n
         if n and kept.middle:
@@ -135,9 +131,7 @@ class OneToken:
         if not scheme.has_bias:
             self.turn = scheme.matrix(position + cache.first_position, like.shape[-1], exact)
         self.slot = (position if lm.n_local is None else position % lm.n_local).view(1)
-        self.moves = (
-            starting is not None and not scheme.has_bias and lm.distance_ceiling is not None
-        )
+        self.moves = not (starting is None or self.turn is None or lm.distance_ceiling is None)
         if self.moves:
             after = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
             self.slots = torch.cat((self.slot, after))

@@ -25,9 +25,8 @@ import torch
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..terminal.files import named
-from ..writing.planning.units import scaled
-from .folder_facts import look
-from .memory import LENGTHS
+from ..terminal.progress import scaled
+from .folder_facts import LENGTHS, look
 from .probe import load_and_probe
 
 
@@ -133,7 +132,7 @@ def ranges(numbers: list[int]) -> str:
 
 
 def aligned(rows: list[list[str]], right: bool = False) -> str:
-    """Rows of cells as lines, two spaces between columns; right: numbers, behind their name."""
+    """Rows of cells as lines, two spaces between columns; right: numbers, after their name."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     lines = []
     for row in rows:

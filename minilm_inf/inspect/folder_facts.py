@@ -1,12 +1,13 @@
-"""What a checkpoint's folder holds, and where its tensors go, told from headers alone."""
+"""What a checkpoint's folder holds, where its tensors go, and whether memory holds it, told
+from headers and by formulas before anything is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -21,13 +22,15 @@ from ..checkpoint.checkpoint import (
     settled,
 )
 from ..checkpoint.shards import Stored, find_tensors
-from ..config import ModelConfig
+from ..config import LMInfinite, ModelConfig
+from ..terminal.progress import available_memory
 from ..text.tokenizer import load as load_tokenizer
 from ..transformer import Transformer
-from .memory import memory
+from ..writing.costs import cache_bytes
 from .probe import positions
 
 NOWHERE, IGNORED = "no place", "ignored"
+LENGTHS = (4096, 32_768, 1_048_576)  # tokens for which the cache is told
 SIZES = "n_layer n_embd n_head n_kv_head head_dim n_inner vocab_size context_length".split()
 
 
@@ -53,9 +56,8 @@ def look(folder: Path, dtype: torch.dtype) -> dict:
     if folder.is_dir():
         facts["tokenizer"] = tokenizer_facts(folder, config)
     if stored is not None:
-        found = places(config, layer, stored)
-        facts["stored"] = stored_facts(found)
-        facts["tensors"] = [place._asdict() for place in found]
+        facts["tensors"] = places(config, layer, stored)
+        facts["stored"] = stored_facts(facts["tensors"])
     if not refusals:
         _tried(refusals, _fit, config, stored, folder)
     return facts | {"refused": refusals[0] if refusals else None}
@@ -114,33 +116,37 @@ def tokenizer_facts(folder: Path, config: ModelConfig | None) -> dict:
     return facts
 
 
-# Where each tensor goes
+def memory(config: ModelConfig, parameters: int, dtype: torch.dtype) -> dict:
+    """Bytes of the weights and of one text's cache in a dtype, and whether both together fit.
 
-
-class Place(NamedTuple):
-    """A tensor of the files and where it goes.
-
-    parameter: ours, with the rows that it fills where several of theirs share it; or IGNORED,
-        or NOWHERE; None where there is no config to tell.
-    pattern, layer: its name with {} for the layer, and the layer, None outside of them.
+    float32_bytes, of the weights, is told whatever the dtype; "fits" is None where the system
+    does not tell its available memory.
     """
-
-    name: str
-    pattern: str
-    layer: int | None
-    parameter: str | None
-    shape: tuple[int, ...]
-    dtype: str
-    file: str
-    bytes: int
+    available, weights = available_memory(), parameters * dtype.itemsize
+    settings = {"vanilla": None, "lm_infinite": LMInfinite.for_model(config, n_global=10)}
+    cache = []
+    for name, lm in settings.items():
+        for length in LENGTHS:
+            n_bytes = cache_bytes(config, length, lm, dtype)
+            fits = None if available is None else weights + n_bytes <= available
+            cache.append({"reading": name, "tokens": length, "bytes": n_bytes, "fits": fits})
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "weights_bytes": weights,
+        "float32_bytes": 4 * parameters,
+        "available_bytes": available,
+        "cache": cache,
+    }
 
 
 def places(
     config: ModelConfig | None, layer: Transformer | None, stored: dict[str, Stored]
-) -> list[Place]:
+) -> list[dict]:
     """Every stored tensor: kind by kind as our network is built, each by layers, the rest last.
 
-    config and layer None: where they go is not known.
+    config and layer None: where they go is not known. pattern, layer: a name with {} for the
+    layer, and the layer. parameter: ours, with the rows that it fills where several of theirs
+    share it; or IGNORED, or NOWHERE; None where there is no config to tell.
     """
     ours = destinations(layer) if layer else {}
     found = []
@@ -154,12 +160,18 @@ def places(
             goes = NOWHERE
         if goes and number is not None:
             goes = goes.replace("{}", str(number))
-        size = where.end - where.begin
-        facts = (where.shape, where.dtype, where.path.name, size)
-        found.append(Place(where.name, pattern, number, goes, *facts))
+        found.append({
+            "name": where.name, "pattern": pattern, "layer": number, "parameter": goes,
+            "shape": where.shape, "dtype": where.dtype, "file": where.path.name,
+            "bytes": where.nbytes,
+        })  # fmt: skip
     rank = {pattern: number for number, pattern in enumerate(ours)}
-    found.sort(key=lambda place: (place.pattern, place.layer or 0))
-    return sorted(found, key=lambda place: rank.get(place.pattern, len(rank)))
+
+    def order(place: dict) -> tuple:
+        pattern = place["pattern"]
+        return rank.get(pattern, len(rank)), pattern, place["layer"] or 0
+
+    return sorted(found, key=order)
 
 
 def destinations(layer: Transformer) -> dict[str, str]:
@@ -179,14 +191,13 @@ def destinations(layer: Transformer) -> dict[str, str]:
     return found
 
 
-def stored_facts(found: list[Place]) -> dict:
+def stored_facts(found: list[dict]) -> dict:
     """Count, bytes, files and dtypes (tensors of each); "ignored" counts those that are."""
-    kept = [place for place in found if place.parameter != IGNORED]
-    dtypes = dict.fromkeys(place.dtype for place in kept)
+    kept = [place for place in found if place["parameter"] != IGNORED]
     return {
         "tensors": len(kept),
-        "bytes": sum(place.bytes for place in kept),
-        "dtypes": {dtype: sum(place.dtype == dtype for place in kept) for dtype in dtypes},
-        "files": sorted({place.file for place in found}),
+        "bytes": sum(place["bytes"] for place in kept),
+        "dtypes": dict(Counter(place["dtype"] for place in kept)),
+        "files": sorted({place["file"] for place in found}),
         "ignored": len(found) - len(kept),
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import ModelConfig
-from .raw_config import RawConfig, shared_keys
+from ..terminal.json_parts import Part
+from .raw_config import close, heads, plain_decoder, shared_keys, special_ids
 
 
 @dataclass(frozen=True)
@@ -27,33 +28,32 @@ def config_from_hf(raw: dict) -> GptjConfig:
     The sizes must be there; any other absent key takes the default that transformers documents.
     Raises ValueError with the key's name for whatever is missing, unknown or not implemented.
     """
-    keys = RawConfig(raw)
-    keys.only("model_type", ("gptj",))
-    keys.only("activation_function", ("gelu_new",), "gelu_new")
+    keys = Part(raw)
+    keys["model_type"].only("gptj")
+    keys["activation_function"].only(None, "gelu_new")
     for name in ("rotary", "scale_attn_weights"):
-        keys.only(name, (True,), True)
-    keys.plain_decoder()
-    n_embd, n_head, head_dim = keys.heads("n_embd", "n_head")
-    rotary_dim = keys.integer("rotary_dim")
+        keys[name].only(None, True)
+    plain_decoder(keys)
+    n_embd, n_head, head_dim = heads(keys, "n_embd", "n_head")
+    rotary_dim = keys["rotary_dim"].integer()
     if rotary_dim % 2 or rotary_dim > head_dim:
-        raise keys.wrong("rotary_dim", f"even, and at most head_dim, {head_dim}", rotary_dim)
+        raise keys["rotary_dim"].wrong(f"even, and at most head_dim, {head_dim}")
     config = GptjConfig(
         family="gptj",
-        vocab_size=keys.integer("vocab_size"),
-        n_layer=keys.integer("n_layer"),
+        vocab_size=keys["vocab_size"].integer(),
+        n_layer=keys["n_layer"].integer(),
         n_head=n_head,
         n_kv_head=n_head,
         n_embd=n_embd,
         head_dim=head_dim,
-        n_inner=keys.integer("n_inner", 4 * n_embd),
-        context_length=keys.integer("n_positions", 2048, 2**62),
-        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
-        tied=keys.flag("tie_word_embeddings", False),
-        bos_id=keys.bos_id(50256),
-        eos_ids=keys.ids("eos_token_id", 50256),
+        n_inner=keys["n_inner"].integer(4 * n_embd),
+        context_length=keys["n_positions"].integer(2048, 2**62),
+        norm_eps=keys["layer_norm_epsilon"].number(1e-5),
+        tied=keys["tie_word_embeddings"].flag(False),
         rotary_dim=rotary_dim,
+        **special_ids(keys, bos=(50256,), eos=(50256,)),
     )
-    keys.close(GPTJ_HARMLESS)
+    close(keys, GPTJ_HARMLESS)
     return config
 
 

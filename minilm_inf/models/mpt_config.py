@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass, replace
 
 from ..config import ModelConfig
-from .raw_config import LARGEST_SIZE, RawConfig, shared_keys
+from ..terminal.json_parts import LARGEST_SIZE, Part
+from .raw_config import close, heads, plain_decoder, shared_keys, special_ids
 
 
 @dataclass(frozen=True)
@@ -45,72 +46,69 @@ def config_from_hf(raw: dict) -> MptConfig:
     The sizes must be there; any other absent key takes the default that transformers documents.
     Raises ValueError with the key's name for whatever is missing, unknown or not implemented.
     """
-    keys = RawConfig(raw)
-    keys.only("model_type", ("mpt",))
+    keys = Part(raw)
+    keys["model_type"].only("mpt")
     # Whether a norm runs in low precision is training's affair.
-    keys.only("norm_type", ("low_precision_layernorm", "layernorm"), "layernorm")
-    keys.plain_decoder()
-    keys.only("fc_type", PLAIN_LINEAR, "torch")
-    _only_plain_mlp(keys)
-    attention = _attention_from_hf(keys)
-    n_embd, n_head, head_dim = keys.heads("d_model", "n_heads")
-    kv_n_heads = attention.integer("kv_n_heads", n_head)
+    keys["norm_type"].only(None, "low_precision_layernorm", "layernorm")
+    plain_decoder(keys)
+    keys["fc_type"].only(None, *PLAIN_LINEAR)
+    _only_plain_mlp(keys["ffn_config"])
+    attention = keys["attn_config"]
+    _only_alibi(attention)
+    n_embd, n_head, head_dim = heads(keys, "d_model", "n_heads")
+    kv_n_heads = attention["kv_n_heads"].integer(n_head)
     if kv_n_heads != n_head:
-        raise attention.wrong("kv_n_heads", f"n_heads, {n_head}", kv_n_heads)
-    ratio = keys.number("expansion_ratio", 4)
+        raise attention["kv_n_heads"].wrong(f"n_heads, {n_head}")
+    ratio = keys["expansion_ratio"].number(4)
     if not 1 <= ratio * n_embd <= LARGEST_SIZE:
-        raise keys.wrong("expansion_ratio", "a number that fits d_model", ratio)
-    norm_eps = keys.number("norm_eps", 1e-5)  # MosaicML's name; the other is transformers'
+        raise keys["expansion_ratio"].wrong("a number that fits d_model")
+    norm_eps = keys["norm_eps"].number(1e-5)  # MosaicML's name; the other is transformers'
     config = MptConfig(
         family="mpt",
-        vocab_size=keys.integer("vocab_size"),
-        n_layer=keys.integer("n_layers"),
+        vocab_size=keys["vocab_size"].integer(),
+        n_layer=keys["n_layers"].integer(),
         n_head=n_head,
         n_kv_head=n_head,
         n_embd=n_embd,
         head_dim=head_dim,
         n_inner=int(ratio * n_embd),
-        context_length=keys.integer("max_seq_len", 2048, 2**62),
-        norm_eps=keys.number("layer_norm_epsilon", norm_eps),
-        tied=keys.flag("tie_word_embeddings", True),
-        softmax_scale=attention.number("softmax_scale", None),
-        bos_id=keys.bos_id(None),
-        eos_ids=keys.ids("eos_token_id", None),
-        alibi_bias_max=attention.number("alibi_bias_max", 8),
-        clip_qkv=attention.number("clip_qkv", None),
-        qk_ln=attention.flag("qk_ln", False),
-        bias=not keys.flag("no_bias", True),
+        context_length=keys["max_seq_len"].integer(2048, 2**62),
+        norm_eps=keys["layer_norm_epsilon"].number(norm_eps),
+        tied=keys["tie_word_embeddings"].flag(True),
+        softmax_scale=attention["softmax_scale"].number(None),
+        alibi_bias_max=attention["alibi_bias_max"].number(8),
+        clip_qkv=attention["clip_qkv"].number(None),
+        qk_ln=attention["qk_ln"].flag(False),
+        bias=not keys["no_bias"].flag(True),
+        **special_ids(keys, bos=(), eos=()),
     )
-    attention.close(ATTENTION_HARMLESS)
-    keys.close(MPT_HARMLESS)
+    close(attention, ATTENTION_HARMLESS)
+    close(keys, MPT_HARMLESS)
     return config
 
 
-def _attention_from_hf(keys: RawConfig) -> RawConfig:
-    """attn_config, of which only ALiBi and plain heads are implemented."""
-    attention = keys.inner("attn_config")
+def _only_alibi(attention: Part):
+    """Of attn_config, only ALiBi and plain heads are implemented."""
     # transformers 4 writes what differs from its defaults, of which ALiBi is one, and beside
     # it, as MosaicML does not, a model_type.
-    if not attention.flag("alibi", "model_type" in attention.left):
-        raise ValueError(
+    if not attention["alibi"].flag("model_type" in attention):
+        raise attention.error(
             "attn_config.alibi must be true: an MPT with learned positions cannot be read past "
             "its trained length, and is not implemented"
         )
-    attention.only("attn_type", ("multihead_attention",), "multihead_attention")
+    attention["attn_type"].only(None, "multihead_attention")
     for name in ("prefix_lm", "rope", "qk_gn"):
-        attention.only(name, (False,), False)
-    attention.only("sliding_window_size", (-1,), -1)
+        attention[name].only(None, False)
+    attention["sliding_window_size"].only(None, -1)
     for name in ("attn_logit_softcapping", "kv_dim"):
-        attention.only(name, (None,), None)
-    return attention
+        attention[name].only(None)
 
 
-def _only_plain_mlp(keys: RawConfig):
+def _only_plain_mlp(ffn: Part):
     """Newer files say in ffn_config what the older ones leave unsaid."""
-    ffn = keys.inner("ffn_config", {})
-    ffn.only("ffn_type", ("mptmlp",), "mptmlp")
-    ffn.only("fc_type", PLAIN_LINEAR, "torch")
-    ffn.close()
+    ffn["ffn_type"].only(None, "mptmlp")
+    ffn["fc_type"].only(None, *PLAIN_LINEAR)
+    close(ffn)
 
 
 def as_stored(config: MptConfig, shapes: dict[str, tuple[int, ...]]) -> MptConfig:

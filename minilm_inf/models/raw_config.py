@@ -9,10 +9,8 @@ from __future__ import annotations
 import re
 
 from ..config import ModelConfig
-from ..terminal.files import named, shown
-
-REQUIRED = object()  # the default of a key that has none
-LARGEST_SIZE = 2**20  # no width, count or vocabulary of a language model comes near it
+from ..terminal.files import named
+from ..terminal.json_parts import Part
 
 HARMLESS = re.compile(
     # what the file says of itself, its tokens and the programs that wrote or read it
@@ -38,124 +36,60 @@ HARMLESS = re.compile(
 """Keys that any family's config.json may hold, and that change no logit of a trained model."""
 
 
-class RawConfig:
-    """A dictionary from JSON whose values are checked as they are taken.
+def close(keys: Part, harmless=frozenset()):
+    """Raises ValueError for the first key that was not taken, is not harmless and not null.
 
-    where: what stands before a key's name in a message ("rope_scaling."). A key that has a
-    default may be null, which counts as absent. Every method raises ValueError with the key's
-    name for an absent required key and for a value of the wrong kind.
+    Null, and what is empty, turns off whatever a key stands for. harmless: names beyond
+    HARMLESS.
 
-    >>> raw = RawConfig({"hidden_size": 64, "colour": "red"})
-    >>> raw.integer("hidden_size")
+    >>> keys = Part({"hidden_size": 64, "colour": "red"})
+    >>> keys["hidden_size"].integer()
     64
-    >>> raw.close()
+    >>> close(keys)
     Traceback (most recent call last):
     ValueError: the key colour is not known ...
     """
+    for name, value in (keys.value or {}).items():
+        is_off = value in (None, {}, [])
+        known = name in keys.taken or name in harmless or HARMLESS.fullmatch(name)
+        if not (is_off or known):
+            place = f"{keys.place}.{named(name)}".lstrip(".")
+            raise keys.error(
+                f"the key {place} is not known, and may change what the model computes: remove "
+                "it if it does not"
+            )
 
-    def __init__(self, raw: dict, where: str = ""):
-        self.left = dict(raw)
-        self.where = where
 
-    def take(self, name: str, default=REQUIRED):
-        """The value as it stands, null included."""
-        if name not in self.left and default is REQUIRED:
-            raise ValueError(f"the key {self.where}{name} is missing, and has no default")
-        return self.left.pop(name, default)
+def heads(keys: Part, width: str, count: str, own: str | None = None) -> tuple[int, int, int]:
+    """n_embd, n_head, and head_dim: the width shared out, or what the key `own` says."""
+    n_embd, n_head = keys[width].integer(), keys[count].integer()
+    head_dim = None if own is None else keys[own].integer(None)
+    if head_dim is None and n_embd % n_head:
+        raise keys.error(f"{width} ({n_embd}) must be a multiple of {count} ({n_head})")
+    return n_embd, n_head, head_dim or n_embd // n_head
 
-    def integer(self, name: str, default=REQUIRED, at_most: int = LARGEST_SIZE):
-        """A whole number from 1 on."""
-        value = self._value(name, default)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not default and not (whole and 1 <= value <= at_most):
-            raise self.wrong(name, f"a whole number from 1 to {at_most}", value)
-        return value
 
-    def number(self, name: str, default=REQUIRED):
-        """A number above 0 that is no infinity in disguise."""
-        value = self._value(name, default)
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not default and not (numeric and 0 < value < 1e30):
-            raise self.wrong(name, "a number above 0 and below 1e30", value)
-        return value
+def special_ids(keys: Part, bos: tuple[int, ...], eos: tuple[int, ...]) -> dict:
+    """bos_id, the one id, if any, that a text begins with, and eos_ids, which end one.
+    bos, eos: what they are where the keys are absent."""
+    bos_part = keys["bos_token_id"]
+    bos = bos_part.id_list() if "bos_token_id" in keys else bos
+    eos = keys["eos_token_id"].id_list() if "eos_token_id" in keys else eos
+    if len(bos) > 1:
+        raise bos_part.wrong("one token id or null")
+    return {"bos_id": bos[0] if bos else None, "eos_ids": eos}
 
-    def flag(self, name: str, default=REQUIRED) -> bool:
-        """true or false."""
-        value = self._value(name, default)
-        if not isinstance(value, bool):
-            raise self.wrong(name, "true or false", value)
-        return value
 
-    def ids(self, name: str, default=REQUIRED) -> tuple[int, ...]:
-        """Token ids: one, a list, or null for none; always as a tuple, each once."""
-        value = self.take(name, default)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
-            raise self.wrong(name, "a token id, a list of them or null", value)
-        return tuple(dict.fromkeys(ids))
-
-    def bos_id(self, default=REQUIRED) -> int | None:
-        """The one id, if any, that a text begins with."""
-        ids = self.ids("bos_token_id", default)
-        if len(ids) > 1:
-            raise self.wrong("bos_token_id", "one token id or null", list(ids))
-        return ids[0] if ids else None
-
-    def heads(self, width: str, count: str, own: str | None = None) -> tuple[int, int, int]:
-        """n_embd, n_head, and head_dim: the width shared out, or what the key `own` says."""
-        n_embd, n_head = self.integer(width), self.integer(count)
-        head_dim = None if own is None else self.integer(own, None)
-        if head_dim is None and n_embd % n_head:
-            raise ValueError(f"{width} ({n_embd}) must be a multiple of {count} ({n_head})")
-        return n_embd, n_head, head_dim or n_embd // n_head
-
-    def inner(self, name: str, default=REQUIRED) -> RawConfig:
-        """An object's own keys, to be taken and closed like these."""
-        value = self._value(name, default)
-        if not isinstance(value, dict):
-            raise self.wrong(name, "an object", value)
-        return RawConfig(value, f"{self.where}{name}.")
-
-    def only(self, name: str, allowed: tuple, default=REQUIRED):
-        """One of the values that this package implements."""
-        value = self._value(name, default)
-        if value is not default and value not in allowed:
-            listed = " or ".join(shown(x) for x in allowed)
-            raise self.wrong(name, f"{listed} (nothing else is implemented)", value)
-        return value
-
-    def plain_decoder(self):
-        """A decoder alone, and no quantization_config, nor what MLX calls it."""
-        for name in ("is_encoder_decoder", "add_cross_attention"):
-            self.only(name, (False,), False)
-        for name in ("quantization_config", "quantization"):
-            if self._value(name, None) is not None:
-                raise ValueError(
-                    f"{self.where}{name} says that the weights are quantised, which is not "
-                    "implemented: use the model's own, in float16, bfloat16 or float32"
-                )
-
-    def close(self, harmless=frozenset()):
-        """Raises ValueError for the first key that was not taken, is not harmless and not null.
-
-        Null, and what is empty, turns off whatever a key stands for. harmless: names beyond
-        HARMLESS.
-        """
-        for name, value in self.left.items():
-            is_off = value in (None, {}, [])
-            if not (is_off or name in harmless or HARMLESS.fullmatch(name)):
-                raise ValueError(
-                    f"the key {self.where}{named(name)} is not known, and may change "
-                    "what the model computes: remove it if it does not"
-                )
-
-    def wrong(self, name: str, wanted: str, value) -> ValueError:
-        """The error for a value that is not what was wanted; a long value is cut."""
-        return ValueError(f"{self.where}{name} must be {wanted}, not {shown(value)}")
-
-    def _value(self, name: str, default):
-        value = self.take(name, default)
-        return default if value is None and default is not REQUIRED else value
+def plain_decoder(keys: Part):
+    """A decoder alone, and no quantization_config, nor what MLX calls it."""
+    for name in ("is_encoder_decoder", "add_cross_attention"):
+        keys[name].only(None, False)
+    for name in ("quantization_config", "quantization"):
+        if not keys[name].is_null:
+            raise keys.error(
+                f"{name} says that the weights are quantised, which is not implemented: use "
+                "the model's own, in float16, bfloat16 or float32"
+            )
 
 
 def shared_keys(config: ModelConfig) -> dict:

@@ -50,17 +50,18 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
             info = os.fstat(file.fileno())
             known = stat.S_ISREG(info.st_mode) and info.st_size <= largest
             content = read_up_to(file, info.st_size if known else min(largest, LARGEST_STREAM))
-    except OSError as error:
-        raise ValueError(f"cannot read {named(path)}: {error.strerror or error}") from error
-    except UnicodeError as error:
-        raise ValueError(f"cannot read {named(path)}: no file has such a name") from error
-    except ValueError as error:
-        raise ValueError(f"cannot read {named(path)}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {named(path)}: {reason(error)}") from error
+    refuse_pointer(path, content)
+    return content
+
+
+def refuse_pointer(path: Path, content: bytes):
+    """Raise ValueError where a file's first bytes are those of git-lfs's pointer to a file."""
     if content.startswith(LFS_POINTER):
         raise ValueError(
             f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull"
         )
-    return content
 
 
 def read_up_to(file, largest: int) -> bytes:
@@ -312,6 +313,8 @@ def named(path) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def reason(error: OSError) -> str:
+def reason(error: OSError | ValueError) -> str:
     """What the system says went wrong, without its number."""
-    return error.strerror or str(error)
+    if isinstance(error, UnicodeError):
+        return "no file has such a name"
+    return getattr(error, "strerror", None) or str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -57,28 +56,30 @@ def time_left(seconds: float) -> str:
 def memory() -> tuple[int | None, int | None]:
     """Bytes of resident memory of this process, now and at its peak; None where the system has
     no /proc."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None, None
-    kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
-    found = (kilobytes.get(name) for name in ("VmRSS", "VmHWM"))
-    return tuple(None if value is None else 1024 * int(value) for value in found)
+    found = bytes_in("/proc/self/status")
+    return found.get("VmRSS"), found.get("VmHWM")
 
 
 def available_memory() -> int | None:
-    """Bytes that a new program can have: what Linux estimates, or else the free pages.
+    """Bytes that a new program can have, as Linux estimates; None on other systems."""
+    return bytes_in("/proc/meminfo").get("MemAvailable")
 
-    None where the system tells neither.
+
+def bytes_in(path: str) -> dict[str, int]:
+    """The sizes that a file of /proc tells, by name; none where there is no such file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    sizes = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): 1024 * int(size) for name, size, _ in sizes}
+
+
+def scaled(number: int, unit: str = "B") -> str:
+    """A number of bytes, or of another unit, in thousands.
+
+    >>> scaled(544_768), scaled(3_000_000_000, "FLOP")
+    ('544.77 kB', '3.00 GFLOP')
     """
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-            return 1024 * int(next(found))
-    except (OSError, StopIteration):
-        pass
-    try:
-        pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-        return pages * size if pages > 0 else None
-    except (AttributeError, ValueError, OSError):
-        return None
+    power = min(5, (len(str(number)) - 1) // 3)
+    return f"{number / 1000**power:.2f} {('', 'k', 'M', 'G', 'T', 'P')[power]}{unit}"

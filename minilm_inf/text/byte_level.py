@@ -18,7 +18,6 @@ import re
 import tiktoken
 
 from .around import Around, Tokenizer
-from .merging import merged
 from .words import cut
 
 LONGEST_SPACE = 200_000  # characters; tiktoken's own limit lies between 300,000 and a million
@@ -69,11 +68,10 @@ class ByteLevelTokenizer(Tokenizer):
         neighbours are joined (SmolLM2 lacks a few control characters)."""
         if not set(text.encode()) & set(self.lacking):
             return self.encoding.encode_ordinary(text)
-        words = (
-            word.encode().translate(None, self.lacking) for word in cut(text, self.pattern)
-        )
-        tokens = (token for word in words for token in joined(word, self.ranks, least=1))
-        return [self.ranks[token] for token in tokens]
+        words = [word.encode() for word in cut(text, self.pattern)]
+        words = [word.translate(None, self.lacking) for word in words]
+        pieces = map(self.encoding._encode_single_piece, filter(None, words))
+        return [rank for piece in pieces for rank in piece]
 
     def bytes_of(self, id: int) -> bytes:
         """The bytes of one id: none for a special one, and for one that no token has."""
@@ -92,16 +90,21 @@ def byte_letters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def joined(token: bytes, ranks: dict[bytes, int], least: int = 2) -> list[bytes]:
-    """What BPE makes of bytes: as few parts as it can, but not fewer than `least`. With two,
-    that is what a token is made of in the last step, if BPE gets there.
+def joined(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two parts that BPE makes a token of in its last step, or more if it never gets there.
+
+    Neighbours that are a token together become one, those of the lowest rank first, and of
+    equal ranks the leftmost (Sennrich et al., arXiv 1508.07909).
 
     >>> joined(b"abc", {b"bc": 0, b"ab": 1, b"abc": 2})
     [b'a', b'bc']
     """
-
-    def merge(a: bytes, b: bytes):
-        rank = ranks.get(a + b)
-        return None if rank is None else (rank, a + b)
-
-    return merged([token[at : at + 1] for at in range(len(token))], merge, least)
+    parts = [token[at : at + 1] for at in range(len(token))]
+    while len(parts) > 2:
+        pairs = enumerate(zip(parts, parts[1:]))
+        found = [(ranks[a + b], at) for at, (a, b) in pairs if a + b in ranks]
+        if not found:
+            break
+        _, at = min(found)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts

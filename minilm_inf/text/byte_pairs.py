@@ -9,12 +9,12 @@ tokenizers library both read.
 from __future__ import annotations
 
 import heapq
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from .byte_level import byte_letters
+from .tokenizer_json import LEVEL, byte_level_json
 
 END_OF_TEXT = "<|endoftext|>"
 # The cuts that the file's pre-tokenizers make, as far as Python's own expressions know letters
@@ -91,47 +91,8 @@ def tokenizer_json(merges: list[tuple[bytes, bytes]]) -> str:
         return "".join(letters[byte] for byte in token)
 
     tokens = [bytes([byte]) for byte in range(256)] + [a + b for a, b in merges]
-    end = {"id": 0, "content": END_OF_TEXT, "special": True, "normalized": False,
-           "single_word": False, "lstrip": False, "rstrip": False}  # fmt: skip
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": True}  # fmt: skip
-    raw = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [end],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-        },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-            ],
-            "pair": [
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {
-                END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}
-            },
-        },
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {END_OF_TEXT: 0}
-            | {spelled(token): id for id, token in enumerate(tokens, 1)},
-            "merges": [[spelled(a), spelled(b)] for a, b in merges],
-        },
-    }
-    return json.dumps(raw, ensure_ascii=False, indent=1) + "\n"
+    vocab = {END_OF_TEXT: 0} | {spelled(token): id for id, token in enumerate(tokens, 1)}
+    digits = {"type": "Digits", "individual_digits": True}
+    cuts = {"type": "Sequence", "pretokenizers": [digits, LEVEL]}
+    pairs = [[spelled(a), spelled(b)] for a, b in merges]
+    return byte_level_json(vocab, pairs, {END_OF_TEXT: True}, cuts, END_OF_TEXT)

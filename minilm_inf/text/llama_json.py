@@ -11,8 +11,8 @@ import functools
 import re
 
 from ..terminal.files import shown
+from ..terminal.json_parts import Part
 from .around import Around
-from .json_parts import Part
 from .piece_model import BYTE, CONTROL, NORMAL, UNKNOWN, model_proto
 from .sentence_pieces import SPACE, SentencePieceTokenizer
 

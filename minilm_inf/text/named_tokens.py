@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..terminal.files import shown
+from ..terminal.json_parts import Part, part_of
 from .around import Added
-from .json_parts import Part, part_of
 
 
 def added_token(raw: Part, id: Part | None = None) -> Added:

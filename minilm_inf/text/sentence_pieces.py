@@ -47,9 +47,9 @@ class SentencePieceTokenizer(Tokenizer):
             kept = (id for id in range(n_pieces) if not processor.IsControl(id))
             tokens = {id: processor.IdToPiece(id) for id in kept}
         self.tokens = tokens | {a.id: around.content(a) for a in around.added}
-        first = next((id for id in tokens if tokens[id][:1] == SPACE != tokens[id]), None)
+        first = next((id for id in tokens if tokens[id].startswith(SPACE)), None)
         if strips is None and first is not None:
-            strips = processor.DecodeIds([first])[0] != " "
+            strips = processor.DecodeIds([first]) != tokens[first].replace(SPACE, " ")
         self.strips = strips
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:

@@ -18,6 +18,7 @@ SAID = "\ue010\ue011\ue012\ue013\ue014\ue015"  # the content of each message
 PRIVATE = re.compile("[\ue000-\uf8ff]")
 MOST_STEPS = 5000  # of one conversation; known templates take some hundreds
 LONGEST_TEXT = 20_000
+FUNCTIONS = ("strftime_now", "namespace", "raise_exception")
 UNDEFINED, UNKNOWN = object(), object()
 
 
@@ -38,28 +39,11 @@ def unrolled(statements: list[ast.stmt], roles: list[str]) -> str:
     names = {
         "messages": [{"role": role, "content": said} for role, said in zip(roles, SAID)],
         "tools": None, "documents": None, "add_generation_prompt": True,
-        "bos_token": BOS, "eos_token": EOS, "strftime_now": strftime_now,
-        "namespace": namespace, "raise_exception": raise_exception,
+        "bos_token": BOS, "eos_token": EOS, **dict.fromkeys(FUNCTIONS, object()),
     }  # fmt: skip
     writer = Writer()
     writer.run(statements, names)
     return writer.written
-
-
-def strftime_now(arguments: list, named: dict) -> str:
-    if arguments != ["%d %b %Y"] or named:
-        raise UnknownTemplate
-    return DATE
-
-
-def namespace(arguments: list, named: dict) -> Namespace:
-    if arguments:
-        raise UnknownTemplate
-    return Namespace(named)
-
-
-def raise_exception(arguments: list, named: dict):
-    raise NotAllowed
 
 
 class Writer:
@@ -82,12 +66,12 @@ class Writer:
                 case ast.Pass():
                     pass
                 case ast.Expr(ast.Call(ast.Name("write"), [node])):
-                    self.written += texts(self.value(node, names))[0]
+                    self.written += text(self.value(node, names))
                 case ast.Assign([target], node):
                     self.assign(target, node, names)
                 case ast.If(condition, body, other):
                     self.run(body if truth(self.value(condition, names)) else other, names)
-                case ast.For(ast.Name(name), node, body):
+                case ast.For(ast.Name(name), node, body) if name not in FUNCTIONS:
                     self.loop(name, self.value(node, names), body, names)
                 case _:
                     raise UnknownTemplate
@@ -99,7 +83,7 @@ class Writer:
         except UnknownTemplate:
             value = UNKNOWN
         match target:
-            case ast.Name(name):
+            case ast.Name(name) if name not in FUNCTIONS:
                 names[name] = value
             case ast.Subscript(ast.Name(name), ast.Constant(str(attribute))) if isinstance(
                 names.get(name), Namespace
@@ -148,19 +132,31 @@ class Writer:
                 return compared(kind, of(a), of(b))
             case ast.BinOp(a, kind, b):
                 return joined(kind, of(a), of(b))
-            case ast.Attribute(part, name):
-                return filtered(name, of(part))
-            case ast.Call(ast.Subscript(part, ast.Constant("strip")), [], []):
-                return filtered("trim", of(part))
-            case ast.Call(ast.Name(name), arguments, more) if callable(names.get(name)):
-                return names[name](list(map(of, arguments)), {k.arg: of(k.value) for k in more})
-            case ast.Subscript(part, ast.Slice(a, b, None)):
-                ends = [end and of(end) for end in (a, b)]
-                if all(end is None or type(end) is int for end in ends):
-                    return lists(of(part))[slice(*ends)]
-            case ast.Subscript(part, at):
-                return item(of(part), of(at))
+            case ast.Attribute() | ast.Call() | ast.Subscript():
+                return postfix(node, of)
         raise UnknownTemplate
+
+
+def postfix(node: ast.expr, of):
+    """The value of what follows a value: a filter, a call, an index; `of` values its parts."""
+    match node:
+        case ast.Attribute(part, name):
+            return filtered(name, of(part))
+        case ast.Call(ast.Subscript(part, ast.Constant("strip")), [], []):
+            return filtered("trim", of(part))
+        case ast.Call(ast.Name("strftime_now"), [ast.Constant("%d %b %Y")], []):
+            return DATE
+        case ast.Call(ast.Name("raise_exception")):
+            raise NotAllowed
+        case ast.Call(ast.Name("namespace"), [], named):
+            return Namespace({keyword.arg: of(keyword.value) for keyword in named})
+        case ast.Subscript(part, ast.Slice(a, b, None)):
+            ends = [end and of(end) for end in (a, b)]
+            if all(end is None or type(end) is int for end in ends):
+                return lists(of(part))[slice(*ends)]
+        case ast.Subscript(part, at):
+            return item(of(part), of(at))
+    raise UnknownTemplate
 
 
 def known(value):
@@ -170,11 +166,11 @@ def known(value):
     return value
 
 
-def texts(*values) -> tuple[str, ...]:
-    """The values, all of them texts."""
-    if not all(isinstance(value, str) for value in values):
+def text(value) -> str:
+    """A value that is a text."""
+    if not isinstance(value, str):
         raise UnknownTemplate
-    return values
+    return value
 
 
 def lists(value) -> list:
@@ -236,10 +232,8 @@ def joined(kind: ast.operator, a, b):
                 return a + b
             case ast.Sub() if abs(a) + abs(b) < 2**31:
                 return a - b
-    elif isinstance(kind, ast.Add | ast.MatMult):
-        a, b = texts(a, b)
-        if len(a) + len(b) <= LONGEST_TEXT:
-            return a + b
+    elif isinstance(kind, ast.Add | ast.MatMult) and len(text(a) + text(b)) <= LONGEST_TEXT:
+        return a + b
     raise UnknownTemplate
 
 

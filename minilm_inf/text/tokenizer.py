@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ..checkpoint.checkpoint import existing_folder
 from ..terminal.files import read_bytes
+from ..terminal.json_parts import part_of
 from .around import Around, Tokenizer
 from .bpe_files import from_rank_file, from_vocab_and_merges, is_rank_file
-from .json_parts import part_of
 from .named_tokens import asked_for, kept, listed_tokens, named_ids
 from .sentence_pieces import SentencePieceTokenizer, processor_of
 from .tokenizer_json import around, from_tokenizer_json
@@ -121,16 +121,12 @@ class StopAt:
             self.stopped = True
             shown, self.held = self.held[: min(found)], ""
             return shown
-        keep = max(
-            (
-                n
-                for stop in self.stops
-                for n in range(1, len(stop))
-                if self.held.endswith(stop[:n])
-            ),
-            default=0,
-        )
-        cut = len(self.held) - keep
+        # Where the first text begins that could become a stop.
+        cut = max(0, len(self.held) - max(map(len, self.stops), default=0))
+        while cut < len(self.held) and not any(
+            stop.startswith(self.held[cut:]) for stop in self.stops
+        ):
+            cut += 1
         shown, self.held = self.held[:cut], self.held[cut:]
         return shown
 

@@ -7,13 +7,14 @@ stand around a text is told by its post_processor alone, as in transformers.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..terminal.files import shown
+from ..terminal.json_parts import Part, part_of
 from .around import Around, Tokenizer
 from .bpe_files import BYTE_OF, byte_level
 from .byte_level import ByteLevelTokenizer
-from .json_parts import Part, part_of
 from .llama_json import from_llama_json
 from .named_tokens import added_token, kept, named_ids
 from .normalizers import flat, normalise_from_json
@@ -116,3 +117,46 @@ def _template(raw: Part) -> tuple[list[int], list[int]]:
     if len(sides) != 2:
         raise raw["single"].wrong("a template in which the text stands once")
     return sides[0], sides[1]
+
+
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+         "use_regex": True}  # fmt: skip
+
+
+def byte_level_json(
+    vocab: dict[str, int],
+    merges: list,
+    marks: dict[str, bool],
+    pre_tokenizer: dict,
+    bos: str | None,
+    ignore_merges: bool = False,
+) -> str:
+    """The text of a byte-level tokenizer.json, as the tokenizers library reads it.
+
+    marks: tokens that are found before a text is cut -> whether they are special; bos: the
+    token before every text, if any.
+    """
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": vocab[token], "content": token, "special": special, **flags}
+        for token, special in marks.items()
+    ]
+    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
+    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
+    before = bos and {
+        "type": "TemplateProcessing", "single": [begin, first],
+        "pair": [begin, first, begin, second],
+        "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+    }  # fmt: skip
+    raw = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": before,
+        "decoder": LEVEL,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None,
+            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
+            "byte_fallback": False, "ignore_merges": ignore_merges, "vocab": vocab,
+            "merges": merges,
+        },
+    }  # fmt: skip
+    return json.dumps(raw, ensure_ascii=False, indent=1) + "\n"

@@ -16,7 +16,7 @@ import re
 import sys
 import unicodedata
 
-from .json_parts import Part
+from ..terminal.json_parts import Part
 from .normalizers import flat
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -21,7 +21,6 @@ import hashlib
 import math
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..terminal.files import claimed, read_text
 from ..terminal.options import at_least
-from ..terminal.progress import available_memory
+from ..terminal.progress import Progress, available_memory
 from ..text.tokenizer import load as load_tokenizer
 from .practice import Practice
 from .recipes import SHAPES, network, train_tokenizer
@@ -65,24 +64,18 @@ def encode_all(tokenizer, documents: dict[str, str]) -> np.ndarray:
 
 def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped) -> bool:
     """Steps until the settings' tokens are seen; False where `stopped()` ended it earlier."""
-    settings = run.settings
-    began, first_step = time.monotonic(), run.step
+    settings, size = run.settings, run.settings.tokens_per_step
+    progress = Progress(settings.steps * size, run.step * size)
     while run.step < settings.steps:
         run.learn(windows(settings, practice, run.step))
         done = run.step == settings.steps
-        if run.step % 10 == 0 or done:
-            speed = (run.step - first_step) * settings.tokens_per_step
-            speed /= time.monotonic() - began
-            left = (settings.steps - run.step) * settings.tokens_per_step / speed
-            print(
-                f"\rstep {run.step}/{settings.steps}  loss {np.mean(run.losses[-10:]):.3f}  "
-                f"{speed:,.0f} tokens/s  {left / 60:.0f} min left  ",
-                end="", file=sys.stderr, flush=True,
-            )  # fmt: skip
+        progress.show(run.step * size, f"loss {np.mean(run.losses[-10:]):.3f}", now=done)
         if run.step % every == 0 or done:
+            progress.end()
             run.enter(held_out)
             run.save_state()
         if stopped() and not done:
+            progress.end()
             run.save_state()
             return False
     return True
@@ -95,9 +88,10 @@ def share(text: str) -> float:
 
 
 LARGEST = {"n_layer": 1000, "n_head": 1024, "n_kv_head": 1024, "head_dim": 4096}
+SIZES = tuple(dict.fromkeys(name for shape in SHAPES.values() for name in shape))
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> flags.Parser:
     parser = flags.Parser(prog="python -m minilm_inf.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -108,31 +102,33 @@ def main(arguments: list[str] | None = None) -> int:
     source.add_argument("--text", type=Path, nargs="+",
                         help="your own UTF-8 files, instead of the corpus")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run that OUT.part holds")
-    add("--tokens", type=at_least(1), default=30_200_000,
-        help="tokens to learn from (%(default)s)")  # fmt: skip
-    add("--tokens-per-step", type=at_least(256, 2**20), default=4096, help="(%(default)s)")
-    add("--learning-rate", type=flags.between(1e-9, 10), default=1.5e-3,
-        help="its peak (%(default)s)")  # fmt: skip
-    add("--repeats", type=share, default=PHASES[0].until, metavar="X",
-        help="the first share of all tokens, repeats alone (%(default)s)")  # fmt: skip
-    add("--seed", type=flags.seed, default=1, help="(%(default)s)")
-    add("--every", type=at_least(1), default=500,
-        help="steps between checkpoints (%(default)s)")  # fmt: skip
+    for flag, kind, default, told in (
+        ("--tokens", at_least(1), 30_200_000, "tokens to learn from"),
+        ("--tokens-per-step", at_least(256, 2**20), 4096, ""),
+        ("--learning-rate", flags.between(1e-9, 10), 1.5e-3, "its peak"),
+        ("--repeats", share, PHASES[0].until, "the first share of all tokens, repeats alone"),
+        ("--seed", flags.seed, 1, ""),
+        ("--every", at_least(1), 500, "steps between checkpoints"),
+        ("--vocab-size", at_least(1, 2**20), 2048, ""),
+    ):
+        add(flag, type=kind, default=default, metavar="X", help=f"{told} (%(default)s)".strip())
     add("--threads", type=flags.threads, help="CPU threads (PyTorch's default)")
-    add("--vocab-size", type=at_least(1, 2**20), default=2048, help="(%(default)s)")
     add("--family", choices=SHAPES, default="llama", help="(%(default)s)")
-    names = list(dict.fromkeys(name for shape in SHAPES.values() for name in shape))
-    for name in names:
+    for name in SIZES:
         known = [f"{shape[name]} in {f}" for f, shape in SHAPES.items() if name in shape]
         add("--" + name.replace("_", "-"), type=at_least(1, LARGEST.get(name, 2**16)),
             metavar="N", help=f"({', '.join(known)})")  # fmt: skip
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments, line = sys.argv[1:] if arguments is None else arguments, parser()
+    options = line.parse_args(arguments)
     options.sizes = SHAPES[options.family].copy()
-    for name in names:
+    for name in SIZES:
         size = getattr(options, name)
         if size is not None and name not in options.sizes:
-            parser.error(f"--{name.replace('_', '-')} has no meaning for {options.family}")
+            line.error(f"--{name.replace('_', '-')} has no meaning for {options.family}")
         if size is not None:
             options.sizes[name] = size
     fresh = [argument for argument in arguments if argument != "--resume"]

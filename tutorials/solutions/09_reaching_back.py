@@ -10,8 +10,8 @@ import torch
 
 from minilm_inf import LMInfinite, load
 from minilm_inf.diagnose.recorder import recording
-from minilm_inf.evaluate.needles.reading import answering
-from minilm_inf.evaluate.needles.trials import PassKey
+from minilm_inf.evaluate.methods import Method, answers
+from minilm_inf.evaluate.trials import PassKey
 from minilm_inf.top_k import bring_back
 from minilm_inf.train.practice import Practice
 
@@ -41,9 +41,7 @@ assert sum(counts) > 0 and len(counts) == 4
 def found(maker: PassKey, setting: LMInfinite, count: int) -> float:
     """The share of numbers that are found in 512 tokens, at a depth of 0.2."""
     rows = torch.tensor([maker.trial(512, 0.2, [seed]).ids for seed in range(count)])
-    right = []
-    for _ in answering(model, rows, maker.width, setting, 512, right):
-        pass
+    right = answers(model, Method("", setting), rows, maker.width)
     return sum(n == maker.width for n in right) / count
 
 

@@ -1,0 +1,63 @@
+"""What a long run that was interrupted goes on from: tensors and facts, in one safetensors file
+that is replaced as a whole.
+
+It carries a SHA-256 of all that it holds, which tells whether a disk or a person changed it.
+That is no secret, so whoever restores a state checks what it finds there as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..terminal.files import parse_object
+from .tensor_file import as_bytes, write_tensors
+
+FACTS = "state 2"  # where a file keeps a state's facts; the number is that of the format
+
+
+def write_state(path: Path, tensors: dict[str, torch.Tensor], facts: dict):
+    """Write a state, or nothing. Raises ValueError where it cannot be written."""
+    whole = {**facts, "sha256": checksum(facts, tensors)}
+    write_tensors(path, tensors, {FACTS: json.dumps(whole)})
+
+
+def checksum(facts: dict, tensors: dict[str, torch.Tensor]) -> str:
+    """The SHA-256 of a state's facts and tensors."""
+    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, x in sorted(tensors.items()):
+        found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
+        found.update(as_bytes(x))
+    return found.hexdigest()
+
+
+def read_state(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The facts of a state, and its tensors, whose numbers stay in the file until they are
+    asked for. Raises ValueError where it is none, or not as it was written."""
+    try:
+        with safe_open(path, framework="pt") as state:
+            metadata = state.metadata() or {}
+            tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is no whole state: delete it and start again") from error
+    try:
+        facts = parse_object(metadata[FACTS].encode())
+        told = facts.pop("sha256")
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no state of this version of the program: delete it and start again"
+        ) from error
+    if checksum(facts, tensors) != told:
+        raise ValueError(
+            f"{path} was edited or damaged, as its SHA-256 tells: delete it and start again"
+        )
+    return facts, tensors
+
+
+def not_whole(path: Path) -> ValueError:
+    """What is said of a state that holds other things than its run saves."""
+    return ValueError(f"{path} is not a whole state of this run: delete it and start again")

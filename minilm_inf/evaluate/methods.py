@@ -1,0 +1,189 @@
+"""Eight ways to read past the trained length, and what each of them reads, sees and keeps.
+
+All of them have the same number of visible keys, but for the two without a Λ, which see the
+whole past. n_local + n_global keys are a window and the starting tokens, or a window of as
+many, or a text of as many that is read again; where middle tokens come back, the window is that
+much smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..config import LMInfinite, ModelConfig
+from ..transformer import Transformer
+from ..writing.sampling import require_numbers
+from .compare import reencoded_pieces, stream_pieces
+from .streaming_llm import StreamingLLM
+
+LABELS = {
+    "full": "full attention",
+    "truncate": "truncation",
+    "window": "sliding window",
+    "no-ceiling": "Λ without ceiling",
+    "no-lambda": "ceiling without Λ",
+    "streaming": "StreamingLLM",
+    "lambda": "LM-Infinite",
+    "topk": "LM-Infinite + top-k",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One pass over a text, with a cache. lm: how to look back; None is the vanilla model."""
+
+    label: str
+    lm: LMInfinite | None
+
+    def reader(self, model: Transformer, batch: int = 1, middle: str = "ram") -> Callable:
+        """A reader of `batch` texts: it maps their next tokens (B, T) to hidden states
+        (B, T, E). n_reaching, middle: as Transformer.read and new_cache take them."""
+        cache = model.new_cache(batch, self.lm, middle=middle)
+        return lambda tokens, n_reaching=None: model.read(
+            tokens, self.lm, cache, n_reaching=n_reaching
+        )
+
+    def pieces(self, model: Transformer, ids: list[int], chunk: int) -> Iterator[Tensor]:
+        """The nll of every id but the first, (n - 1,) in all, in pieces as they are read."""
+        return stream_pieces(model, ids, self.reader(model), chunk)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """What is read of rows of ids (B, T) that end with their answers."""
+        return rows
+
+    def kept(self, n: int, layer: int) -> int:
+        """How many keys a layer must keep once n tokens were read."""
+        lm = None if self.lm is None else self.lm.for_layer(layer)
+        return n if lm is None or lm.top_k else lm.visible(n)
+
+    @property
+    def sees(self) -> str:
+        """What a query far from the beginning sees, in words."""
+        if self.lm is None or self.lm.n_local is None:
+            return "all"
+        words = [f"last {self.lm.n_local:,}"]
+        words += [f"first {self.lm.n_global:,}"] if self.lm.n_global else []
+        words += [f"{self.lm.top_k:,} of the middle"] if self.lm.top_k else []
+        return ", ".join(words)
+
+
+class InCache(Method):
+    """StreamingLLM: LM-Infinite's keys at other distances; see streaming_llm.py."""
+
+    def reader(self, model: Transformer, batch: int = 1, middle: str = "ram") -> Callable:
+        """As Method.reader; there is no middle to reach."""
+        past = StreamingLLM(model, self.lm.n_local, self.lm.n_global)
+        return lambda tokens, n_reaching=None: past.read(tokens)
+
+
+@dataclass(frozen=True)
+class Truncated(Method):
+    """Truncation: the vanilla model on the first n_bos tokens (BOS, or none) and the last ones,
+    `length` in all, read again and again."""
+
+    length: int
+    n_bos: int = 1
+
+    def pieces(self, model: Transformer, ids: list[int], chunk: int) -> Iterator[Tensor]:
+        """As Method.pieces; every length / 2 tokens the context moves on, and each piece is of
+        about a chunk's tokens."""
+        batch = max(1, chunk // max(1, self.length // 2))
+        return reencoded_pieces(model, ids, self.length, batch, self.n_bos)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """As Method.rows; the answer is among the last ones."""
+        if rows.shape[1] <= self.length:
+            return rows
+        end = rows[:, rows.shape[1] - self.length + self.n_bos :]
+        return torch.cat((rows[:, : self.n_bos], end), 1)
+
+    def kept(self, n: int, layer: int) -> int:
+        """None: the text alone is kept."""
+        return 0
+
+    @property
+    def sees(self) -> str:
+        """As Method.sees."""
+        return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}, read anew"
+
+
+@torch.inference_mode()
+def answering(model: Transformer, method: Method, rows: Tensor, width: int, chunk: int = 512,
+              middle: str = "ram") -> Iterator[int]:  # fmt: skip
+    """Read rows (B, T) that end with their answers, of `width` ids each; yields after every
+    call of the model how many ids it read, and returns for each row how many ids of its answer
+    greedy decoding would write before a wrong one.
+
+    What is written is fed only where it is right, and then it stands in the row already: the
+    answers are read with the rows, and middle tokens come back to a prompt's last token and to
+    those of the answer, or to all. Raises ValueError for logits that are not numbers.
+    """
+    rows = method.rows(rows)
+    read = method.reader(model, len(rows), middle)
+    reaches_always = method.lm is not None and method.lm.top_k_queries == "all"
+    prompt, last = rows[:, : -width - 1], rows[:, -width - 1 : -1]
+    for piece in prompt.split(chunk, 1) if prompt.shape[1] else ():
+        read(piece, None if reaches_always else 0)
+        yield piece.numel()
+    logits = model.head(read(last, last.shape[1]))  # (B, width, V)
+    require_numbers(logits)
+    yield last.numel()
+    hits = logits.float().argmax(-1) == rows[:, -width:]
+    return hits.long().cumprod(1).sum(1).tolist()
+
+
+def answers(*arguments) -> list[int]:
+    """What answering returns, in one go."""
+    steps = answering(*arguments)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def methods(names: list[str], lm: LMInfinite, config: ModelConfig, n_bos: int = 1) -> dict:
+    """The methods of these names (all of LABELS are known), in that order.
+
+    lm: the setting of "topk", but for its window, which the top_k middle tokens are taken from;
+    all others have the same number of visible keys, without them. n_bos: ids that every text
+    begins with, which truncation keeps: BOS, or none. Raises ValueError where there are too
+    few keys for one of them.
+    """
+    plain, keys = replace(lm, top_k=0), lm.n_local + lm.n_global
+    length = min(keys, config.context_length)
+    if "truncate" in names and length < 2:
+        raise ValueError("truncate needs room for two keys: take a larger --n-local")
+    settings = {
+        "full": None,
+        "window": LMInfinite(keys, 0),
+        "no-ceiling": replace(plain, distance_ceiling=None),
+        "no-lambda": replace(plain, n_local=None, n_global=0),
+        "lambda": plain,
+        "topk": with_top_k(lm) if "topk" in names else None,
+    }
+    found = {name: Method(LABELS[name], lm) for name, lm in settings.items()}
+    found["truncate"] = Truncated(LABELS["truncate"], None, length, n_bos)
+    found["streaming"] = InCache(LABELS["streaming"], settings["no-ceiling"])
+    return {name: found[name] for name in names}
+
+
+def with_top_k(lm: LMInfinite) -> LMInfinite:
+    """The same with a window that is smaller by the top_k middle tokens."""
+    if lm.n_local <= lm.top_k:
+        raise ValueError(
+            f"topk takes its {lm.top_k} middle tokens from a window of {lm.n_local}: "
+            "take a larger --n-local, or a smaller --top-k-middle"
+        )
+    return with_window(lm, lm.n_local - lm.top_k)
+
+
+def with_window(lm: LMInfinite, n_local: int) -> LMInfinite:
+    """The same with another window; a ceiling that is the window's size stays so."""
+    follows = lm.distance_ceiling == lm.n_local
+    ceiling = n_local if follows else lm.distance_ceiling
+    return replace(lm, n_local=n_local, distance_ceiling=ceiling)

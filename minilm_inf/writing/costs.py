@@ -1,0 +1,119 @@
+"""What reading and writing will take, by formula: the cache, working buffers, arithmetic.
+
+A cache's bytes are exact: they follow the rules by which its buffers grow. Working buffers are
+an estimate of what a layer makes on its way, from the sizes of its vectors and of the logits
+that fast/ holds at a time. Arithmetic counts products and sums: two for each weight that a
+token is multiplied with, and 4 * D for each head and each key that it sees (2 * D for the
+logit, 2 * D for its share of the values); with top-k, 2 * D for each middle key that is scored,
+and 4 * D for each that comes back. It is what the definition asks for: norms, angles and
+softmax are not in it, nor what fast/ computes in vain to work in blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
+from ..fast.band import BLOCK_LOGITS, ROWS
+from ..fast.cache import LayerCache
+from ..fast.chunk import LOGITS_AT_ONCE, QUERIES_AT_ONCE
+from ..fast.middle import TOKENS_PER_BLOCK
+
+
+def cache_bytes(
+    config: ModelConfig, length: int, lm: LMInfinite | None, dtype: torch.dtype, batch: int = 1,
+    shortest: int | None = None,
+) -> int:  # fmt: skip
+    """Cache.nbytes after `batch` texts were read, the longest of `length` tokens, and the
+    shortest of `shortest` (as many)."""
+    lm, shortest = lm or FULL_ATTENTION, length if shortest is None else shortest
+    layer = LayerCache(replace(lm, top_k=0), (batch, 1, 1), dtype, "meta", "ram")
+    columns = layer.n_columns(length, shortest) + layer.n_starting(length)
+    numbers = 2 * batch * config.n_layer * config.n_kv_head * config.head_dim
+    return columns * numbers * dtype.itemsize + middle_bytes(config, length, lm, dtype, batch)
+
+
+def middle_bytes(
+    config: ModelConfig, length: int, lm: LMInfinite, dtype: torch.dtype, batch: int = 1
+) -> int:
+    """Cache.middle_bytes of `batch` texts of `length` tokens: keys and values of all of them,
+    in whole blocks, in the layers that reach back."""
+    layers = max(0, config.n_layer - lm.top_k_from_layer) if lm.top_k else 0
+    tokens = -(-length // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    numbers = 2 * batch * config.n_kv_head * config.head_dim
+    return layers * tokens * numbers * dtype.itemsize
+
+
+def working_bytes(
+    net, lm: LMInfinite, before: int, tokens: int, batch: int = 1, is_whole: bool = False
+) -> int:
+    """What a layer makes at its peak of the next tokens of each text, which follow `before`
+    others: an estimate.
+
+    It is the larger of two moments. In the MLP those are vectors of every token; in attention
+    the window's keys and values, in their order, and the logits of as many queries as are
+    looked after at a time. net: a plan.Network. is_whole: texts are read by attention.attend,
+    all logits at once. Masks, and the search for middle tokens, are not counted.
+    """
+    config, width = net.config, net.dtype.itemsize
+    exact = max(width, torch.float32.itemsize)  # bytes of a number of the softmax
+    queries, keys = (n * config.head_dim for n in (config.n_head, config.n_kv_head))
+    seen = before + tokens if lm.n_local is None else min(before, lm.n_local) + tokens
+    is_band = net.has_bias or lm.distance_ceiling in (None, lm.n_local)
+    if is_whole:  # of all pairs, in five copies
+        logits = 5 * batch * config.n_head * tokens**2
+    elif is_band and not (lm.top_k and lm.top_k_queries == "all"):  # of one key head's queries
+        near = min(seen, (lm.n_local or seen) + QUERIES_AT_ONCE)
+        logits = min(config.n_head // config.n_kv_head * tokens * near, BLOCK_LOGITS)
+        logits += config.n_head * ROWS * near if net.has_bias else 0  # a block's biases
+    else:  # of all heads, in three copies
+        at_once = batch * config.n_head * min(tokens, QUERIES_AT_ONCE) * seen
+        logits = 3 * min(at_once, LOGITS_AT_ONCE)
+    inner = 4 if config.family == "llama" else 2  # gate, up, silu, product; up and its gelu
+    vector = batch * tokens * width
+    held = 2 * config.n_embd + queries + 2 * keys  # embedding, x; queries, keys, values
+    mlp = (queries + 2 * config.n_embd + inner * config.n_inner) * vector
+    window = 2 * batch * seen * keys * exact
+    return held * vector + max(mlp, 2 * queries * vector + window + logits * exact)
+
+
+def visible_pairs(n: int, lm: LMInfinite) -> int:
+    """How many pairs of a query and a key are seen in a text of n tokens, by the Λ alone: the
+    sum of lm.visible(1) to lm.visible(n) without top-k.
+
+    >>> visible_pairs(8, LMInfinite(n_local=3, n_global=2))
+    30
+    """
+    if lm.n_local is None:
+        return n * (n + 1) // 2
+    return sum_of_least(n, lm.n_local) + sum_of_least(n - lm.n_local, lm.n_global)
+
+
+def sum_of_least(n: int, most: int) -> int:
+    """min(1, most) + min(2, most) + ... + min(n, most); 0 where n is below 1.
+
+    >>> sum_of_least(5, 3)
+    12
+    """
+    n = max(0, n)
+    below = min(n, most)
+    return below * (below + 1) // 2 + most * (n - below)
+
+
+def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> int:
+    """Operations for the tokens first to last - 1 of a text, n_logits of which are asked what
+    follows. net: a plan.Network."""
+    lm, config = lm or FULL_ATTENTION, net.config
+    per_key = 2 * config.head_dim * config.n_head  # in a layer
+    seen = visible_pairs(last, lm) - visible_pairs(first, lm)
+    found = 2 * (net.in_layers * (last - first) + net.in_head * n_logits)
+    found += 2 * per_key * config.n_layer * seen
+    if lm.top_k:
+        ends = last - lm.reaching(last - first), last
+        before, after = (max(0, n - lm.n_local - lm.n_global) for n in ends)  # middle keys
+        scored = sum_of_least(after, after) - sum_of_least(before, before)
+        back = sum_of_least(after, lm.top_k) - sum_of_least(before, lm.top_k)
+        found += per_key * max(0, config.n_layer - lm.top_k_from_layer) * (scored + 2 * back)
+    return found

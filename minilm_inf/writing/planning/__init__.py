@@ -1,1 +1,0 @@
-"""What plan reckons with: cache, working buffers and arithmetic, each by formula."""
