@@ -19,7 +19,7 @@ from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
 from ..fast.band import BLOCK_LOGITS, ROWS
 from ..fast.cache import LayerCache
 from ..fast.chunk import LOGITS_AT_ONCE, QUERIES_AT_ONCE
-from ..fast.middle import TOKENS_PER_BLOCK
+from ..terminal.blocks import TOKENS_PER_BLOCK
 
 
 def cache_bytes(
