@@ -155,7 +155,7 @@ READINGS = {
 @pytest.fixture
 def program(capsys):
     """A call of a program in this process: (main, arguments...) -> (exit code, stdout, stderr).
-    However many threads it asks for, they are what they were behind the test."""
+    However many threads it asks for, they are what they were after the test."""
     threads = torch.get_num_threads()
 
     def call(main, *arguments) -> tuple[int, str, str]:
