@@ -101,7 +101,8 @@ def test_the_reference_runs_only_where_it_fits(monkeypatch, without_tools):
     attention.call(REFERENCE, attention.vectors_of(100, SMALL), SMALL.lm)
     with pytest.raises(CannotRun, match=r"O\(n\^2\) memory"):
         attention.call(REFERENCE, attention.vectors_of(201, SMALL), SMALL.lm)
-    sizes = dataclasses.replace(QUICK, reference_to=63, rounds=1)
+    monkeypatch.setattr(attention, "QUICK_REFERENCE", 63)
+    sizes = dataclasses.replace(QUICK, rounds=1)
     rows = {row.name: row for row in attention.rows_of_length(64, SMALL, sizes, lambda x: None)}
     assert "longer than --quick lasts" in rows[REFERENCE].notes[0]
     assert rows[CHUNKED].seconds and not rows[REFERENCE].seconds
@@ -270,7 +271,8 @@ def test_a_position_that_is_told_is_that_position():
         return real(*arguments, **options)
 
     model.new_cache = new_cache
-    models.rows_of_positions(model, sizes, lambda line: None)
+    for _, make in models.by_position(model, sizes):
+        make()
     assert max(places) == 50  # 50 + the 10 tokens that are read
 
 
@@ -366,4 +368,4 @@ def test_at_least_five_rounds():
     for sizes in (FULL, QUICK):
         assert min(sizes.rounds, sizes.decoding_rounds) >= 5
     assert FULL.lengths == (4096, 16_384, 65_536) and FULL.heads == 8 and FULL.head_dim == 128
-    assert 262_144 in FULL.tokens and 1_000_000 in FULL.positions and FULL.read_on
+    assert 262_144 in FULL.tokens and 1_000_000 in FULL.positions and not FULL.quick

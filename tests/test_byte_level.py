@@ -331,7 +331,7 @@ def test_merges_are_learned_by_frequency():
     texts = [text for text in fuzzed_texts(200, seed=9) if text.isascii()]
     learned = learn_merges(texts, 30)
     words = [[bytes([b]) for b in w.encode()] for t in texts for w in WORDS.findall(t)]
-    for pair in learned:  # counted anew for each merge
+    for pair in learned:  # counted again for each merge
         counts = {}
         for word in words:
             for other in zip(word, word[1:]):

@@ -442,7 +442,7 @@ def writes(monkeypatch):
 
 
 def test_one_reply(run, model_folder, writes, tmp_path):
-    """Catches the prompt read as plain text, and a model that goes on behind its turn."""
+    """Catches the prompt read as plain text, and a model that goes on after its turn."""
     conversation = Chat(model_folder, load_tokenizer(model_folder))
     writes(3 + ord("Y"), 3 + ord("o"), 2)
     code, out, _ = run("--json", "-p", "Hi\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
 import sys
 import types
 import warnings
@@ -20,7 +19,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, some_tokens, tiny_llama, tiny_model
+from conftest import some_tokens, tiny_llama, tiny_model
 from fuzzed_texts import fuzzed_texts
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -409,7 +408,7 @@ print(status("VmHWM") - before, max(anonymous) - anonymous[0])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-def test_converting_takes_no_second_copy_in_memory(tmp_path):
+def test_converting_takes_no_second_copy_in_memory(tmp_path, python):
     """Catches a whole shard copied before it is written, or read where it could be mapped:
     mapped pages count as memory too, but are given back to whoever needs it."""
     rows = 2**20  # 4 MB a tensor
@@ -417,9 +416,7 @@ def test_converting_takes_no_second_copy_in_memory(tmp_path):
         (tmp_path / name).mkdir()
         tensors = {f"t{i}": torch.full((rows,), float(i)) for i in range(count)}
         torch.save(tensors, tmp_path / name / "pytorch_model.bin")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    done = python(["-c", MEASURE, tmp_path / "small", tmp_path / "large"])
     peak, anonymous = map(int, done.stdout.split()[-2:])
     shard = 8 * 4 * rows
     assert peak < 1.25 * shard, f"{peak / 1e6:.0f} MB for a shard of {shard / 1e6:.0f} MB"
@@ -728,7 +725,7 @@ def test_tensors_that_are_not_understood(run, tmp_path, monkeypatch):
 
 
 def test_numbers_beyond_float16(run, tmp_path, monkeypatch):
-    """Catches an infinity in the weights, and the model's other half left behind."""
+    """Catches an infinity in the weights, and half of the model left over."""
     file = as_gguf(rounded_llama())
     norm = next(tensor for tensor in file.tensors if tensor.name == "output_norm.weight")
     norm.data = norm.data * 1e5

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, logit_of, seen_by, some_tokens, tiny_model
+from conftest import FAMILIES, logit_of, seen_by, some_tokens, tiny_model
 from live_bytes import LiveBytes
 
 from minilm_inf import LMInfinite, attend
@@ -452,13 +452,16 @@ def test_words_and_files(call, texts, tmp_path, monkeypatch):
 def test_figures(call, texts, tmp_path):
     """A figure that cannot be drawn of a model, or that is another one each time."""
     pytest.importorskip("matplotlib")
-    given = ["--text", texts / "a", "--length", 200, "--n-local", 128, "--out", tmp_path]
-    for flags in ([], ["--length", 16], ["-m", ROOT / "weights" / "tiny-mpt"]):
-        assert call(*given, *flags)[0] == 0
-        drawn = (tmp_path / "factors.png").read_bytes()
-        found = json.loads((tmp_path / "diagnosis.json").read_text())
-        assert drawn.startswith(b"\x89PNG") and len(drawn) > 20_000
-        assert drawn == figures.draw(found["factors"], found["curves"], found["settings"])
+    given = ["--text", texts / "a", "--length", 300, "--n-local", 128, "--out", tmp_path]
+    assert call(*given)[0] == 0
+    drawn = (tmp_path / "factors.png").read_bytes()
+    found = json.loads((tmp_path / "diagnosis.json").read_text())
+    again = figures.draw(found["factors"], found["curves"], found["settings"])
+    assert drawn == again and drawn.startswith(b"\x89PNG") and len(drawn) > 20_000
+    model, lm = tiny("mpt", context_length=64), LMInfinite(64, 2, 64)
+    facts = found["settings"] | dict(n=32, context_length=64, n_layer=2)
+    short = factors_of(diagnosed(model, 32, lm))
+    assert figures.draw(*short, facts).startswith(b"\x89PNG"), "of a short text"
 
 
 @pytest.mark.parametrize("arguments, words", [

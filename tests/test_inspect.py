@@ -45,7 +45,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 
 def line_of(text: str, label: str) -> str:
-    """What stands behind a label of the report."""
+    """What stands after a label of the report."""
     found = re.findall(rf"^  {label} +(.*)$", text, re.MULTILINE)
     assert len(found) == 1, f"{label} occurs {len(found)} times"
     return found[0]
@@ -67,7 +67,7 @@ BUFFER = "model.layers.{}.self_attn.rotary_emb.inv_freq"
 def write_sparse_7b(folder: Path):
     """LLaMA-7B as it is published: 291 tensors in float16, 32 ignored ones, two shards.
 
-    The shards are headers and nothing behind them but length.
+    The shards are headers and nothing after them but length.
     """
     (folder / "config.json").write_text(json.dumps(LLAMA_7B))
     with torch.device("meta"):

@@ -22,7 +22,7 @@ from ..positions import Rotary
 from ..terminal.progress import available_memory
 from ..writing.costs import visible_pairs
 from .race import CannotRun, Row, race
-from .sizes import Sizes
+from .sizes import QUICK_REFERENCE, Sizes
 
 GROUP = "attention"
 CHUNKED, SDPA = "chunked", "full causal SDPA"
@@ -57,7 +57,7 @@ def attention_rows(sizes: Sizes, shape: Shape, memory_of, report) -> list[Row]:
     rows = [row for n in sizes.lengths for row in rows_of_length(n, shape, sizes, report)]
     for way in WAYS:
         mine = [row for row in rows if row.name == way and row.seconds]
-        mine = mine if sizes.all_memory else mine[-1:]
+        mine = mine[-1:] if sizes.quick else mine
         if mine:
             report(f"{GROUP} memory: {way}")
             extras = memory_of(way, [row.n for row in mine], shape)
@@ -75,7 +75,7 @@ def rows_of_length(n: int, shape: Shape, sizes: Sizes, report) -> list[Row]:
 
     def maker(way: str):
         def make():
-            if way == REFERENCE and n > sizes.reference_to:
+            if sizes.quick and way == REFERENCE and n > QUICK_REFERENCE:
                 raise CannotRun("O(n^2) time takes longer than --quick lasts")
             return call(way, vectors, shape.lm)
 

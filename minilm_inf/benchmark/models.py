@@ -137,19 +137,23 @@ def decoding_rows(
     """All rows of decoding. The extra memory is the cache, but in the long run the growth of
     resident memory."""
     theirs = functools.cache(lambda: load_theirs(folder, model))
+    races = {f"{CONTEXT}, context {n:,}": by_context(model, theirs, n, sizes)
+             for n in sizes.contexts}  # fmt: skip
+    races[POSITION] = by_position(model, sizes)
     rows = []
-    for context in sizes.contexts:
-        rows += rows_of_context(model, theirs, context, sizes, report)
-    rows += rows_of_positions(model, sizes, report)
+    for label, makers in races.items():
+        rounds, device = sizes.decoding_rounds, model.embed.weight.device
+        race(makers, rounds, lambda now, label=label: report(f"{label}: {now}"), device)
+        rows += [row for row, _ in makers]
     return rows + (rows_of_endurance(model, sizes.endurance, report) if sizes.endurance else [])
 
 
-def rows_of_context(model, theirs, context: int, sizes: Sizes, report) -> list[Row]:
+def by_context(model, theirs, context: int, sizes: Sizes) -> list[tuple[Row, Callable]]:
     """Eager, compiled, and the other side, whose model theirs() is, after `context` tokens."""
     lm, ids = LMInfinite.for_model(model.config), random_ids(model, context)[0].tolist()
 
     def compiled():
-        if not sizes.compiled:
+        if sizes.quick:
             raise CannotRun("compiling takes longer than --quick lasts")
         return Ours(Session(model, lm, compile=True), ids, sizes.steps)
 
@@ -159,41 +163,32 @@ def rows_of_context(model, theirs, context: int, sizes: Sizes, report) -> list[R
         THEIRS: lambda: Theirs(theirs(), ids, sizes.steps),
     }
     base = (CONTEXT, THEIRS, context)
-    makers = [
+    return [
         (Row(CONTEXT, name, context, tokens=sizes.steps, base=base), make)
         for name, make in contestants.items()
     ]
-    return decode(makers, f"{CONTEXT}, context {context:,}", model, sizes, report)
 
 
-def rows_of_positions(model, sizes: Sizes, report) -> list[Row]:
+def by_position(model, sizes: Sizes) -> list[tuple[Row, Callable]]:
     """Eager decoding near the beginning of a text, and far from it."""
     lm, first = LMInfinite.for_model(model.config), min(sizes.positions)
-    ids = random_ids(model, max(sizes.positions) if sizes.read_on else first)[0].tolist()
+    ids = random_ids(model, first if sizes.quick else max(sizes.positions))[0].tolist()
 
     def after(position: int) -> Ours:
         session = Session(model, lm, prefill_chunk=LARGE_CHUNK)
-        if sizes.read_on:
-            return Ours(session, ids[:position], sizes.steps)
-        session.cache = model.new_cache(1, lm, first_position=position - first)
-        return Ours(session, ids, sizes.steps)
+        if sizes.quick:
+            session.cache = model.new_cache(1, lm, first_position=position - first)
+        return Ours(session, ids[:position], sizes.steps)
 
     makers = []
     for n in sizes.positions:
         row = Row(POSITION, OURS, n, tokens=sizes.steps, base=(POSITION, OURS, first))
         makers.append((row, functools.partial(after, n)))
-        if not sizes.read_on and n != first:
+        if sizes.quick and n != first:
             row.notes.append(
                 f"not read up to there: {first:,} tokens whose positions end at {n:,}"
             )
-    return decode(makers, POSITION, model, sizes, report)
-
-
-def decode(makers, label: str, model: Transformer, sizes: Sizes, report) -> list[Row]:
-    """A race of decoders."""
-    device = model.embed.weight.device
-    race(makers, sizes.decoding_rounds, lambda now: report(f"{label}: {now}"), device)
-    return [row for row, _ in makers]
+    return makers
 
 
 def rows_of_endurance(model: Transformer, count: int, report) -> list[Row]:

@@ -10,15 +10,16 @@ def flag(value, words: str, least: int = 1, most: int = 2**28):
     return field(default=value, metadata={"words": words, "least": least, "most": most})
 
 
+QUICK_REFERENCE = 4096
+
+
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that have flags, and what differs in the quick run.
+    """Sizes that have flags.
 
-    decoding_rounds: as rounds, of decoding.
-    all_memory: whether memory is measured at every length, or at each way's longest.
-    reference_to: the longest text that the definition is timed at, memory permitting.
-    compiled: whether compiled decoding takes part, which needs a minute to compile.
-    read_on: whether a position is reached by reading up to it, or only told.
+    decoding_rounds: as rounds, of decoding. quick: whether what would take minutes is left out:
+    memory at all but each way's longest text, the definition beyond QUICK_REFERENCE tokens,
+    compiled decoding, and reading up to a far position, which is only told.
     """
 
     lengths: tuple[int, ...] = flag((4096, 16_384, 65_536), "tokens of attention alone")
@@ -34,14 +35,11 @@ class Sizes:
     rounds: int = flag(5, "times that each is timed; of decoding 7", least=5)
     prefill_chunk: int = flag(512, "tokens that a model reads at a time")
     decoding_rounds: int = 7
-    all_memory: bool = True
-    reference_to: int = 1 << 62
-    compiled: bool = True
-    read_on: bool = True
+    quick: bool = False
 
 
 FULL = Sizes()
 QUICK = Sizes(
     lengths=(1024, 4096, 16_384), heads=1, tokens=(2048, 8192), contexts=(256, 4096), steps=20,
-    endurance=2000, all_memory=False, reference_to=4096, compiled=False, read_on=False,
+    endurance=2000, quick=True,
 )  # fmt: skip

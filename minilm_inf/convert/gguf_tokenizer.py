@@ -65,12 +65,7 @@ def tokenizer_files(path: Path, fields: dict, context_length: int) -> dict[str, 
         )
     if not set(types) <= set(range(1, BYTE + 1)):
         raise ValueError(f"{path}: its {PREFIX}token_type holds a number that is no type")
-    specials = {}
-    for key, name in SPECIALS.items():
-        id = facts[f"{key}_token_id"]
-        if not id.is_null and id.id() >= len(tokens):
-            raise id.wrong("the id of a token")
-        specials[name] = None if id.is_null else tokens[id.value]
+    specials = _special_tokens(facts, tokens)
     # Whether BOS stands before every text; where nothing is said, as llama.cpp has it.
     usual = in_pieces or WORDS.get(str(given.get("pre"))) is LLAMA3
     adds_bos = facts["add_bos_token"].flag(usual)
@@ -93,6 +88,17 @@ def tokenizer_files(path: Path, fields: dict, context_length: int) -> dict[str, 
         about["chat_template"] = template
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     return files | {"tokenizer_config.json": text.encode()}
+
+
+def _special_tokens(facts: Part, tokens: list[str]) -> dict[str, str | None]:
+    """bos, eos, unk and pad -> the token that the metadata name so, None for none."""
+    specials = {}
+    for key, name in SPECIALS.items():
+        id = facts[f"{key}_token_id"]
+        if not id.is_null and id.id() >= len(tokens):
+            raise id.wrong("the id of a token")
+        specials[name] = None if id.is_null else tokens[id.value]
+    return specials
 
 
 def _tokenizer_json(facts: Part, tokens: list, types: list, bos: str | None) -> bytes:

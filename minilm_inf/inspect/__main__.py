@@ -132,7 +132,7 @@ def ranges(numbers: list[int]) -> str:
 
 
 def aligned(rows: list[list[str]], right: bool = False) -> str:
-    """Rows of cells as lines, two spaces between columns; right: numbers, behind their name."""
+    """Rows of cells as lines, two spaces between columns; right: numbers, after their name."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     lines = []
     for row in rows:

@@ -49,7 +49,7 @@ MARGIN = 0.05
 
 With weights/tiny-llama the mildest mistake (theta 500,000) costs 0.08, with a standard error of
 0.03 over the 254 tokens that are scored; a wrong layout costs 4.3. A reading that is right so
-falls behind by the margin only through a misfortune of four standard errors, while that mildest
+loses by the margin only through a misfortune of four standard errors, while that mildest
 mistake, were it the truth, would show; and bfloat16 moves a mean by some thousandths only.
 """
 

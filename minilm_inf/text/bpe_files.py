@@ -89,21 +89,10 @@ def byte_level(
     contents = {a.content for a in around.added}
     spelled = {t: spelled_bytes(t) for t in vocab}
     ids = {spelled[t]: id for t, id in vocab.items() if t not in contents and spelled[t]}
+    merges = _merges(pairs, spelled, ids)
     ranks = {bytes([byte]): byte for byte in range(256)}
-    merges: dict[bytes, set] = {}
-    newest = None
-    for a, b in pairs:
-        if not (spelled.get(a) and spelled.get(b)):
-            raise ValueError(f"a merge joins {shown([a, b])}, which its vocabulary lacks")
-        token = spelled[a] + spelled[b]
-        if token not in merges:
-            ranks.setdefault(token, len(ranks))
-        elif token != newest:
-            raise ValueError(f"the merges that make {shown(a + b)} do not stand together")
-        merges.setdefault(token, set()).add((spelled[a], spelled[b]))
-        newest = token
-        if token not in ids:
-            raise ValueError(f"a merge makes {shown(a + b)}, which its vocabulary lacks")
+    for token in merges:
+        ranks.setdefault(token, len(ranks))
     if ignore_merges:
         for token in ids:
             ranks.setdefault(token, len(ranks))
@@ -114,6 +103,24 @@ def byte_level(
     texts |= {token.id: around.content(token) for token in around.added}
     tokens = {id: spelled_bytes(text) or text.encode() for id, text in texts.items()}
     return ByteLevelTokenizer(around, ranks, [ids.get(t) for t in order], tokens, **more)
+
+
+def _merges(pairs: list, spelled: dict, ids: dict) -> dict[bytes, set[tuple[bytes, bytes]]]:
+    """The tokens that merges make, in their order, each with the pairs that it is made of.
+    Raises ValueError where a vocabulary lacks one, or a token comes twice."""
+    merges: dict[bytes, set] = {}
+    newest = None
+    for a, b in pairs:
+        if not (spelled.get(a) and spelled.get(b)):
+            raise ValueError(f"a merge joins {shown([a, b])}, which its vocabulary lacks")
+        token = spelled[a] + spelled[b]
+        if token not in ids:
+            raise ValueError(f"a merge makes {shown(a + b)}, which its vocabulary lacks")
+        if token in merges and token != newest:
+            raise ValueError(f"the merges that make {shown(a + b)} do not stand together")
+        merges.setdefault(token, set()).add((spelled[a], spelled[b]))
+        newest = token
+    return merges
 
 
 def spelled_bytes(token: str) -> bytes | None:

@@ -132,23 +132,31 @@ class Writer:
                 return compared(kind, of(a), of(b))
             case ast.BinOp(a, kind, b):
                 return joined(kind, of(a), of(b))
-            case ast.Attribute(part, name):
-                return filtered(name, of(part))
-            case ast.Call(ast.Subscript(part, ast.Constant("strip")), [], []):
-                return filtered("trim", of(part))
-            case ast.Call(ast.Name("strftime_now"), [ast.Constant("%d %b %Y")], []):
-                return DATE
-            case ast.Call(ast.Name("raise_exception")):
-                raise NotAllowed
-            case ast.Call(ast.Name("namespace"), [], named):
-                return Namespace({keyword.arg: of(keyword.value) for keyword in named})
-            case ast.Subscript(part, ast.Slice(a, b, None)):
-                ends = [end and of(end) for end in (a, b)]
-                if all(end is None or type(end) is int for end in ends):
-                    return lists(of(part))[slice(*ends)]
-            case ast.Subscript(part, at):
-                return item(of(part), of(at))
+            case ast.Attribute() | ast.Call() | ast.Subscript():
+                return postfix(node, of)
         raise UnknownTemplate
+
+
+def postfix(node: ast.expr, of):
+    """The value of what follows a value: a filter, a call, an index; `of` values its parts."""
+    match node:
+        case ast.Attribute(part, name):
+            return filtered(name, of(part))
+        case ast.Call(ast.Subscript(part, ast.Constant("strip")), [], []):
+            return filtered("trim", of(part))
+        case ast.Call(ast.Name("strftime_now"), [ast.Constant("%d %b %Y")], []):
+            return DATE
+        case ast.Call(ast.Name("raise_exception")):
+            raise NotAllowed
+        case ast.Call(ast.Name("namespace"), [], named):
+            return Namespace({keyword.arg: of(keyword.value) for keyword in named})
+        case ast.Subscript(part, ast.Slice(a, b, None)):
+            ends = [end and of(end) for end in (a, b)]
+            if all(end is None or type(end) is int for end in ends):
+                return lists(of(part))[slice(*ends)]
+        case ast.Subscript(part, at):
+            return item(of(part), of(at))
+    raise UnknownTemplate
 
 
 def known(value):
