@@ -150,7 +150,7 @@ DRAWS = fuzz(3, 12, family=NETWORKS, lm=LMS, dtype=["float32", "bfloat16"],
 @pytest.mark.parametrize("draw", DRAWS, ids=str)
 @torch.inference_mode()
 def test_the_peak_is_that_of_the_tensors_that_exist(draw):
-    """A large buffer of one family, one setting, one dtype or one path that the sizes above lack.
+    """A large buffer of one family, setting, dtype or path that the three sizes above lack.
     Tensors are counted one by one as they come and go, so that the measured number is exact."""
     before, tokens, batch = draw["read"]
     lm, dtype = LMS[draw["lm"]], getattr(torch, draw["dtype"])
