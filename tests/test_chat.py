@@ -116,7 +116,7 @@ def test_the_ids_are_those_of_the_template(name, folder):
     tokenizer = load_tokenizer(place)
     _, template, marks = KNOWN[name]
     bos, eos = (marks or ["<s>", "</s>"])[:2]
-    systems = [None] if name in NO_SYSTEM else [None, "Be brief.", " Be \n brief. \n", ""]
+    systems = [None] if name in NO_SYSTEM else [None, " Be \n brief. \n", ""]
     for system, turns in itertools.product(systems, TURNS):
         conversation = Chat(place, tokenizer, system)
         messages = [] if system is None else [{"role": "system", "content": system}]

@@ -152,7 +152,7 @@ NAMED = [(family, name) for family in VARIANTS for name in VARIANTS[family]]
 def test_the_formula(family, name, tmp_path):
     """Catches a fact that is dropped, misplaced or misnamed, where transformers cannot tell:
     wrong pairs, a wrong gelu, a bias or a parameter that save drops or load misplaces."""
-    model, tokens = tiny_model(family, **VARIANTS[family][name]), some_tokens(20)
+    model, tokens = tiny_model(family, **VARIANTS[family][name]), some_tokens(14)
     raw, tensors = stored(model, tmp_path)
     for lm in (SETTINGS["full attention"], LM_INFINITE):
         right = LOGITS[family](raw, tensors, tokens[0], lm)
