@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
 import struct
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +178,27 @@ def python():
     (arguments, cwd, stdin) -> what subprocess.run gives."""
     with forks.Server() as server:
         yield server.run
+
+
+def error(call, *arguments) -> str:
+    """The one sentence that a call of a program ends with."""
+    code, out, err = call(*arguments)
+    last = err.splitlines()[-1]
+    assert code == 1 and not out and last.startswith("error: ") and err.count("error: ") == 1
+    return last
+
+
+def interrupt_at(monkeypatch, run_class, step: int, name=signal.SIGINT):
+    """Let a signal come while a run takes a step."""
+    take, taken = run_class.step, [0]
+
+    def and_then(run):
+        taken[0] += 1
+        if taken[0] == step:
+            signal.raise_signal(name)
+        take(run)
+
+    monkeypatch.setattr(run_class, "step", and_then)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, some_tokens, tiny_llama, tiny_model
+from conftest import FAMILIES, ROOT, error, interrupt_at, some_tokens, tiny_llama, tiny_model
 
 from minilm_inf import generate
 from minilm_inf.checkpoint.run_state import read_state, write_state
@@ -181,19 +181,6 @@ SMALL = ("passkey", "--filler", "repeat", "--lengths", "0.78,1.17", "--depths", 
          "--trials", 3, "--threads", 1)  # fmt: skip
 
 
-def interrupt_at(monkeypatch, step: int, name=signal.SIGINT):
-    """Let a signal come while a run takes a step."""
-    take, taken = Run.step, [0]
-
-    def and_then(run):
-        taken[0] += 1
-        if taken[0] == step:
-            signal.raise_signal(name)
-        take(run)
-
-    monkeypatch.setattr(Run, "step", and_then)
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """The result of a run that nobody interrupts."""
@@ -232,7 +219,7 @@ def test_a_resumed_run_is_the_unbroken_run(unbroken, call, tmp_path, monkeypatch
     """A cell that is lost, asked twice, or asked other questions; half a table of one model,
     half of another."""
     out = tmp_path / "run.json"
-    interrupt_at(monkeypatch, 30, signal.SIGTERM)
+    interrupt_at(monkeypatch, Run, 30, signal.SIGTERM)
     code, printed, err = call(*SMALL, "--n-local", 128, "--out", out, "--rows", 2)
     assert code == 143 and not printed and not out.exists()
     assert f"tokens; go on with --resume {out}" in err
@@ -318,14 +305,6 @@ def test_filler_is_held_out(tokenizer, tmp_path):
     options.filler = "repeat"
     words = tokenizer.decode(retrieval.filler(options, tokenizer, 500).tolist())
     assert words.count("The grass is green. The sky is blue.") > 10
-
-
-def error(call, *arguments) -> str:
-    """The one sentence that a call ends with."""
-    code, out, err = call(*arguments)
-    last = err.splitlines()[-1]
-    assert code == 1 and not out and last.startswith("error: ") and err.count("error: ") == 1
-    return last
 
 
 @pytest.mark.parametrize(

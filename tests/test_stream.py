@@ -15,7 +15,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, fuzz, some_tokens, tiny_llama, tiny_model
+from conftest import (
+    ROOT,
+    SETTINGS,
+    error,
+    fuzz,
+    interrupt_at,
+    some_tokens,
+    tiny_llama,
+    tiny_model,
+)
 
 from minilm_inf.checkpoint import save, tensor_file
 from minilm_inf.checkpoint.run_state import FACTS, read_state, write_state
@@ -229,19 +238,6 @@ def test_the_settings_reach_the_model(call, folder):
 # ---- interrupted
 
 
-def interrupt_at(monkeypatch, step: int, name=signal.SIGINT):
-    """Let a signal come while a run takes a step."""
-    take, taken = Run.step, [0]
-
-    def and_then(run):
-        taken[0] += 1
-        if taken[0] == step:
-            signal.raise_signal(name)
-        take(run)
-
-    monkeypatch.setattr(Run, "step", and_then)
-
-
 RUNS = {  # flags, and the steps at which a run of them is interrupted
     "a stream": (["--tokens", "ids.npy", "--stream", "--length", 3000, "--chunk", 20], (1, 60)),
     "full attention": (["--tokens", "ids.npy", "--chunk", 20, "--attention", "full"], (9, 12)),
@@ -262,7 +258,7 @@ def test_a_resumed_run_is_the_unbroken_run(folder, call, tmp_path, monkeypatch, 
     assert call(*line, "--out", whole)[0] == 0
     arguments = [*line, "--out", out]
     for step, name in zip(steps, (signal.SIGINT, signal.SIGTERM)):
-        interrupt_at(monkeypatch, step, name)
+        interrupt_at(monkeypatch, Run, step, name)
         code, printed, err = call(*arguments)
         assert code == 128 + name and not printed and not out.exists()
         assert "stopped after " in err and f"go on with --resume {out}" in err
@@ -291,7 +287,7 @@ def test_top_k_is_resumed(folder, call, tmp_path, monkeypatch, heads, chunk, mid
     parts += ["--top-k-middle", 3, "--top-k-from-layer", 0, "--middle", middle]
     assert call(*parts, "--out", tmp_path / "whole.json")[0] == 0
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 5)
+        interrupt_at(patched, Run, 5)
         assert call(*parts, "--out", tmp_path / "run.json")[0] == 130
     code, _, err = call("--resume", tmp_path / "run.json")
     assert code == 0, err
@@ -301,12 +297,12 @@ def test_top_k_is_resumed(folder, call, tmp_path, monkeypatch, heads, chunk, mid
 def test_an_interrupt_in_the_last_chunk_is_none(folder, call, tmp_path, monkeypatch):
     """A finished run that asks to be resumed; and without --out, a promise to resume that
     nobody can keep."""
-    interrupt_at(monkeypatch, 30)
+    interrupt_at(monkeypatch, Run, 30)
     assert call(*flags(folder, "--length", 600, "--out", tmp_path / "run.json"))[0] == 0
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.json").unlink()
-    interrupt_at(monkeypatch, 3)
+    interrupt_at(monkeypatch, Run, 3)
     code, printed, err = call(*flags(folder))
     assert code == 130 and not printed and "nothing was saved: there is no --out" in err
     assert not list(tmp_path.iterdir())
@@ -332,7 +328,9 @@ def test_the_state_is_saved_as_time_passes(folder, call, tmp_path, monkeypatch):
     assert saves == [0, 180, 360, 540]  # every 9 steps of 7 seconds
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "name", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_real_signal_stops_a_real_run(folder, tmp_path, name):
     """The tests above raise the signal themselves; a terminal sends it from outside. What
     kill -9 leaves behind is resumed in test_faults and `make kills`."""
@@ -365,18 +363,10 @@ def stopped(folder, call, tmp_path, monkeypatch):
     """A run that was stopped, of a model and ids of its own."""
     shutil.copytree(folder / "model", tmp_path / "model")
     shutil.copy(folder / "ids.npy", tmp_path)
-    interrupt_at(monkeypatch, 5)
+    interrupt_at(monkeypatch, Run, 5)
     assert call(*flags(tmp_path, "--out", tmp_path / "run.json"))[0] == 130
     monkeypatch.undo()
     return tmp_path / "run.json"
-
-
-def error(call, *arguments) -> str:
-    """The one sentence that a call ends with."""
-    code, out, err = call(*arguments)
-    last = err.splitlines()[-1]
-    assert code == 1 and not out and last.startswith("error: ") and err.count("error: ") == 1
-    return last
 
 
 def test_a_changed_text_or_model_is_refused(stopped, call):

@@ -67,7 +67,7 @@ class Run:
     def _length(self, cell: Cell) -> int:
         """How many ids one trial makes the model read, about."""
         method, length = self.methods[cell.method], cell.length or 32
-        return method.rows(torch.empty(1, length)).shape[1]
+        return method.rows(torch.empty(1, length, device="meta")).shape[1]
 
     def trial(self, cell: Cell, number: int) -> Trial:
         """The number-th trial of a cell; the same for every method."""

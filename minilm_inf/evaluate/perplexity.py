@@ -41,10 +41,7 @@ def evaluate(options) -> int:
 
 def prepared(options) -> tuple[Run, dict]:
     """The run that the flags ask for, and all that its numbers depend on."""
-    if options.tokens is None:
-        model, tokenizer = flags.load(options)
-    else:
-        model, tokenizer = without_texts(options)
+    model, tokenizer = loaded(options)
     reading = reading_of(options, tokenizer, model.config.vocab_size)
     lm = flags.attention(options, model.config)
     byte_counts = ByteCounts(tokenizer, model.config.vocab_size, reading.source)
@@ -53,19 +50,21 @@ def prepared(options) -> tuple[Run, dict]:
     return run, settings_of(options, model, lm, reading)
 
 
-def without_texts(options):
-    """The model, and its tokenizer if there is one that can say how many bytes an id is."""
+def loaded(options):
+    """The model and its tokenizer, which --tokens may lack: it only counts their bytes."""
+    if options.tokens is None:
+        return flags.load(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     where = flags.device(options.device), flags.DTYPES[options.dtype]
-    model = load_model(options.model, *where)
+    model, tokenizer = load_model(options.model, *where), None
     try:
         tokenizer = load_tokenizer(options.model)
         check_fits(tokenizer, model.config.vocab_size, options.model)
-        return model, tokenizer
     except ValueError as error:
         print(f"no bits per byte: {' '.join(str(error).split())}", file=sys.stderr)
-        return model, None
+        tokenizer = None
+    return model, tokenizer
 
 
 def reading_of(options, tokenizer, vocab_size: int):

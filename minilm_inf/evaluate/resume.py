@@ -83,32 +83,27 @@ def begun(options) -> Iterator[tuple | None]:
 
     Raises ValueError where such a name is taken, or the state is none.
     """
-    if options.resume is None:
-        with outputs(flags.inputs(options), out=(options.out, RESULT), **drawn(options)):
-            if options.out and state_path(options.out).exists():
-                raise ValueError(
-                    f"{state_path(options.out)} holds a run that was stopped: --resume "
-                    f"{options.out}, or delete it"
-                )
-            yield None, options, options.out
-        return
-    out, path = options.resume, state_path(options.resume)
-    with outputs((), resume=(out, RESULT)):
-        if out.is_file() and not path.exists():
-            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
-            yield None
-            return
-        if not path.is_file():
-            raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
-        state = read_state(path)
-        options = as_begun(state[0].get("line"), options, path)
-        with outputs(flags.inputs(options), **drawn(options)):
-            yield state, options, out
-
-
-def drawn(options) -> dict:
-    """What a task draws besides its --out, as files.outputs takes it."""
-    return {"heatmap": (getattr(options, "heatmap", None), PICTURE)}
+    out, state = options.resume or options.out, None
+    path = out and state_path(out)
+    with contextlib.ExitStack() as held:
+        if options.resume:
+            held.enter_context(outputs((), resume=(out, RESULT)))
+            if out.is_file() and not path.exists():
+                print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
+                yield None
+                return
+            if not path.is_file():
+                raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
+            state = read_state(path)
+            options = as_begun(state[0].get("line"), options, path)
+        drawn = getattr(options, "heatmap", None), PICTURE
+        files = {"heatmap": drawn} | ({} if state else {"out": (out, RESULT)})
+        held.enter_context(outputs(flags.inputs(options), **files))
+        if out and path.exists() and state is None:
+            raise ValueError(
+                f"{path} holds a run that was stopped: --resume {out}, or delete it"
+            )
+        yield state, options, out
 
 
 def kept_line(options) -> list[str]:

@@ -7,18 +7,10 @@ from ..terminal.progress import scaled
 from ..terminal.tables import markdown
 
 
-def cell(found: dict | None) -> str:
-    """A mean and its interval."""
-    return "-" if found is None else with_interval("{:.2f}", found)
-
-
-def difference(found: dict | None) -> str:
-    """A difference of means and its interval, which is far narrower: a digit more."""
-    return "-" if found is None else with_interval("{:+.3f}", found)
-
-
-def with_interval(style: str, found: dict) -> str:
-    """A mean, in a style such as "{:.2f}", and its interval; None is what JSON has for nan."""
+def cell(found: dict | None, style: str = "{:.2f}") -> str:
+    """A mean and its interval; None is what JSON has for nan."""
+    if found is None:
+        return "-"
 
     def number(x: float | None) -> str:
         text = "nan" if x is None else style.format(x)
@@ -26,6 +18,11 @@ def with_interval(style: str, found: dict) -> str:
 
     ends = [number(x) for x in found["interval"] or ()]
     return number(found["nll"]) + (f" ({ends[0]} to {ends[1]})" if ends else "")
+
+
+def difference(found: dict | None) -> str:
+    """A difference of means and its interval, which is far narrower: a digit more."""
+    return cell(found, "{:+.3f}")
 
 
 def duration(seconds: float) -> str:
