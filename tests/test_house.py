@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+
+from minilm_inf import LMInfinite
 
 PACKAGE = ROOT / "minilm_inf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -208,3 +211,27 @@ def test_the_smallest_import_pulls_in_no_tools():
     loaded = set(run.stdout.split())
     assert "minilm_inf" in loaded and "torch" in loaded
     assert not loaded & {"transformers", "matplotlib", "pytest", "tokenizers", "accelerate"}
+
+
+def test_the_way_to_the_logits_is_short(shipped):
+    """Catches a core that grows: whoever follows a prompt of 1,000 tokens and one decode step
+    opens at most 9 rooms of 1,500 lines, and the fast path is 900 lines in all."""
+    model, entered = shipped[0], set()
+    lm = LMInfinite.for_model(model.config)
+    tokens, cache = torch.ones(1, 1001, dtype=torch.long), model.new_cache(1, lm)
+
+    def note(frame, event, argument):
+        entered.add(frame.f_code.co_filename)
+
+    sys.settrace(note)
+    try:
+        model.prefill(tokens[:, :1000], lm, cache, 512)
+        model(tokens[:, 1000:], lm, cache)
+    finally:
+        sys.settrace(None)
+    rooms = {module: module.read_text().count("\n") for module in MODULES}
+    opened = [rooms[module] for module in MODULES if str(module) in entered]
+    assert len(opened) <= 9 and sum(opened) <= 1500, (len(opened), sum(opened))
+    fast = [n for room, n in rooms.items() if room.parent.name == "fast"]
+    assert sum(fast) - rooms[PACKAGE / "fast" / "compiled.py"] <= 900
+    assert rooms[PACKAGE / "transformer.py"] <= 150

@@ -113,7 +113,7 @@ plot.show(drawing, "Numbers found, by length and depth: no middle key, one and f
 # alone); there k = 1 finds fewer.
 #
 # **Where this lives.** [top_k.py](../minilm_inf/top_k.py) is the definition,
-# [middle.py](../minilm_inf/fast/middle.py) does it without all logits at once;
+# [middle.py](../minilm_inf/fast/middle.py) asks in float32 first;
 # `python -m minilm_inf.evaluate passkey` is the whole experiment.
 #
 # ## Exercises
