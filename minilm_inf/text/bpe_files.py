@@ -23,7 +23,7 @@ from ..terminal.files import read_text, shown
 from ..terminal.json_parts import part_of
 from .around import Added, Around
 from .byte_level import ByteLevelTokenizer, byte_letters, joined
-from .named_tokens import asked_for, kept, listed_tokens, named_ids
+from .named_tokens import ends, kept, listed_tokens
 from .words import GPT2, LLAMA3_PATTERN
 
 BYTE_OF = {letter: byte for byte, letter in enumerate(byte_letters())}
@@ -49,10 +49,8 @@ def from_vocab_and_merges(folder: Path, limit: int | None = None) -> ByteLevelTo
     if end in vocab and all(token.content != end for token in added):
         added.append(Added(end, vocab[end], special=True))
     added, vocab = kept(added, vocab, limit, path)
-    named = named_ids(folder, {**vocab, **{token.content: token.id for token in added}})
-    bos_id, eos_id = (named.get(name, vocab.get(end)) for name in ("bos_token", "eos_token"))
-    fields = asked_for(folder, bos_id, eos_id, bos=False)
-    around = Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields)
+    ids, own = vocab | {token.content: token.id for token in added}, vocab.get(end)
+    around = Around(added=added, **ends(folder, ids, bos_token=own, eos_token=own))
     prefix_space = part_of(folder / "tokenizer_config.json")["add_prefix_space"].flag()
     merges = _merge_lines(folder / "merges.txt")
     try:

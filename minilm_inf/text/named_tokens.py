@@ -68,28 +68,28 @@ def kept(
     )
 
 
-def named_ids(folder: Path, ids: dict[str, int]) -> dict[str, int | None]:
-    """The ids of the tokens that a folder's files name as bos_token and eos_token, where they
-    name any: None for one that is no token."""
-    files = [
+def ends(folder: Path, ids: dict[str, int], bos: bool = False, **own: int | None) -> dict:
+    """Around's fields bos_token_id, eos_id, before and after, as a folder's files have them.
+
+    ids: of tokens by their contents. own: bos_token and eos_token where no file names them;
+    one that is named and is no token is None. bos: whether BOS stands before a text where
+    tokenizer_config.json does not say it.
+    """
+    about, other = (
         part_of(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")
-    ]
-    found = {}
-    for name in ("bos_token", "eos_token"):
-        said = [file[name] for file in files if not file[name].is_null]
-        if said:
-            token = said[0]["content"] if isinstance(said[0].value, dict) else said[0]
+    )
+    found = {"bos_token": None, "eos_token": None} | own
+    for name in found:
+        said = about[name] if not about[name].is_null else other[name]
+        if not said.is_null:
+            token = said["content"] if isinstance(said.value, dict) else said
             found[name] = ids.get(token.text())
-    return found
-
-
-def asked_for(folder: Path, bos_id: int | None, eos_id: int | None, bos: bool) -> dict:
-    """Around's fields before and after, as tokenizer_config.json asks for them; bos: whether
-    BOS stands before a text where it says nothing."""
-    about = part_of(folder / "tokenizer_config.json")
+    bos_id, eos_id = found.values()
     add_bos = about["add_bos_token"].flag(bos and "add_bos_token" not in about)
     add_eos = about["add_eos_token"].flag()
     return {
+        "bos_token_id": bos_id,
+        "eos_id": eos_id,
         "before": (bos_id,) if add_bos and bos_id is not None else (),
         "after": (eos_id,) if add_eos and eos_id is not None else (),
     }

@@ -19,7 +19,7 @@ from ..terminal.files import read_bytes
 from ..terminal.json_parts import part_of
 from .around import Around, Tokenizer
 from .bpe_files import from_rank_file, from_vocab_and_merges, is_rank_file
-from .named_tokens import asked_for, kept, listed_tokens, named_ids
+from .named_tokens import ends, kept, listed_tokens
 from .sentence_pieces import SentencePieceTokenizer, processor_of
 from .tokenizer_json import around, from_tokenizer_json
 
@@ -83,17 +83,14 @@ def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePi
     pieces = {model.IdToPiece(id): id for id in range(model.GetPieceSize())}
     added, _ = kept(listed_tokens(folder, unless_said=True), pieces, limit, path)
     ids = pieces | {token.content: token.id for token in added}
-    own = {"bos_token": model.bos_id(), "eos_token": model.eos_id()}
-    own = {name: id if id >= 0 else None for name, id in own.items()}
-    bos_id, eos_id = (own | named_ids(folder, ids)).values()
-    fields = asked_for(folder, bos_id, eos_id, bos=True)
+    bos, eos = (None if id < 0 else id for id in (model.bos_id(), model.eos_id()))
+    fields = ends(folder, ids, bos=True, bos_token=bos, eos_token=eos)
     template = part_of(folder / "tokenizer.json")["post_processor"]
     if not template.is_null:  # then it alone tells what stands around a text
-        fields = dict(zip(("before", "after"), around(template)))
+        fields |= zip(("before", "after"), around(template))
     added = tuple(token for token in added if token.id >= len(pieces))
-    parts = Around(added=added, bos_token_id=bos_id, eos_id=eos_id, **fields)
     spaced = part_of(folder / "tokenizer_config.json")["legacy"].flag()
-    return SentencePieceTokenizer(content, path, parts, spaced=spaced)
+    return SentencePieceTokenizer(content, path, Around(added=added, **fields), spaced=spaced)
 
 
 def opening(tokenizer) -> list[int]:

@@ -16,7 +16,7 @@ from .around import Around, Tokenizer
 from .bpe_files import BYTE_OF, byte_level
 from .byte_level import ByteLevelTokenizer
 from .llama_json import from_llama_json
-from .named_tokens import added_token, kept, named_ids
+from .named_tokens import added_token, ends, kept
 from .normalizers import flat, normalise_from_json
 from .words import pattern_from_json
 
@@ -42,12 +42,10 @@ def from_tokenizer_json(path: Path, limit: int | None = None) -> Tokenizer:
         raise model["vocab"].wrong("an object of tokens and their ids")
     added = [added_token(entry) for entry in raw["added_tokens"].items()]
     added, vocab = kept(added, vocab, limit, path)
-    named = named_ids(path.parent, {**vocab, **{a.content: a.id for a in added}})
-    before, after = around(raw["post_processor"])
-    parts = Around(
-        added=added, normalise=normalise_from_json(raw["normalizer"]), before=before,
-        after=after, bos_token_id=named.get("bos_token"), eos_id=named.get("eos_token"),
-    )  # fmt: skip
+    fields = ends(path.parent, vocab | {a.content: a.id for a in added})
+    fields |= zip(("before", "after"), around(raw["post_processor"]))
+    normalise = normalise_from_json(raw["normalizer"])
+    parts = Around(added=added, normalise=normalise, **fields)
     merges, steps = merges_of(model, vocab), flat(raw["pre_tokenizer"], "pretokenizers")
     if any(step["type"].value == "ByteLevel" for step in steps):
         return _byte_level(raw, vocab, merges, parts)
