@@ -150,7 +150,7 @@ DRAWS = fuzz(3, 12, family=NETWORKS, lm=LMS, dtype=["float32", "bfloat16"],
 @pytest.mark.parametrize("draw", DRAWS, ids=str)
 @torch.inference_mode()
 def test_the_peak_is_that_of_the_tensors_that_exist(draw):
-    """A large buffer of one family, one setting or one dtype that the three sizes above lack.
+    """A large buffer of one family, setting, dtype or path that the three sizes above lack.
     Tensors are counted one by one as they come and go, so that the measured number is exact."""
     before, tokens, batch = draw["read"]
     lm, dtype = LMS[draw["lm"]], getattr(torch, draw["dtype"])
@@ -164,9 +164,14 @@ def test_the_peak_is_that_of_the_tensors_that_exist(draw):
     with LiveBytes() as live:
         model.read(torch.zeros(batch, tokens, dtype=torch.long), lm, cache)
     net = SimpleNamespace(config=model.config, dtype=dtype, has_bias=model.scheme.has_bias)
-    kept = sum(weight.nbytes for weight in model.parameters()) + cache.nbytes
+    weights = sum(weight.nbytes for weight in model.parameters())
+    kept = weights + cache.nbytes
     predicted = kept + working_bytes(net, lm, before, tokens, batch)
     assert predicted == pytest.approx(kept + live.peak - (cache.nbytes - full), rel=0.25)
+    with LiveBytes() as live:
+        model.read(torch.zeros(batch, 400, dtype=torch.long), lm, path="reference")
+    predicted = weights + working_bytes(net, FULL_ATTENTION, 0, 400, batch, is_whole=True)
+    assert predicted == pytest.approx(weights + live.peak, rel=0.25)
 
 
 @pytest.mark.parametrize("lm", [FULL_ATTENTION, *SETTINGS.values(), TOP_K], ids=str)

@@ -88,7 +88,7 @@ def run(options) -> int:
     picture = out / "factors.png"
     check_output(out / MAIN, options.text or (), BEGINS)
     check_output(picture, options.text or (), PICTURE)
-    with claimed(out / MAIN):
+    with claimed(out / MAIN), claimed(picture):
         if not flags.can_draw():
             print("no figures: matplotlib is not installed", file=sys.stderr)
         facts, factors, curves = measure(options)

@@ -62,8 +62,8 @@ def working_bytes(
     queries, keys = (n * config.head_dim for n in (config.n_head, config.n_kv_head))
     seen = before + tokens if lm.n_local is None else min(before, lm.n_local) + tokens
     is_band = net.has_bias or lm.distance_ceiling in (None, lm.n_local)
-    if is_whole:  # of all pairs, in five copies
-        logits = 5 * batch * config.n_head * tokens**2
+    if is_whole:  # of all pairs, in three copies, or five with their biases
+        logits = (5 if net.has_bias else 3) * batch * config.n_head * tokens**2
     elif is_band and not (lm.top_k and lm.top_k_queries == "all"):  # of one key head's queries
         near = min(seen, (lm.n_local or seen) + QUERIES_AT_ONCE)
         logits = min(config.n_head // config.n_kv_head * tokens * near, BLOCK_LOGITS)
