@@ -27,10 +27,10 @@ test: .venv/ready  ## install, then run the test suite on two cores, but for its
 	$(call SUITE,$(BIN)/python -m pytest -q -m "not slow")
 
 test-all: .venv/ready  ## ... and with them: trainings, kills, a browser, a compiler
-	$(call SUITE,$(BIN)/python -m pytest -q)
+	$(call SUITE,$(BIN)/python -m pytest -q --fuzz 2000)
 
 fuzz: .venv/checks  ## 20,000 hostile files, flags, prompts and calls: tracebacks, hangs, crashes
-	@$(BIN)/python tests/fuzz.py
+	@$(BIN)/python -m pytest -q tests/test_fuzz.py --fuzz 20000
 
 lint: .venv/checks  ## ruff, check and format
 	@$(BIN)/ruff check .

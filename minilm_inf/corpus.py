@@ -1,4 +1,4 @@
-"""The public-domain text behind weights/: where it comes from, and how it is made plain.
+"""The public-domain text of weights/: where it comes from, and how it is made plain.
 
     python -m minilm_inf.corpus corpus/
 

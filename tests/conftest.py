@@ -51,6 +51,7 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--half", type=int, help="run every second test only, from the 1st or 2nd")
+    parser.addoption("--fuzz", type=int, default=500, help="how many cases test_fuzz.py takes")
 
 
 @pytest.hookimpl(trylast=True)  # once the slow ones are left out
@@ -156,7 +157,7 @@ READINGS = {
 @pytest.fixture
 def program(capsys):
     """A call of a program in this process: (main, arguments...) -> (exit code, stdout, stderr).
-    However many threads it asks for, they are what they were behind the test."""
+    However many threads it asks for, they are what they were after the test."""
     threads = torch.get_num_threads()
 
     def call(main, *arguments) -> tuple[int, str, str]:

@@ -1,39 +1,29 @@
-"""Kinds of fuzz.py: flags, prompts, and saved states of a run that was stopped."""
+"""Kinds of fuzz.py: flags and prompts."""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
-import struct
-import tempfile
-from pathlib import Path
 from unittest import mock
 
 from fuzz_draw import (
     LONG,
     TOKENIZERS,
-    as_json,
     module_of,
     program,
     some_text,
-    spoiled,
     spoiled_bytes,
     tokenizer,
     weights,
     write,
 )  # fmt: skip
-from fuzz_files import with_header
-from safetensors.torch import load
 
 import minilm_inf.benchmark.__main__
 import minilm_inf.card
 import minilm_inf.diagnose.__main__
 import minilm_inf.evaluate.__main__
 import minilm_inf.train.__main__  # noqa: F401
-from minilm_inf.checkpoint import run_state
-from minilm_inf.evaluate import resume
 
 WORDS = "The ship went on, and the men looked at the sea, for it was late. It was cold. "
 ARGUMENTS = (
@@ -150,53 +140,4 @@ def prompts(rng):
     )
 
 
-@functools.cache
-def stopped() -> tuple[bytes, dict[str, bytes]]:
-    """The state of a run of perplexity amid its text, and the files that it reads."""
-    states, write_state = [], resume.write_state
-
-    def noted(path: Path, *rest):
-        write_state(path, *rest)
-        states.append(path.read_bytes())
-
-    before = Path.cwd()
-    files = weights() | tokenizer("pieces")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(resume, "write_state", noted),
-    ):
-        os.chdir(folder)
-        try:
-            write(files)
-            write({"t.txt": (WORDS * 40).encode()}, ".")
-            program("evaluate", *STREAM)
-        finally:
-            os.chdir(before)
-    return states[len(states) // 2], files
-
-
-STREAM = """perplexity -m m --text t.txt --length 400 --chunk 32 --n-local 16 --save-every 0
---top-k-middle 0 --out r.json""".split()
-
-
-def states(rng):
-    raw, files = stopped()
-    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
-    how = rng.random()
-    if how < 0.5:
-        facts = spoiled(rng, json.loads(header["__metadata__"][run_state.FACTS]))
-        if isinstance(facts, dict) and rng.random() < 0.8:  # by who knows how to sign them
-            facts.pop("sha256", None)
-            facts["sha256"] = run_state.checksum(facts, load(raw))
-        header["__metadata__"][run_state.FACTS] = json.dumps(facts)
-        raw = with_header(raw, json.dumps(header).encode())
-    elif how < 0.75:
-        raw = with_header(raw, as_json(rng, spoiled(rng, header)))
-    else:
-        raw = spoiled_bytes(rng, raw)
-    write(files)
-    write({"t.txt": (WORDS * rng.choice((40, 40, 3))).encode(), "r.json.state": raw}, ".")
-    return f"{raw[:200]!r}", lambda: program("evaluate", "perplexity", "--resume", "r.json")
-
-
-PROGRAMS = {"flags": flags, "prompts": prompts, "states": states}
+PROGRAMS = {"flags": flags, "prompts": prompts}

@@ -43,7 +43,7 @@ def write_deb(path, files: dict[str, bytes], compressed=True):
 
 
 def r_block(lines: list[str], head=b"X\n") -> bytes:
-    """A serialised R character vector, compressed, behind four bytes with its length."""
+    """A serialised R character vector, compressed, after four bytes with its length."""
     raw = head + b"\0\0\0\x10" + struct.pack(">i", len(lines))
     for line in lines:
         content = line.encode("utf-8")
@@ -61,7 +61,7 @@ def test_plain_text():
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("size", [4, 5])
 def test_a_file_of_a_debian_package(tmp_path, compressed, size):
-    """Odd members are padded: without that, every header behind one is misread."""
+    """Odd members are padded: without that, every header after one is misread."""
     files = {"./usr/share/doc/x/a.rdb": b"no", "./usr/lib/janeaustenr/data/a.rdb": b"x" * size}
     package = write_deb(tmp_path / "a_1.deb", files, compressed)
     assert packages.debian_file(package, "janeaustenr/data/a.rdb") == b"x" * size

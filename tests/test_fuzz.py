@@ -1,5 +1,4 @@
-"""Cases of fuzz.py in this process, 500 or 2,000; `make fuzz` runs 20,000 in processes of
-their own."""
+"""500 cases of fuzz.py, or as many as --fuzz says: `make fuzz` asks for 20,000."""
 
 from __future__ import annotations
 
@@ -12,16 +11,14 @@ from fuzz import FAULTS, KINDS, judged
 from fuzz_draw import Refused, Wrong
 
 
-@pytest.mark.parametrize("cases", [500, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_goes_wrong(kind, cases):
+def test_nothing_goes_wrong(kind, request):
     """Catches a traceback, a hang, an execution, a file outside of its folder, a Python word or
     a long echo in a sentence, and two paths of attention that disagree."""
-    first, stop = (0, 500) if cases == 500 else (500, cases)
-    numbers = range(first // len(KINDS), stop // len(KINDS))
-    verdicts = {number: judged(kind, number) for number in numbers}
-    wrong = [f"{number}: {v}" for number, v in verdicts.items() if v.outcome in FAULTS]
-    assert any(v.outcome == "clean" for v in verdicts.values()), (
+    cases = request.config.getoption("--fuzz") // len(KINDS)
+    verdicts = [judged(kind, number) for number in range(cases)]
+    wrong = [f"{number}: {v}" for number, v in enumerate(verdicts) if v.outcome in FAULTS]
+    assert any(v.outcome == "clean" for v in verdicts), (
         "nothing was right before it was spoiled"
     )
     assert not wrong, f"python tests/fuzz.py --kind {kind} --first " + "\n".join(wrong)

@@ -462,7 +462,7 @@ def prompts(monkeypatch):
 
 
 def test_a_conversation_grows_and_ends(run, typed, tokenizer, prompts):
-    """Each line is read behind all that came before, with BOS once, and /reset forgets."""
+    """Each line is read after all that came before it, with BOS once, and /reset forgets."""
     typed(
         b"The sea\n/stats\n\nand the ship\n/stats\n"
         b"/reset\n/stats\nThe sea\n/stats\n/exit\nnot read\n"
@@ -483,7 +483,7 @@ def test_a_conversation_grows_and_ends(run, typed, tokenizer, prompts):
 
 
 def test_a_second_reply_continues_the_whole_text(run, typed, shipped):
-    """A conversation that starts anew with every line, or reads its last token twice."""
+    """A conversation that begins again with every line, or reads its last token twice."""
     model, tokenizer = shipped
     typed(b"The sea\nand the ship\n")
     code, out, err = run("-i", "-n", 6, "-t", 0, "--ignore-eos", "--n-local", 12)

@@ -103,7 +103,7 @@ def facts_and_answers(window: str):
 @pytest.mark.parametrize("followed", [0.0, 1.0])
 def test_facts_and_answers_agree(practice, tokenizer, followed):
     """An answer that was never stated teaches the model to make numbers up."""
-    counts, keys, behind, order = set(), 0, set(), set()
+    counts, keys, after, order = set(), 0, set(), set()
     for seed in range(150):
         row = practice.retrieval(rng(seed), 257, followed)
         window = tokenizer.decode(row)
@@ -112,14 +112,14 @@ def test_facts_and_answers_agree(practice, tokenizer, followed):
         assert set(facts) <= {*NAMES, "pass key"}
         counts.add(len(facts))
         keys += "pass key" in facts
-        behind.add(window.rpartition(answers[list(answers)[-1]] + ".")[2] != "")
+        after.add(window.rpartition(answers[list(answers)[-1]] + ".")[2] != "")
         order.add(list(facts) == list(answers))
         assert all(
             len(d) == 5 if n == "pass key" else 2 <= len(d) <= 5 for n, d in facts.items()
         )
     assert counts == {1, 2, 3, 4}
     assert 60 < keys < 130
-    assert behind == {followed > 0}
+    assert after == {followed > 0}
     assert order == {True, False}, "questions come in any order"
 
 
@@ -129,8 +129,8 @@ def test_what_follows_the_answers_is_text_and_not_too_much(practice, tokenizer, 
     for seed in range(60):
         window = tokenizer.decode(practice.retrieval(rng(seed), 257, 1.0))
         _, answers = facts_and_answers(window)
-        behind = window.rpartition(f" is {list(answers.values())[-1]}.")[2]
-        lengths.append(len(tokenizer.encode(behind, bos=False)))
+        after = window.rpartition(f" is {list(answers.values())[-1]}.")[2]
+        lengths.append(len(tokenizer.encode(after, bos=False)))
     assert max(lengths) <= 66 and max(lengths) > 40 and min(lengths) < 15
     shares = [practice.retrieval(rng(seed), 257, 0.5)[-1] for seed in range(200)]
     full_stop = practice.retrieval(rng(0), 257)[-1]
@@ -212,7 +212,7 @@ class Guesser:
 
 
 def copied(tokenizer):
-    """A guess that has understood: behind the question, the key that stood in the text."""
+    """A guess that has understood: after the question, the key that stood in the text."""
 
     def guess(row):
         window = tokenizer.decode(row)

@@ -33,7 +33,7 @@ def code(text: str) -> str:
 
 
 def commands(text: str) -> tuple[set[str], list[tuple[str, list[str]]]]:
-    """The make targets that a page names, and its modules with the long flags behind them."""
+    """The make targets that a page names, and its modules with the long flags after them."""
     found = code(text).replace("\\\n", " ")
     targets = set(re.findall(r"\bmake ([a-z][\w-]*)", found))
     modules = [(m, re.findall(r" (--[a-z][\w-]*)", rest)) for m, rest in COMMAND.findall(found)]

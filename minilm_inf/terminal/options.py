@@ -179,21 +179,18 @@ def add_plan(group):
 
 def check_attention(options):
     """Raise ValueError for flags that contradict --attention."""
-    given = {"--n-local": options.n_local, "--n-global": options.n_global}
-    wrong = {"lambda": (), "window": ("--n-global",), "full": ("--n-local", "--n-global")}
-    for flag in wrong[options.attention]:
-        if given[flag] is not None:
-            raise ValueError(f"{flag} has no meaning with --attention {options.attention}")
-    if options.attention == "full" and options.top_k_middle:
+    kind, reaches = options.attention, options.top_k_middle
+    for name, wrong, why in (
+        ("n-local", kind == "full", f"with --attention {kind}"),
+        ("n-global", kind != "lambda", f"with --attention {kind}"),
+        ("top-k-distance", not reaches, "without --top-k-middle"),
+        ("top-k-from-layer", not reaches, "without --top-k-middle"),
+        ("middle", not reaches, "without --top-k-middle"),
+    ):
+        if wrong and getattr(options, name.replace("-", "_")) is not None:
+            raise ValueError(f"--{name} has no meaning {why}")
+    if kind == "full" and reaches:
         raise ValueError("--top-k-middle has no meaning with --attention full: all is seen")
-    idle = {
-        "--top-k-distance": options.top_k_distance,
-        "--top-k-from-layer": options.top_k_from_layer,
-        "--middle": options.middle,
-    }
-    for flag, value in idle.items():
-        if value is not None and not options.top_k_middle:
-            raise ValueError(f"{flag} has no meaning without --top-k-middle")
 
 
 def attention(options, config: ModelConfig) -> LMInfinite | None:
@@ -204,11 +201,8 @@ def attention(options, config: ModelConfig) -> LMInfinite | None:
         n_local, n_global = None, 0
     if options.attention == "window":
         n_global = 0
-    top = options.distance_ceiling
-    if top is None:
-        top = n_local
-    elif top == "none":
-        top = None
+    top = n_local if options.distance_ceiling is None else options.distance_ceiling
+    top = None if top == "none" else top
     if n_local is None and top is None:
         return None
     if not options.top_k_middle:

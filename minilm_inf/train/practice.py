@@ -101,9 +101,7 @@ class Practice:
         """
         facts, questions = [], []
         names = rng.permutation(NAMES)
-        key_at = int(
-            rng.integers(0, 4)
-        )  # which of the facts is the pass key, if there are so many
+        key_at = int(rng.integers(0, 4))  # which fact is the pass key, if there are so many
         for i in range(int(rng.integers(1, 5))):
             digits = "".join(str(d) for d in rng.integers(0, 10, 5))
             if i == key_at:
@@ -114,18 +112,18 @@ class Practice:
                 facts.append(rng.choice(STATE_NUMBER).format(name, number))
                 questions.append(ASK_NUMBER.format(name, name, number) + ".")
         rng.shuffle(questions)
-        behind = []
+        after = []
         if followed and rng.random() < followed:
-            behind = self.ordinary(rng, int(rng.integers(2, length // 4)))[len(self.bos) :]
+            after = self.ordinary(rng, int(rng.integers(2, length // 4)))[len(self.bos) :]
         while True:
             try:
                 ending = " ".join(questions)
-                return self.hidden(rng, length - len(behind), facts, ending) + behind
+                return self.hidden(rng, length - len(after), facts, ending) + after
             except ValueError:
-                if not behind and len(questions) == 1:
+                if not after and len(questions) == 1:
                     raise
-                questions = questions if behind else questions[:-1]
-                behind = []
+                questions = questions if after else questions[:-1]
+                after = []
 
     def pass_key(self, rng: np.random.Generator, length: int) -> tuple[list[int], int]:
         """A window with one pass key, its question, and the five digits at the very end.
@@ -138,7 +136,7 @@ class Practice:
         return row, length - 5
 
     def hidden(self, rng, length: int, facts: list[str], ending: str) -> list[int]:
-        """BOS, text with the facts behind random sentences, then the ending: `length` ids."""
+        """BOS, text with the facts after random sentences, then the ending: `length` ids."""
         pieces = [self.encode(fact) for fact in facts]
         end = self.encode(ending)
         room = length - len(self.bos) - len(end) - sum(len(piece) for piece in pieces)
