@@ -85,12 +85,12 @@ def test_what_a_method_says_it_sees():
     moves one method only."""
     sees = {name: m.sees for name, m in chosen(tiny_llama(context_length=8)).items()}
     assert sees == {
-        "full": "all", "truncate": "last 5 to 7, read anew", "window": "last 7",
+        "full": "all", "truncate": "last 5 to 7, read again", "window": "last 7",
         "no-ceiling": "last 5, first 2", "no-lambda": "all", "streaming": "last 5, first 2",
         "lambda": "last 5, first 2", "topk": "last 3, first 2, 2 of the middle",
     }  # fmt: skip
     short = chosen(tiny_llama(context_length=4), ["truncate"])["truncate"]
-    assert short.sees == "last 3 to 4, read anew", "never more than the trained length"
+    assert short.sees == "last 3 to 4, read again", "never more than the trained length"
     found = chosen(tiny_llama(), lm=LMInfinite(9, 2, 4, top_k=2))
     assert found["lambda"].lm == LMInfinite(9, 2, 4)
     assert found["no-lambda"].lm == LMInfinite(None, 0, 4)

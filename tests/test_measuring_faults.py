@@ -22,7 +22,6 @@ from minilm_inf.evaluate.cells import Cell, Run
 from minilm_inf.evaluate.methods import Method
 from minilm_inf.evaluate.trials import PassKey
 from minilm_inf.terminal import options
-from minilm_inf.train import packages
 from minilm_inf.train.practice import Practice, pass_key_accuracy
 
 TEXT = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")[:8000]
@@ -288,7 +287,7 @@ def test_memory_that_ran_out_is_told_with_flags_that_there_are(
 # ---- a stranger's files
 
 
-def test_a_corpus_with_what_is_no_text(tmp_path, monkeypatch):
+def test_a_corpus_with_what_is_no_text(tmp_path):
     """A folder, a pipe that nobody writes to, or bytes, in the place of a document."""
     (tmp_path / "web" / "1Sam.txt").mkdir(parents=True)
     os.mkfifo(tmp_path / "web" / "pipe.txt")
@@ -302,6 +301,3 @@ def test_a_corpus_with_what_is_no_text(tmp_path, monkeypatch):
         package.write_bytes(b"!<arch>\n" + f"{'a':<16}{'':<32}{size:<10}`\n".encode())
         with pytest.raises(ValueError, match="it is no ar archive.*fetch it again"):
             corpus.extract("austen", package)
-    monkeypatch.setattr(packages, "LARGEST", 1000)
-    with pytest.raises(ValueError, match="more than 1,000 bytes"):
-        packages.unpacked(packages.zlib.decompressobj(), packages.zlib.compress(bytes(1001)))

@@ -34,7 +34,7 @@ python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --th
 
 ## What of the paper is seen, and what is not
 
-- Full attention fails right behind the trained length, and so does the Λ without a ceiling, which then swings
+- Full attention fails right after the trained length, and so does the Λ without a ceiling, which then swings
   between failing and reading well; the ceiling without the Λ rises steadily; LM-Infinite stays flat.
 - A large n_global costs a little, as in the paper. That none at all is a catastrophe there (6.43 against 1.03
   nats) is not seen here: it costs 0.016 nat. SmolLM2, whose starting tokens matter, is in

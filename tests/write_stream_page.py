@@ -18,7 +18,7 @@ PAGE = """\
 
 | model | parameters | what it is for |
 |---|---|---|
-| [tiny-llama](tiny-llama/README.md) | 1,672,896 | the demo and the lessons: it fails past 256 tokens, and LM-Infinite mends it |
+| [tiny-llama](tiny-llama/README.md) | 1,672,896 | the demo and the lessons: it fails past 256 tokens, and LM-Infinite fixes it |
 | [tiny-mpt](tiny-mpt/README.md) | 1,291,536 | the same with ALiBi |
 | [tiny-gptj](tiny-gptj/README.md) | 1,480,128 | the same with rotary pairs, on a part of the head |
 | [nano-llama](nano-llama/README.md) | 338,592 | small enough to read 200 million tokens in an hour, below |
@@ -43,7 +43,7 @@ python -m minilm_inf.evaluate perplexity -m {model} --corpus {corpus} --stream -
 |---|---|---|
 | nll, nats per token: the second million, the last | {early:.4f} | {late:.4f} |
 | tokens per second: the first and the last of 200 bins | {speed_start:,.0f} | {speed_end:,.0f} |
-| resident memory: behind the first and the last of 200 bins | {memory_start:.1f} MB | {memory_end:.1f} MB |
+| resident memory: after the first and the last of 200 bins | {memory_start:.1f} MB | {memory_end:.1f} MB |
 
 On the {pairs:,} tokens of the documents that stand in both the second million and the last, the nll
 differs by {difference:+.4f} nat ({low:+.4f} to {high:+.4f}). Over all {scored:,} scored tokens it is {nll:.4f} nat

@@ -108,7 +108,7 @@ class Truncated(Method):
     @property
     def sees(self) -> str:
         """As Method.sees."""
-        return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}, read anew"
+        return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}, read again"
 
 
 @torch.inference_mode()
