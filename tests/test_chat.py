@@ -342,7 +342,7 @@ def test_a_changed_template_is_refused_or_exact():
         "loop.last",
     ]
     today = datetime.date.today().strftime("%d %b %Y")
-    for _ in range(150):
+    for _ in range(100):
         _, template, _ = KNOWN[source.choice(list(KNOWN))]
         for _ in range(source.choice([1, 1, 2, 5])):
             at, cut = source.randrange(len(template)), source.choice([0, 0, 1, 2, 9])
@@ -364,7 +364,7 @@ def test_a_changed_template_is_refused_or_exact():
         for written, right, text in zip((known.first, known.following), whole, ("Hi", "Oh")):
             written = "".join((said | {USER: text}).get(part, part) for part in written)
             assert right.endswith(written), template
-    assert found > 20
+    assert found > 12
 
 
 def test_a_refused_template_is_named(folder):
