@@ -135,6 +135,7 @@ def test_where_a_program_cannot_be_loaded(monkeypatch, capsys):
     assert len(made) == 1 and capsys.readouterr().err.count("torch.compile is used") == 1
 
 
+@pytest.mark.slow
 def test_a_package_that_cannot_be_loaded_is_noticed(tmp_path):
     """Catches a broken package that is tried in this very process."""
     (tmp_path / "step.pt2").write_bytes(b"no archive")

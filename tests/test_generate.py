@@ -619,6 +619,7 @@ def started(*arguments, **pipes) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow  # above it is the same signal, within this process
 def test_ctrl_c_stops_a_reply_but_not_the_program():
     """A reader who has enough of one reply would lose the whole conversation."""
     program = started("-i", "-n", 10**6, "--ignore-eos", stdin=subprocess.PIPE)
