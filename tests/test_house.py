@@ -57,7 +57,7 @@ ASKED_FOR = {  # room -> imported where it is needed
 
 TOP_LEVEL = {
     "minilm_inf", "weights", "tests", "tutorials", ".ci", ".git", ".gitignore", "Makefile",
-    "pyproject.toml", "setup.py", "requirements.txt", "README.md", "LICENSE",
+    "pyproject.toml", "requirements.txt", "README.md", "LICENSE",
 }  # fmt: skip
 
 ROOMS = {

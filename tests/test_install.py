@@ -39,7 +39,7 @@ def test_a_wheel_has_all_that_another_folder_needs(tmp_path):
     clone, other = tmp_path / "clone", tmp_path / "other"
     for folder in ("minilm_inf", MODEL.relative_to(ROOT)):
         shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("*.pyc"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     made = subprocess.run([*pip, "-w", tmp_path, clone], capture_output=True, text=True)

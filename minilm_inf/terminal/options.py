@@ -16,7 +16,7 @@ from .blocks import KINDS
 from .files import named, shown
 
 PACKAGE = Path(__file__).resolve().parents[1]
-INSTALLED = PACKAGE / "tiny_llama"  # where setup.py puts the model; a clone has it in weights/
+INSTALLED = PACKAGE / "tiny_llama"  # where pip puts the model; a clone has it in weights/
 SHIPPED = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "weights" / "tiny-llama"
 DTYPES = {
     "auto": None,
