@@ -112,9 +112,8 @@ def are_integers(values, count: int, least: int, most: int) -> bool:
     )
 
 
-def check_tokens(tokens, device, vocab_size: int):
-    """Raise ValueError for what is no (B, T) of ids on the model's device. Whether they are in
-    the vocabulary is not asked on a GPU, which would have to stop and tell."""
+def check_tokens(tokens, device):
+    """Raise ValueError for what is no (B, T) of ids on the model's device."""
     whole = isinstance(tokens, Tensor) and tokens.dtype in (torch.int32, torch.int64)
     if not whole or tokens.dim() != 2 or 0 in tokens.shape:
         kind = isinstance(tokens, Tensor) and f"{tokens.dtype} of shape {tuple(tokens.shape)}"
@@ -126,13 +125,6 @@ def check_tokens(tokens, device, vocab_size: int):
         raise ValueError(
             f"the tokens are on {tokens.device}, but the model is on {device}: move them there"
         )
-    if tokens.device.type == "cpu":
-        low, high = (int(x) for x in tokens.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"token {low if low < 0 else high} is out of range: the vocabulary has the ids "
-                f"0 to {vocab_size - 1}"
-            )
 
 
 def padding_of(tokens: Tensor, lengths: list[int] | None) -> Tensor | None:
@@ -156,7 +148,7 @@ def check_call(tokens, model, lm, cache, path: str, paths, n_reaching):
     check_lm(lm)
     if path not in tuple(paths):
         raise ValueError(f'path must be "chunked" or "reference", not {shown(path)}')
-    check_tokens(tokens, model.embed.weight.device, model.config.vocab_size)
+    check_tokens(tokens, model.embed.weight.device)
     check_reaching(n_reaching, tokens.shape[1])
     if cache is not None:
         check_cache(cache, model.config, tokens, lm or FULL_ATTENTION, path)
@@ -194,6 +186,19 @@ def check_new_cache(batch, lm, first_position, padding, middle, kinds):
         raise ValueError(
             f"padding must be {batch} whole numbers from 0 on, not {shown(padding)}"
         )
+
+
+def embedded(tokens: Tensor, embed) -> Tensor:
+    """The embeddings (B, T, E) of tokens. Raises ValueError for one that has none, if it is not
+    on a GPU, which does not tell."""
+    try:
+        return embed(tokens)
+    except IndexError as error:
+        low, high = (int(x) for x in tokens.aminmax())
+        raise ValueError(
+            f"token {low if low < 0 else high} is out of range: the vocabulary has the ids 0 "
+            f"to {embed.num_embeddings - 1}"
+        ) from error
 
 
 class Guard:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attend
-from .checks import check_call, check_new_cache, padding_of
+from .checks import check_call, check_new_cache, embedded, padding_of
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .fast.cache import Cache
 from .fast.chunked import chunked_attend
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         check_call(tokens, self, lm, cache, path, PATHS, n_reaching)
         lm = lm or FULL_ATTENTION
         padding = padding_of(tokens, lengths)
-        x = self.embed(tokens)  # (B, T, E)
+        x = embedded(tokens, self.embed)  # (B, T, E)
         if lm.top_k and n_reaching is None:
             n_reaching = lm.reaching(x.shape[1])
         if cache is None:

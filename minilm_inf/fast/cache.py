@@ -33,7 +33,12 @@ class LayerCache:
         self.lm = lm
         self.middle = Middle(middle, shape, dtype, device) if lm.top_k else None
         empty = torch.empty(2, *shape[:2], 0, shape[2], dtype=dtype, device=device)
-        self.ring = self.starting = empty
+        self.set(empty, empty)
+
+    def set(self, ring: Tensor, starting: Tensor):
+        """Have these buffers; a step finds the parts that it needs without cutting them out."""
+        self.ring, self.starting = ring, starting
+        self.parts = *ring, starting[0]
 
     def n_starting(self, longest: int) -> int:
         """How many starting keys there are, after so many tokens of the longest text."""
@@ -72,7 +77,7 @@ class LayerCache:
         """Have the columns that are needed after so many tokens."""
         room, needed = self.ring.shape[3], self.n_columns(longest, shortest)
         if needed > room:
-            self.ring = F.pad(self.ring, (0, 0, 0, needed - room))
+            self.set(F.pad(self.ring, (0, 0, 0, needed - room)), self.starting)
             if self.lm.n_local is not None and needed > self.lm.n_local:
                 self.ring[:, :, :, self.lm.n_local :] = self.starting
 
@@ -85,11 +90,11 @@ class LayerCache:
         is_new = ((among >= 0) & (among < n_new)).view(batch, 1, count, 1).to(new.device)
         among = among.clamp(0, n_new - 1).view(1, batch, 1, count, 1).to(new.device)
         old = F.pad(self.starting, (0, 0, 0, count - had))
-        self.starting = torch.where(is_new, new.take_along_dim(among, 3), old)
+        self.set(self.ring, torch.where(is_new, new.take_along_dim(among, 3), old))
 
     def keep(self, rows: list[int]):
         """Forget all rows but these."""
-        self.ring, self.starting = self.ring[:, rows], self.starting[:, rows]
+        self.set(self.ring[:, rows], self.starting[:, rows])
         if self.middle:
             self.middle.keep(rows)
 

@@ -4,8 +4,6 @@ All that was read is kept as it came, unplaced. A single query that reaches back
 left the window, at the one distance that all of it seems to have, and takes the best k along:
 see top_k.py, which is the definition. It scores keys in float32 first, whose error has a bound,
 and in float64 only those that may still be among the best: the result is the same, key by key.
-
-Several queries at a time are read by the definition itself, which is shown all that is kept.
 """
 
 from __future__ import annotations

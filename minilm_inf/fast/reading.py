@@ -38,8 +38,7 @@ class Reading:
         self.cache, self.how = cache, How(scheme, cache.lm, scale)
         self.n_new, self.n_reaching, self.end = n_new, n_reaching, cache.length + n_new
         self.is_band, self.one = fits_band(self.how), None
-        # The rows that are read together, and their padding.
-        each = enumerate(cache.padding)
+        each = enumerate(cache.padding)  # rows that are read together, and their padding
         self.rows = [(slice(row, row + 1), padding) for row, padding in each]
         if len(set(cache.padding)) == 1:
             self.rows = [(slice(None), cache.padding[0])]
@@ -177,7 +176,9 @@ class OneToken:
 
     def place(self, x: Tensor) -> Tensor:
         """x at the query's position."""
-        return x if self.turn is None else (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
+        if self.turn is None or x.dtype == self.turn.dtype:
+            return x if self.turn is None else x @ self.turn
+        return (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
 
 
 def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
@@ -190,7 +191,7 @@ def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
     for layer in cache.layers:
         if not is_fixed:
             layer.make_room(cache.length + 1, cache.shortest + 1)
-        (keys, values), starting = layer.ring, layer.starting[0]
+        keys, values, starting = layer.parts
         if not is_fixed and (lm.n_local is None or cache.length < lm.n_local):
             filled = slice(0, cache.length + 1)
             keys, values, starting = keys[:, :, filled], values[:, :, filled], None

@@ -20,9 +20,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        root = (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        return (wide / root * self.weight).to(x.dtype)
+        if x.dtype in (torch.float16, torch.bfloat16):
+            return self(x.float()).to(x.dtype)
+        root = (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return x / root * self.weight
 
 
 class Stacked(nn.Linear):

@@ -63,7 +63,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, attention) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
+        qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:2], -1, self.head_dim)
         # (B, H, T, D), (B, H_kv, T, D) twice
         q, k, v = qkv.transpose(1, 2).split(self.heads, 1)
         gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)

@@ -48,12 +48,14 @@ def restore_layer(layer: LayerCache, state: dict[str, Tensor], length: int, padd
     """restore, for one layer."""
     ring = layer.n_columns(length, length - max(padding))
     starting = layer.n_starting(length - min(padding))
+    found = []
     for name, count in (("ring", ring), ("starting", starting)):
         old = getattr(layer, name)
         new = fitting(state.pop(name, None), (*old.shape[:3], count, old.shape[4]), old.dtype)
         # In memory of its own, as the run had it: a kernel's last bits may depend on how its
         # numbers lie there, and those of a file lie anywhere.
-        setattr(layer, name, new.to(old.device, copy=True))
+        found.append(new.to(old.device, copy=True))
+    layer.set(*found)
     if layer.middle:
         restore_middle(layer.middle, taken(state, "middle"), length)
     if state:
