@@ -4,7 +4,7 @@ SMOLLM2 := weights/smollm2-135m
 DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz kills lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
+.PHONY: help demo test test-slow test-all fuzz kills lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
 	diagnosis-page methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
 	notebooks clean
@@ -26,8 +26,11 @@ endef
 test: .venv/ready  ## install, then run the test suite on two cores, but for its slow tests
 	$(call SUITE,$(BIN)/python -m pytest -q -m "not slow")
 
-test-all: .venv/ready  ## ... and with them: trainings, kills, a browser, a compiler
-	$(call SUITE,$(BIN)/python -m pytest -q --fuzz 2000)
+test-slow: .venv/ready  ## the slow ones: trainings, kills, a browser, a compiler, more fuzz
+	$(call SUITE,$(BIN)/python -m pytest -q -m slow)
+	@$(BIN)/python -m pytest -q tests/test_fuzz.py --fuzz 2000
+
+test-all: test test-slow  ## both
 
 fuzz: .venv/checks  ## 20,000 hostile files, flags, prompts and calls: tracebacks, hangs, crashes
 	@$(BIN)/python -m pytest -q tests/test_fuzz.py --fuzz 20000
