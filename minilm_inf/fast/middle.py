@@ -50,14 +50,14 @@ class Middle(Blocks):
         super().keep(rows)
         self.longest = self.longest[rows]
 
-    def find(self, q: Tensor, firsts: list[int], end: int, how: How) -> Found:
+    def find(self, q: Tensor, padding: list[int], end: int, how: How) -> Found:
         """The k keys with the largest logits of one query of each row and head, (B, H, 1, D),
-        not placed. A row's middle stands in columns from its first to end - 1."""
+        not placed. A row's middle follows its starting tokens, and stands before `end`."""
         scheme, lm, scale = how
         asked, k = middle_queries(q, scheme, lm, scale), min(lm.top_k, self.length)
-        start = min([*firsts, self.length - 1])
+        start = min(min(padding) + lm.n_global, self.length - 1)
         columns = torch.arange(start, max(end, start + 1), device=q.device)
-        firsts = torch.tensor(firsts, device=q.device)[:, None, None, None]
+        firsts = torch.tensor(padding, device=q.device)[:, None, None, None] + lm.n_global
         candidates = (columns >= firsts) & (columns < end)  # (B, 1, 1, m)
         some = self._promising(asked.float(), k, columns, candidates)
         columns, candidates = columns[some], candidates[..., some]
@@ -95,5 +95,5 @@ class Middle(Blocks):
 def scores(asked: Tensor, keys: Tensor) -> Tensor:
     """The logits of keys (B, H_kv, m, D): (B, H, 1, D) -> (B, H, 1, m)."""
     batch, n_head, _, head_dim = asked.shape
-    by_key_head = asked.view(batch, keys.shape[1], n_head // keys.shape[1], head_dim)
+    by_key_head = asked.reshape(batch, keys.shape[1], n_head // keys.shape[1], head_dim)
     return (by_key_head @ keys.mT).view(batch, n_head, 1, keys.shape[2])

@@ -62,14 +62,13 @@ class Reading:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Take in a layer's k, v (B, H_kv, T, D), not placed; what q (B, H, T, D) gathers."""
-        kept, cache = self.cache.layers[layer], self.cache
+        kept, cache, found = self.cache.layers[layer], self.cache, None
         if kept.middle:
             kept.middle.append(k, v)
+        if kept.middle and self.n_reaching:  # of the last query, if only to tell what came back
+            firsts, left = cache.padding, self.end - cache.lm.n_local
+            found = kept.middle.find(q[:, :, -1:], firsts, left, self.how)
         if self.one:
-            found = None
-            if kept.middle and self.n_reaching:
-                firsts = [padding + cache.lm.n_global for padding in cache.padding]
-                found = kept.middle.find(q, firsts, self.end - cache.lm.n_local, self.how)
             return self.one(layer, q, k, v, found)
         if self.is_padding is not None:  # what is masked in a later step must not be NaN
             k, v = (x.masked_fill(self.is_padding, 0) for x in (k, v))
