@@ -1,5 +1,6 @@
 """What the documents promise: every command exists, every number is the measured one."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -14,13 +15,20 @@ import write_retrieval_page
 import write_stream_page
 from conftest import ROOT
 
+from minilm_inf.benchmark.sizes import Sizes
 from minilm_inf.train.recipes import SHAPES
 
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "tutorials").rglob("*.md"), *(ROOT / "weights").rglob("*.md")]
 )
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-SIZES = {"--" + name.replace("_", "-") for shape in SHAPES.values() for name in shape}
+SIZES = {  # flags that are made from a table, by program
+    f"minilm_inf.{program}": {"--" + name.replace("_", "-") for name in names}
+    for program, names in (
+        ("train", [name for shape in SHAPES.values() for name in shape]),
+        ("benchmark", [field.name for field in dataclasses.fields(Sizes)]),
+    )
+}
 COMMAND = re.compile(r"python3? -m ([\w.]+)((?: [^\n`|&;]*)?)")
 
 
@@ -55,7 +63,7 @@ def faults(text: str, page: Path) -> list[str]:
             found.append(f"python -m {module}")
         shared = ROOT / "minilm_inf" / "terminal" / "options.py"
         known = source + shared.read_text(encoding="utf-8")
-        made = SIZES if module == "minilm_inf.train" else set()
+        made = SIZES.get(module, set())
         known = set(re.findall(r'[" ](--[a-z-]+)"', known)) | made
         found += [f"{module} {flag}" for flag in flags if flag not in known]
     for link in re.findall(r"\]\(([^)#\s]+)", text):
