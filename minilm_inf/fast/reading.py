@@ -38,16 +38,16 @@ class Reading:
         self.cache, self.how = cache, How(scheme, cache.lm, scale)
         self.n_new, self.n_reaching, self.end = n_new, n_reaching, cache.length + n_new
         self.is_band, self.one = fits_band(self.how), None
-        each = enumerate(cache.padding)  # rows that are read together, and their padding
-        self.rows = [(slice(row, row + 1), padding) for row, padding in each]
-        if len(set(cache.padding)) == 1:
-            self.rows = [(slice(None), cache.padding[0])]
         has_begun = max(cache.padding) <= cache.length  # no row is padding still
         if n_new == 1 and self.is_band and has_begun and starting_tokens_are_read(cache):
             position = torch.full((), cache.length, device=like.device)
             rings = rings_of(cache, is_fixed=False)
             self.one = OneToken(cache, scheme, position, scale, rings, is_fixed=False)
             return
+        each = enumerate(cache.padding)  # rows that are read together, and their padding
+        self.rows = [(slice(row, row + 1), padding) for row, padding in each]
+        if len(set(cache.padding)) == 1:
+            self.rows = [(slice(None), cache.padding[0])]
         columns = torch.arange(cache.length, self.end)
         homes = columns + cache.first_position, torch.tensor([self.how.home or 0])
         self.place, self.place_home = (scheme.at(x, like.dtype, like.device) for x in homes)
