@@ -174,7 +174,7 @@ def mixes(phases: list[dict]) -> str:
         part += f", {1 - repeats - retrieval:.0%} text, {repeats:.0%} repeats"
         part += f", {retrieval:.0%} retrieval"
         if phase["followed"]:
-            part += f" ({phase['followed']:.0%} of these with other text behind)"
+            part += f" ({phase['followed']:.0%} of these with other text after it)"
         parts.append(part)
     return "; ".join(parts)
 

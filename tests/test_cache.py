@@ -213,3 +213,16 @@ def test_a_refused_call_leaves_no_padding(model):
     with pytest.raises(ValueError, match="out of range"):
         model(tokens + 31, LM, cache, lengths=[9, 4])
     torch.testing.assert_close(model(tokens, LM, cache), model(tokens, LM))
+
+
+@pytest.mark.parametrize("sizes", [[1], [5], [9, 1]], ids=str)
+@pytest.mark.parametrize(
+    "lm", [LM, SETTINGS["Λ without ceiling"], LMInfinite(6, 2, 4)], ids=str
+)
+def test_a_chunk_costs_the_same_far_down_a_text(model, lm, sizes):
+    """Catches a tensor as long as all that was read, of which a stream has no end."""
+    cache, tokens = model.new_cache(1, lm), some_tokens(30)
+    model(tokens, lm, cache)
+    cache.length += 6 * 10**11  # as many times around the ring; their positions are terabytes
+    for size in sizes:
+        assert model(tokens[:, :size], lm, cache).isfinite().all()

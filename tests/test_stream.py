@@ -333,7 +333,7 @@ def test_the_state_is_saved_as_time_passes(folder, call, tmp_path, monkeypatch):
 )
 def test_a_real_signal_stops_a_real_run(folder, tmp_path, name):
     """The tests above raise the signal themselves; a terminal sends it from outside. What
-    kill -9 leaves behind is resumed in test_faults and `make kills`."""
+    kill -9 leaves is resumed in test_faults and `make kills`."""
     out = tmp_path / "run.json"
     program = subprocess.Popen(
         [sys.executable, "-m", "minilm_inf.evaluate", "perplexity",

@@ -92,19 +92,19 @@ class Reading:
         n_reaching = min(n, self.n_reaching) if kept.middle else 0
         keys, values = window[0, :, :, -n_keys - spare :], window[1, :, :, -n_keys:]
         starting, n_starting = kept.starting[:, rows], kept.starting.shape[3]
-        positions, shown = torch.arange(end), torch.arange(end)
         if self.is_band and n_reaching < n:
             at_home, shift = (*starting, torch.arange(n_starting)), self.n_new - n
             attend_band(q, self.place, shift, keys, values, at_home, end - n, self.how, out)
         n = n_reaching if self.is_band else n
         if n and kept.middle:
             k, v = (x[:, :, padding:] for x in kept.middle.all(rows))
+            shown = torch.arange(end)
         elif n:  # of the starting keys, those that are not in the window
             left = min(n_starting, end - n_keys)
             k, v = torch.cat((starting[:, :, :, :left], window[..., -n_keys:, :]), 3)
-            shown = torch.cat((positions[:left], positions[-n_keys:]))
+            shown = torch.cat((torch.arange(left), torch.arange(end - n_keys, end)))
         if n:
-            last = q[:, :, -n:], k, v, positions[-n:], shown
+            last = q[:, :, -n:], k, v, torch.arange(end - n, end), shown
             out[:, :, -n:] = attend_chunks(*last, self.how, n_reaching)
 
 
