@@ -39,8 +39,8 @@ READING_ORDER = [
     "diagnose.__main__", "train.recipes", "train.schedule", "train.trained_folder",
     "train.training", "train.__main__", "inspect", "inspect.probe", "inspect.folder_facts",
     "inspect.__main__", "convert", "convert.pickles", "convert.gguf_file",
-    "convert.gguf_tokenizer", "convert.__main__", "benchmark", "benchmark.sizes",
-    "benchmark.race", "benchmark.attention", "benchmark.memory", "benchmark.models",
+    "convert.gguf_tokenizer", "convert.__main__", "benchmark", "benchmark.memory",
+    "benchmark.race", "benchmark.attention", "benchmark.models",
     "benchmark.table", "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
