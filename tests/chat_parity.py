@@ -50,7 +50,7 @@ def differing(folder: Path, name: str, texts: list[str]) -> tuple[int, int]:
         for first, second in zip(texts[::2], texts[1::2]):
             messages = [] if system is None else [{"role": "system", "content": system}]
             for turn, text in enumerate((first, second)):
-                if turn and system is not None and chat.template.moves:
+                if turn and not chat.goes_on:
                     break
                 messages.append({"role": "user", "content": text})
                 try:

@@ -25,8 +25,8 @@ from minilm_inf.generate import main
 from minilm_inf.text import chat
 from minilm_inf.text.byte_level import byte_letters
 from minilm_inf.text.chat import Chat
-from minilm_inf.text.chat_template import USER, recognise
-from minilm_inf.text.template_unrolled import BOS, DATE, EOS, STRIP, STRIPPED
+
+
 from minilm_inf.writing.session import Session
 
 DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
