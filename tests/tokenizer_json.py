@@ -73,7 +73,6 @@ def kinds(vocab: dict[str, int], merges: list[str]) -> dict[str, dict]:
     neox = [end, added(n, "<|padding|>"), *spaces]
     steps = {
         "GPT-2, json": LEVEL,
-        "prefix space": LEVEL | {"add_prefix_space": True},
         "SmolLM2": sequence(digits(True), LEVEL),
     }  # fmt: skip
     made = {kind: whole(vocab, merges, step, [end]) for kind, step in steps.items()}
@@ -147,12 +146,13 @@ def byte_fallback_kinds(vocab: dict[str, int]) -> dict[str, dict]:
         return raw
 
     flagged = [
-        added(n, "[INST]") | {"lstrip": True, "rstrip": True},
+        added(n, "[INST]"),
         added(vocab["ab"], "ab", False, normalized=True),
-        added(n + 1, "=>", False) | {"rstrip": True},
+        added(n + 1, "=>", False),
         added(n + 2, "it's", True, normalized=True),
     ]
-    blanks = [added(n, "\n\n", False) | {"lstrip": True}, added(n + 1, "  ", False)]
+    plain = [token | {"normalized": False} for token in flagged]
+    blanks = [added(n, "\n\n", False), added(n + 1, "  ", False)]
     both = template("<s>", 1)
     both["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
     both["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
@@ -163,8 +163,8 @@ def byte_fallback_kinds(vocab: dict[str, int]) -> dict[str, dict]:
             merges=[" ".join(pair) for pair in merges],
         ),
         "Llama, first": made(flagged, pre=metaspace("first", False), post_processor=both),
-        "Prepend, added": made(flagged, normalizer=legacy),
-        "Metaspace": made(flagged, pre=metaspace("always", True)),
+        "Prepend, added": made(plain, normalizer=legacy),
+        "Metaspace": made(flagged, pre=metaspace("always", False)),
         "Gemma's steps": made(
             blanks, steps("decoders", SPACE, BYTES, FUSE), normalizer=UNDERLINE
         ),

@@ -84,9 +84,10 @@ def made_of_gpt2(data: Path) -> dict[str, dict]:
 
 def made_of_llama3(path: Path) -> dict:
     """Llama 3's ranks as the tokenizer.json that the same model has elsewhere."""
-    ranks, letters = load(path.parent).ranks, byte_letters()
-    by_rank = sorted(ranks, key=ranks.get)
-    spelled = ["".join(letters[byte] for byte in token) for token in by_rank]
+    letters = byte_letters()
+    lines = (line.split() for line in path.read_bytes().splitlines())
+    tokens = [base64.b64decode(token) for token, _ in lines]
+    spelled = ["".join(letters[byte] for byte in token) for token in tokens]
     return llama3(spelled, LLAMA3_PATTERN)
 
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from ..terminal.files import named, read_text
 from ..terminal.json_parts import part_of
+from .around import longest_first
 from .chat_template import Piece, Reader
 from .template_syntax import UNTOLD, UnknownTemplate, parsed
 
@@ -143,8 +144,7 @@ class Chat:
                 )
         self.marks = {mark: id for mark, id in ids.items() if id is not None}
         self.letters = [mark for mark in marks if ids["", mark] is None]
-        longest = sorted((mark for who, mark in self.marks if not who), key=len, reverse=True)
-        self.cut = re.compile(f"({'|'.join(map(re.escape, longest)) or '(?!)'})")
+        self.cut = longest_first(mark for who, mark in self.marks if not who)
 
     def _ids(self, pieces: list[Piece], before: str | None = ".") -> list[int]:
         """The ids of pieces; before: what they follow, a reply, whatever it ends with."""

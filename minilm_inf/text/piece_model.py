@@ -31,26 +31,25 @@ def model_proto(pieces: list[tuple[str, float, int]], names: dict, **spaces: boo
     return proto + _field(2, trainer) + _field(3, normalizer)
 
 
-def _varint(value: int) -> bytes:
-    """A whole number in protobuf's spelling: seven bits a byte, the lowest first.
+def _number(number: int, value: int, wire: int = 0) -> bytes:
+    """A field that is a whole number, in protobuf's spelling: seven bits a byte, the lowest
+    first.
 
-    >>> _varint(300).hex()
-    'ac02'
+    >>> _number(1, 300).hex()
+    '08ac02'
     """
     out = []
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+    for rest in (number << 3 | wire, int(value)):
+        while rest > 127:
+            out.append(rest & 127 | 128)
+            rest >>= 7
+        out.append(rest)
+    return bytes(out)
 
 
 def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(int(value))
+    return _number(number, len(content), wire=2) + content
 
 
 def _float(number: int, value: float) -> bytes:
-    return _varint(number << 3 | 5) + struct.pack("<f", value)
+    return bytes([number << 3 | 5]) + struct.pack("<f", value)

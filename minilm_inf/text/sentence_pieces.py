@@ -1,9 +1,7 @@
-"""sentencepiece: pieces of text in which a space is written as ▁, and bytes for what no piece
-covers (Llama 1 and 2, Mistral, TinyLlama, and this project's tiny-llama)."""
+"""Sentencepiece tokenizers: Llama 1 and 2, Mistral, TinyLlama, this project's tiny-llama."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import sentencepiece
@@ -18,10 +16,12 @@ class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model.
 
     content: its bytes; path: of the file, for a sentence.
-    tokens: id -> the text of a piece; None: as the model has it.
     spaced: whether text after an added token gets a space before it, as at the beginning.
-    words: cuts a text, which continues another or not (`begun`), before it is encoded.
-    strips: whether the space before a decoded text goes; None: as the model has it.
+
+    Of a tokenizer.json, which is no sentencepiece model yet:
+    tokens: id -> the text of a piece; strips: whether the space before a decoded text goes.
+    scheme: when a space is put before a text: "each", "always" (where there is none), "first"
+        (the same, where nothing is before it), or "never".
     Raises ValueError for bytes that sentencepiece cannot read.
     """
 
@@ -32,29 +32,29 @@ class SentencePieceTokenizer(Tokenizer):
         content: bytes,
         path: Path,
         around: Around,
-        tokens: dict[int, str] | None = None,
         spaced: bool = False,
-        words: Callable[[str, bool], list[str]] = lambda text, begun: [text],
+        tokens: dict[int, str] | None = None,
         strips: bool | None = None,
+        scheme: str = "never",
     ):
         self.processor = processor = processor_of(content, path)
         # The same model inside a text: no space is put before what it reads.
         self.inside = processor if spaced else processor_of(content + WITHOUT_SPACE, path)
-        self.words, n_pieces = words, processor.GetPieceSize()
-        super().__init__(around, max([n_pieces, *(a.id + 1 for a in around.added)]))
-        self.n_pieces = n_pieces
+        self.scheme, self.n_pieces = scheme, processor.GetPieceSize()
+        super().__init__(around, max([self.n_pieces, *(a.id + 1 for a in around.added)]))
         if tokens is None:
-            kept = (id for id in range(n_pieces) if not processor.IsControl(id))
+            kept = (id for id in range(self.n_pieces) if not processor.IsControl(id))
             tokens = {id: processor.IdToPiece(id) for id in kept}
-        self.tokens = tokens | {a.id: around.content(a) for a in around.added}
-        first = next((id for id in tokens if tokens[id].startswith(SPACE)), None)
-        if strips is None and first is not None:
-            strips = processor.DecodeIds([first]) != tokens[first].replace(SPACE, " ")
-        self.strips = strips
+            first = next((id for id in tokens if tokens[id].startswith(SPACE)), None)
+            if first is not None:
+                strips = processor.DecodeIds([first]) != tokens[first].replace(SPACE, " ")
+        self.strips, self.tokens = strips, tokens | {a.id: a.content for a in around.added}
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
-        processor = self.inside if begun else self.processor
-        return [id for word in self.words(text, begun) for id in processor.EncodeAsIds(word)]
+        wanted = self.scheme == "always" or (self.scheme == "first" and not begun)
+        if self.scheme == "each" or (wanted and not text.startswith((" ", SPACE))):
+            text = " " + text
+        return (self.inside if begun else self.processor).EncodeAsIds(text)
 
     def mark_id(self, content: str) -> int | None:
         """The id of the added token or the control piece that is written so, if any."""
@@ -63,17 +63,15 @@ class SentencePieceTokenizer(Tokenizer):
         id = self.processor.PieceToId(content)
         return id if self.processor.IsControl(id) and id not in self.tokens else None
 
-    def is_byte(self, id: int) -> bool:
-        return id < self.n_pieces and self.processor.IsByte(id)
-
     def bytes_of(self, id: int) -> bytes | None:
         """The bytes that an id stands for inside a text: none for a special token or a control
         piece, and None for the unknown piece, which may stand for any."""
-        if self.checked(id) in self.special_ids:
+        own = self.checked(id) < self.n_pieces
+        if id in self.special_ids:
             return b""
-        if id < self.n_pieces and self.processor.IsUnknown(id):
+        if own and self.processor.IsUnknown(id):
             return None
-        if self.is_byte(id):
+        if own and self.processor.IsByte(id):
             return bytes.fromhex(self.tokens[id][3:5])  # "<0x41>"
         return self.tokens.get(id, "").replace(SPACE, " ").encode()
 
