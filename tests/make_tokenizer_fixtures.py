@@ -24,7 +24,7 @@ from fuzzed_texts import fuzzed_texts  # noqa: E402
 from tokenizer_json import byte_fallback_kinds, kinds, llama3  # noqa: E402
 
 from minilm_inf.text.byte_pairs import learn_merges, tokenizer_json  # noqa: E402
-from minilm_inf.text.words import LLAMA3_PATTERN  # noqa: E402
+from minilm_inf.text.byte_level import LLAMA3_PATTERN  # noqa: E402
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 MERGES, TEXTS, SEED = 500, 300, 5

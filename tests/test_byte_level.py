@@ -16,7 +16,7 @@ from minilm_inf.text.byte_level import byte_letters
 from minilm_inf.text.byte_pairs import WORDS, learn_merges, merged, tokenizer_json
 from minilm_inf.text.normalizers import nfc
 from minilm_inf.text.tokenizer import load
-from minilm_inf.text.words import GPT2, LLAMA3_PATTERN, QWEN2, cut
+from minilm_inf.text.byte_level import GPT2, LLAMA3_PATTERN, QWEN2, cut
 
 KINDS = small_kinds()
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())

@@ -28,7 +28,7 @@ from tokenizer_json import kinds, llama3  # noqa: E402
 
 from minilm_inf.text.byte_level import byte_letters  # noqa: E402
 from minilm_inf.text.tokenizer import load  # noqa: E402
-from minilm_inf.text.words import LLAMA3_PATTERN  # noqa: E402
+from minilm_inf.text.byte_level import LLAMA3_PATTERN  # noqa: E402
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 COUNT = 20_000

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ..terminal.files import named, shown
 from ..terminal.json_parts import Part
+from ..text.byte_level import LLAMA3_PATTERN
 from ..text.byte_pairs import DIGITS, LEVEL, byte_level_json
-from ..text.piece_model import BYTE, CONTROL, UNKNOWN, USER_DEFINED, model_proto
-from ..text.tokenizer_json import merges_of
-from ..text.words import LLAMA3_PATTERN
+from ..text.merges import merges_of
+from ..text.sentence_pieces import BYTE, CONTROL, UNKNOWN, USER_DEFINED, model_proto
 
 PREFIX = "tokenizer.ggml."
 KNOWN = "model pre tokens token_type merges add_bos_token token_type_count".split()

@@ -1,8 +1,7 @@
 """What every tokenizer does around its own encoding of plain text.
 
 added tokens      "<|endoftext|>", NeoX's runs of spaces: found first, and whole
-normalisation     NFC, where a file asks for it; then the added tokens that are looked for in it
-plain text        sentencepiece's work, or tiktoken's
+plain text        normalised where a file asks for it; then sentencepiece's work, or tiktoken's
 before, after     BOS and EOS
 
 And back: each id stands for bytes, which become text as soon as they form a character.
@@ -24,16 +23,12 @@ codecs.register_error(EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
 
 @dataclass(frozen=True)
 class Added:
-    """A token that stands beside the vocabulary's own.
-
-    special:     it marks a place, and is no text: decode leaves it out.
-    normalized:  it is looked for in the normalised text, not in the text as it is.
-    """
+    """A token that stands beside the vocabulary's own. A special one marks a place, and is no
+    text: decode leaves it out."""
 
     content: str
     id: int
     special: bool
-    normalized: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +62,10 @@ class Tokenizer:
         self.around, self.vocab_size = around, vocab_size
         self.special_ids = {token.id for token in around.added if token.special}
         self.marks = {token.content: token.id for token in around.added}
+        self.finder = longest_first(self.marks)
+        self.words = longest_first(t.content for t in around.added if not t.special)
         self.bos_id = around.before[-1] if around.before else None
         self.bos_token_id, self.eos_id = around.bos_token_id, around.eos_id
-        self.found = {
-            (special, normalized): longest_first(
-                token.content for token in around.added
-                if token.special <= special and token.normalized == normalized
-            )
-            for special in (True, False) for normalized in (True, False)
-        }  # fmt: skip
 
     def encode(
         self, text: str, bos: bool = True, special: bool = True, begun: bool = False
@@ -93,12 +83,11 @@ class Tokenizer:
                 "the text is not Unicode: it holds half of a surrogate pair; take it out"
             )
         ids: list[int] = []
-        for piece, whole in parts(text, self.found[special, False]):
-            rest = self.found[special, True]
-            normal = [(piece, True)] if whole else parts(self.around.normalise(piece), rest)
-            for part, is_token in normal:
-                ids += [self.marks[part]] if is_token else self._encode_text(part, begun)
-                begun = True
+        for at, part in enumerate((self.finder if special else self.words).split(text)):
+            if at % 2:  # between two parts of the text stands a token
+                ids.append(self.marks[part])
+            elif part:
+                ids += self._encode_text(self.around.normalise(part), begun or at > 0)
         return [*self.around.before, *ids, *self.around.after] if bos else ids
 
     def mark_id(self, content: str) -> int | None:
@@ -153,16 +142,11 @@ class Stream:
         return self.decoder.decode(b"", final=True)
 
 
-def longest_first(contents: Iterable[str]) -> re.Pattern:
+def longest_first(tokens: Iterable[str]) -> re.Pattern:
     """What finds tokens in a text, the longest where several begin.
 
     >>> longest_first(["  ", "    "]).split("a    b")
     ['a', '    ', 'b']
     """
-    ordered = sorted(filter(None, contents), key=len, reverse=True)
+    ordered = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, ordered)) or '(?!)'})")
-
-
-def parts(text: str, found: re.Pattern) -> Iterable[tuple[str, bool]]:
-    """A text in parts, and of each whether it is a token."""
-    return ((part, at % 2 == 1) for at, part in enumerate(found.split(text)) if part)

@@ -1,13 +1,8 @@
 """Byte-level BPE: a text is bytes, and frequent runs of bytes are tokens (GPT-2 and after).
 
-A text is cut into words, and within a word neighbours that are a token together become one,
-those of the lowest rank first, until there are none. Both is tiktoken's work.
-
-tiktoken joins any two neighbours that are a token together, and takes a word that is a token
-whole. A file of merges allows only the pairs that it lists. The two agree exactly if, for every
-token, BPE on the token's own bytes arrives at a pair that is listed: for whatever stands around
-these bytes, as long as no token reaches across their ends, the steps within them are the same.
-Files of which that is not true are refused; none is known.
+A text is cut into words by one expression, and within a word neighbours that are a token
+together become one, those of the lowest rank first, until there are none. Both is tiktoken's
+work. Other expressions than these are refused: a stranger's may take for ever.
 """
 
 from __future__ import annotations
@@ -18,11 +13,19 @@ from pathlib import Path
 
 import tiktoken
 
-from ..terminal.files import shown
+from ..terminal.json_parts import Part
 from .around import Added, Around, Tokenizer
-from .words import LLAMA3_PATTERN
+from .merges import ranked
 
-LONGEST_TOKEN = 256  # bytes; of those in use, 128
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+EVERY_DIGIT_THEN_GPT2 = (  # where a digit follows, a run of spaces has ended: GPT2 saw no more
+    r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+)
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 LONGEST_SPACE = 200_000  # characters; tiktoken's own limit lies between 300,000 and a million
 TOO_MUCH_SPACE = re.compile(rf"\s{{{LONGEST_SPACE + 1}}}")
 LLAMA3_RANKS = 128_000
@@ -37,7 +40,7 @@ class ByteLevelTokenizer(Tokenizer):
 
     ranks:   the tokens in order, every single byte among them, each with its id; None for a
              byte that the vocabulary lacks.
-    tokens:  id -> its bytes, those of added tokens too.
+    tokens:  id -> its bytes.
     pattern: the expression that cuts a text into words.
     """
 
@@ -48,17 +51,16 @@ class ByteLevelTokenizer(Tokenizer):
         tokens: dict[int, bytes],
         pattern: str,
     ):
-        tokens |= {token.id: token.content.encode() for token in around.added}
-        super().__init__(around, max(tokens) + 1)
-        self.ids, self.tokens = list(ranks.values()), tokens
+        self.tokens = tokens | {token.id: token.content.encode() for token in around.added}
+        super().__init__(around, max(self.tokens) + 1)
+        self.ids = list(ranks.values())
         self.encoding = tiktoken.Encoding(
             "minilm_inf", pat_str=pattern, special_tokens={},
             mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
         )  # fmt: skip
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
-        """The ids of a text without added tokens, wherever it stands. Raises ValueError for a
-        byte that the vocabulary lacks, and for a run of more than 200,000 white spaces."""
+        """The ids of a text without added tokens, wherever it stands."""
         if TOO_MUCH_SPACE.search(text):
             raise ValueError(
                 f"the text holds more than {LONGEST_SPACE:,} white spaces in a row, which "
@@ -89,62 +91,27 @@ def byte_letters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-BYTE_OF = {letter: byte for byte, letter in enumerate(byte_letters())}
-
-
-def byte_level(
-    around: Around, vocab: dict, merges: list, pattern: str, whole_words: bool = False
+def of_letters(
+    model: Part, vocab: dict[str, int], around: Around, pattern: str, whole_words: bool = False
 ) -> ByteLevelTokenizer:
-    """A tokenizer from a vocabulary (token in letters -> id) and its merges in order;
-    whole_words: whether a word that is a token is taken whole, though no merges lead there.
+    """A tokenizer from a vocabulary (token in letters -> id) and the merges of a model.
 
+    whole_words: whether a word that is a token is taken whole, though no merges lead there.
     Raises ValueError where tiktoken would not find the same ids.
     """
-    spelled = {t: bytes(map(BYTE_OF.get, t)) for t in vocab if BYTE_OF.keys() >= set(t)}
-    if max(map(len, vocab)) > LONGEST_TOKEN:
-        raise ValueError(f"it has a token of more than {LONGEST_TOKEN} bytes")
-    own = vocab.keys() - {token.content for token in around.added}
-    ids = {spelled[t]: id for t, id in vocab.items() if t in own and spelled.get(t)}
-    ranks = {bytes([byte]): ids.get(bytes([byte])) for byte in range(256)}
-    listed: dict[bytes, list] = {}  # token -> the pairs of which merges make it
-    newest = None
-    for a, b in merges:
-        token = spelled.get(a, b"") + spelled.get(b, b"")
-        if spelled.get(a + b) != token or token not in ids:
-            raise ValueError(f"a merge makes {shown(a + b)}, which is no token of bytes")
-        if token in listed and token != newest:
-            raise ValueError(f"the merges that make {shown(a + b)} do not stand together")
-        newest, ranks[token] = token, ids[token]
-        listed.setdefault(token, []).append([spelled[a], spelled[b]])
-    ranks |= ids if whole_words else {}
-    order = {token: rank for rank, token in enumerate(ranks)}
-    for token in ranks:
-        parts = joined(token, order)
-        unreached = whole_words and len(parts) > 2
-        if len(token) > 1 and parts not in listed.get(token, ()) and not unreached:
-            raise ValueError(f"no merges lead to its token {shown(str(token)[2:-1])}")
-    tokens = {id: spelled.get(t) or t.encode() for t, id in vocab.items()}
-    return ByteLevelTokenizer(around, ranks, tokens, pattern)
+    byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
 
+    def spelled(token: str) -> bytes:
+        return bytes(map(byte_of.get, token)) if byte_of.keys() >= {*token} else token.encode()
 
-def joined(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two parts that BPE makes a token of in its last step, or more if it never gets there.
-
-    Neighbours that are a token together become one, those of the lowest rank first, and of
-    equal ranks the leftmost (Sennrich et al., arXiv 1508.07909).
-
-    >>> joined(b"abc", {b"bc": 0, b"ab": 1, b"abc": 2})
-    [b'a', b'bc']
-    """
-    parts = [token[at : at + 1] for at in range(len(token))]
-    while len(parts) > 2:
-        pairs = enumerate(zip(parts, parts[1:]))
-        found = [(ranks[a + b], at) for at, (a, b) in pairs if a + b in ranks]
-        if not found:
-            break
-        _, at = min(found)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+    marks = {token.content for token in around.added}
+    words = (
+        {t for t in vocab if t not in marks and byte_of.keys() >= {*t}} if whole_words else ()
+    )
+    ranks = ranked(model, vocab, byte_of, words)
+    tokens = {id: spelled(token) for token, id in vocab.items()}
+    ids = {spelled(token): vocab.get(token) for token in ranks}
+    return ByteLevelTokenizer(around, ids, tokens, pattern)
 
 
 def is_rank_file(content: bytes) -> bool:
@@ -162,8 +129,8 @@ def from_rank_file(path: Path, content: bytes) -> ByteLevelTokenizer:
         raise ValueError(
             f"{path} holds a line that is no token and rank: fetch it again"
         ) from error
-    bytes_and_more = {bytes([byte]) for byte in range(256)} <= ranks.keys()
-    if list(ranks.values()) != list(range(LLAMA3_RANKS)) or not bytes_and_more:
+    every_byte = {bytes([byte]) for byte in range(256)}
+    if list(ranks.values()) != list(range(LLAMA3_RANKS)) or not every_byte <= ranks.keys():
         raise ValueError(
             f"{path} has not the {LLAMA3_RANKS:,} ranks of Llama 3 in their order: how another "
             "model cuts its words is not in such a file, so give its tokenizer.json"

@@ -19,8 +19,7 @@ def added_token(raw: Part, id: Part | None = None) -> Added:
     """An added token as tokenizer.json and tokenizer_config.json write it."""
     for name in ("single_word", "lstrip", "rstrip"):
         raw[name].only(None, False)
-    special, normalized = raw["special"].flag(), raw["normalized"].flag()
-    return Added(raw["content"].text(), (id or raw["id"]).id(), special, normalized)
+    return Added(raw["content"].text(), (id or raw["id"]).id(), raw["special"].flag())
 
 
 def listed_tokens(folder: Path, unless_said: bool) -> list[Added]:

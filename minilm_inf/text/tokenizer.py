@@ -17,11 +17,10 @@ from ..checkpoint.checkpoint import existing_folder
 from ..terminal.files import read_bytes, read_text
 from ..terminal.json_parts import Part, part_of
 from .around import Added, Around, Tokenizer
-from .byte_level import byte_level, from_rank_file, is_rank_file
+from .byte_level import GPT2, from_rank_file, is_rank_file, of_letters
 from .named_tokens import check_added, ends, listed_tokens
 from .sentence_pieces import SentencePieceTokenizer, processor_of
-from .tokenizer_json import around, from_tokenizer_json, merges_of
-from .words import GPT2
+from .tokenizer_json import around, from_tokenizer_json
 
 LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
 END_OF_TEXT = "<|endoftext|>"
@@ -98,11 +97,7 @@ def from_vocab_and_merges(folder: Path) -> Tokenizer:
     parts = Around(added=tuple(added), **ends(folder, ids, bos_token=own, eos_token=own))
     part_of(folder / "tokenizer_config.json")["add_prefix_space"].only(None, False)
     lines = (line for line in read_text(merges).splitlines() if line[:8] != "#version")
-    pairs = merges_of(Part({"merges": [*filter(None, lines)]}, merges), vocab)
-    try:
-        return byte_level(parts, vocab, pairs, GPT2)
-    except ValueError as error:
-        raise ValueError(f"{path} and {merges} cannot be used exactly: {error}") from error
+    return of_letters(Part({"merges": [*filter(None, lines)]}, merges), vocab, parts, GPT2)
 
 
 def opening(tokenizer: Tokenizer) -> list[int]:

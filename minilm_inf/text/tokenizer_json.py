@@ -3,29 +3,29 @@
 Which of the two it is, its pre_tokenizer tells: byte-level where a step of it is. Every part is
 read as that library reads it, or refused. Files beside it only name BOS and EOS: whether they
 stand around a text is told by its post_processor alone, as in transformers.
-
-A Llama's file is made of a sentencepiece model, which is made of it again here: sentencepiece
-joins any neighbours that are a piece together, those of the highest score first. So where the
-merges are all pairs that make a token, token by token, both do the same.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from pathlib import Path
 
-from ..terminal.files import shown
 from ..terminal.json_parts import Part, part_of
 from .around import Around, Tokenizer
-from .byte_level import byte_level
+from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, of_letters
+from .merges import ranked
 from .named_tokens import added_token, check_added, ends
-from .piece_model import BYTE, CONTROL, NORMAL, UNKNOWN, model_proto
-from .sentence_pieces import SPACE, SentencePieceTokenizer
-from .words import nfc, pattern_of
+from .sentence_pieces import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    SentencePieceTokenizer,
+    model_proto,
+)  # fmt: skip
 
-REMEDY = (
-    "copy the model's tokenizer.model there, or save the tokenizer with transformers as one of "
-    "byte-level BPE, or of BPE with byte fallback"
-)
 NFC = {"type": "NFC"}
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -42,58 +42,89 @@ DECODER = [
     {"type": "Fuse"},
 ]
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+NEWER_MARKS = re.compile(
+    "([\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1ace"
+    "\u1df6-\u1dfa\ua82c\U00010d24-\U00010d27\U00010d69-\U00010d6d\U00010eab-\U00010eac"
+    "\U00010efc-\U00010eff\U00010f46-\U00010f50\U00010f82-\U00010f85\U00011070\U0001133b"
+    "\U0001145e\U00011839-\U0001183a\U00011930\U0001193d-\U0001193e\U00011943\U000119e0"
+    "\U00011a34\U00011a47\U00011a99\U00011d42\U00011d44-\U00011d45\U00011d97"
+    "\U00011f41-\U00011f42\U00016ff0-\U00016ff1\U0001e08f\U0001e130-\U0001e136\U0001e2ae"
+    "\U0001e2ec-\U0001e2ef\U0001e4ec-\U0001e4ef\U0001e5ee-\U0001e5ef"
+    "\U000105c0-\U000105ff\U00011380-\U000113ff\U00016100-\U0001613f\U00016d40-\U00016d7f])"
+)
+"""The combining marks that Unicode gained after version 9, whose tables the tokenizers library
+uses: it leaves them where they stand."""
 
 
 def from_tokenizer_json(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises ValueError for what cannot be done exactly."""
     raw = part_of(path)
-    model = raw["model"]
-    if model["type"].text("BPE") != "BPE":
-        kind = model["type"].text()
-        raise ValueError(f"{path}: its model is {kind}, and only BPE is implemented: {REMEDY}")
+    model, normalizer = raw["model"], values(raw["normalizer"], "normalizers")
+    model["type"].only(None, "BPE")
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         model[name].only(None, "")
     model["dropout"].only(None, 0.0)
     vocab = model["vocab"].ids()
     if not vocab:
         raise model["vocab"].wrong("an object of tokens and their ids")
-    merges, normalizer = merges_of(model, vocab), values(raw["normalizer"], "normalizers")
-    added = tuple(added_token(entry) for entry in raw["added_tokens"].items())
+    added = [added_token(entry) for entry in raw["added_tokens"].items()]
     check_added(added, vocab, path)
-    for token in added:
-        spaced = PREPEND in normalizer or (
-            SPACES in normalizer and {" ", SPACE} & {*token.content}
-        )
-        if token.normalized and (spaced or nfc(token.content) != token.content):
-            raise ValueError(
-                f"{path}: its added token {shown(token.content)} is changed by its normalizer, "
-                f"which is not implemented: {REMEDY}"
-            )
+    for entry in raw["added_tokens"].items():
+        check_normalized(entry, normalizer)
     fields = ends(path.parent, vocab | {token.content: token.id for token in added})
     fields |= zip(("before", "after"), around(raw["post_processor"]))
-    parts = Around(added=added, normalise=nfc if NFC in normalizer else str, **fields)
+    parts = Around(added=tuple(added), normalise=nfc if NFC in normalizer else str, **fields)
     if not any(step["type"].value == "ByteLevel" for step in flat(raw["pre_tokenizer"])):
-        return _llama(raw, vocab, merges, normalizer, parts)
+        return _llama(raw, vocab, normalizer, parts)
     if normalizer not in ([], [NFC]):
         raise raw["normalizer"].wrong("null or NFC (nothing else is implemented)")
     raw["decoder"]["type"].only(None, "ByteLevel")
-    pattern = pattern_of(raw["pre_tokenizer"], flat(raw["pre_tokenizer"]))
-    try:
-        return byte_level(parts, vocab, merges, pattern, model["ignore_merges"].flag())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used exactly: {error}") from error
+    pattern = pattern_of(raw["pre_tokenizer"])
+    return of_letters(model, vocab, parts, pattern, model["ignore_merges"].flag())
 
 
-def _llama(
-    raw: Part, vocab: dict, merges: list, normalizer: list, parts: Around
-) -> SentencePieceTokenizer:
-    """The tokenizer of a Llama's file."""
+def check_normalized(entry: Part, normalizer: list):
+    """Raise ValueError for an added token that is looked for in the normalised text, where it
+    would not be found as in the text itself."""
+    letters = set(entry["content"].value)
+    same = (
+        not normalizer
+        or (normalizer == [NFC] and letters == {" "})
+        or (normalizer == [SPACES] and not letters & {" ", SPACE})
+    )
+    if entry["normalized"].flag() and not same:
+        raise entry["normalized"].wrong("false where the normalizer changes texts")
+
+
+def pattern_of(raw: Part) -> str:
+    """The expression by which a pre_tokenizer cuts a text into words: GPT-2's, perhaps with
+    every digit alone (SmolLM2), or a file's own, if that is known. Raises ValueError for any
+    other."""
+    *before, last = flat(raw)
+    kinds = [step["type"].value for step in (*before, last)]
+    if kinds not in (["ByteLevel"], ["Digits", "ByteLevel"], ["Split", "ByteLevel"]):
+        raise raw.wrong("ByteLevel, after Digits or one Split (nothing else is implemented)")
+    last["add_prefix_space"].only(False)
+    last["use_regex"].only(*((False,) if "Split" in kinds else (None, True)))
+    if not before:
+        return GPT2
+    if "Digits" in kinds:
+        before[0]["individual_digits"].only(True)
+        return EVERY_DIGIT_THEN_GPT2
+    before[0]["behavior"].only("Isolated")
+    before[0]["invert"].only(None, False)
+    return before[0]["pattern"]["Regex"].only(LLAMA3_PATTERN, QWEN2, GPT2)
+
+
+def _llama(raw: Part, vocab: dict, normalizer: list, parts: Around) -> SentencePieceTokenizer:
+    """The tokenizer of a Llama's file, which is made of a sentencepiece model, and is made one
+    here again."""
     model, cuts = raw["model"], values(raw["pre_tokenizer"])
     known = [scheme for scheme, steps in SCHEMES.items() if steps == (normalizer, cuts)]
     if not known:
-        raise ValueError(
-            f"{raw.file}: its normalizer and its pre_tokenizer are not those of a Llama, nor "
-            f"those of ByteLevel, and nothing else is implemented: {REMEDY}"
+        raise raw["pre_tokenizer"].wrong(
+            "ByteLevel, or with its normalizer that of a Llama (nothing else is implemented: "
+            "copy the model's tokenizer.model there)"
         )
     decoder = values(raw["decoder"], "decoders")
     if decoder not in (DECODER, [*DECODER, STRIP]):
@@ -102,57 +133,21 @@ def _llama(
     if not (model["byte_fallback"].flag() and vocab.keys() >= kinds.keys()):
         raise model["byte_fallback"].wrong("true, with a token for each byte")
     model["ignore_merges"].only(None, False)
-    unknown = model["unk_token"].text()
-    tokens = {id: token for token, id in vocab.items()}
-    if unknown not in vocab or set(tokens) != set(range(len(tokens))):
-        raise model["vocab"].wrong("one with the unk_token in which no id is left out")
+    unknown, tokens = model["unk_token"].text(), sorted(vocab, key=vocab.get)
+    if unknown not in vocab or vocab[tokens[-1]] >= len(tokens):
+        raise model["vocab"].wrong("one with its unk_token, and with all ids")
     kinds[unknown] = UNKNOWN
-    scores = _scores(model, vocab, merges)
+    ranks = ranked(model, vocab, ())
 
     def piece(token: str) -> tuple[str, float, int]:
         # A control piece is never joined, as a token that no merge makes.
-        joinable = len(token) == 1 or token in scores
-        return token, scores.get(token, 0.0), kinds.get(token, NORMAL if joinable else CONTROL)
+        kind = NORMAL if len(token) == 1 or token in ranks else CONTROL
+        return token, -float(ranks.get(token, 0)), kinds.get(token, kind)
 
-    pieces = [piece(tokens[id]) for id in range(len(tokens))]
-    content = model_proto(pieces, {}, prefix=False, extra=False)
+    content = model_proto(list(map(piece, tokens)), {}, prefix=False, extra=False)
     return SentencePieceTokenizer(
         content, raw.file, parts, tokens=tokens, scheme=known[0], strips=STRIP in decoder
     )
-
-
-def _scores(model: Part, vocab: dict, merges: list[tuple[str, str]]) -> dict[str, float]:
-    """What sentencepiece orders its pieces by: token -> minus the rank of its first merge."""
-    listed: dict[str, list[int]] = {}
-    scores: dict[str, float] = {}
-    for rank, (a, b) in enumerate(merges):
-        listed.setdefault(a + b, []).append(rank)
-        scores.setdefault(a + b, -float(rank))
-    for token, ranks in listed.items():
-        cuts = (at for at in range(1, len(token)) if {token[:at], token[at:]} <= vocab.keys())
-        together = ranks == list(range(ranks[0], ranks[0] + len(ranks)))
-        if {len(merges[rank][0]) for rank in ranks} != set(cuts) or not together:
-            raise ValueError(
-                f"{model.file}: the merges that make {shown(token)} are not all that could, "
-                "one after the other, which is not implemented"
-            )
-    return scores
-
-
-def merges_of(model: Part, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges in their order, each written "a b" or ["a", "b"]. Raises ValueError for one
-    whose parts, or what they become, the vocabulary lacks."""
-    pairs = []
-    for merge in model["merges"].items():
-        pair = merge.value.split(" ") if isinstance(merge.value, str) else merge.value
-        if not isinstance(pair, list) or len(pair) != 2 or not all(pair):
-            raise merge.wrong("two tokens")
-        if not all(
-            isinstance(token, str) and token in vocab for token in (*pair, "".join(pair))
-        ):
-            raise merge.wrong("two tokens of its vocabulary, and both joined another")
-        pairs.append(tuple(pair))
-    return pairs
 
 
 def flat(raw: Part, name: str = "pretokenizers") -> list[Part]:
@@ -192,3 +187,16 @@ def around(raw: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
             raise step["single"].wrong("a template in which the text stands once")
         before, after = [*sides[0], *before], [*after, *sides[1]]
     return tuple(before), tuple(after)
+
+
+def nfc(text: str) -> str:
+    """A text in NFC as the tokenizers library has it, with which such models were trained.
+
+    >>> nfc("e\u0301")
+    'é'
+    """
+    pieces = NEWER_MARKS.split(text)  # a piece of text, a newer mark, a piece of text, ...
+    return "".join(
+        piece if at % 2 else unicodedata.normalize("NFC", piece)
+        for at, piece in enumerate(pieces)
+    )
