@@ -123,8 +123,6 @@ class Cache(Guard):
             LayerCache(self.lm.for_layer(layer), shape, dtype, device, middle)
             for layer in range(config.n_layer)
         ]
-        after = self.lm.n_local or 0  # the ring: where a step finds the starting keys
-        self.columns_after = torch.arange(after, after + self.lm.n_global, device=device)
 
     @property
     def batch(self) -> int:

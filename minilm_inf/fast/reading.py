@@ -131,7 +131,8 @@ class OneToken:
         self.slot = (position if lm.n_local is None else position % lm.n_local).view(1)
         self.moves = not (starting is None or self.turn is None or lm.distance_ceiling is None)
         if self.moves:
-            self.slots = torch.cat((self.slot, cache.columns_after))
+            after = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
+            self.slots = torch.cat((self.slot, after))
         self.mask = None
         if is_fixed or scheme.has_bias or some_is_hidden(cache):
             self.mask = mask_of(cache, scheme, position, like)
