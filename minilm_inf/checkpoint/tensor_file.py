@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..terminal.files import beside, claimed
+from ..terminal.files import beside
 from .shards import DTYPES, LARGEST_HEADER
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -65,8 +65,7 @@ def write_safetensors(
     """Write a file, which appears when it is whole.
 
     progress(done, all) is told the bytes of data written so far, after each block. Raises
-    ValueError where the disk has no room for it and, without `replace`, where it exists or
-    another run writes it.
+    ValueError where the disk has no room for it and, without `replace`, where it exists.
     """
     # Larger numbers first, so that each tensor lies at a multiple of its own size.
     ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
@@ -103,11 +102,9 @@ def write_safetensors(
 def new_file(path: Path, replace: bool = False):
     """A binary file to write to, which becomes `path` when all went well, and else is gone.
 
-    Raises ValueError where it cannot be written and, without `replace`, where `path` exists or
-    another run writes it.
+    Raises ValueError where it cannot be written and, without `replace`, where `path` exists.
     """
-    held = contextlib.nullcontext() if replace else claimed(path)
-    with held, beside(path, replace) as part, open(part, "wb") as file:
+    with beside(path, replace) as part, open(part, "wb") as file:
         yield file
 
 

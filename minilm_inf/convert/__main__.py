@@ -21,7 +21,7 @@ from ..checkpoint.checkpoint import FAMILIES, read_config
 from ..checkpoint.tensor_file import new_file, pending, write_safetensors
 from ..models import llama
 from ..terminal.ending import guarded
-from ..terminal.files import beside, claimed, named, reason
+from ..terminal.files import beside, named, reason
 from ..terminal.options import Parser
 from .gguf_file import GGUF
 from .gguf_tokenizer import tokenizer_files
@@ -58,14 +58,13 @@ def convert_folder(folder: Path) -> int:
         raise ValueError(
             f"{named(folder)} is neither a folder with a .bin nor a file that ends in .gguf"
         )
-    with claimed(folder / shards.INDEX):
-        if finished(folder):
-            return 0
-        sources = find_pickles(folder)
-        files = convert_pickles(folder, sources)
-        if list(sources.values()) != [None]:
-            write_index(folder, files)
-        return tell(folder)
+    if finished(folder):
+        return 0
+    sources = find_pickles(folder)
+    files = convert_pickles(folder, sources)
+    if list(sources.values()) != [None]:
+        write_index(folder, files)
+    return tell(folder)
 
 
 def convert_pickles(folder: Path, sources: dict[Path, set[str] | None]) -> dict[Path, dict]:
@@ -155,10 +154,9 @@ def convert_gguf(source: Path, out: Path | None) -> int:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path):
-    """A folder held by this run, and a list: files named in it go again where the block fails.
+    """A list: files of the folder named in it go again where the block fails.
 
-    So does the folder, if it was made here. Raises ValueError where it cannot be made, or
-    another run holds it.
+    So does the folder, if it was made here. Raises ValueError where it cannot be made.
     """
     existed, made = folder.exists(), []
     try:
@@ -166,8 +164,7 @@ def whole_folder(folder: Path):
     except OSError as error:
         raise ValueError(f"{named(folder)} cannot be made a folder: {reason(error)}") from error
     try:
-        with claimed(folder / shards.INDEX):
-            yield made
+        yield made
     except BaseException:
         for path in made:
             path.unlink(missing_ok=True)

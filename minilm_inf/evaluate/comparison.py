@@ -34,7 +34,7 @@ import torch
 
 from ..config import LMInfinite, ModelConfig
 from ..terminal import options as flags
-from ..terminal.files import PICTURE, RESULT, outputs, write_beside
+from ..terminal.files import PICTURE, RESULT, check_outputs, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json, finite
 from ..text.tokenizer import opening
@@ -59,9 +59,8 @@ def evaluate(options) -> int:
     if options.plan:
         return show_plan(options)
     flags.check_drawing(options, "figure")
-    files = {"out": (options.out, RESULT), "figure": (options.figure, PICTURE)}
-    with outputs(flags.inputs(options), **files):
-        return measured_and_published(options)
+    check_outputs(out=(options.out, RESULT), figure=(options.figure, PICTURE))
+    return measured_and_published(options)
 
 
 def measured_and_published(options) -> int:
