@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import signal
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..checkpoint.run_state import not_whole, read_state, write_state
 from ..checkpoint.shards import find_tensors
 from ..checks import fitting
 from ..terminal import options as flags
+from ..terminal.ending import signals_noted
 from ..terminal.files import PICTURE, RESULT, check_outputs, shown, sweep, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
@@ -170,21 +170,6 @@ def put_back(arrays: dict[str, np.ndarray], tensors: dict[str, torch.Tensor]):
 
 
 # ---- a run
-
-
-@contextlib.contextmanager
-def signals_noted():
-    """Within it, Ctrl-C and SIGTERM stop nothing, but enter the list that it gives."""
-    came: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {
-        name: signal.signal(name, lambda number, _: came.append(number)) for name in names
-    }
-    try:
-        yield came
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def drive(run, out: Path | None, facts: dict, options) -> int:

@@ -77,6 +77,21 @@ def interruptible():
             signal.signal(number, signal.SIG_IGN if is_program() else handler)
 
 
+@contextlib.contextmanager
+def signals_noted():
+    """Within it, Ctrl-C and SIGTERM stop nothing, but enter the list that it gives."""
+    came: list[int] = []
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {
+        name: signal.signal(name, lambda number, _: came.append(number)) for name in names
+    }
+    try:
+        yield came
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
 def say(text: str):
     """A line on stderr, after what stdout still holds, if anybody reads them."""
     for stream, content in ((sys.stdout, ""), (sys.stderr, text + "\n")):

@@ -27,9 +27,8 @@ import numpy as np
 import torch
 
 from .. import corpus
-from ..evaluate.resume import signals_noted
 from ..terminal import options as flags
-from ..terminal.ending import guarded
+from ..terminal.ending import guarded, signals_noted
 from ..terminal.files import read_text
 from ..terminal.options import at_least
 from ..terminal.progress import Progress, available_memory
