@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, some_tokens, tiny_llama, tiny_model
+from conftest import FAMILIES, some_tokens, tiny_llama, tiny_model
 from test_compare import nll_after, reencoded
 from test_streaming_llm import SlowCache
 
@@ -478,7 +478,6 @@ def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path):
         (["--text", "a", "--length", 9, "--n-local", 5], ("--top-k-middle",)),
         (["--text", "a", "--length", 9, "--top-k-from-layer", 4], ("the model's 4 layers",)),
         (["--text", "a", "--length", 9, "--out", "."], ("is a folder",)),
-        (["--text", "a", "--length", 9, "--plan", "--methods", "streaming"], ("no formula",)),
         (["--text", "a", "--figure", "x.png"], ("--figure draws with matplotlib",)),
     ],
 )
@@ -506,14 +505,3 @@ def test_flags_that_make_no_sense(call, arguments, word):
     """A flag that is taken and means nothing."""
     code, out, err = call(*arguments)
     assert code == 2 and not out and word in err.splitlines()[-1]
-
-
-def test_the_plan_of_what_has_a_formula(call):
-    """A plan that stops for one method, or says nothing of it."""
-    flags = ["--text", ROOT / "README.md", "--length", 1000, "--plan"]
-    code, out, err = call(*flags)
-    assert code == 0 and not err
-    assert all(label in out for label in LABELS.values())
-    assert "not predicted: StreamingLLM\n" in out
-    found = json.loads(call(*flags, "--json", "--methods", "lambda,truncate")[1])["plan"]
-    assert [plan["what"] for plan in found] == ["LM-Infinite", "truncation"]

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_rows_of_a_benchmark_that_is_stopped(program, monkeypatch):
 
 @pytest.mark.parametrize("name", ["compare", "passkey", "diagnose"])
 def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
-    """An empty folder or a part that is left, or a table that is not even printed."""
+    """A part that is left, or a table that is not even printed."""
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -159,7 +160,8 @@ def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
         monkeypatch.setattr("minilm_inf.evaluate.resume.write_state", lambda *_: None)
     code, out, err = call(name, "--out", "new/run")
     assert code == 1 and err.splitlines()[-1].endswith("written: No space left on device")
-    assert os.listdir() == ["text.txt"] and len(out) > 300
+    files = [path.name for path in Path().rglob("*") if path.is_file()]
+    assert files == ["text.txt"] and len(out) > 300
 
 
 # ---- outputs
@@ -188,13 +190,6 @@ def test_outputs_that_are_none(call, folder, text, monkeypatch, name, flag, kind
     assert before == (text.read_bytes(), (folder / "config.json").read_bytes(), os.listdir())
 
 
-def test_two_outputs_of_one_name(call):
-    """A picture that replaces the numbers it shows."""
-    for name, flag in (("compare", "--figure"), ("passkey", "--heatmap")):
-        code, out, err = call(name, "--out", "a.png", flag, "./a.png")
-        assert code == 1 and not out and "are one file" in err
-
-
 @pytest.mark.parametrize("name", ["diagnosis.json", "factors.png"])
 def test_a_diagnosis_replaces_no_other_file(call, tmp_path, monkeypatch, name):
     """A stranger's file of the same name; and an earlier diagnosis, which is replaced."""
@@ -221,8 +216,7 @@ def test_a_card_is_of_whole_records(program, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(card, "load", lambda *_: pytest.fail("told too late"))
     for about in (
         *({**whole, name: value} for name, value in (
-            ("log", []), ("log", None), ("phases", [{}]), ("settings", 3),
-            ("log", [{"tokens": "x"}]),
+            ("log", []), ("log", None), ("settings", 3), ("log", [{"tokens": "x"}]),
         )), [1],
     ):  # fmt: skip
         (tmp_path / "m" / "training.json").write_text(json.dumps(about))
@@ -230,7 +224,7 @@ def test_a_card_is_of_whole_records(program, folder, tmp_path, monkeypatch):
         assert code == 1 and err.count("\n") == 1 and "training.json" in err
     (tmp_path / "m" / "README.md").write_text("# my model")
     code, out, err = program(card.main, tmp_path / "m", "--corpus", tmp_path / "c")
-    assert code == 1 and "is not a card" in err
+    assert code == 1 and "was not written by this program" in err
     assert (tmp_path / "m" / "README.md").read_text() == "# my model"
 
 

@@ -274,7 +274,6 @@ def test_no_logits_are_made_that_nobody_asks_for(tmp_path):
 RUNS = {
     "generate": (generate, []),
     "perplexity": (evaluate.main, ["perplexity", "--text", "README.md"]),
-    "compare": (evaluate.main, ["compare", "--text", "README.md", "--length", "1000"]),
 }
 
 

@@ -148,7 +148,6 @@ def add_compare(tasks):
     kept.add_argument("--out", type=Path, metavar="FILE.json", help="write the same there")
     kept.add_argument("--figure", type=picture, metavar="FILE.png",
                       help="draw nll by position (needs matplotlib)")  # fmt: skip
-    flags.add_plan(kept)
     flags.add_model(task)
     add_compared(task)
     task.set_defaults(

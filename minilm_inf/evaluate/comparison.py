@@ -34,19 +34,18 @@ import torch
 
 from ..config import LMInfinite, ModelConfig
 from ..terminal import options as flags
-from ..terminal.files import PICTURE, RESULT, outputs, write_beside
+from ..terminal.files import PICTURE, RESULT, check_outputs, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json, finite
 from ..text.tokenizer import opening
 from ..train.practice import Practice
-from ..writing import plan
 from . import figure, table
 from .cells import WHERE, rows_at_once, where_it_lies
 from .compare import encoded
 from .documents import texts_of
 from .intervals import share
 from .measure import measure, result_of, sweep
-from .methods import InCache, Method, Truncated, answers, methods
+from .methods import Method, answers, methods
 from .trials import PassKey
 
 TIMES_CONTEXT = 16  # tokens of a document, unless --length says otherwise
@@ -56,12 +55,9 @@ DEPTHS = (0.3, 0.4, 0.5, 0.6)  # shares of its filler before the key
 
 def evaluate(options) -> int:
     """The task, from its flags to the result."""
-    if options.plan:
-        return show_plan(options)
     flags.check_drawing(options, "figure")
-    files = {"out": (options.out, RESULT), "figure": (options.figure, PICTURE)}
-    with outputs(flags.inputs(options), **files):
-        return measured_and_published(options)
+    check_outputs(out=(options.out, RESULT), figure=(options.figure, PICTURE))
+    return measured_and_published(options)
 
 
 def measured_and_published(options) -> int:
@@ -201,33 +197,3 @@ def sight(options, config: ModelConfig) -> LMInfinite:
             "keys that a token sees: give --n-local too"
         )
     return flags.attention(Namespace(**{**vars(options), "n_local": n_local}), config)
-
-
-def show_plan(options) -> int:
-    """What the run would take; every text is read to the same length, which is known."""
-    net = plan.network(options)
-    context, n_texts = net.config.context_length, len(compared(options))
-    length = options.length or TIMES_CONTEXT * context
-    chosen = methods(options.methods, sight(options, net.config), net.config)
-    copies = 2 * max(net.dtype.itemsize, torch.float32.itemsize)  # as in perplexity
-    plans, notes = [], []
-    for method in chosen.values():
-        if isinstance(method, Truncated):
-            config = replace(net.config, context_length=method.length)
-            net_then = net._replace(config=config)
-            plans.append(plan.rescoring(net_then, method.label, length + 1, n_texts, copies))
-            notes.append("truncation may take less: --chunk says how many windows are read at "
-                         "once")  # fmt: skip
-        elif isinstance(method, InCache):
-            notes.append(f"not predicted: {method.label}")
-        else:
-            lengths = [length + 1] * n_texts
-            plans.append(
-                plan.scoring(net, method.label, method.lm, lengths, options.chunk, copies)
-            )
-    if not plans:
-        raise ValueError("--plan has no formula for StreamingLLM")
-    if options.sweep:
-        notes.append("not predicted: the sweep, which takes no more memory than LM-Infinite "
-                     "with n_global 100")  # fmt: skip
-    return plan.show(net, plans, options.json, notes)

@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,8 @@ from ..checkpoint.run_state import not_whole, read_state, write_state
 from ..checkpoint.shards import find_tensors
 from ..checks import fitting
 from ..terminal import options as flags
-from ..terminal.files import PICTURE, RESULT, outputs, shown, write_beside
+from ..terminal.ending import signals_noted
+from ..terminal.files import PICTURE, RESULT, check_outputs, shown, sweep, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 
@@ -40,34 +39,35 @@ def carry_out(options, prepared, result_of) -> int:
     result_of(options, run, settings) -> (result, words, draw): for JSON, and for readers;
         draw() draws what the flags ask for, once all is written and printed.
     """
-    with begun(options) as start:
-        if start is None:
-            return 0
-        state, options, out = start
-        run, settings = prepared(options)
-        if state is not None:
-            facts, tensors = state
-            check_same(settings, facts.get("settings"))
-            try:
-                run.restore(tensors)
-            except ValueError as error:
-                raise not_whole(state_path(out)) from error
-        code = drive(run, out, {"line": kept_line(options), "settings": settings}, options)
-        if code:
-            onward = f"go on with --resume {out}"
-            onward = onward if out else "nothing was saved: there is no --out"
-            stopped = f"stopped after {run.done:,} of {run.total:,} tokens"
-            print(f"{stopped}; {onward}", file=sys.stderr)
-            return code
-        result, words, draw = result_of(options, run, settings)
+    start = begun(options)
+    if start is None:
+        return 0
+    state, options, out = start
+    run, settings = prepared(options)
+    if state is not None:
+        facts, tensors = state
+        check_same(settings, facts.get("settings"))
         try:
-            if out is not None:
-                write_beside(out, (as_json(result) + "\n").encode())
-        finally:
-            print(as_json(result) if options.json else words, flush=True)
-        draw()
+            run.restore(tensors)
+        except ValueError as error:
+            raise not_whole(state_path(out)) from error
+    code = drive(run, out, {"line": kept_line(options), "settings": settings}, options)
+    if code:
+        onward = f"go on with --resume {out}"
+        onward = onward if out else "nothing was saved: there is no --out"
+        stopped = f"stopped after {run.done:,} of {run.total:,} tokens"
+        print(f"{stopped}; {onward}", file=sys.stderr)
+        return code
+    result, words, draw = result_of(options, run, settings)
+    try:
         if out is not None:
-            state_path(out).unlink(missing_ok=True)
+            write_beside(out, (as_json(result) + "\n").encode())
+    finally:
+        print(as_json(result) if options.json else words, flush=True)
+    draw()
+    if out is not None:
+        state_path(out).unlink(missing_ok=True)
+        sweep(state_path(out))
     return 0
 
 
@@ -76,34 +76,26 @@ def state_path(out: Path) -> Path:
     return out.parent / (out.name + ".state")
 
 
-@contextlib.contextmanager
-def begun(options) -> Iterator[tuple | None]:
+def begun(options) -> tuple | None:
     """How a run begins: (the saved state or None, the run's flags, its --out); None where
-    there is nothing left to do. No other run has the names of its files meanwhile.
-
-    Raises ValueError where such a name is taken, or the state is none.
-    """
+    there is nothing left to do. Raises ValueError where such a name is taken, or the state is
+    none."""
     out, state = options.resume or options.out, None
     path = out and state_path(out)
-    with contextlib.ExitStack() as held:
-        if options.resume:
-            held.enter_context(outputs((), resume=(out, RESULT)))
-            if out.is_file() and not path.exists():
-                print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
-                yield None
-                return
-            if not path.is_file():
-                raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
-            state = read_state(path)
-            options = as_begun(state[0].get("line"), options, path)
-        drawn = getattr(options, "heatmap", None), PICTURE
-        files = {"heatmap": drawn} | ({} if state else {"out": (out, RESULT)})
-        held.enter_context(outputs(flags.inputs(options), **files))
-        if out and path.exists() and state is None:
-            raise ValueError(
-                f"{path} holds a run that was stopped: --resume {out}, or delete it"
-            )
-        yield state, options, out
+    if options.resume:
+        check_outputs(resume=(out, RESULT))
+        if out.is_file() and not path.exists():
+            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
+            return None
+        if not path.is_file():
+            raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
+        state = read_state(path)
+        options = as_begun(state[0].get("line"), options, path)
+    drawn = getattr(options, "heatmap", None), PICTURE
+    check_outputs(heatmap=drawn, out=(out, RESULT))
+    if out and path.exists() and state is None:
+        raise ValueError(f"{path} holds a run that was stopped: --resume {out}, or delete it")
+    return state, options, out
 
 
 def kept_line(options) -> list[str]:
@@ -178,21 +170,6 @@ def put_back(arrays: dict[str, np.ndarray], tensors: dict[str, torch.Tensor]):
 
 
 # ---- a run
-
-
-@contextlib.contextmanager
-def signals_noted():
-    """Within it, Ctrl-C and SIGTERM stop nothing, but enter the list that it gives."""
-    came: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {
-        name: signal.signal(name, lambda number, _: came.append(number)) for name in names
-    }
-    try:
-        yield came
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def drive(run, out: Path | None, facts: dict, options) -> int:

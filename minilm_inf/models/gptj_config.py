@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..terminal.json_parts import Part
-from .raw_config import close, facts_of, head_dim_of, keys_of, length, plain_decoder, special_ids
+from .raw_config import close, facts_of, head_size, keys_of, length, plain_decoder, special_ids
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def config_from_hf(raw: dict) -> GptjConfig:
     for name in ("rotary", "scale_attn_weights"):
         keys[name].only(None, True)
     plain_decoder(keys)
-    head_dim = head_dim_of(keys, "n_embd", "n_head")
+    head_dim = head_size(keys, "n_embd", "n_head")
     facts = facts_of(keys, FACTS, n_inner=4 * keys["n_embd"].integer())
     if facts["rotary_dim"] % 2 or facts["rotary_dim"] > head_dim:
         raise keys["rotary_dim"].wrong(f"even, and at most head_dim, {head_dim}")

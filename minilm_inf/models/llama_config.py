@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..config import ModelConfig
 from ..positions import SCALINGS
 from ..terminal.json_parts import Part
-from .raw_config import close, facts_of, head_dim_of, keys_of, length, plain_decoder, special_ids
+from .raw_config import close, facts_of, head_size, keys_of, length, plain_decoder, special_ids
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def config_from_hf(raw: dict) -> LlamaConfig:
     # The first conversions of Llama 1 call the training length max_sequence_length.
     defaults = {
         "n_kv_head": keys["num_attention_heads"].integer(),
-        "head_dim": head_dim_of(keys, "hidden_size", "num_attention_heads", "head_dim"),
+        "head_dim": head_size(keys, "hidden_size", "num_attention_heads", "head_dim"),
         "context_length": length(keys["max_sequence_length"], 131072 if mistral else 2048),
     }
     facts = facts_of(keys, FACTS, **defaults) | _rope_from_hf(keys)

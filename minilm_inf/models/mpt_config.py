@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..terminal.json_parts import LARGEST_SIZE, Part
-from .raw_config import close, facts_of, head_dim_of, keys_of, length, plain_decoder, special_ids
+from .raw_config import close, facts_of, head_size, keys_of, length, plain_decoder, special_ids
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def config_from_hf(raw: dict) -> MptConfig:
     plain_decoder(keys)
     attention = keys["attn_config"]
     _only_what_is_implemented(keys, attention)
-    head_dim = head_dim_of(keys, "d_model", "n_heads")
+    head_dim = head_size(keys, "d_model", "n_heads")
     norm_eps = keys["norm_eps"].number(1e-5)  # MosaicML's name; the other is transformers'
     facts = facts_of(keys, FACTS, norm_eps=norm_eps) | facts_of(attention, ATTENTION)
     attention["kv_n_heads"].only(None, facts["n_head"])

@@ -90,7 +90,7 @@ def close(keys: Part, harmless=frozenset()):
             )
 
 
-def head_dim_of(keys: Part, width: str, count: str, own: str | None = None) -> int:
+def head_size(keys: Part, width: str, count: str, own: str | None = None) -> int:
     """head_dim: the width shared out among the heads, or what the key `own` says."""
     n_embd, n_head = keys[width].integer(), keys[count].integer()
     head_dim = None if own is None else keys[own].integer(None)
