@@ -31,7 +31,7 @@ def guarded(run, smaller: str = "model") -> int:
             sys.stdout.flush()  # here, where a reader that left can be noticed
             return code
         except BrokenPipeError:  # the reader of our output left: not an error of ours
-            drop_output()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except KeyboardInterrupt as stop:
             for number in (signal.SIGINT, signal.SIGTERM):  # one more changes nothing
@@ -93,19 +93,10 @@ def signals_noted():
 
 
 def say(text: str):
-    """A line on stderr, if anybody reads it; and what stdout still holds goes before it."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        drop_output()
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr)
-
-
-def drop_output():
-    """What is still to be written to stdout goes nowhere."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """A line on stderr, after what stdout still holds, if anybody reads them."""
+    for stream, content in ((sys.stdout, ""), (sys.stderr, text + "\n")):
+        with contextlib.suppress(OSError, ValueError):
+            print(content, end="", file=stream, flush=True)
 
 
 def forgive(file, errors: str):

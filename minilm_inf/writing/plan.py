@@ -80,24 +80,6 @@ def plan(net: Network, what: str, cache: int, working: int, logits: int, **opera
     }  # fmt: skip
 
 
-def scoring(
-    net: Network, what: str, lm: LMInfinite | None, lengths: list[int], chunk: int, copies: int
-) -> dict:
-    """The plan of texts that are scored one after another, all tokens but each one's first.
-
-    copies: bytes of a logit, with what the loss makes of it.
-    """
-    n = max(lengths) - 1
-    now = min(chunk, n)
-    return plan(
-        net, what,
-        cache=cache_bytes(net.config, n, lm, net.dtype),
-        working=working_bytes(net, lm or FULL_ATTENTION, n - now, now),
-        logits=now * net.config.vocab_size * copies,
-        reading_flops=sum(flops(net, lm, 0, length - 1, length - 1) for length in lengths),
-    )  # fmt: skip
-
-
 def writing(
     net: Network, lm: LMInfinite | None, lengths: list[int], new: int, chunk: int, path: str
 ) -> dict:
