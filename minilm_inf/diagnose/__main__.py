@@ -26,10 +26,10 @@ from pathlib import Path
 import torch
 
 from .. import corpus
-from ..evaluate.compare import encoded
+from ..evaluate.documents import encoded
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..terminal.files import PICTURE, check_output, claimed, read_text, write_beside
+from ..terminal.files import PICTURE, check_output, read_text, write_beside
 from . import figures
 from .factors import factors_of
 from .measure import Diagnosis
@@ -86,21 +86,20 @@ def run(options) -> int:
     """The diagnosis: its numbers are written and told before they are drawn."""
     out = options.out or Path("runs") / f"diagnose-{options.model.resolve().name}"
     picture = out / "factors.png"
-    check_output(out / MAIN, options.text or (), BEGINS)
-    check_output(picture, options.text or (), PICTURE)
-    with claimed(out / MAIN), claimed(picture):
-        if not flags.can_draw():
-            print("no figures: matplotlib is not installed", file=sys.stderr)
-        facts, factors, curves = measure(options)
-        found = {"settings": facts, "factors": factors, "curves": curves}
-        content = json.dumps(found, indent=1)
-        words = [f"factor {i}, {f['words']}." for i, f in enumerate(factors.values(), 1)]
-        try:
-            write_beside(out / MAIN, (content + "\n").encode())
-        finally:
-            print(content if options.json else "\n".join(words), flush=True)
-        if flags.can_draw():
-            write_beside(picture, figures.draw(factors, curves, facts))
+    check_output(out / MAIN, BEGINS)
+    check_output(picture, PICTURE)
+    if not flags.can_draw():
+        print("no figures: matplotlib is not installed", file=sys.stderr)
+    facts, factors, curves = measure(options)
+    found = {"settings": facts, "factors": factors, "curves": curves}
+    content = json.dumps(found, indent=1)
+    words = [f"factor {i}, {f['words']}." for i, f in enumerate(factors.values(), 1)]
+    try:
+        write_beside(out / MAIN, (content + "\n").encode())
+    finally:
+        print(content if options.json else "\n".join(words), flush=True)
+    if flags.can_draw():
+        write_beside(picture, figures.draw(factors, curves, facts))
     print(f"written to {out}", file=sys.stderr)
     return 0
 
