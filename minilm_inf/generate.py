@@ -14,15 +14,15 @@ from pathlib import Path
 
 from .terminal import options as flags
 from .terminal.ending import guarded
-from .terminal.files import read_standard_input, read_text
-from .text.chat import Chat
-from .text.chat_template import KNOWN
+from .terminal.files import as_text, read_text
+from .text.chat import KNOWN, Chat
 from .text.tokenizer import load as load_tokenizer
 from .writing import explain, plan, sampling
 from .writing.conversation import converse
 from .writing.reply import Plain, as_json, replies, show_now, statistics
 from .writing.session import Session
 
+LARGEST_INPUT = 2**28  # bytes of what is piped in, which may have no end
 PROMPT = "My dear friend, I have much to tell you of our voyage, and"
 
 
@@ -34,8 +34,12 @@ def parser() -> argparse.ArgumentParser:
     add_text(parser.add_argument_group("text"))
     add_sampling(parser.add_argument_group("sampling"))
     flags.add_model(parser)
-    flags.add_attention(parser)
-    parser.add_argument_group("speed").add_argument(
+    flags.add_sight(parser)
+    speed = parser.add_argument_group("speed")
+    flags.add_counts(speed, ("--prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"))
+    speed.add_argument("--path", choices=("chunked", "reference"), default="chunked",
+                       help="in O(n), or by the slow definition (%(default)s)")  # fmt: skip
+    speed.add_argument(
         "--compile", action="store_true",
         help="compile the decode step: half a minute first; then a small model is 2 to 3 times "
         "as fast, a large one little faster",
@@ -235,7 +239,13 @@ def read_prompt(options, given: str | None = None) -> str:
         given = options.prompt[0] if options.prompt else PROMPT
     if options.file is None and given != "-":
         return given
-    text = read_standard_input() if options.file is None else read_text(options.file)
+    if options.file is None:
+        content = sys.stdin.buffer.read(LARGEST_INPUT + 1)
+        if len(content) > LARGEST_INPUT:
+            raise ValueError(f"standard input holds more than {LARGEST_INPUT:,} bytes")
+        text = as_text(content, "standard input")
+    else:
+        text = read_text(options.file)
     text = text.replace("\r\n", "\n").replace("\r", "\n")  # the line ends of every system
     if not text:
         where = "standard input" if options.file is None else options.file

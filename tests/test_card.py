@@ -17,7 +17,6 @@ from minilm_inf.corpus import HELD_OUT
 from minilm_inf.evaluate import __main__ as evaluate
 from minilm_inf.models import llama
 from minilm_inf.train.recipes import initialise
-from minilm_inf.train.schedule import PHASES
 
 FOLDERS = sorted(path.parent for path in (ROOT / "weights").glob("*/training.json"))
 MEGABYTE = 2**20
@@ -58,7 +57,7 @@ def assert_card_is_true(folder: Path):
 
     prompt = re.search(r"^prompt: (.*)$", text, re.MULTILINE)[1]
     promised = json.loads(re.search(r"^continuation: (.*)$", text, re.MULTILINE)[1])
-    tokens = int(re.search(r"LM-Infinite, (\d+) tokens behind the prompt", prose(folder))[1])
+    tokens = int(re.search(r"LM-Infinite, (\d+) tokens after the prompt", prose(folder))[1])
     ids = tokenizer.encode(prompt)
     lm = LMInfinite.for_model(model.config)
     new = list(generate(model, ids, lm, tokens, temperature=0.0))
@@ -71,23 +70,20 @@ def test_a_shipped_card(folder):
     """Weights that were trained again under an old card; a continuation that was retouched;
     LM-Infinite that loses to re-encoding, or vanilla that does not fall apart; a clone that
     takes minutes, or an optimizer's state committed with the weights."""
-    assert (folder / "README.md").is_file(), "make cards writes it"
     assert_card_is_true(folder)
     text = (folder / "README.md").read_text(encoding="utf-8")
     rows = [re.findall(r"[-+]?[\d,]*\.?\d+", line) for line in nll_table(text)[2:]]
     numbers = [[float(cell.replace(",", "")) for cell in row] for row in rows]
-    config = json.loads((folder / "config.json").read_text())
     length = int(re.search(r"trained on texts of (\d+) tokens", prose(folder))[1])
     edges = [0, *(length * 2**i for i in range(7))]
     assert [row[:2] for row in numbers] == [list(pair) for pair in zip(edges, edges[1:])]
     for _, _, _, infinite, reencoded, gap in numbers:
-        assert gap == pytest.approx(infinite - reencoded, abs=0.011)
-        assert gap <= 0.10
+        assert gap == pytest.approx(infinite - reencoded, abs=0.011) and gap <= 0.10
     beyond = [vanilla - reencoded for _, _, vanilla, _, reencoded, _ in numbers[1:]]
-    kind = "falls apart" if max(beyond) > 0.7 else "fails gently"
-    kind = "does not fail" if max(beyond) <= 0.1 else kind
-    assert f"Beyond its trained length the vanilla model {kind}:" in prose(folder)
-    if config["model_type"] != "mpt":  # rotary positions, beyond 8 times the length
+    said = re.search(r"is up to ([\d.]+) nat worse than re-encoding, (\S+) in", prose(folder))
+    assert float(said[1]) == pytest.approx(max(0, *beyond), abs=0.011)
+    assert float(said[2]) == pytest.approx(beyond[-1], abs=0.011)
+    if "mpt" not in folder.name:  # rotary positions, beyond 8 times the length
         assert all(excess > 0.7 for excess in beyond[2:])
     known = {
         "config.json", "model.safetensors", "tokenizer.model", "tokenizer.json",
@@ -101,21 +97,6 @@ def test_a_shipped_card(folder):
 def test_weights_are_there():
     """Without a folder, the test above would pass by having nothing to test."""
     assert ROOT / "weights" / "tiny-llama" in FOLDERS
-
-
-def test_the_verdict_is_what_the_rows_show():
-    """A card that says of every model what the first one showed."""
-
-    def said(*excess: float) -> str:
-        rows = [{"vanilla": 3.0 + x, "reencoded": 3.0} for x in (0.0, *excess)]
-        return " ".join(card.verdict(rows).split())
-
-    assert "falls apart: up to 2.00 nat worse than re-encoding, +1.50 in" in said(0.2, 2.0, 1.5)
-    assert "Linear" not in said(0.2, 2.0, 1.5)
-    assert "fails gently: up to 0.50 nat worse than re-encoding, -0.20" in said(0.5, -0.2)
-    assert "does not fail: it is at most 0.00 nat worse" in said(-0.01, -0.002)
-    assert "+0.00 in the last row" in said(-0.01, -0.002)
-    assert "Linear biases" in said(-0.01, -0.002) and "Linear biases" in said(0.5, -0.2)
 
 
 # ---- how a card is written
@@ -138,7 +119,6 @@ def made_up(tmp_path_factory):
     initialise(model, 0)
     save(model, folder)
     shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", folder)
-    phases = [vars(phase) for phase in PHASES]
     log = [
         {"step": 1, "tokens": 512, "train_loss": 9.0, "held_out_nll": 9.0},
         {"step": 20, "tokens": 10240, "train_loss": 3.21, "held_out_nll": 4.56},
@@ -146,7 +126,7 @@ def made_up(tmp_path_factory):
     settings = {"tokens_per_step": 512, "seed": 17, "learning_rate": 0.0015}
     record = {
         "command": "python -m minilm_inf.train --out made-up", "settings": settings,
-        "phases": phases, "documents": 7, "held_out": [], "log": log,
+        "documents": 7, "held_out": [], "log": log,
     }  # fmt: skip
     (folder / "training.json").write_text(json.dumps(record))
 
@@ -170,23 +150,21 @@ def written(made_up):
     return made_up
 
 
-@pytest.mark.parametrize("change", ["weights", "continuation", "parameters"])
-def test_a_false_card_is_found(written, tmp_path, change):
+def test_a_false_card_is_found(written, tmp_path):
     """A reader of cards that finds nothing wrong with anything; or does not fit what card.py
     writes."""
+    assert_card_is_true(written)
+    text = (written / "README.md").read_text()
     folder = tmp_path / "copy"
     shutil.copytree(written, folder)
-    assert_card_is_true(folder)
-    text = (folder / "README.md").read_text()
-    if change == "weights":
-        model = load_model(folder)
-        model.norm.weight[0] += 1
-        save(model, folder)
-    elif change == "continuation":
-        text = text.replace('continuation: "', 'continuation: "x')
-    else:
-        text = re.sub(r"\| parameters \| (\d+)", r"| parameters | 1\1", text)
+    for old, new in (('ation: "', 'ation: "x'), ("| parameters | ", "| parameters | 1")):
+        (folder / "README.md").write_text(text.replace(old, new))
+        with pytest.raises(AssertionError):
+            assert_card_is_true(folder)
     (folder / "README.md").write_text(text)
+    model = load_model(folder)
+    model.norm.weight[0] += 1
+    save(model, folder)
     with pytest.raises(AssertionError):
         assert_card_is_true(folder)
 
@@ -203,7 +181,8 @@ def test_the_card_s_command_prints_its_numbers(written, capsys):
     arguments = command[1].replace("\\\n", " ").split()
     arguments[arguments.index("corpus")] = str(written.parent / "corpus")
     assert evaluate.main([*arguments, "--json"]) == 0
-    found = {e["label"]: e["nll"] for e in json.loads(capsys.readouterr().out)["methods"]}
+    found = json.loads(capsys.readouterr().out)["results"]["methods"]
+    found = {entry["label"]: entry["nll"] for entry in found}
     rows = [line.split("|")[2:5] for line in nll_table(text)[2:]]
     columns = zip(*[[float(cell) for cell in row] for row in rows])
     for label, column in zip(("full attention", "LM-Infinite", "truncation"), columns):
@@ -222,22 +201,4 @@ def test_the_card_tells_the_record(written):
     assert "7 documents" in text and "- Old speeches: p 1, 1,234,567 bytes. none" in text
     assert "python -m minilm_inf.train --out made-up" in text
     assert f"Held out, whole: {', '.join(sorted(HELD_OUT[:2]))}." in text
-    for phase in PHASES[1:]:
-        assert f"{phase.repeats:.0%} repeats, {phase.retrieval:.0%} retrieval" in text
-    assert f"The first {PHASES[0].until:.1%} of all tokens" in text
     assert not re.search(r"[{}]", text), "every place of the template is filled"
-
-
-def test_what_gets_no_card(made_up, tmp_path, capsys):
-    """Half a card, or a traceback, for a model that came from elsewhere; a card that measures
-    nothing."""
-    folder = tmp_path / "other"
-    shutil.copytree(made_up, folder)
-    (folder / "training.json").unlink()
-    (folder / "README.md").unlink(missing_ok=True)
-    for corpus, words in ((made_up.parent / "corpus", "no training.json"),
-                          (tmp_path, "no held-out documents")):  # fmt: skip
-        assert card.main([str(folder), "--corpus", str(corpus)]) == 1
-        err = capsys.readouterr().err
-        assert words in err and err.count("\n") == 1
-        assert not (folder / "README.md").exists()

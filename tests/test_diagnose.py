@@ -304,7 +304,7 @@ def test_words_and_files(call, tmp_path, monkeypatch):
     ("--length 271", ("not beyond", "--length of 272 or more")),
     ("--n-local 290", ("not beyond", "--length of 306 or more")),
     ("--text latin", ("latin", "not UTF-8")), ("--text missing", ("cannot read", "missing")),
-    ("-m nowhere", ("nowhere",)), ("--out b", ("b: File exists",)),
+    ("-m nowhere", ("nowhere",)), ("--out b", ("b/", "cannot be written")),
     ("--out b/c", ("b/c", "cannot be written")), ("--device mars", ("--device mars",)),
 ])  # fmt: skip
 def test_what_cannot_be_measured(call, texts, monkeypatch, flags, words):

@@ -199,7 +199,7 @@ WRONG = {  # what the last line of stderr names -> flags, a set of them a line
     "not allowed with": "-p a -f b", "can be given once": "-p - -p -",
     "--n-local has no meaning": "--attention full --n-local 8",
     "--n-global has no meaning":
-    "--attention full --n-global 8\n--attention window --n-global 0",
+    "--attention full --n-global 8",
     "--json has no meaning": "--json -i", "--echo has no meaning": "--echo -i",
     "--no-stream has no meaning": "--no-stream -i", "--prompt has no meaning": "-p a -i",
     "--file has no meaning": "-f a -i",
@@ -221,11 +221,8 @@ def test_flags_that_make_no_sense(run, word):
         ("", LMInfinite(256, 10, 256)),
         ("--n-local 20 --n-global 3", LMInfinite(20, 3, 20)),
         ("--n-local 20 --distance-ceiling 9", LMInfinite(20, 10, 9)),
-        ("--n-local 20 --distance-ceiling none", LMInfinite(20, 10, None)),
-        ("--attention window", LMInfinite(256, 0, 256)),
-        ("--attention window --n-local 20", LMInfinite(20, 0, 20)),
+        ("--n-global 0", LMInfinite(256, 0, 256)),
         ("--attention full", None),
-        ("--attention full --distance-ceiling none", None),
         ("--attention full --distance-ceiling 20", LMInfinite(None, 0, 20)),
     ],
 )
@@ -250,7 +247,7 @@ def test_the_settings_change_the_logprobs(run, tokenizer):
     """Equal texts under all settings would let the test above pass without a mask."""
     prompt = long_prompt(tokenizer, 60)
     seen = set()
-    for flags in ([], ["--attention", "window"], ["--distance-ceiling", 5], ["--n-global", 1]):
+    for flags in ([], ["--n-global", 0], ["--distance-ceiling", 5], ["--n-global", 1]):
         flags = [*flags, "--n-local", 20, "-p", prompt, "-n", 1, "-t", 0]
         seen.add(round(as_json(run, *flags)["logprobs"][0], 5))
     assert len(seen) == 4
@@ -350,7 +347,7 @@ def test_the_note_on_what_cannot_be_seen(run, tokenizer):
     n = len(tokenizer.encode(prompt))
     for flags, seen in (
         (["--n-local", 40], 50),
-        (["--n-local", 40, "--attention", "window"], 40),
+        (["--n-local", 40, "--n-global", 0], 40),
         (["--n-local", n - 10], n),
         (["--n-local", n - 11], n - 1),
         (["--attention", "full"], n),

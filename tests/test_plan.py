@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SETTINGS, fuzz, tiny_llama, tiny_model
@@ -20,11 +19,7 @@ from live_bytes import LiveBytes
 
 from minilm_inf.checkpoint import checkpoint, save
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
-from minilm_inf.evaluate import __main__ as evaluate
-from minilm_inf.evaluate.byte_counts import ByteCounts
 from minilm_inf.evaluate.compare import reencoded_nll, stream_nll
-from minilm_inf.evaluate.documents import Separate, TokensFile
-from minilm_inf.evaluate.stream import Run
 from minilm_inf.fast.band import window_mask
 from minilm_inf.generate import main as generate
 from minilm_inf.terminal.progress import scaled
@@ -55,27 +50,21 @@ import contextlib, io, json, sys
 import torch
 torch.set_num_threads(1)
 import minilm_inf
-from minilm_inf.evaluate.__main__ import main as evaluate
 from minilm_inf.generate import main as generate
-from minilm_inf.benchmark import memory
-memory.keep_no_freed_memory()
+import resident
+resident.keep_no_freed_memory()
 torch.ones(64, 64) @ torch.ones(64, 64)
 for program, *arguments in json.loads(sys.argv[1]):
-    memory.hand_back_freed_memory()
-    before = memory.reset_peak()
+    resident.hand_back_freed_memory()
+    before = resident.reset_peak()
     with contextlib.redirect_stdout(io.StringIO()):
-        code = {"evaluate": evaluate, "generate": generate}[program](arguments)
-    print(json.dumps([code, memory.resident_peak() - before]))
+        code = generate(arguments)
+    print(json.dumps([code, resident.resident_peak() - before]))
 print(json.dumps("sympy" in sys.modules))
 """
 
 PROMPT = "It was a bright morning and the captain said that we must go. " * 20
 SIZES = {  # which part is the largest -> the network, and the run
-    "logits": (
-        dict(n_layer=2, n_embd=256, n_head=8, n_kv_head=8, head_dim=32, n_inner=1024,
-             vocab_size=32000),
-        ["evaluate", "perplexity", "--tokens", "ids.npy"],
-    ),
     "cache": (
         dict(n_layer=6, n_embd=256, n_head=8, n_kv_head=8, head_dim=64, n_inner=256),
         ["generate", *["-p", PROMPT] * 12, "-n", "3", "--prefill-chunk", "64"],
@@ -109,7 +98,6 @@ def test_the_peak_of_memory_is_the_predicted_one(tmp_path, monkeypatch, planned)
     Measured is VmHWM in a process of its own, beyond what is resident before each run; with one
     thread, and with a C library that hands freed memory back at once.
     """
-    np.save(tmp_path / "ids.npy", np.arange(700))
     monkeypatch.chdir(tmp_path)
     runs = []
     for largest, (facts, arguments) in SIZES.items():
@@ -117,14 +105,15 @@ def test_the_peak_of_memory_is_the_predicted_one(tmp_path, monkeypatch, planned)
         runs.append([*arguments, "-m", largest, "--threads", "1", "--device", "cpu"])
     child = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(runs)], capture_output=True, text=True,
-        timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=300, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests",
+                          "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     *lines, imports_compiler = child.stdout.splitlines()
     assert imports_compiler == "false"
-    for largest, (name, *arguments), line in zip(SIZES, runs, lines, strict=True):
+    for largest, (_, *arguments), line in zip(SIZES, runs, lines, strict=True):
         code, measured = json.loads(line)
-        found = planned({"evaluate": evaluate.main, "generate": generate}[name], *arguments)
+        found = planned(generate, *arguments)
         parts = {part: found["plan"][0][f"{part}_bytes"]
                  for part in ("weights", "cache", "working", "logits")}  # fmt: skip
         assert code == 0 and max(parts, key=parts.get) == largest, parts
@@ -245,7 +234,7 @@ def rows_of_head(model, work) -> list[int]:
     return rows
 
 
-def test_no_logits_are_made_that_nobody_asks_for(tmp_path):
+def test_no_logits_are_made_that_nobody_asks_for():
     """A whole prompt's logits, of which all but the last row are thrown away; a long text's
     logits all at once."""
     model, ids = tiny_llama(), [1] * 24
@@ -258,23 +247,12 @@ def test_no_logits_are_made_that_nobody_asks_for(tmp_path):
     assert rows_of_head(model, lambda: stream_nll(model, ids, LM, 10)) == [10, 10, 3]
     # The first window in halves of the context length (6), then each window's second half.
     assert set(rows_of_head(model, lambda: reencoded_nll(model, ids))) == {3}
-    np.save(tmp_path / "ids.npy", np.array(ids))
-    source = TokensFile(tmp_path / "ids.npy", 31)
-    scoring = Run(model, LM, Separate(source, None, None), ByteCounts(None, 31, source), 10, 2)
-
-    def score():
-        while not scoring.is_done:
-            scoring.step()
-
-    assert rows_of_head(model, score) == [10, 10, 3]
 
 
 # ---- the programs
 
 RUNS = {
     "generate": (generate, []),
-    "perplexity": (evaluate.main, ["perplexity", "--text", "README.md"]),
-    "compare": (evaluate.main, ["compare", "--text", "README.md", "--length", "1000"]),
 }
 
 
@@ -324,13 +302,9 @@ def test_the_readme_shows_a_real_plan(program):
     assert f"$ {command}\n{out}```" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_planned(program, tmp_path):
-    """A number for a conversation's length, which nobody can know; --resume, which has the
-    flags of its run, and nothing to plan."""
+def test_what_cannot_be_planned(program):
+    """A number for a conversation's length, which nobody can know."""
     code, out, _ = program(generate, "-i", "--plan")
     assert code == 0 and "not known" in out.splitlines()[-1]
     code, out, err = program(generate, "-i", "--plan", "--attention", "full")
     assert (code, out) == (1, "") and "not known" in err and err.count("\n") == 1
-    arguments = ["perplexity", "--resume", tmp_path / "run.json", "--plan"]
-    code, _, err = program(evaluate.main, *arguments)
-    assert code == 2 and "--resume takes no other flag" in err

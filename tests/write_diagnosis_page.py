@@ -32,8 +32,9 @@ is asked of the models of this folder, and of SmolLM2-135M-Instruct (`make smoll
 ## What of the paper is seen, and what is not
 
 - That |logit| itself explodes beyond the trained length is seen in none of the models with rotary positions:
-  within it, logits far below zero are as large already. What explodes are the logits of keys further away than
-  any trained distance, and the ceiling undoes just that.
+  within it, logits far below zero are nearly as large already. What explodes are the logits of keys further away than
+  any trained distance, and the ceiling undoes just that. In the MPT |logit| does grow, downward only, as ALiBi's
+  bias does: no far key gains weight.
 - Entropy grows as the paper says in all three rotary models, and LM-Infinite keeps it within 0.3 nat of what
   it is at the trained length.
 - The starting tokens matter much in SmolLM2, where a quarter of all attention rests on ten of them, and hardly

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import torch
 
-from ..evaluate.compare import encoded
-from ..evaluate.documents import texts_of
+from ..evaluate.documents import encoded, texts_of
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..terminal.files import PICTURE, check_output, claimed, write_beside
+from ..terminal.files import PICTURE, check_output, write_beside
 from . import figures
 from .factors import factors_of
 from .measure import Diagnosis
@@ -43,12 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
         help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
     add("--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files")
-    add("--documents", type=flags.at_least(1), default=4, metavar="N",
-        help="how many of the corpus are read (%(default)s)")  # fmt: skip
-    add("--length", type=flags.at_least(1), metavar="N",
-        help="tokens of each (4,096, or 2 x context_length)")  # fmt: skip
-    add("--seed", type=flags.seed, default=0, metavar="N",
-        help="of what is sampled (%(default)s)")  # fmt: skip
+    flags.add_counts(
+        parser,
+        ("--documents", 1, 4, "how many of the corpus are read (%(default)s)"),
+        ("--length", 1, None, "tokens of each (4,096, or 2 x context_length)"),
+        ("--seed", 0, 0, "of what is sampled (%(default)s)", 2**63 - 1),
+    )
     add("--out", type=Path, metavar="FOLDER",
         help="where the files go (runs/diagnose-NAME)")  # fmt: skip
     flags.add_model(parser)
@@ -66,21 +65,19 @@ def run(options) -> int:
     """The diagnosis: its numbers are written and told before they are drawn."""
     out = options.out or Path("runs") / f"diagnose-{options.model.resolve().name}"
     numbers, picture = out / "diagnosis.json", out / "factors.png"
-    check_output(numbers, options.text or (), BEGINS)
-    check_output(picture, options.text or (), PICTURE)
-    with claimed(out):
-        out.mkdir(exist_ok=True)
-        facts, factors, curves = measure(options)
-        found = {"settings": facts, "factors": factors, "curves": curves}
-        try:
-            write_beside(numbers, (json.dumps(found, indent=1) + "\n").encode())
-        finally:
-            for number, factor in enumerate(factors.values(), 1):
-                print(f"factor {number}, {factor['words']}.", flush=True)
-        if flags.can_draw():
-            write_beside(picture, figures.draw(factors, curves, facts))
-        else:
-            print("no figures: matplotlib is not installed", file=sys.stderr)
+    check_output(numbers, BEGINS)
+    check_output(picture, PICTURE)
+    facts, factors, curves = measure(options)
+    found = {"settings": facts, "factors": factors, "curves": curves}
+    try:
+        write_beside(numbers, (json.dumps(found, indent=1) + "\n").encode())
+    finally:
+        for number, factor in enumerate(factors.values(), 1):
+            print(f"factor {number}, {factor['words']}.", flush=True)
+    if flags.can_draw():
+        write_beside(picture, figures.draw(factors, curves, facts))
+    else:
+        print("no figures: matplotlib is not installed", file=sys.stderr)
     print(f"written to {out}", file=sys.stderr)
     return 0
 

@@ -35,7 +35,9 @@ def draw(factors: dict, curves: dict, facts: dict) -> bytes:
         for number, (panel, title) in enumerate(zip(panels, titles), 1):
             verdict = factors[f"factor_{number}"]["verdict"]
             panel.set_title(f"Factor {number}, {verdict}: {title}")
-            panel.legend(loc="best")
+            low, high = panel.get_ylim()
+            panel.set_ylim(low, low + 1.35 * (high - low))  # the legend lies on no data
+            panel.legend(loc="upper left")
         name = facts["model"].rstrip("/").rpartition("/")[2]
         figure.suptitle(
             f"{name}: trained on {facts['context_length']:,} tokens, read to {facts['n']:,}; "

@@ -51,8 +51,10 @@ class Blocks:
             for block, x in zip(self.pairs[number], (k, v)):
                 block[:, :, slot : slot + count] = x[:, :, done : done + count]
             self.length, done = self.length + count, done + count
-        self.let_go()
+        if self.file:
+            self.file.let_go()
 
+    @torch.inference_mode(False)  # or it could be written to in that mode alone
     def _new(self) -> tuple[Tensor, Tensor]:
         batch, n_kv_head, head_dim = self.shape
         shape = (batch, n_kv_head, self.per_block, head_dim)
@@ -60,21 +62,13 @@ class Blocks:
             return self.file.new(shape, self.dtype)
         return tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in "kv")
 
-    def let_go(self):
-        """Say that what was read or written is not needed for now."""
-        if self.file:
-            self.file.let_go()
-
     def keep(self, rows: list[int]):
-        """Forget all rows but these, which ascend."""
+        """Forget all rows but these, which ascend; they move up where they are."""
         self.shape = (len(rows), *self.shape[1:])
         for number, block in enumerate(self.pairs):
-            kept = tuple(x[rows] for x in block)
-            if self.file:  # they stay where they are
-                for x, mine in zip(block, kept):
-                    x[: len(rows)] = mine
-                kept = tuple(x[: len(rows)] for x in block)
-            self.pairs[number] = kept
+            for x in block:
+                x[: len(rows)] = x[rows]
+            self.pairs[number] = tuple(x[: len(rows)] for x in block)
 
     def all(self, rows: slice) -> tuple[Tensor, Tensor]:
         """The keys and values of some rows, (B, H_kv, S, D) each."""
@@ -94,7 +88,8 @@ class Blocks:
         for number in numbers.unique().tolist():
             slots = tokens[numbers == number] - number * self.per_block
             found.append([x.index_select(2, slots.to(x.device)) for x in self.pairs[number]])
-        self.let_go()
+        if self.file:
+            self.file.let_go()
         return tuple(torch.cat(parts, 2).to(tokens.device) for parts in zip(*found))
 
 
@@ -124,9 +119,8 @@ class MappedFile:
                 f"{self.folder} has no room for another {n_bytes / 1e6:,.0f} MB of middle "
                 "tokens: free some, name another folder in TMPDIR, or take --middle ram"
             ) from error
-        with torch.inference_mode(False):  # or it could be written to in that mode alone
-            flat = torch.frombuffer(self.maps[-1], dtype=dtype, count=count)
-            return tuple(flat.view(2, *shape).unbind(0))
+        flat = torch.frombuffer(self.maps[-1], dtype=dtype, count=count)
+        return tuple(flat.view(2, *shape).unbind(0))
 
     def let_go(self):
         """Say that what was read or written is not needed for now."""

@@ -31,7 +31,7 @@ def guarded(run, smaller: str = "model") -> int:
             sys.stdout.flush()  # here, where a reader that left can be noticed
             return code
         except BrokenPipeError:  # the reader of our output left: not an error of ours
-            drop_output()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except KeyboardInterrupt as stop:
             for number in (signal.SIGINT, signal.SIGTERM):  # one more changes nothing
@@ -77,20 +77,26 @@ def interruptible():
             signal.signal(number, signal.SIG_IGN if is_program() else handler)
 
 
-def say(text: str):
-    """A line on stderr, if anybody reads it; and what stdout still holds goes before it."""
+@contextlib.contextmanager
+def signals_noted():
+    """Within it, Ctrl-C and SIGTERM stop nothing, but enter the list that it gives."""
+    came: list[int] = []
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {
+        name: signal.signal(name, lambda number, _: came.append(number)) for name in names
+    }
     try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        drop_output()
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr)
+        yield came
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
-def drop_output():
-    """What is still to be written to stdout goes nowhere."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def say(text: str):
+    """A line on stderr, after what stdout still holds, if anybody reads them."""
+    for stream, content in ((sys.stdout, ""), (sys.stderr, text + "\n")):
+        with contextlib.suppress(OSError, ValueError):
+            print(content, end="", file=stream, flush=True)
 
 
 def forgive(file, errors: str):

@@ -41,6 +41,9 @@ class Part:
     def __contains__(self, name: str) -> bool:
         return name in self._object()
 
+    def _object(self) -> dict:
+        return self._value({}, lambda x: isinstance(x, dict), "an object")
+
     def fields(self) -> dict[str, Part]:
         """All parts of an object by their names."""
         return {
@@ -50,77 +53,48 @@ class Part:
 
     def items(self) -> list[Part]:
         """The parts of a list."""
-        if not isinstance(self.value, list | None):
-            raise self.wrong("a list")
-        return [
-            Part(value, self.file, f"{self.place}[{at}]")
-            for at, value in enumerate(self.value or ())
-        ]
+        values = self._value([], lambda x: isinstance(x, list), "a list")
+        return [Part(x, self.file, f"{self.place}[{at}]") for at, x in enumerate(values)]
 
     def text(self, default=REQUIRED):
         """A text that is Unicode."""
-        if self.is_null and default is not REQUIRED:
-            return default
-        if not isinstance(self.value, str) or not is_unicode(self.value):
-            raise self.wrong("a text")
-        return self.value
+        return self._value(default, lambda x: isinstance(x, str) and is_unicode(x), "a text")
 
     def integer(self, default=REQUIRED, at_most: int = LARGEST_SIZE):
         """A whole number from 1 on."""
-        if self._is_absent(default):
-            return default
-        if type(self.value) is not int or not 1 <= self.value <= at_most:
-            raise self.wrong(f"a whole number from 1 to {at_most}")
-        return self.value
+        wanted = f"a whole number from 1 to {at_most}"
+        return self._value(default, lambda x: type(x) is int and 1 <= x <= at_most, wanted)
 
     def number(self, default=REQUIRED):
         """A number above 0 that is no infinity in disguise."""
-        if self._is_absent(default):
-            return default
-        if type(self.value) not in (int, float) or not 0 < self.value < 1e30:
-            raise self.wrong("a number above 0 and below 1e30")
-        return self.value
-
-    def _is_absent(self, default) -> bool:
-        """Whether the default is to be taken. Raises ValueError where there is none."""
-        if self.is_null and default is REQUIRED:
-            raise self.error(f"the key {self.place} is missing, and has no default")
-        return self.is_null
+        wanted = "a number above 0 and below 1e30"
+        return self._value(default, lambda x: type(x) in (int, float) and 0 < x < 1e30, wanted)
 
     def flag(self, default: bool = False) -> bool:
         """true or false."""
-        if self.is_null:
-            return default
-        if not isinstance(self.value, bool):
-            raise self.wrong("true or false")
-        return self.value
+        return self._value(default, lambda x: isinstance(x, bool), "true or false")
 
     def id(self) -> int:
         """A token's id."""
-        if not is_id(self.value):
-            raise self.wrong(f"a whole number from 0 to {LARGEST_ID - 1}")
-        return self.value
+        return self._value(REQUIRED, is_id, f"a whole number from 0 to {LARGEST_ID - 1}")
 
     def id_list(self) -> tuple[int, ...]:
         """Token ids: one, a list, or null for none; always as a tuple, each once."""
-        ids = self.value if isinstance(self.value, list) else [self.value]
-        ids = [] if self.is_null else ids
-        if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
-            raise self.wrong("a token id, a list of them or null")
-        return tuple(dict.fromkeys(ids))
+        ids = self.items() if isinstance(self.value, list) else [self]
+        return () if self.is_null else tuple(dict.fromkeys(part.id() for part in ids))
 
     def ids(self) -> dict[str, int]:
         """A vocabulary: each token's id, and no two the same."""
         owner: dict[int, str] = {}
         for token, id in self._object().items():
             if not is_id(id):
-                raise self.fields()[token].wrong(f"a whole number from 0 to {LARGEST_ID - 1}")
+                self.fields()[token].id()  # which says so
             if not is_unicode(token):
                 raise self.error(f"{self.place} holds a token that is not Unicode")
-            if owner.setdefault(id, token) != token:
+            other = owner.setdefault(id, token)
+            if other != token:
                 raise self.error(
-                    f"{self.place} gives the id {id} to {shown(owner[id])} and to "
-                    f"{shown(token)}"
+                    f"{self.place} gives the id {id} to {shown(other)} and to {shown(token)}"
                 )
         return dict(self._object())
 
@@ -132,6 +106,16 @@ class Part:
             )
         return self.value
 
+    def _value(self, default, holds, wanted: str):
+        """The value, of which `holds` must be true; null has the default, if there is one."""
+        if self.is_null and default is not REQUIRED:
+            return default
+        if self.is_null:
+            raise self.error(f"the key {self.place} is missing, and has no default")
+        if not holds(self.value):
+            raise self.wrong(wanted)
+        return self.value
+
     def wrong(self, wanted: str) -> ValueError:
         """The error for a value that is not what was wanted; a long value is cut."""
         return self.error(f"{self.place} must be {wanted}, not {shown(self.value)}")
@@ -139,11 +123,6 @@ class Part:
     def error(self, sentence: str) -> ValueError:
         """An error about this file."""
         return ValueError(f"{self.file}: {sentence}" if self.file else sentence)
-
-    def _object(self) -> dict:
-        if not isinstance(self.value, dict | None):
-            raise self.wrong("an object")
-        return self.value or {}
 
 
 def part_of(path: Path) -> Part:

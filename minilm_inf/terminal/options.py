@@ -18,13 +18,8 @@ from .files import named, shown
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = PACKAGE / "tiny_llama"  # where pip puts the model; a clone has it in weights/
 SHIPPED = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "weights" / "tiny-llama"
-DTYPES = {
-    "auto": None,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+NAMES = "float32", "float64", "bfloat16", "float16"
+DTYPES = {"auto": None} | {name: getattr(torch, name) for name in NAMES}
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,50 +38,44 @@ class Parser(argparse.ArgumentParser):
 
 
 MOST = 2**40  # tokens, keys, trials: more than any machine can count or hold
-THREADS = max(256, os.cpu_count() or 1)
 
 
-def at_least(least: int, most: int = MOST):
-    """An argparse type: a whole number from `least` to `most`."""
+def ranged(kind, low, high, what: str):
+    """An argparse type: a number of a kind, int or float, from low to high; what: it is."""
 
-    def whole_number(text: str) -> int:
+    def number(text: str):
         try:
-            value = int(text) if len(text) < 100 else most + 1
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(
-                f"{shown(text)} is not a whole number of at least {least} and at most {most}"
-            )
-        return value
-
-    return whole_number
-
-
-seed = at_least(0, 2**63 - 1)
-threads = at_least(1, THREADS)
-
-
-def between(low: float, high: float):
-    """An argparse type: a number from `low` to `high`."""
-
-    def number(text: str) -> float:
-        try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
             value = math.nan
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(
-                f"{shown(text)} is not a number from {low:g} to {high:g}"
+                f"{shown(text)} is not a {what} from {low} to {high}"
             )
         return value
 
     return number
 
 
-def ceiling(text: str) -> int | str:
-    """An argparse type: a whole number of at least 0, or none."""
-    return text if text == "none" else at_least(0)(text)
+def at_least(least: int, most: int = MOST):
+    """An argparse type: a whole number from `least` to `most`."""
+    return ranged(int, least, most, "whole number")
+
+
+def between(low: float, high: float):
+    """An argparse type: a number from `low` to `high`."""
+    return ranged(float, low, high, "number")
+
+
+seed = at_least(0, 2**63 - 1)
+threads = at_least(1, max(256, os.cpu_count() or 1))
+
+
+def add_counts(group, *rows):
+    """Flags that take whole numbers: name, least, default, words, and most, where there is."""
+    for name, least, default, words, *most in rows:
+        kind = at_least(least, *most)
+        group.add_argument(name, type=kind, default=default, metavar="N", help=words)
 
 
 def add_model(parser: argparse.ArgumentParser):
@@ -103,40 +92,27 @@ def add_model(parser: argparse.ArgumentParser):
 
 
 def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
-    """The flags of what a token sees. queries: the default of --top-k-queries."""
+    """The flags of what a token sees. queries: who reaches back with --top-k-middle, a prompt's
+    last token ("last") and all that are written, or every token ("all")."""
     group = parser.add_argument_group("attention")
-    group.add_argument("--attention", choices=("lambda", "full", "window"), default="lambda",
-                       help="LM-Infinite, vanilla, or a window (%(default)s)")  # fmt: skip
-    group.add_argument("--n-local", type=at_least(1), metavar="N",
-                       help="keys of the window (the model's context length)")  # fmt: skip
-    group.add_argument("--n-global", type=at_least(0), metavar="N",
-                       help="starting tokens that are always seen (10)")  # fmt: skip
-    group.add_argument("--distance-ceiling", type=ceiling, metavar="N|none",
-                       help="the largest distance of any key (the window's size)")  # fmt: skip
-    group.add_argument("--top-k-middle", type=at_least(0), default=0, metavar="K",
-                       help="how many tokens that the window has left come back in each head; "
-                       "all of the text is then kept (%(default)s: none)")  # fmt: skip
-    group.add_argument("--top-k-distance", type=at_least(0), metavar="N",
-                       help="how far away these seem (half the window)")  # fmt: skip
-    group.add_argument("--top-k-from-layer", type=at_least(0), metavar="N",
-                       help="the first layer, from 0, in which they come back (an eighth of "
-                       "the layers)")  # fmt: skip
-    group.add_argument("--top-k-queries", choices=("last", "all"), default=queries,
-                       help="who reaches back: a prompt's last token and all that are written, "
-                       "or every token (%(default)s)")  # fmt: skip
+    group.add_argument("--attention", choices=("lambda", "full"), default="lambda",
+                       help="LM-Infinite, or vanilla (%(default)s)")  # fmt: skip
+    add_counts(
+        group,
+        ("--n-local", 1, None, "keys of the window (the model's context length)"),
+        ("--n-global", 0, None, "starting tokens that are always seen (10)"),
+        ("--distance-ceiling", 0, None, "the largest distance of any key (the window's size)"),
+        ("--top-k-middle", 0, 0, "how many tokens that the window has left come back in each "
+         "head; all of the text is then kept (%(default)s: none)"),
+        ("--top-k-distance", 0, None, "how far away these seem (half the window)"),
+        ("--top-k-from-layer", 0, None, "the first layer, from 0, in which they come back (an "
+         "eighth of the layers)"),
+    )  # fmt: skip
     group.add_argument("--middle", choices=KINDS,
                        help="where --top-k-middle keeps the text: in memory, or in a file in "
                        "the folder for temporary files, which TMPDIR names (ram)")  # fmt: skip
+    parser.set_defaults(top_k_queries=queries)
     return group
-
-
-def add_attention(parser: argparse.ArgumentParser):
-    """The flags of what a token sees, and of how a text is read."""
-    group = add_sight(parser)
-    group.add_argument("--path", choices=("chunked", "reference"), default="chunked",
-                       help="in O(n), or by the slow definition (%(default)s)")  # fmt: skip
-    group.add_argument("--prefill-chunk", type=at_least(1), default=512, metavar="N",
-                       help="tokens read at a time (%(default)s)")  # fmt: skip
 
 
 def some_of(known):
@@ -163,13 +139,6 @@ def add_saving(group):
                        help="go on with an interrupted run; takes no other flag")  # fmt: skip
 
 
-def inputs(options) -> list[Path]:
-    """The files and folders that a run's flags have it read, which it must not write to."""
-    tokens = getattr(options, "tokens", None)
-    texts = options.text or [tokens or options.corpus]
-    return [options.model, *texts]
-
-
 def add_plan(group):
     """The flag that asks what a run takes."""
     group.add_argument("--plan", action="store_true",
@@ -179,31 +148,28 @@ def add_plan(group):
 
 def check_attention(options):
     """Raise ValueError for flags that contradict --attention."""
-    kind, reaches = options.attention, options.top_k_middle
+    is_full, reaches = options.attention == "full", options.top_k_middle
     for name, wrong, why in (
-        ("n-local", kind == "full", f"with --attention {kind}"),
-        ("n-global", kind != "lambda", f"with --attention {kind}"),
+        ("n-local", is_full, "with --attention full"),
+        ("n-global", is_full, "with --attention full"),
         ("top-k-distance", not reaches, "without --top-k-middle"),
         ("top-k-from-layer", not reaches, "without --top-k-middle"),
         ("middle", not reaches, "without --top-k-middle"),
     ):
         if wrong and getattr(options, name.replace("-", "_")) is not None:
             raise ValueError(f"--{name} has no meaning {why}")
-    if kind == "full" and reaches:
+    if is_full and reaches:
         raise ValueError("--top-k-middle has no meaning with --attention full: all is seen")
 
 
 def attention(options, config: ModelConfig) -> LMInfinite | None:
     """The setting that the flags describe; None is the vanilla model."""
-    n_local = config.context_length if options.n_local is None else options.n_local
-    n_global = 10 if options.n_global is None else options.n_global
+    n_local, n_global = options.n_local or config.context_length, options.n_global
+    n_global = 10 if n_global is None else n_global
     if options.attention == "full":
         n_local, n_global = None, 0
-    if options.attention == "window":
-        n_global = 0
     top = n_local if options.distance_ceiling is None else options.distance_ceiling
-    top = None if top == "none" else top
-    if n_local is None and top is None:
+    if top is None:
         return None
     if not options.top_k_middle:
         return LMInfinite(n_local, n_global, top)
@@ -214,10 +180,8 @@ def attention(options, config: ModelConfig) -> LMInfinite | None:
             f"--top-k-from-layer {first} is beyond the model's {config.n_layer} layers, which "
             f"are counted from 0: give at most {config.n_layer - 1}"
         )
-    return LMInfinite(
-        n_local, n_global, top, options.top_k_middle, options.top_k_distance, first,
-        options.top_k_queries,
-    )  # fmt: skip
+    back = options.top_k_middle, options.top_k_distance, first, options.top_k_queries
+    return LMInfinite(n_local, n_global, top, *back)
 
 
 def device(name: str) -> torch.device:

@@ -24,10 +24,10 @@ class Progress:
             return
         self.shown = clock
         speed = (done - self.first) / max(clock - self.began, 1e-9)
-        left = time_left((self.total - done) / speed) if speed else "?"
+        minutes = f"{(self.total - done) / speed / 60:,.1f}" if speed else "?"
         line = (
             f"{done:,}/{self.total:,} {self.unit}  {fact}  {speed:,.0f} {self.unit}/s  "
-            f"{left} left"
+            f"{minutes} min left"
         )
         print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
         self.width = len(line)
@@ -37,20 +37,6 @@ class Progress:
         if self.width:
             print(file=sys.stderr, flush=True)
             self.width = 0
-
-
-def time_left(seconds: float) -> str:
-    """A duration in words, as precise as a guess deserves.
-
-    >>> time_left(42), time_left(150), time_left(9000)
-    ('42 s', '2 min', '2 h 30 min')
-    """
-    seconds = int(seconds)
-    if seconds < 90:
-        return f"{seconds} s"
-    if seconds < 5400:
-        return f"{seconds // 60} min"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 def memory() -> tuple[int | None, int | None]:

@@ -22,18 +22,10 @@ def is_program() -> bool:
 def begin():
     """Open the streams that are closed, and let signals end the program until it runs."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
         if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
             stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-    end_at_once()
-
-
-def end_at_once():
-    """From now on a signal ends the program, with nothing to tidy up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
 

@@ -27,10 +27,9 @@ import numpy as np
 import torch
 
 from .. import corpus
-from ..evaluate.resume import signals_noted
 from ..terminal import options as flags
-from ..terminal.ending import guarded
-from ..terminal.files import claimed, read_text
+from ..terminal.ending import guarded, signals_noted
+from ..terminal.files import read_text
 from ..terminal.options import at_least
 from ..terminal.progress import Progress, available_memory
 from ..text.tokenizer import load as load_tokenizer
@@ -142,8 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run_from(options) -> int:
     """A whole run, from text to the finished folder; a signal's exit code where one came."""
     folder = part_of(options.out)
-    check_folder(options.out, options.text or [options.corpus])
-    with claimed(options.out), claimed(folder), working_in(folder):
+    check_folder(options.out)
+    with working_in(folder):
         if options.resume and not (folder / STATE_FILE).is_file():
             raise ValueError(
                 f"there is no run to resume in {folder}: start one without --resume"
@@ -153,7 +152,7 @@ def run_from(options) -> int:
                 f"{folder} holds a run that was stopped: --resume it, or delete it"
             )
         texts, held_out_texts = load_text(options)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if not options.resume:
             clear(folder)  # of a run that was killed before it had a state
             train_tokenizer(options.family, list(texts.values()), options.vocab_size, folder)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.checkpoint import save
-from ..terminal.files import begins_with, check_output, write_beside
+from ..terminal.files import begins_with, check_output, sweep, write_beside
 
 STATE_FILE, LOG_FILE = "state.safetensors", "training.json"
 LOG_BEGINS = b'{\n "command": "python -m minilm_inf.train '
@@ -30,9 +30,9 @@ def part_of(out: Path) -> Path:
     return out.with_name(out.name + ".part")
 
 
-def check_folder(out: Path, inputs: list[Path]):
-    """Raise ValueError where a model must not be written to a folder: it is an input, or holds
-    files of a model that no run of ours wrote."""
+def check_folder(out: Path):
+    """Raise ValueError where a model must not be written to a folder, which holds files of a
+    model that no run of ours wrote."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give the name of a folder")
     log = out / LOG_FILE
@@ -45,13 +45,14 @@ def check_folder(out: Path, inputs: list[Path]):
                 "model: give another --out"
             )
     for name in WRITTEN:
-        check_output(out / name, inputs)
+        check_output(out / name)
 
 
 @contextlib.contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """The folder of a run's state and tokenizer, which stays where there is a state to go on
     from. Raises ValueError where it holds what no run writes there."""
+    sweep(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in (STATE_FILE, *TOKENIZER_FILES):
             raise ValueError(f"{path} was not written by this program: give another --out")

@@ -25,7 +25,6 @@ from torch import nn
 
 from ..checkpoint.checkpoint import from_headers, own_dtype
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
-from ..evaluate.compare import windows_at_once
 from ..terminal import options as flags
 from ..terminal.progress import scaled
 from .costs import cache_bytes, flops, middle_bytes, working_bytes
@@ -79,40 +78,6 @@ def plan(net: Network, what: str, cache: int, working: int, logits: int, **opera
         "total_bytes": max(loading, weights + cache + max(working, logits)),
         "reading_flops": 0, "token_flops": None, **operations, "in_file_bytes": 0,
     }  # fmt: skip
-
-
-def scoring(
-    net: Network, what: str, lm: LMInfinite | None, lengths: list[int], chunk: int, copies: int
-) -> dict:
-    """The plan of texts that are scored one after another, all tokens but each one's first.
-
-    copies: bytes of a logit, with what the loss makes of it.
-    """
-    n = max(lengths) - 1
-    now = min(chunk, n)
-    return plan(
-        net, what,
-        cache=cache_bytes(net.config, n, lm, net.dtype),
-        working=working_bytes(net, lm or FULL_ATTENTION, n - now, now),
-        logits=now * net.config.vocab_size * copies,
-        reading_flops=sum(flops(net, lm, 0, length - 1, length - 1) for length in lengths),
-    )  # fmt: skip
-
-
-def rescoring(net: Network, what: str, length: int, n_texts: int, copies: int) -> dict:
-    """The plan of compare.reencoded_nll over texts of `length` ids: windows without a cache."""
-    context = net.config.context_length
-    stride, first = max(1, context // 2), min(context, length - 1)
-    n_windows = len(range(stride, length - 1 - stride, stride))
-    operations = flops(net, None, 0, first, first)
-    operations += n_windows * flops(net, None, 0, context, stride)
-    batch = min(windows_at_once(context), max(1, n_windows))
-    return plan(
-        net, what, cache=0,
-        working=working_bytes(net, FULL_ATTENTION, 0, context, batch),
-        logits=stride * net.config.vocab_size * copies,
-        reading_flops=n_texts * operations,
-    )  # fmt: skip
 
 
 def writing(
