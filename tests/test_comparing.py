@@ -344,7 +344,7 @@ def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path, monkeypatch):
     flags += ["--trials", 2, "--sweep", "--threads", 1, "--out"]
     code, whole, err = call(*flags, tmp_path / "whole.json")
     assert code == 0 and "passkey, middle |" in whole and "pass keys: topk" in err
-    assert "Pass keys: in 1,024 tokens, 2 for each method." in whole
+    assert "Pass keys:\n2 for each method, in 1,024 tokens." in whole
     assert "| setting | beyond 256 |" in whole and "\n| n_local 64 | " in whole
     arguments = [*flags, out_file]
     for step in (3, 11):

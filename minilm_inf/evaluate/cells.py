@@ -101,17 +101,12 @@ def where_it_lies(trial: Trial, lm: LMInfinite) -> int:
     """How the queries that write the answer see what states it: as an index of WHERE; -1 where
     the text does not state it.
 
-    The t-th digit of the answer is written by the query before it, and is stated by the t-th of
-    trial.stated. A needle of which any digit cannot be seen without top_k lies in the middle.
+    Each digit is written by a query that is as far from where it is stated as the others', so
+    the window holds all of them or none; the starting tokens must hold all.
     """
     if not trial.stated:
         return -1
     first = len(trial.ids) - trial.width - 1  # the query that writes the first digit
-    places = set()
-    for t, j in enumerate(trial.stated):
-        i = first + min(t, trial.width - 1)
-        if lm.n_local is None or i - j < lm.n_local:
-            places.add("window")
-        else:
-            places.add("starting" if j < lm.n_global else "middle")
-    return WHERE.index("middle" if "middle" in places else min(places))
+    if lm.n_local is None or first - trial.stated[0] < lm.n_local:
+        return WHERE.index("window")
+    return WHERE.index("starting" if trial.stated[-1] < lm.n_global else "middle")

@@ -236,7 +236,7 @@ def means_of(nll: np.ndarray, edges: list[int]) -> list[dict]:
 
 
 def words(result: dict) -> str:
-    """The result as a reader wants to see it."""
+    """The same for a reader."""
     parts = [methods_table(result), notes(result)]
     if "sweep" in result["results"]:
         parts.append(sweep_table(result))

@@ -41,30 +41,24 @@ BINS = 200  # of equal size
 class Run(resume.Run):
     """The scoring of a stream, as far as it has come.
 
-    A chunk is read at a time, and a run can be taken apart between any two of them: its state
-    is the model's cache, the sums, and how many tokens were scored. One that is put together
-    again from that reads the same chunks from the same cache, and ends with the same numbers to
-    the last bit. Only what it measures of the machine differs.
+    Its state, between any two chunks, is the model's cache, the sums, and how many tokens were
+    scored. A run that goes on from that ends with the same numbers to the last bit; only what
+    it measures of the machine differs.
 
     bins: by kind: "log", which double, "linear", of equal size, and "all", which is one.
-    seconds, resident: of each linear bin: what it took, and bytes of memory at its end. A bin's
-    time is all since the chunk before, saving too, but no interruption.
+    seconds, resident: of each linear bin: what it took, and bytes of memory at its end.
     """
 
     def __init__(self, model, lm: LMInfinite | None, stream: Stream, chunk=2048, middle="ram"):
         self.model, self.lm, self.stream, self.chunk = model, lm, stream, chunk
         n, self.total = stream.length, stream.length - 1
-        self.cache, self.bins = (
-            model.new_cache(1, lm, middle=middle),
-            {
-                "log": Bins(edges(1, n)[1:], 0),
-                "linear": Bins(np.unique(1 + np.arange(BINS + 1) * (n - 1) // BINS), 1),
-                "all": Bins([1, n], 2),
-            },
-        )
+        self.cache = model.new_cache(1, lm, middle=middle)
+        linear = np.unique(1 + np.arange(BINS + 1) * (n - 1) // BINS)
+        kinds = {"log": edges(1, n)[1:], "linear": linear, "all": [1, n]}
+        self.bins = {kind: Bins(cuts, k) for k, (kind, cuts) in enumerate(kinds.items())}
         self.counts = np.zeros(2, np.int64)  # tokens that were scored, and their bytes
         self.pairs = Pairs(n, len(stream.ids))
-        self.seconds, self.resident = np.zeros((2, len(self.bins["linear"].edges) - 1))
+        self.seconds, self.resident = np.zeros((2, len(linear) - 1))
         self.last = time.monotonic()
 
     @property
@@ -132,8 +126,7 @@ def prepared(options) -> Run:
 
 
 def result(run: Run) -> dict:
-    """What was measured of the model, and of the machine; bytes of memory are None where the
-    system does not tell."""
+    """What was measured of the model, and of the machine (None where it does not tell)."""
     seed, linear, stream = run.settings["seed"], run.bins["linear"], run.stream
     (whole,) = run.bins["all"].rows(seed)
     n_bytes = None if stream.bytes is None else int(run.counts[1])
@@ -151,15 +144,12 @@ def result(run: Run) -> dict:
         {"first": first, "tokens_per_second": speed, "resident_bytes": int(n) or None}
         for first, speed, n in zip(linear.edges.tolist(), speeds.tolist(), run.resident)
     ]
-    seconds = float(run.seconds.sum())
-    timing = {
-        "seconds": seconds, "tokens_per_second": run.done / max(seconds, 1e-9), "linear": rows,
-    }  # fmt: skip
+    timing = {"seconds": float(run.seconds.sum()), "linear": rows}
     return {"results": results, "timing": timing}
 
 
 def words(result: dict) -> str:
-    """The result as a reader wants to see it: the bins that double, and a few sentences."""
+    """The same for a reader: the bins that double, and a few sentences."""
     found, timing = result["results"], result["timing"]
     rows = [
         [f"{row['first']:,} to {row['last']:,}", f"{row['tokens']:,}", f"{row['nll']:.4f}",
@@ -172,18 +162,17 @@ def words(result: dict) -> str:
         f"{found['perplexity']:.2f}, over {found['scored']:,} tokens of "
         + ("1 document." if found["documents"] == 1 else f"{found['documents']:,} documents."),
     ]
-    if found["bytes"]:
-        bits = f"{found['bits_per_byte']:.4f} bits per byte, over {found['bytes']:,} bytes."
-        lines.append(bits)
-    windows = found["early_and_late"]
-    if windows:
+    if n_bytes := found["bytes"]:
+        lines.append(f"{found['bits_per_byte']:.4f} bits per byte, over {n_bytes:,} bytes.")
+    if windows := found["early_and_late"]:
         lines.append(
             f"The last {windows['tokens']:,} tokens against {windows['tokens']:,} from "
             f"{windows['early_first']:,} on: {windows['late_nll']:.4f} and "
             f"{windows['early_nll']:.4f}; on the {windows['pairs']:,} tokens that are in both, "
             f"{windows['difference']:+.4f} ({between(windows['interval'])})."
         )
-    lines.append(f"{timing['seconds']:,.1f} s, {timing['tokens_per_second']:,.0f} tokens/s.")
+    speed = found["scored"] / max(timing["seconds"], 1e-9)
+    lines.append(f"{timing['seconds']:,.1f} s, {speed:,.0f} tokens/s.")
     return "\n".join(lines)
 
 

@@ -116,8 +116,8 @@ def trial(maker: Maker, seed: int, cell: Cell, number: int):
 
 
 def result(asked: Asked) -> dict:
-    """The share of each cell; and of all beyond the trained length, by where the needle lies
-    for LM-Infinite."""
+    """The share of each cell; and of all beyond the trained length, if there are any, by where
+    the needle lies for LM-Infinite."""
     told, rows = asked.settings, asked.rows()
     inside = told["context_length"] if told["lengths"][-1] > told["context_length"] else 0
     far = [row for row in needles(rows, told["asked"]) if row["length"] > inside]
@@ -149,13 +149,13 @@ def swept(result: dict) -> dict[str, list[str]]:
 
 
 def words(result: dict) -> str:
-    """The result as a reader wants to see it."""
+    """The same for a reader."""
     found, told = result["results"], result["settings"]
     parts = [
         f"{TITLES[result['task']]}, {Path(told['model']).name}, {told['trials']} trials a cell",
         "Controls:\n\n" + controls(result),
         "By length:\n\n" + grid(by_length(result, told["asked"]), "length", "method"),
-        "Beyond the trained length, by where the needle lies for LM-Infinite:\n\n"
+        "By where the needle lies for LM-Infinite, in the longer texts:\n\n"
         + grid(found["by_place"], "where", "method", corner="lies in"),
     ]
     for name, methods in swept(result).items():

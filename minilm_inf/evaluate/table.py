@@ -97,21 +97,17 @@ def duration(seconds: float) -> str:
 NOTES = """\
 Nats per token by position, of the first {length:,} tokens of each of {n} documents, with 95%
 intervals over documents; the trained length is {context_length:,}. Every token sees at most
-{budget:,} keys, but where it sees all.
-Time: of reading and scoring by this package's own code, which is tuned for LM-Infinite and full
-attention and plain for the others, the median over the second half of the texts, on {device},
-threads: {threads}. Cache: keys and values that the next token needs."""
+{budget:,} keys, but where it sees all. Time: of reading and scoring by this package's own code,
+which is plain but for LM-Infinite and full attention, in the second half of the texts, on
+{device}, threads: {threads}. Cache: keys and values that the next token needs. Pass keys:
+{passkeys}."""
 
 
 def notes(result: dict) -> str:
     """How the table is to be read."""
-    told, asked = result["settings"], result["results"]["methods"][0]["passkey"]
-    text = NOTES.format(n=len(told["documents"]), **told)
-    if asked:
-        text += (
-            f"\nPass keys: in {asked['length']:,} tokens, {asked['trials']} for each method."
-        )
-    return text
+    told, keys = result["settings"], result["results"]["methods"][0]["passkey"]
+    keys = keys and f"{keys['trials']} for each method, in {keys['length']:,} tokens"
+    return NOTES.format(n=len(told["documents"]), passkeys=keys or "none", **told)
 
 
 def sweep_table(result: dict) -> str:
