@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_model(parser)
     flags.add_sight(parser)
     speed = parser.add_argument_group("speed")
-    flags.add_counts(speed, ("--prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"))
+    flags.add_counts(speed, ("--prefill-chunk", 1, 1024, "tokens read at a time (%(default)s)"))
     speed.add_argument("--path", choices=("chunked", "reference"), default="chunked",
                        help="in O(n), or by the slow definition (%(default)s)")  # fmt: skip
     speed.add_argument(

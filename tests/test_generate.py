@@ -98,7 +98,7 @@ def test_no_arguments_and_nothing_else():
 HELP = {
     "(256)": "-n/--max-new-tokens", "(0.8)": "-t/--temperature", "(50)": "--top-k",
     "(1.0: all)": "--top-p", "(0.0: all)": "--min-p", "(1.0)": "--repetition-penalty",
-    "(1234)": "--seed", "(lambda)": "--attention", "(10)": "--n-global", "(512)":
+    "(1234)": "--seed", "(lambda)": "--attention", "(10)": "--n-global", "(1024)":
     "--prefill-chunk", "(the model's context length)": "--n-local", "(chunked)": "--path",
     "(the window's size)": "--distance-ceiling", "(auto: ": "--device", "(auto: as": "--dtype",
     "(PyTorch's own choice)": "--threads", "tiny-llama": "-m/--model",

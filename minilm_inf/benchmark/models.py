@@ -18,7 +18,7 @@ from ..transformer import Transformer
 from ..writing.session import Session
 from .race import CannotRun, Row, race
 
-CHUNK = 512  # tokens that are read at a time
+CHUNK = 1024  # tokens that are read at a time
 
 
 def random_ids(model: Transformer, count: int) -> torch.Tensor:

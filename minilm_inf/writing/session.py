@@ -33,7 +33,7 @@ class Session(Guard):
     """
 
     def __init__(
-        self, model: Transformer, lm: LMInfinite | None, path="chunked", prefill_chunk=512,
+        self, model: Transformer, lm: LMInfinite | None, path="chunked", prefill_chunk=1024,
         compile=False, middle="ram", n_texts=1,
     ):  # fmt: skip
         require_integer("prefill_chunk", prefill_chunk, at_least=1)
@@ -264,7 +264,7 @@ def generate(
     model: Transformer, ids: list[int], lm: LMInfinite | None = None,
     max_new_tokens: int = 256, temperature: float = 0.8, top_k: int = 50, top_p: float = 1.0,
     min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int | None = None,
-    stop_ids: tuple[int, ...] | None = None, path: str = "chunked", prefill_chunk: int = 512,
+    stop_ids: tuple[int, ...] | None = None, path: str = "chunked", prefill_chunk: int = 1024,
     compile: bool = False, middle: str = "ram",
 ) -> Iterator[int]:  # fmt: skip
     """Yield up to max_new_tokens ids that follow `ids`.
