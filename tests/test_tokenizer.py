@@ -13,7 +13,7 @@ from tokenizer_json import added, template
 from minilm_inf.terminal.json_parts import Part
 from minilm_inf.text.piece_model import model_proto
 from minilm_inf.text.sentence_pieces import SentencePieceTokenizer
-from minilm_inf.text.tokenizer import StopAt, load
+from minilm_inf.text.tokenizer import load
 
 
 @pytest.fixture(params=["tiny-llama", "tiny-mpt", "tiny-gptj"])
@@ -113,27 +113,6 @@ def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="not a readable sentencepiece model"):
         load(tmp_path)
-
-
-def test_a_stop_text_is_found_however_it_is_cut():
-    """Comparing token by token misses a stop text that arrives split."""
-    rng = random.Random(3)
-    for _ in range(300):
-        stops = ["".join(rng.choice("ab") for _ in range(rng.randint(1, 4))) for _ in range(2)]
-        text = "".join(rng.choice("abc") for _ in range(20))
-        stop, shown, at = StopAt(stops), "", 0
-        while at < len(text) and not stop.stopped:
-            cut = rng.randint(1, 3)
-            shown += stop.push(text[at : at + cut])
-            at += cut
-            seen = text[:at]
-            assert all(s not in shown for s in stops)
-            assert stop.stopped == any(s in seen for s in stops)
-        found = [text.find(s) for s in stops if s in text[:at]]
-        if found:
-            assert shown == text[: min(found)]
-        else:
-            assert shown + stop.flush() == text
 
 
 def test_marks_added_to_a_sentencepiece_model(tmp_path):

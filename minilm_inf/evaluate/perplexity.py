@@ -85,13 +85,7 @@ def run_plan(options) -> int:
     tokenizer = load_tokenizer(options.model) if options.tokens is None else None
     lengths = reading_of(options, tokenizer, net.config.vocab_size).lengths.tolist()
     lm = flags.attention(options, net.config)
-    what = f"{len(lengths):,} text{'s' * (len(lengths) > 1)}, {sum(lengths):,} tokens"
-    # Beside the logits, logsumexp takes a copy of them; in half precision both are in float32.
-    exact = max(net.dtype.itemsize, torch.float32.itemsize)
-    found = plan.scoring(net, what, lm, lengths, options.chunk, copies=2 * exact)
-    if options.middle == "disk":
-        found = plan.on_disk(found, net, lm, max(lengths) - 1)
-    return plan.show(net, [found], options.json)
+    return plan.show(net, plan.scoring(net, lm, lengths, options), options.json)
 
 
 def settings_of(options, model, lm, reading) -> dict:

@@ -97,37 +97,3 @@ def opening(tokenizer) -> list[int]:
     """What encode puts before a text: BOS, or nothing."""
     bos = tokenizer.bos_id
     return [bos] if bos is not None and tokenizer.encode("a")[:1] == [bos] else []
-
-
-class StopAt:
-    """Text that passes until one of `stops` is complete in it, however it was cut into pieces.
-
-    What could still become a stop text is held back.
-    """
-
-    def __init__(self, stops: list[str]):
-        self.stops = stops
-        self.held = ""
-        self.stopped = False
-
-    def push(self, text: str) -> str:
-        """The text that may be shown now; `stopped` is set where a stop text was found."""
-        self.held += text
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            shown, self.held = self.held[: min(found)], ""
-            return shown
-        # Where the first text begins that could become a stop.
-        cut = max(0, len(self.held) - max(map(len, self.stops), default=0))
-        while cut < len(self.held) and not any(
-            stop.startswith(self.held[cut:]) for stop in self.stops
-        ):
-            cut += 1
-        shown, self.held = self.held[:cut], self.held[cut:]
-        return shown
-
-    def flush(self) -> str:
-        """What was held back, where no stop text came of it."""
-        shown, self.held = self.held, ""
-        return shown
