@@ -81,12 +81,12 @@ def add_output(group):
     for words, told in (
         ("--json", "print one JSON object and nothing else; its ids hold the one that ended "
          "the text"),
+        ("--plan", "print the memory and the arithmetic that this would take, and run nothing"),
         ("--explain", "then say what the last token saw of the text"),
         ("-q --quiet", "no statistics and no notes"),
         ("-i --interactive", "a loop of prompts on one growing text; /help lists its commands"),
     ):  # fmt: skip
         group.add_argument(*words.split(), action="store_true", help=told)
-    flags.add_plan(group)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -169,8 +169,7 @@ def run_plan(options) -> int:
     turns = turns_of(load_tokenizer(options.model), options)
     prompts = [read_prompt(options, text) for text in options.prompt or [PROMPT]]
     lengths = [len(encode_prompt(turns, prompt, lm, options)) for prompt in prompts]
-    found = plan.writing(net, lm, lengths, options)
-    return plan.show(net, found, options.json)
+    return plan.show(net, plan.plan(net, lm, lengths, options), options.json)
 
 
 def encode_prompt(turns, prompt: str, lm, options) -> list[int]:

@@ -70,8 +70,6 @@ MPTS = {  # name -> what differs from MPT_SIZES
     "clip_qkv": {"n_heads": 6, "attn_config": {"clip_qkv": 0.75}},  # three quarters of a std
     "softmax_scale": {"attn_config": {"softmax_scale": 0.8}},  # twice 1 / sqrt(head_dim)
     "untied": {"tie_word_embeddings": False},
-    # three facts that transformers writes down and does not obey
-    "ignored": {"expansion_ratio": 2, "no_bias": False, "attn_config": {"qk_ln": True}},
 }
 GPTJ_SIZES = dict(
     vocab_size=VOCABULARY,

@@ -6,7 +6,6 @@ biases and qk_ln, so that no fixture of its making can tell them: here stands th
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -15,7 +14,6 @@ from conftest import READINGS, SETTINGS, layer_norm, seen_by, some_tokens, store
 from safetensors.torch import load_file, save_file
 
 from minilm_inf.checkpoint import load_model, save
-from minilm_inf.inspect.folder_facts import look
 
 LM_INFINITE = SETTINGS["LM-Infinite"]
 DIFFERENT = 1e-3
@@ -250,18 +248,3 @@ def test_any_other_surplus_tensor_is_refused(name, tmp_path):
     add_tensor(tmp_path, f"transformer.h.0.{name}", torch.zeros(32))
     with pytest.raises(ValueError, match=f"^the tensor transformer.h.0.{name} .*no place"):
         load_model(tmp_path)
-
-
-@pytest.mark.parametrize("width, loads", [(96, True), (192, True), (128, False)])
-def test_the_mlp_is_as_wide_as_it_is_stored(width, loads, tmp_path):
-    """Catches an MPT of transformers, which ignores expansion_ratio and builds 4 x d_model; and
-    weights that belong to neither reading of the key."""
-    model = tiny_model("mpt", dtype=torch.float32, n_inner=width)
-    raw, tensors = stored(model, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(raw | {"expansion_ratio": 2}))
-    if loads:
-        assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
-        assert look(tmp_path, torch.float32)["sizes"]["n_inner"] == width
-    else:
-        with pytest.raises(ValueError, match="ffn.up_proj.weight in .* has the shape"):
-            load_model(tmp_path)

@@ -36,7 +36,7 @@ def test_every_configuration_is_there():
         "llama/attention_bias", "llama/mlp_bias", "llama/llama3", "llama/linear",
         "llama/theta_500000", "llama/mistral",
         "mpt/heads_4", "mpt/heads_6", "mpt/heads_12", "mpt/clip_qkv", "mpt/softmax_scale",
-        "mpt/untied", "mpt/ignored",
+        "mpt/untied",
         "gptj/partial", "gptj/whole", "gptj/n_inner", "gptj/tied",
     }  # fmt: skip
 

@@ -16,7 +16,6 @@ from live_bytes import LiveBytes
 
 from minilm_inf.checkpoint import checkpoint, save
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
-from minilm_inf.evaluate import __main__ as evaluate
 from minilm_inf.fast.band import window_mask
 from minilm_inf.generate import main as generate
 from minilm_inf.terminal.progress import scaled
@@ -30,10 +29,10 @@ TOP_K = replace(LM, top_k=2, top_k_from_layer=1)
 
 @pytest.fixture
 def planned(program):
-    """What --plan --json says: (main, arguments...) -> the object."""
+    """What --plan --json says: (arguments...) -> the object."""
 
-    def plan(main, *arguments) -> dict:
-        code, out, err = program(main, *arguments, "--device", "cpu", "--plan", "--json")
+    def plan(*arguments) -> dict:
+        code, out, err = program(generate, *arguments, "--device", "cpu", "--plan", "--json")
         assert code == 0, err
         return json.loads(out)
 
@@ -79,7 +78,7 @@ def test_the_peak_of_memory_is_the_predicted_one(tmp_path, planned):
     shutil.copy(SHIPPED / "tokenizer.model", tmp_path)
     prompt = "It was a bright morning and the captain said that we must go. " * 20
     arguments = [*["-p", prompt] * 6, "-n", "3", "--prefill-chunk", "64", "-m", str(tmp_path)]
-    found = planned(generate, *arguments)
+    found = planned(*arguments)
     parts = [found[f"{part}_bytes"] for part in ("weights", "cache", "total")]
     assert min(parts) > 2e7 and found["in_file_bytes"] == 0
     child = subprocess.run(
@@ -149,7 +148,7 @@ def test_the_cache_has_the_predicted_bytes(lm):
 def test_a_file_is_no_memory(planned):
     """A middle on disk that is counted as memory, or not told at all."""
     flags = ["-p", "Hello", "-n", "100000", "--top-k-middle", "2", "--middle"]
-    ram, disk = (planned(generate, *flags, kind) for kind in ("ram", "disk"))
+    ram, disk = (planned(*flags, kind) for kind in ("ram", "disk"))
     assert ram["in_file_bytes"] == 0 and disk["in_file_bytes"] > 200e6
     assert disk["cache_bytes"] == ram["cache_bytes"] - disk["in_file_bytes"]
     assert disk["total_bytes"] == disk["loading_bytes"] < 1e7 < ram["total_bytes"]
@@ -185,21 +184,16 @@ def test_arithmetic_counts_what_is_seen_and_scored():
 # ---- the programs
 
 
-@pytest.mark.parametrize(
-    "main, arguments",
-    [(generate, []), (evaluate.main, ["perplexity", "--text", str(ROOT / "README.md")])],
-    ids=["generate", "perplexity"],
-)
-def test_a_plan_loads_and_runs_nothing(main, arguments, program, planned, monkeypatch):
+def test_a_plan_loads_and_runs_nothing(program, planned, monkeypatch):
     """A plan that reads the weights, or takes the memory that it should warn of."""
     monkeypatch.setattr(
         "minilm_inf.checkpoint.shards.Stored.read_into", lambda *_: pytest.fail("loads")
     )
-    code, out, err = program(main, *arguments, "--plan")
+    code, out, err = program(generate, "--plan")
     assert code == 0 and not err
     for label in ("weights", "cache", "working buffers", "logits", "at the peak", "reading"):
         assert f"\n{label} " in out
-    found = planned(main, *arguments)
+    found = planned()
     assert found["parameters"] == 1_672_896 and found["total_bytes"] > found["weights_bytes"]
 
 
@@ -213,19 +207,15 @@ def test_the_plan_of_a_text_is_its_cache(program, planned):
         common = ["-n", "20", "--ignore-eos", "--device", "cpu", *flags]
         code, out, _ = program(generate, *common, "--json", "-q")
         real = json.loads(out.splitlines()[0])
-        assert planned(generate, *common)["cache_bytes"] == real["cache_bytes"], flags
+        assert planned(*common)["cache_bytes"] == real["cache_bytes"], flags
     for kind, times in (("lambda", 1), ("full", 4)):
         flags = ["--attention", kind, "-n"]
-        short, long = (planned(generate, *flags, n) for n in (1000, 4000))
+        short, long = (planned(*flags, n) for n in (1000, 4000))
         assert long["cache_bytes"] == times * short["cache_bytes"]
         assert (long["token_flops"] > short["token_flops"]) == (kind == "full")
 
 
-def test_what_cannot_be_planned(program, tmp_path):
-    """A number for a conversation's length, which nobody can know; --resume, which has the
-    flags of its run, and nothing to plan."""
+def test_a_conversation_cannot_be_planned(program):
+    """A number for a conversation's length, which nobody can know."""
     code, out, err = program(generate, "-i", "--plan")
     assert (code, out) == (1, "") and "not known" in err and err.count("\n") == 1
-    arguments = ["perplexity", "--resume", tmp_path / "run.json", "--plan"]
-    code, _, err = program(evaluate.main, *arguments)
-    assert code == 2 and "--resume takes no other flag" in err

@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..models import gptj, llama, mpt, mpt_config
+from ..models import gptj, llama, mpt
 from ..models.raw_config import special_ids
 from ..terminal.files import named, read_json, shown, write_beside
 from ..terminal.json_parts import Part
@@ -30,21 +30,20 @@ from ..transformer import Transformer
 from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
 from .tensor_file import write_tensors
 
-FAMILIES = {
-    "llama": llama,
-    "mistral": llama,
-    "mpt": mpt,
-    "gptj": gptj,
-}  # model_type -> the file that knows it
+# model_type -> the file that knows it
+FAMILIES = {"llama": llama, "mistral": llama, "mpt": mpt, "gptj": gptj}
 COMPUTED = (  # how the names of buffers end, which are no weights: angles, masks, biases
     ".inv_freq", ".original_inv_freq", ".cos_cached", ".sin_cached", "attn.bias",
     ".masked_bias", ".attn_bias", ".causal_mask", ".position_ids", ".alibi",
 )  # fmt: skip
-WRAPPERS = re.compile(r"((module|_orig_mod|base_model|model|transformer)\.)*")
 
 
 def read_config(folder) -> ModelConfig:
-    """The config of a checkpoint's folder. Raises ValueError with the key that does not fit."""
+    """The config of a checkpoint's folder. Raises ValueError with the key that does not fit.
+
+    The ids of a generation_config.json that end a text stand in place of config.json's; BOS
+    only where that has none. So transformers reads them.
+    """
     folder = existing_folder(folder)
     path = folder / "config.json"
     raw = read_json(path, LARGEST_HEADER)
@@ -54,9 +53,11 @@ def read_config(folder) -> ModelConfig:
         raise ValueError(f"{path}: model_type must be one of {known}, not {shown(model_type)}")
     config = _of(path, FAMILIES[model_type].config_from_hf, raw)
     path = folder / "generation_config.json"
-    if not path.is_file():
-        return config
-    return with_ends(config, Part(read_json(path, LARGEST_HEADER), path))
+    if path.is_file():
+        ids = special_ids(Part(read_json(path, LARGEST_HEADER), path), bos=(), eos=())
+        bos_id = ids["bos_id"] if config.bos_id is None else config.bos_id
+        config = replace(config, bos_id=bos_id, eos_ids=ids["eos_ids"] or config.eos_ids)
+    return config
 
 
 def _of(path: Path, function, *arguments):
@@ -68,29 +69,13 @@ def _of(path: Path, function, *arguments):
 
 
 def existing_folder(folder) -> Path:
-    """The path of a model's folder. Raises ValueError where there is none, with what to do."""
-    if not isinstance(folder, str | os.PathLike):
-        raise ValueError(f"a model's folder must be a path, not {shown(folder)}")
-    folder = Path(folder)
-    if os.path.isdir(folder):
-        return folder
-    advice = "give the folder that holds config.json"
-    if folder.suffix == ".gguf":
-        advice = f"convert it first, with python -m minilm_inf.convert {named(folder)}"
-    elif not os.path.exists(folder) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        advice = "models are read from disk, not from a hub: " + advice
-    raise ValueError(f"{named(folder)} is not a folder: {advice}")
-
-
-def with_ends(config: ModelConfig, keys: Part) -> ModelConfig:
-    """The config with the special ids of a generation_config.json, read as transformers does.
-
-    The ids that end a text stand in place of config.json's; BOS only where that has none.
-    Raises ValueError with the key's name for what is no id.
-    """
-    ids = special_ids(keys, bos=(), eos=())
-    bos_id = ids["bos_id"] if config.bos_id is None else config.bos_id
-    return replace(config, bos_id=bos_id, eos_ids=ids["eos_ids"] or config.eos_ids)
+    """The path of a model's folder. Raises ValueError where there is none."""
+    if isinstance(folder, str | os.PathLike) and os.path.isdir(folder):
+        return Path(folder)
+    raise ValueError(
+        f"{named(folder)} is not a folder: give the one on this disk that holds config.json (a "
+        ".gguf is converted first, with python -m minilm_inf.convert)"
+    )
 
 
 def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
@@ -99,7 +84,13 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
     dtype None: as stored (as the embedding is, should they differ), but float32 on the CPU.
     Raises ValueError for whatever is missing, surplus, misshapen, damaged or not implemented.
     """
-    device = _checked_device(device)
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'the device {named(device)} is not available here: try "cpu"'
+        ) from error
     if dtype not in (None, *FLOATS.values()):
         listed = ", ".join(str(x) for x in FLOATS.values())
         raise ValueError(f"dtype must be None or one of {listed}, not {named(dtype)}")
@@ -115,39 +106,21 @@ def from_headers(folder) -> tuple[Transformer, dict[str, Stored]]:
     Raises load_model's ValueError for whatever config.json and the files' headers show.
     """
     folder = existing_folder(folder)
-    config, stored = settled(read_config(folder), find_tensors(folder))
-    model = build_on_meta(config, stored, folder)
+    config = read_config(folder)
+    stored = settled(config, find_tensors(folder))
+    model = build_on_meta(config, stored, folder / "config.json")
     check(model, stored, folder)
     return model, stored
 
 
-def settled(
-    config: ModelConfig, stored: dict[str, Stored]
-) -> tuple[ModelConfig, dict[str, Stored]]:
-    """A config and its tensors in one spelling, whichever program wrote them.
-
-    Names lose what wrappers put before them and get the family's own beginning; a tied pair
-    that is stored as the head is the embedding; an MPT has what is stored of it. Raises
-    ValueError for two names of one tensor.
-    """
-    family, found = FAMILIES[config.family], {}
-    embedding, head = (family.KEYS[name] for name in ("embed.weight", "head.weight"))
-    for name, place in stored.items():
-        bare = name[WRAPPERS.match(name).end() :]
-        beginning = "" if bare.startswith("lm_head.") else embedding.partition(".")[0] + "."
-        ours = name if is_computed(name) else beginning + bare
-        if ours in found:
-            raise ValueError(
-                f"{named(name)} in {place.path} and {named(found[ours].name)} are two names of "
-                "one tensor: remove one"
-            )
-        found[ours] = place
-    if config.tied and embedding not in found and head in found:
-        found[embedding] = found.pop(head)
-    if family is mpt:
-        shapes = {name: place.shape for name, place in found.items()}
-        config = mpt_config.as_stored(config, shapes)
-    return config, found
+def settled(config: ModelConfig, stored: dict[str, Stored]) -> dict[str, Stored]:
+    """A folder's tensors; a tied pair that is stored as the head is the embedding."""
+    keys = FAMILIES[config.family].KEYS
+    embedding, head = keys["embed.weight"], keys["head.weight"]
+    if not config.tied or embedding in stored or head not in stored:
+        return stored
+    others = {name: place for name, place in stored.items() if name != head}
+    return {embedding: stored[head], **others}
 
 
 def is_computed(name: str) -> bool:
@@ -161,7 +134,18 @@ def own_dtype(config: ModelConfig, stored: dict[str, Stored], device: torch.devi
     return torch.float32 if device.type == "cpu" else FLOATS[embedding.dtype]
 
 
-def named_pieces(model: Transformer) -> dict[str, torch.Tensor]:
+def build_on_meta(config: ModelConfig, stored: dict[str, Stored], path: Path) -> Transformer:
+    """The network without memory for its weights: shapes only. path: the file of the config."""
+    if config.n_layer > len(stored):  # a mistaken number must not build layers without end
+        raise ValueError(
+            f"{path} asks for {config.n_layer} layers, but only {len(stored)} tensors are "
+            "stored: the two do not belong together"
+        )
+    with torch.device("meta"):
+        return _of(path, FAMILIES[config.family].build, config)
+
+
+def named_pieces(model: Transformer) -> dict[str, Tensor]:
     """The tensors that a checkpoint of this model holds, by its names, as views of ours.
 
     Where one parameter of ours stacks several of theirs, each is a view of its rows. A tied
@@ -180,40 +164,50 @@ def named_pieces(model: Transformer) -> dict[str, torch.Tensor]:
     return pieces
 
 
-def check(model: Transformer, stored: dict[str, Stored], folder: Path):
+def check(model: Transformer, stored: dict[str, Stored], where: Path):
     """Raise ValueError, with the tensor's name, where the files and the model do not fit.
 
     That is a tensor which is missing, surplus, of another shape, or of a dtype that holds no
     plain floats.
     """
-    family = FAMILIES[model.config.family]
     pieces = named_pieces(model)
     for name in pieces:
         if name not in stored:
             raise ValueError(
-                f"the tensor {name} is missing from {folder}: fetch the whole checkpoint, "
-                "with the config.json that belongs to it"
+                f"the tensor {name} is missing from {where}: fetch the whole checkpoint, with "
+                "the config that belongs to it"
             )
-    allowed = {*pieces, family.KEYS["head.weight"] if model.config.tied else None}
+    head = FAMILIES[model.config.family].KEYS["head.weight"]
     for name, place in stored.items():
-        if name in allowed or is_computed(name):
+        if is_computed(name) or (name == head and model.config.tied):
             continue
-        raise ValueError(
-            f"the tensor {named(place.name)} in {place.path} has no place in the model that "
-            "config.json describes: the two do not belong together, or it is not implemented"
-        )
-    for name, piece in pieces.items():
-        place = stored[name]
-        if place.shape != tuple(piece.shape):
+        tensor = f"the tensor {named(place.name)} in {place.path}"
+        if name not in pieces:
             raise ValueError(
-                f"the tensor {name} in {place.path} has the shape {named(place.shape)}, but "
-                f"config.json asks for {tuple(piece.shape)}: the two do not belong together"
+                f"{tensor} has no place in the model that the config describes: the two do not "
+                "belong together, or it is not implemented"
+            )
+        if place.shape != tuple(pieces[name].shape):
+            raise ValueError(
+                f"{tensor} has the shape {named(place.shape)}, but the config asks for "
+                f"{tuple(pieces[name].shape)}: the two do not belong together"
             )
         if place.dtype not in FLOATS:
             raise ValueError(
-                f"the tensor {name} in {place.path} is stored as {named(place.dtype)}, which "
-                f"is not implemented: use a checkpoint in one of {', '.join(FLOATS)}"
+                f"{tensor} is stored as {named(place.dtype)}, which is not implemented: use a "
+                f"checkpoint in one of {', '.join(FLOATS)}"
             )
+
+
+def check_tied_head(config: ModelConfig, stored: dict[str, Stored]):
+    """A tied head may be stored too, but only as the embedding that it is."""
+    keys = FAMILIES[config.family].KEYS
+    head = stored.get(keys["head.weight"])
+    if config.tied and head is not None and not head.equals(stored[keys["embed.weight"]]):
+        raise ValueError(
+            f"config.json ties the head to the embedding, but {head.name} in {head.path} "
+            f"differs from {keys['embed.weight']}: set tie_word_embeddings to false to use it"
+        )
 
 
 def fill(
@@ -230,39 +224,6 @@ def fill(
         stored[name].read_into(piece)
 
 
-def build_on_meta(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> Transformer:
-    """The network without memory for its weights: shapes only."""
-    if config.n_layer > len(stored):  # a mistaken number must not build layers without end
-        raise ValueError(
-            f"config.json asks for {config.n_layer} layers, but {folder} holds only "
-            f"{len(stored)} tensors: the two do not belong together"
-        )
-    with torch.device("meta"):
-        return _of(folder / "config.json", FAMILIES[config.family].build, config)
-
-
-def check_tied_head(config: ModelConfig, stored: dict[str, Stored]):
-    """A tied head may be stored too, but only as the embedding that it is."""
-    keys = FAMILIES[config.family].KEYS
-    head = stored.get(keys.get("head.weight"))
-    if config.tied and head is not None and not head.equals(stored[keys["embed.weight"]]):
-        raise ValueError(
-            f"config.json ties the head to the embedding, but {head.name} in {head.path} "
-            f"differs from {keys['embed.weight']}: set tie_word_embeddings to false to use it"
-        )
-
-
-def _checked_device(device) -> torch.device:
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'the device {named(device)} is not available here: try "cpu"'
-        ) from error
-    return device
-
-
 def save(model: Transformer, folder):
     """Write config.json and model.safetensors, from which load_model makes the same model.
 
@@ -270,9 +231,8 @@ def save(model: Transformer, folder):
     folder cannot be written.
     """
     folder = Path(folder)
-    family = FAMILIES[model.config.family]
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
-    raw = {**family.config_to_hf(model.config), "torch_dtype": dtype}
+    raw = FAMILIES[model.config.family].config_to_hf(model.config) | {"torch_dtype": dtype}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,7 +8,7 @@ which files belong together. Every failure is a ValueError of one sentence.
 from __future__ import annotations
 
 import math
-import re
+import os
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..terminal.files import LFS_POINTER, named, read_json, reason, refuse_pointer, shown
+from ..terminal.files import LFS_POINTER, named, read_json, reason, refuse_pointer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,25 +29,6 @@ DTYPES = FLOATS | {
     "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-
-PART = "part {0} of {1}: fetch whichever parts are missing, and %s, which says what each holds"
-CONVERT = "with python -m minilm_inf.convert {folder}"
-TRAINER = r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states).*"
-INSTEAD = {  # names of what stands in the weights' place -> what it is, and what to do
-    r"adapter_(?:config\.json|model\..+)": "an adapter and no whole model: merge it into the "
-    "model that it adapts, and give the folder of the result",
-    r".*-0*1-of-0*1\.safetensors": f"another name of the whole: rename it to {WEIGHTS}",
-    r".*-(\d+)-of-(\d+)\.safetensors": PART % INDEX,
-    r"consolidated.*": "in another program's form: fetch the model in Hugging Face's",
-    r".*\.safetensors": f"another name: if it is the whole model, rename it to {WEIGHTS}",
-    r"pytorch_model\.bin(?:\.index\.json)?": "a pickle, which can run code and is not loaded: "
-    f"convert it first, {CONVERT}",
-    r".*-(\d+)-of-(\d+)\.bin": PART % "pytorch_model.bin.index.json",
-    r".*\.gguf": f"another format: convert it first, {CONVERT}/{{name}}",
-    rf"(?!{TRAINER}).*\.(?:bin|pt|pth|ckpt)": "a pickle, which can run code and is not loaded: "
-    f"if it is the whole model, rename it to pytorch_model.bin, and convert it, {CONVERT}",
-    TRAINER: "which a trainer leaves beside the weights: fetch the weights too",
-}
 
 
 @dataclass(frozen=True)
@@ -103,28 +84,24 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     model.safetensors if it is there, else the shards of model.safetensors.index.json. Raises
     ValueError where there is neither, for a damaged file, and where index and shards disagree.
     """
+    index = folder / INDEX
     if (folder / WEIGHTS).is_file():
         return read_header(folder / WEIGHTS)
-    if not (folder / INDEX).is_file():
+    if not index.is_file():
         raise ValueError(nothing_to_load(folder))
-    index = folder / INDEX
     weight_map = read_weight_map(index)
+    paths = {shard: shard_path(index, shard) for shard in weight_map.values()}
     found: dict[str, Stored] = {}
-    for shard in dict.fromkeys(weight_map.values()):
-        for name, stored in read_header(shard_path(index, shard)).items():
-            if name in found:
+    for shard, path in paths.items():
+        for name, stored in read_header(path).items():
+            if weight_map.get(name) != shard:
                 raise ValueError(
-                    f"the tensor {named(name)} is in two files, {found[name].path} and "
-                    f"{stored.path}: fetch the checkpoint again"
-                )
-            if name not in weight_map:
-                raise ValueError(
-                    f"the tensor {named(name)} is in {stored.path}, but {index} does not name "
-                    "it: fetch the index again"
+                    f"the tensor {named(name)} is in {stored.path}, but {index} does not say "
+                    "so: fetch both again"
                 )
             found[name] = stored
     for name, shard in weight_map.items():
-        if name not in found or found[name].path.name != shard:
+        if name not in found:
             raise ValueError(
                 f"{index} says that the tensor {named(name)} is in {shard}, but it is not: "
                 "fetch both again"
@@ -132,45 +109,32 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def nothing_to_load(folder: Path) -> str:
+    """The sentence for a folder without weights: what else would do."""
+    return (
+        f"{folder} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights too, or "
+        "convert its pytorch_model.bin or .gguf, with python -m minilm_inf.convert"
+    )
+
+
 def read_weight_map(index: Path) -> dict[str, str]:
     """Which file each tensor is in, by an index. Raises ValueError where it does not say so."""
     weight_map = read_json(index, LARGEST_HEADER).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    is_map = isinstance(weight_map, dict) and weight_map
+    if not is_map or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensors to files: fetch it again")
-    for name, file in weight_map.items():
-        if not isinstance(file, str):
-            raise ValueError(
-                f"the weight_map of {index} gives the tensor {named(name)} the file "
-                f"{shown(file)}, which is no name: fetch it again"
-            )
     return weight_map
 
 
 def shard_path(index: Path, shard: str) -> Path:
-    """The file that an index names, which must stand beside the index."""
+    """The file that an index names. Raises ValueError where it does not stand beside it."""
     # A Windows path knows both slashes and drive letters, so every system refuses the same.
-    plain = PureWindowsPath(shard).name == shard and shard not in ("", "..")
-    if not plain or "\0" in shard or len(shard) > 200:  # a longer name is none for any disk
+    if PureWindowsPath(shard).name != shard or not os.path.isfile(index.parent / shard):
         raise ValueError(
-            f"{index} names the file {named(repr(shard))}, which is not a plain file name: a "
-            "shard must stand in the folder of its index"
-        )
-    if not (index.parent / shard).is_file():
-        raise ValueError(
-            f"{index} names the file {named(shard)}, which does not exist: fetch it too"
+            f"{index} names the file {named(repr(shard))}, which does not stand beside it: "
+            "fetch it too"
         )
     return index.parent / shard
-
-
-def nothing_to_load(folder: Path) -> str:
-    """The sentence for a folder without weights: what is there instead, and what to do."""
-    sentence = f"{folder} holds neither {WEIGHTS} nor {INDEX}"
-    names = sorted(path.name for path in folder.iterdir())
-    for pattern, advice in INSTEAD.items():
-        for found in filter(None, (re.fullmatch(pattern, name) for name in names)):
-            advice = advice.format(*found.groups(), folder=folder, name=found[0])
-            return f"{sentence}, but {found[0]}, {advice}"
-    return f"{sentence}, nor pytorch_model.bin: fetch the model's weights too"
 
 
 def read_header(path: Path) -> dict[str, Stored]:

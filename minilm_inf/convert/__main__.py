@@ -11,21 +11,20 @@ again, and goes on with the next file.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
 from ..checkpoint import shards
-from ..checkpoint.checkpoint import FAMILIES, read_config
-from ..checkpoint.tensor_file import new_file, pending, write_safetensors
-from ..models import llama
+from ..checkpoint.tensor_file import write_tensors
 from ..terminal.ending import guarded
-from ..terminal.files import beside, named, reason
+from ..terminal.files import named, reason, write_beside
 from ..terminal.options import Parser
+from . import pickles
 from .gguf_file import GGUF
-from .gguf_tokenizer import tokenizer_files
-from .pickles import find_pickles, read_pickle, same_memory
+
+PYTORCH = {"format": "pt"}  # transformers reads no file that does not say so
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="where a GGUF's model goes (beside it, under its name)",
     )
     options = parser.parse_args(arguments)
-    is_gguf = options.source.suffix == ".gguf" and not options.source.is_dir()
-    if options.out is not None and not is_gguf:
+    source = options.source
+    if source.suffix == ".gguf" and not source.is_dir():
+        return guarded(lambda: convert_gguf(source, options.out or source.with_suffix("")))
+    if options.out is not None:
         parser.error("--out has no meaning for a folder: its files are written beside the .bin")
-    if is_gguf:
-        return guarded(lambda: convert_gguf(options.source, options.out))
-    return guarded(lambda: convert_folder(options.source))
+    return guarded(lambda: convert_folder(source))
 
 
 def convert_folder(folder: Path) -> int:
@@ -60,118 +59,53 @@ def convert_folder(folder: Path) -> int:
         )
     if finished(folder):
         return 0
-    sources = find_pickles(folder)
-    files = convert_pickles(folder, sources)
-    if list(sources.values()) != [None]:
-        write_index(folder, files)
+    sources, targets = pickles.find_pickles(folder), []
+    in_shards = sources != [folder / pickles.WEIGHTS]
+    for number, source in enumerate(sources, 1):
+        name = f"model-{number:05}-of-{len(sources):05}.safetensors"
+        targets.append(folder / (name if in_shards else shards.WEIGHTS))
+        there = targets[-1].exists()  # of an interrupted run
+        words = f"{source.name} -> {targets[-1].name}" + ", there already" * there
+        print(words, file=sys.stderr, flush=True)
+        if not there:
+            write_tensors(targets[-1], pickles.read_pickle(source), PYTORCH)
+    if in_shards:
+        write_index(folder, targets)
     return tell(folder)
 
 
-def convert_pickles(folder: Path, sources: dict[Path, set[str] | None]) -> dict[Path, dict]:
-    """Each .bin as a safetensors file, with its header; what is there already is kept."""
-    tied, files = tied_names(folder), {}
-    for number, (source, promised) in enumerate(sources.items(), 1):
-        name = f"model-{number:05}-of-{len(sources):05}.safetensors"
-        target = folder / (shards.WEIGHTS if promised is None else name)
-        if not target.exists():
-            convert_pickle(source, target, promised, tied)
-            files[target] = shards.read_header(target)
-            continue
-        files[target] = shards.read_header(target)
-        if not files[target].keys() <= promised:
-            raise ValueError(
-                f"{target} holds other tensors than {source.name}: remove it, and convert again"
-            )
-        print(f"{target.name} is there already", file=sys.stderr)
-    return files
-
-
-def convert_pickle(source: Path, target: Path, promised: set[str] | None, tied: tuple | None):
-    """Write the tensors of one .bin, but not a tied head that is the embedding's own memory.
-
-    promised: the names that the index has for this file, None without one. tied: tied_names().
-    Other tensors that share memory are each written in full, as the model has both.
-    """
-    tensors = read_pickle(source)
-    if promised is not None and promised != tensors.keys():
-        odd = sorted(promised ^ tensors.keys())[0]
-        raise ValueError(
-            f"{source.name} and its index disagree about the tensor {named(odd)}: fetch both "
-            "again"
-        )
-    head, embedding = (tensors.get(name) for name in tied or (None, None))
-    if head is not None and embedding is not None and same_memory(head, embedding):
-        del tensors[tied[0]]
-    write_safetensors(target, pending(tensors), Progress(f"{source.name} -> {target.name}"))
-
-
-def tied_names(folder: Path) -> tuple[str, str] | None:
-    """The names of a head and the embedding that it is; None where config.json does not say."""
-    try:
-        config = read_config(folder)
-    except ValueError:
-        return None  # whatever is wrong there is told when the folder is loaded
-    keys = FAMILIES[config.family].KEYS
-    if not config.tied or "head.weight" not in keys:
-        return None
-    return keys["head.weight"], keys["embed.weight"]
-
-
-def write_index(folder: Path, files: dict[Path, dict]):
+def write_index(folder: Path, files: list[Path]):
     """Write model.safetensors.index.json, which makes shards a checkpoint."""
-    tensors = [(name, stored) for header in files.values() for name, stored in header.items()]
+    held = {}
+    for path in files:
+        held |= shards.read_header(path)
     index = {
-        "metadata": {"total_size": sum(stored.nbytes for _, stored in tensors)},
-        "weight_map": {name: stored.path.name for name, stored in sorted(tensors)},
+        "metadata": {"total_size": sum(stored.nbytes for stored in held.values())},
+        "weight_map": {name: stored.path.name for name, stored in sorted(held.items())},
     }
-    with beside(folder / shards.INDEX, replace=False) as part:
-        part.write_bytes((json.dumps(index, indent=2) + "\n").encode())
+    write_beside(folder / shards.INDEX, (json.dumps(index, indent=2) + "\n").encode())
 
 
-def convert_gguf(source: Path, out: Path | None) -> int:
-    """Write the folder of a GGUF: config, tokenizer, and the weights in float16 last."""
-    folder = source.with_suffix("") if out is None else out
+def convert_gguf(source: Path, folder: Path) -> int:
+    """Write the folder of a GGUF, which appears when it is whole."""
     if folder.is_dir() and finished(folder):
         return 0
-    model = GGUF(source)
-    config = model.config()
-    tensors = model.pending(config)
-    files = tokenizer_files(source, model.fields, config.context_length)
-    raw = {**llama.config_to_hf(config), "torch_dtype": "float16"}
-    files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
-    progress = Progress(f"{source.name} -> {folder / shards.WEIGHTS}")
-    with whole_folder(folder) as made:
-        for name, content in files.items():
-            path = folder / name
-            if path.exists() and path.read_bytes() == content:
-                continue  # of an earlier run
-            with new_file(path) as file:
-                file.write(content)
-            made.append(path)
-        write_safetensors(folder / shards.WEIGHTS, tensors, progress)
-    return tell(folder)
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path):
-    """A list: files of the folder named in it go again where the block fails.
-
-    So does the folder, if it was made here. Raises ValueError where it cannot be made.
-    """
-    existed, made = folder.exists(), []
+    if folder.exists():
+        raise ValueError(f"{named(folder)} is there already: name another folder with --out")
+    model, part = GGUF(source), folder.with_name(f".{folder.name}.converted")
+    print(f"{source.name} -> {folder}", file=sys.stderr, flush=True)
+    shutil.rmtree(part, ignore_errors=True)  # of a killed run
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        part.mkdir(parents=True)
+        for name, content in model.files.items():
+            (part / name).write_bytes(content)
+        write_tensors(part / shards.WEIGHTS, model.shapes, PYTORCH, model.blocks)
+        part.rename(folder)
     except OSError as error:
-        raise ValueError(f"{named(folder)} cannot be made a folder: {reason(error)}") from error
-    try:
-        yield made
-    except BaseException:
-        for path in made:
-            path.unlink(missing_ok=True)
-        if not existed:
-            with contextlib.suppress(OSError):  # somebody else put something there
-                folder.rmdir()
-        raise
+        raise ValueError(f"{named(folder)} cannot be written: {reason(error)}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return tell(folder)
 
 
 def finished(folder: Path) -> bool:
@@ -191,24 +125,6 @@ def tell(folder: Path) -> int:
     plural = "s" * (files > 1)
     print(f"{folder} holds {len(tensors)} tensors in {files} file{plural}, {size / 1e9:.2f} GB")
     return 0
-
-
-class Progress:
-    """A line on stderr: rewritten as it grows on a terminal, elsewhere written once."""
-
-    def __init__(self, what: str):
-        self.what, self.percent = what, -1
-
-    def __call__(self, done: int, all: int):
-        percent = 100 * done // max(all, 1)
-        if percent == self.percent:
-            return
-        self.percent = percent
-        line = f"{self.what}: {percent}% of {all / 1e9:.2f} GB"
-        if sys.stderr.isatty():
-            print(f"\r{line}", end="" if percent < 100 else "\n", file=sys.stderr, flush=True)
-        elif percent == 100:
-            print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

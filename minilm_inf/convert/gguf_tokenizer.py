@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..terminal.files import named, shown
 from ..terminal.json_parts import Part
 from ..text.piece_model import BYTE, CONTROL, UNKNOWN, USER_DEFINED, model_proto
 from ..text.tokenizer_json import LEVEL, byte_level_json, merges_of
@@ -24,6 +23,7 @@ KNOWN = "model pre tokens token_type merges add_bos_token token_type_count".spli
 KNOWN_IN_PIECES = "scores add_space_prefix remove_extra_whitespaces".split()
 OFF = ("add_eos_token", "add_sep_token", "add_space_prefix")  # what may be there and false
 SPECIALS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+TYPES = range(1, BYTE + 1)  # of tokens, as sentencepiece numbers them
 SMOLLM = {
     "type": "Sequence",
     "pretokenizers": [{"type": "Digits", "individual_digits": True}, LEVEL],
@@ -48,24 +48,21 @@ def tokenizer_files(path: Path, fields: dict, context_length: int) -> dict[str, 
     """
     given = {n.removeprefix(PREFIX): v for n, v in fields.items() if n.startswith(PREFIX)}
     facts = Part(given, path, PREFIX[:-1])
-    facts["model"].only("gpt2", "llama")
-    in_pieces = given["model"] == "llama"
+    in_pieces = facts["model"].only("gpt2", "llama") == "llama"
     for name, value in given.items():
         known = name in KNOWN or name.endswith("_token_id") or (value is False and name in OFF)
         if not (known or (in_pieces and name in KNOWN_IN_PIECES)):
-            raise ValueError(
-                f"{path}: its {PREFIX}{named(name)} is {shown(value)}, which may change the "
-                "ids of a text and is not implemented"
-            )
+            raise facts[name].wrong("absent, as it may change the ids of a text")
     tokens = [token.text() for token in facts["tokens"].items()]
-    types = [kind.id() for kind in facts["token_type"].items()]
+    types = [kind.only(*TYPES) for kind in facts["token_type"].items()]
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
-        raise ValueError(
-            f"{path}: its {len(tokens)} tokens and {len(types)} token types do not fit"
-        )
-    if not set(types) <= set(range(1, BYTE + 1)):
-        raise ValueError(f"{path}: its {PREFIX}token_type holds a number that is no type")
-    specials = _special_tokens(facts, tokens)
+        raise facts.error(f"{len(tokens)} tokens and {len(types)} token types do not fit")
+    specials = {}
+    for key, name in SPECIALS.items():
+        id = facts[f"{key}_token_id"]
+        if not id.is_null and id.id() >= len(tokens):
+            raise id.wrong("the id of a token")
+        specials[name] = None if id.is_null else tokens[id.value]
     # Whether BOS stands before every text; where nothing is said, as llama.cpp has it.
     usual = in_pieces or WORDS.get(str(given.get("pre"))) is LLAMA3
     adds_bos = facts["add_bos_token"].flag(usual)
@@ -90,33 +87,18 @@ def tokenizer_files(path: Path, fields: dict, context_length: int) -> dict[str, 
     return files | {"tokenizer_config.json": text.encode()}
 
 
-def _special_tokens(facts: Part, tokens: list[str]) -> dict[str, str | None]:
-    """bos, eos, unk and pad -> the token that the metadata name so, None for none."""
-    specials = {}
-    for key, name in SPECIALS.items():
-        id = facts[f"{key}_token_id"]
-        if not id.is_null and id.id() >= len(tokens):
-            raise id.wrong("the id of a token")
-        specials[name] = None if id.is_null else tokens[id.value]
-    return specials
-
-
 def _tokenizer_json(facts: Part, tokens: list, types: list, bos: str | None) -> bytes:
     """tokenizer.json in the tokenizers library's format.
 
     Every token is in the vocabulary, with its id; those that mark places are added tokens too,
     so that they are found whole before the text is cut.
     """
-    pre = facts["pre"]
-    pre.only(*WORDS)  # how words are cut is not in the file, but known by its name or not
     vocab = {token: id for id, token in enumerate(tokens)}
     merges_of(facts, vocab)
-    marks = {
-        token: kind == CONTROL
-        for token, kind in zip(tokens, types)
-        if kind in (CONTROL, USER_DEFINED)
-    }
-    cuts, merges = WORDS[pre.value], facts["merges"].value
+    kinds = zip(tokens, types)
+    marks = {t: kind == CONTROL for t, kind in kinds if kind in (CONTROL, USER_DEFINED)}
+    # How words are cut is not in the file, but known by its name or not.
+    cuts, merges = WORDS[facts["pre"].only(*WORDS)], facts["merges"].value
     return byte_level_json(vocab, merges, marks, cuts, bos, cuts is LLAMA3).encode()
 
 

@@ -1,16 +1,13 @@
 """The tensors of a pytorch_model.bin, found without running it.
 
 A .bin is a pickle, and a pickle is a program. PyTorch's own interpreter of such programs
-(torch.load with weights_only) runs only what makes tensors; a file that asks for anything else
-is refused here, by the name of what it asks for.
-
-Since PyTorch 1.6 a .bin is a zip archive in which the numbers lie as they are. It is mapped,
-not read: numbers come into memory when somebody takes them. An older .bin is read whole.
+(torch.load with weights_only) runs only what makes tensors, and whatever asks for more is
+refused. Since PyTorch 1.6 a .bin is a zip archive in which the numbers lie as they are. It is
+mapped, not read: numbers come into memory when somebody takes them. An older one is read whole.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from pathlib import Path
@@ -27,21 +24,15 @@ WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
 
 
-def find_pickles(folder: Path) -> dict[Path, set[str] | None]:
-    """The .bin files of a checkpoint's folder, each with the names of its tensors.
-
-    The names are those of pytorch_model.bin.index.json; None for a single file, which has no
-    index. Raises ValueError where there is nothing to convert, and where a shard is missing.
-    """
+def find_pickles(folder: Path) -> list[Path]:
+    """The .bin files of a checkpoint's folder: one, or the shards that an index names. Raises
+    ValueError where there is nothing to convert, and where a shard is missing."""
     if (folder / WEIGHTS).is_file():
-        return {folder / WEIGHTS: None}
+        return [folder / WEIGHTS]
     index = folder / INDEX
     if not index.is_file():
         raise ValueError(nothing_to_load(folder))
-    shards: dict[Path, set[str]] = {}
-    for name, shard in read_weight_map(index).items():
-        shards.setdefault(shard_path(index, shard), set()).add(name)
-    return dict(sorted(shards.items()))
+    return sorted({shard_path(index, shard) for shard in read_weight_map(index).values()})
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -61,58 +52,33 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # advice to whoever wrote the file
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a stranger's program may end in any of them
-        raise ValueError(_refusal(path, error)) from error
+        asked = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
+        what = f"would run {asked[1]}" if asked else "is damaged, or no such file"
+        raise ValueError(
+            f"{path} was not read, as it {what}: fetch the weights again, from somebody you "
+            "trust, best as safetensors"
+        ) from error
     if not isinstance(held, dict):
         raise ValueError(f"{path} holds no tensors by their names: it is no file of weights")
     for name, tensor in held.items():
-        _check(path, name, tensor)
+        if not can_be_stored(name, tensor):
+            raise ValueError(
+                f"{path} holds {named(repr(name))}, which is no tensor under its name, or of a "
+                "kind that safetensors cannot hold: it is no file of weights alone"
+            )
     size, room = sum(tensor.nbytes for tensor in held.values()), path.stat().st_size
     if size > 2 * room:  # a tied pair may come twice, and nothing else has a reason to
         raise ValueError(
-            f"{path} has {room:,} bytes, but its tensors would take {size:,}: it is not a file "
-            "of weights"
+            f"{path} has {room:,} bytes, but its tensors would take {size:,}: it is no file of "
+            "weights"
         )
     return {name: tensor.detach().resolve_neg() for name, tensor in held.items()}
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    """One sentence for a pickle that torch.load refused."""
-    asked = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
-    if asked:
-        return (
-            f"{path} is more than tensors: reading it would run {asked[1]}, so it was not "
-            "read; fetch the weights from somebody you trust, best as safetensors"
-        )
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return (
-            f"{path} asks for more memory than there is: fetch it again, or convert it on a "
-            "larger machine"
-        )
-    what = "it is damaged"
-    if isinstance(error, pickle.UnpicklingError | LookupError):
-        what = "its pickle cannot be understood"
-    return f"{path} is not a readable .bin of PyTorch ({what}): fetch it again"
-
-
-def _check(path: Path, name, tensor):
-    """Raise ValueError for an entry that is no plain tensor under a name."""
+def can_be_stored(name, tensor) -> bool:
+    """Whether an entry is a plain tensor under a name."""
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
-        raise ValueError(
-            f"{path} holds {named(repr(name))}, which is no tensor under its name: it is not a "
-            "file of weights alone"
-        )
-    if name == "__metadata__" or re.search("[\ud800-\udfff]", name):
-        raise ValueError(f"{path} holds {named(name)}, which is no name for safetensors")
+        return False
     is_plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
-    if not is_plain or tensor.dtype not in NAMES:
-        kind = "no numbers" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
-        raise ValueError(f"{path} holds {named(name)} as {kind}, which safetensors cannot hold")
-
-
-def same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the very same numbers in the same place."""
-
-    def place(tensor: Tensor):
-        return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-
-    return place(one) == place(other)
+    is_name = name != "__metadata__" and not re.search("[\ud800-\udfff]", name)
+    return is_plain and is_name and tensor.dtype in NAMES

@@ -3,9 +3,9 @@ from headers and by formulas before anything is loaded."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from ..checkpoint.checkpoint import (
     FAMILIES,
     build_on_meta,
     check,
-    check_tied_head,
     is_computed,
     named_pieces,
     read_config,
@@ -23,181 +22,162 @@ from ..checkpoint.checkpoint import (
 )
 from ..checkpoint.shards import Stored, find_tensors
 from ..config import LMInfinite, ModelConfig
-from ..terminal.progress import available_memory
+from ..terminal.files import named
+from ..terminal.progress import available_memory, scaled
 from ..text.tokenizer import load as load_tokenizer
 from ..transformer import Transformer
 from ..writing.costs import cache_bytes
-from .probe import positions
+from .probe import described
 
-NOWHERE, IGNORED = "no place", "ignored"
 LENGTHS = (4096, 32_768, 1_048_576)  # tokens for which the cache is told
-SIZES = "n_layer n_embd n_head n_kv_head head_dim n_inner vocab_size context_length".split()
 
 
-def look(folder: Path, dtype: torch.dtype) -> dict:
-    """All that the headers tell of a folder; "refused" is load_model's sentence, or None.
+@dataclass
+class Found:
+    """What the headers tell of a folder; None is what a refusal leaves unknown.
 
-    dtype: of the weights in memory and of the cache. What a refusal leaves unknown is absent.
+    model: without memory for its weights. refused: load_model's sentence. dtype: of the weights
+    in memory, and of the cache.
     """
-    refusals: list[str] = []
-    config = _tried(refusals, read_config, folder)
-    stored = _tried(refusals, find_tensors, folder) if folder.is_dir() else None
-    if config and stored is not None:
-        config, stored = _tried(refusals, settled, config, stored) or (config, stored)
-    facts: dict = {"folder": str(folder)}
-    layer = config and one_layer(config)
+
+    folder: Path
+    dtype: torch.dtype
+    config: ModelConfig | None = None
+    stored: dict[str, Stored] | None = None
+    model: Transformer | None = None
+    refused: str | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers to learn; a tied head has none of its own."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def look(folder: Path, dtype: torch.dtype) -> Found:
+    """All that the headers of a folder's files tell."""
+    found, refusals = Found(folder, dtype), []
+
+    def attempt(function, *arguments):
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            refusals.append(" ".join(str(error).split()))
+
+    found.config = attempt(read_config, folder)
+    found.stored = attempt(find_tensors, folder) if folder.is_dir() else None
+    if found.config and found.stored is not None:
+        found.stored = settled(found.config, found.stored)
+        path = folder / "config.json"
+        found.model = attempt(build_on_meta, found.config, found.stored, path)
+    if found.model:
+        attempt(check, found.model, found.stored, folder)
+    found.refused = refusals[0] if refusals else None
+    return found
+
+
+def summary(found: Found) -> list[tuple[str, str]]:
+    """(label, words) of what is known."""
+    config, lines = found.config, []
     if config:
-        facts |= {"family": config.family, "tied": config.tied}
-        facts["sizes"] = {name: getattr(config, name) for name in SIZES}
-    if layer:
-        facts["parameters"] = count_parameters(config, layer)
-        facts["positions"] = positions(config, layer.scheme)
-        facts["memory"] = memory(config, facts["parameters"], dtype)
-    if folder.is_dir():
-        facts["tokenizer"] = tokenizer_facts(folder, config)
-    if stored is not None:
-        facts["tensors"] = places(config, layer, stored)
-        facts["stored"] = stored_facts(facts["tensors"])
-    if not refusals:
-        _tried(refusals, _fit, config, stored, folder)
-    return facts | {"refused": refusals[0] if refusals else None}
+        sizes = (
+            f"{config.n_layer} layers, width {config.n_embd:,}, {config.n_head} heads and "
+            f"{config.n_kv_head} key heads of {config.head_dim}, MLP {config.n_inner:,}, "
+            f"vocabulary {config.vocab_size:,}"
+        )
+        lines += [("family", config.family), ("sizes", sizes)]
+        lines += [("context", f"{config.context_length:,} tokens")]
+    if found.model:
+        tied = ", the head being the embedding" if config.tied else ""
+        lines += [("positions", described(config, found.model.scheme))]
+        lines += [("parameters", f"{found.parameters:,}{tied}")]
+    if found.stored is not None:
+        lines += [("stored", stored_words(found.stored))]
+    if found.model:
+        lines += [("in float32", scaled(4 * found.parameters))]
+    if found.folder.is_dir():
+        lines += [("tokenizer", tokenizer_words(found))]
+    return lines
 
 
-def _tried(refusals: list[str], function, *arguments):
-    """The function's result; None, and its sentence among the refusals, for a ValueError."""
+def stored_words(stored: dict[str, Stored]) -> str:
+    """Bytes, files and dtypes; what a network computes itself is only counted."""
+    kept = [place for name, place in stored.items() if not is_computed(name)]
+    counts = Counter(place.dtype for place in kept)
+    dtypes = ", ".join(f"{n:,} {named(dtype)}" for dtype, n in counts.items()) or "none"
+    files, ignored = len({place.path for place in stored.values()}), len(stored) - len(kept)
+    return (
+        f"{scaled(sum(place.nbytes for place in kept))} in {files} file{'s' * (files > 1)}, "
+        f"tensors: {dtypes}" + (f", {ignored} ignored" if ignored else "")
+    )
+
+
+def tokenizer_words(found: Found) -> str:
+    """Kind, size and ids of the tokenizer, or why there is none."""
     try:
-        return function(*arguments)
-    except ValueError as error:
-        refusals.append(" ".join(str(error).split()))
-        return None
-
-
-def _fit(config: ModelConfig, stored: dict[str, Stored], folder: Path):
-    """Raise load_model's ValueError where config and headers do not fit."""
-    check(build_on_meta(config, stored, folder), stored, folder)
-    keys = FAMILIES[config.family].KEYS
-    head, embedding = stored.get(keys["head.weight"]), stored[keys["embed.weight"]]
-    if head and (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
-        check_tied_head(config, stored)  # which reads no numbers to tell these two apart
-
-
-def one_layer(config: ModelConfig) -> Transformer | None:
-    """The network without memory and with one layer, which stands for all of them.
-
-    None for sizes that make no model.
-    """
-    try:
-        with torch.device("meta"):
-            return FAMILIES[config.family].build(dataclasses.replace(config, n_layer=1))
-    except ValueError:
-        return None
-
-
-def count_parameters(config: ModelConfig, layer: Transformer) -> int:
-    """Numbers to learn in the whole network; a tied head has none of its own."""
-    each = sum(parameter.numel() for parameter in layer.blocks.parameters())
-    return sum(p.numel() for p in layer.parameters()) + (config.n_layer - 1) * each
-
-
-def tokenizer_facts(folder: Path, config: ModelConfig | None) -> dict:
-    """Kind, size and ids of the tokenizer; "problem" is a sentence where there is one."""
-    try:
-        found = load_tokenizer(folder)
+        tokenizer = load_tokenizer(found.folder)
     except (ValueError, OSError) as error:
-        return {"problem": " ".join(str(error).split())}
-    facts = {
-        "kind": type(found).__name__,
-        "vocab_size": found.vocab_size,
-        "bos_id": found.bos_id,
-        "eos_id": found.eos_id,
+        return "not loaded: " + " ".join(str(error).split())
+    ids = f"BOS {tokenizer.bos_id}, EOS {tokenizer.eos_id}".replace("None", "none")
+    words = f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids, {ids}"
+    if found.config and tokenizer.vocab_size > found.config.vocab_size:
+        words += f": it has more ids than the model's {found.config.vocab_size:,}"
+    return words
+
+
+def memory_rows(found: Found) -> list[list[str]]:
+    """The cache of one text by length, without and with LM-Infinite, and whether it fits beside
+    the weights."""
+    available, weights = available_memory(), found.parameters * found.dtype.itemsize
+    length = found.config.context_length
+    settings = {
+        "vanilla": None,
+        f"LM-Infinite, {length:,} + 10": LMInfinite.for_model(found.config, n_global=10),
     }
-    if config and found.vocab_size > config.vocab_size:
-        facts["problem"] = f"it has more ids than the model's {config.vocab_size:,}"
-    return facts
-
-
-def memory(config: ModelConfig, parameters: int, dtype: torch.dtype) -> dict:
-    """Bytes of the weights and of one text's cache in a dtype, and whether both together fit.
-
-    float32_bytes, of the weights, is told whatever the dtype; "fits" is None where the system
-    does not tell its available memory.
-    """
-    available, weights = available_memory(), parameters * dtype.itemsize
-    settings = {"vanilla": None, "lm_infinite": LMInfinite.for_model(config, n_global=10)}
-    cache = []
+    rows = [["", "", *(f"{n:,} tokens" for n in LENGTHS)]]
     for name, lm in settings.items():
-        for length in LENGTHS:
-            n_bytes = cache_bytes(config, length, lm, dtype)
-            fits = None if available is None else weights + n_bytes <= available
-            cache.append({"reading": name, "tokens": length, "bytes": n_bytes, "fits": fits})
-    return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "weights_bytes": weights,
-        "float32_bytes": 4 * parameters,
-        "available_bytes": available,
-        "cache": cache,
-    }
+        rows.append(["", name])
+        for n in LENGTHS:
+            size = cache_bytes(found.config, n, lm, found.dtype)
+            too_large = available is not None and weights + size > available
+            rows[-1].append(scaled(size) + (", too large" if too_large else ""))
+    return rows
 
 
-def places(
-    config: ModelConfig | None, layer: Transformer | None, stored: dict[str, Stored]
-) -> list[dict]:
-    """Every stored tensor: kind by kind as our network is built, each by layers, the rest last.
-
-    config and layer None: where they go is not known. pattern, layer: a name with {} for the
-    layer, and the layer. parameter: ours, with the rows that it fills where several of theirs
-    share it; or IGNORED, or NOWHERE; None where there is no config to tell.
-    """
-    ours = destinations(layer) if layer else {}
-    found = []
-    for name, where in stored.items():
-        match = re.search(r"\.(0|[1-9][0-9]{0,8})\.", name)
-        number = int(match[1]) if match else None
-        pattern = name.replace(match[0], ".{}.", 1) if match else name
-        goes = ours.get(pattern, NOWHERE) if layer else None
-        goes = IGNORED if is_computed(name) else goes
-        if layer and number is not None and number >= config.n_layer:
-            goes = NOWHERE
-        if goes and number is not None:
-            goes = goes.replace("{}", str(number))
-        found.append({
-            "name": where.name, "pattern": pattern, "layer": number, "parameter": goes,
-            "shape": where.shape, "dtype": where.dtype, "file": where.path.name,
-            "bytes": where.nbytes,
-        })  # fmt: skip
+def tensor_rows(found: Found) -> list[list[str]]:
+    """Name, layers, parameter, shape and dtype, kind by kind as our network is built, the rest
+    last. parameter: ours, with the rows that it fills where several of theirs share it."""
+    ours = destinations(found.model) if found.model else {}
+    kinds: dict[tuple, list[int]] = {}
+    for name, place in found.stored.items():
+        layer = re.search(r"\.(0|[1-9][0-9]{0,8})\.", name)
+        pattern = name.replace(layer[0], ".{}.", 1) if layer else name
+        number = int(layer[1]) if layer else 0
+        goes = ours.get(pattern, "no place") if found.model else "not known"
+        if found.model and number >= found.config.n_layer:
+            goes = "no place"
+        goes = "ignored" if is_computed(name) else goes
+        kind = pattern, goes, " x ".join(map(str, place.shape)), place.dtype
+        kinds.setdefault(kind, []).extend([number] if layer else [])
     rank = {pattern: number for number, pattern in enumerate(ours)}
+    rows = []
+    for kind in sorted(kinds, key=lambda kind: (rank.get(kind[0], len(rank)), kind)):
+        pattern, goes, shape, dtype = kind
+        layers = f"{min(kinds[kind])}-{max(kinds[kind])}" if kinds[kind] else ""
+        rows.append(["", named(pattern), layers, goes, named(shape), named(dtype)])
+    return rows
 
-    def order(place: dict) -> tuple:
-        pattern = place["pattern"]
-        return rank.get(pattern, len(rank)), pattern, place["layer"] or 0
 
-    return sorted(found, key=order)
-
-
-def destinations(layer: Transformer) -> dict[str, str]:
+def destinations(model: Transformer) -> dict[str, str]:
     """The patterns of a checkpoint's names, and where each goes, in the network's order."""
-    family = FAMILIES[layer.config.family]
-    held, found = named_pieces(layer), {}
+    family, held, found = FAMILIES[model.config.family], named_pieces(model), {}
     for ours, theirs in family.KEYS.items():
         if isinstance(theirs, str):
             goes = {theirs: ours}
         else:
-            rows = layer.get_submodule(ours.format(0).rpartition(".")[0]).rows
+            rows = model.get_submodule(ours.format(0).rpartition(".")[0]).rows
             ends = accumulate(rows)
             goes = {t: f"{ours}[{end - n}:{end}]" for t, n, end in zip(theirs, rows, ends)}
         found |= {t: where for t, where in goes.items() if t.format(0) in held}
-    if layer.config.tied:
+    if model.config.tied:
         found[family.KEYS["head.weight"]] = "embed.weight, compared on loading"
     return found
-
-
-def stored_facts(found: list[dict]) -> dict:
-    """Count, bytes, files and dtypes (tensors of each); "ignored" counts those that are."""
-    kept = [place for place in found if place["parameter"] != IGNORED]
-    return {
-        "tensors": len(kept),
-        "bytes": sum(place["bytes"] for place in kept),
-        "dtypes": dict(Counter(place["dtype"] for place in kept)),
-        "files": sorted({place["file"] for place in found}),
-        "ignored": len(found) - len(kept),
-    }

@@ -9,18 +9,12 @@ mistakes; what the model was trained with should win.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from ..config import ModelConfig
 from ..evaluate.compare import stream_nll
 from ..positions import Alibi, Rotary
-from ..terminal import options as flags
-from ..terminal.progress import scaled
 from ..transformer import Transformer
 
 SOURCE = "chapter 1 of Jane Austen's Northanger Abbey (1817)"
@@ -55,11 +49,10 @@ mistake, were it the truth, would show; and bfloat16 moves a mean by some thousa
 
 
 class Reading(NamedTuple):
-    """A way to read the text: nll in nats per token; advice, where another way is to blame."""
+    """A way to read the text: nll in nats per token."""
 
     what: str
     nll: float
-    advice: str = ""
 
 
 def probe(model: Transformer, tokenizer) -> list[Reading]:
@@ -78,72 +71,40 @@ def probe(model: Transformer, tokenizer) -> list[Reading]:
     bos = tokenizer.bos_id
     with_bos = bos is not None and tokenizer.encode(TEXT)[:1] == [bos]
     ids = [bos, *plain] if with_bos else plain
-    scored = len(plain) - 1
 
     def mean(ids: list[int], scheme) -> float:
-        return float(nll_under(model, ids, scheme)[-scored:].mean())
+        model.scheme, own = scheme, model.scheme
+        try:
+            return float(stream_nll(model, ids, None)[-(len(plain) - 1) :].mean())
+        finally:
+            model.scheme = own
 
     start = "" if bos is None else ", with BOS" if with_bos else ", without BOS"
     found = [Reading(f"as read: {described(config, scheme)}{start}", mean(ids, scheme))]
-    for what, mistaken, advice in mistakes(config, scheme):
-        found.append(Reading(what, mean(ids, mistaken), advice))
+    found += [Reading(what, mean(ids, other)) for what, other in mistakes(config, scheme)]
     if bos is not None:
         what, other = ("without BOS", plain) if with_bos else ("with BOS", [bos, *plain])
-        advice = f"the model may have been trained {what} in front of each text"
-        found.append(Reading(what, mean(other, scheme), advice))
+        found.append(Reading(what, mean(other, scheme)))
     return found
 
 
-def nll_under(model: Transformer, ids: list[int], scheme) -> Tensor:
-    """stream_nll with another scheme; the model's own is back in its place afterwards."""
-    own = model.scheme
-    model.scheme = scheme
-    try:
-        return stream_nll(model, ids, None)
-    finally:
-        model.scheme = own
-
-
 def mistakes(config: ModelConfig, scheme: Rotary | Alibi) -> Iterator[tuple]:
-    """(what, scheme, advice) of each usual mistake about these positions."""
+    """(what, scheme) of each usual mistake about these positions."""
     if isinstance(scheme, Alibi):
-        own = config.alibi_bias_max
         for bias_max in (8.0, 16.0):
-            if bias_max != own:
-                advice = f"check attn_config.alibi_bias_max, {own:g}, in config.json"
-                yield f"alibi_bias_max {bias_max:g}", Alibi(config.n_head, bias_max), advice
+            if bias_max != config.alibi_bias_max:
+                yield f"alibi_bias_max {bias_max:g}", Alibi(config.n_head, bias_max)
         return
     facts = rotary_facts(config, scheme)
-
-    def changed(what: str, advice: str, **changes):
-        return what, Rotary(**facts | changes), advice
-
     other = "pairs" if scheme.layout == "halves" else "halves"
-    yield changed(
-        f"rotary in {other}",
-        f"the rows of queries and keys seem to stand in {other}: permute them to "
-        f"{scheme.layout} when the checkpoint is converted",
-        layout=other,
-    )
-    advice = "check rope_theta in config.json"
-    if not hasattr(config, "rope_theta"):
-        advice = f"the weights are of a kin of {config.family} that is not implemented"
+    yield f"rotary in {other}", Rotary(**facts | {"layout": other})
     for theta in (500_000.0, 1_000_000.0) if facts["theta"] == 10_000 else (10_000.0,):
-        yield changed(f"theta {theta:,.0f}", advice, theta=theta)
+        yield f"theta {theta:,.0f}", Rotary(**facts | {"theta": theta})
     if facts["scaling"]:
-        yield changed("no rope scaling", "check rope_scaling in config.json", scaling=None)
+        yield "no rope scaling", Rotary(**facts | {"scaling": None})
     if scheme.rotary_dim < config.head_dim and config.head_dim % 2 == 0:
-        what = f"rotary on the whole head of {config.head_dim}"
-        yield changed(what, "check rotary_dim in config.json", rotary_dim=config.head_dim)
-
-
-def positions(config: ModelConfig, scheme: Rotary | Alibi) -> dict:
-    """The scheme's facts, and "words", which say them in a line."""
-    if isinstance(scheme, Alibi):
-        facts = {"kind": "alibi", "bias_max": config.alibi_bias_max}
-    else:
-        facts = {"kind": "rotary"} | rotary_facts(config, scheme)
-    return facts | {"words": described(config, scheme)}
+        whole = config.head_dim
+        yield f"rotary on the whole head of {whole}", Rotary(**facts | {"rotary_dim": whole})
 
 
 def rotary_facts(config: ModelConfig, scheme: Rotary) -> dict:
@@ -176,44 +137,13 @@ def suspicion(readings: list[Reading]) -> str | None:
 
     Only the best mistake is named: where the layout is wrong, everything is noise beside it.
     """
-    as_read, *others = readings
-    if not math.isfinite(as_read.nll):
+    as_read = readings[0].nll
+    if not math.isfinite(as_read):
         return "the layout as read scores no number: try --dtype float32, or fetch it again"
-    numbers = [other for other in others if math.isfinite(other.nll)]
-    best = min(numbers, key=lambda other: other.nll, default=as_read)
-    if best.nll >= as_read.nll - MARGIN:
+    best = min(readings, key=lambda reading: reading.nll if reading.nll > 0 else math.inf)
+    if best.nll >= as_read - MARGIN:
         return None
     return (
-        f"{best.what} scores {best.nll:.2f}, better than the layout as read, "
-        f"{as_read.nll:.2f}: {best.advice}"
+        f"{best.what} scores {best.nll:.2f}, better than the layout as read, {as_read:.2f}: "
+        "check config.json, and how the checkpoint was converted"
     )
-
-
-def load_and_probe(options, memory: dict) -> dict:
-    """Load the model and score the probe's text. Raises ValueError where that cannot be done.
-
-    A warning goes to stderr where the layout as read is not the best.
-    """
-    available, needed = memory["available_bytes"], memory["weights_bytes"]
-    on_cpu = flags.device(options.device).type == "cpu"
-    if on_cpu and available is not None and needed > available:
-        raise ValueError(
-            f"the weights take {scaled(needed)} in {memory['dtype']}, and {scaled(available)} "
-            "of memory is available: use --dtype bfloat16, or a larger machine"
-        )
-    print("loading the weights", file=sys.stderr)
-    try:
-        model, tokenizer = flags.load(options)
-        readings = probe(model, tokenizer)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"{options.device} has no memory left for the model: use --dtype bfloat16, or "
-            "--device cpu"
-        ) from error
-    warning = suspicion(readings)
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
-    rows = [
-        {"reading": r.what, "nll": r.nll if math.isfinite(r.nll) else None} for r in readings
-    ]
-    return {"text": SOURCE, "readings": rows, "warning": warning}

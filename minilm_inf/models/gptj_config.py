@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..terminal.json_parts import Part
-from .raw_config import close, heads, plain_decoder, shared_keys, special_ids
+from .raw_config import close, facts_of, head_size, keys_of, length, plain_decoder, special_ids
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,17 @@ class GptjConfig(ModelConfig):
     rotary_dim: int = 64
 
 
+FACTS = {  # our name -> config.json's, what takes it, and its default
+    "vocab_size": ("vocab_size", Part.integer),
+    "n_layer": ("n_layer", Part.integer),
+    "n_head": ("n_head", Part.integer),
+    "n_embd": ("n_embd", Part.integer),
+    "n_inner": ("n_inner", Part.integer),
+    "rotary_dim": ("rotary_dim", Part.integer),
+    "context_length": ("n_positions", length, 2048),
+    "norm_eps": ("layer_norm_epsilon", Part.number, 1e-5),
+    "tied": ("tie_word_embeddings", Part.flag, False),
+}
 GPTJ_HARMLESS = {"n_ctx"}  # n_positions says it
 
 
@@ -34,40 +45,19 @@ def config_from_hf(raw: dict) -> GptjConfig:
     for name in ("rotary", "scale_attn_weights"):
         keys[name].only(None, True)
     plain_decoder(keys)
-    n_embd, n_head, head_dim = heads(keys, "n_embd", "n_head")
-    rotary_dim = keys["rotary_dim"].integer()
-    if rotary_dim % 2 or rotary_dim > head_dim:
+    head_dim = head_size(keys, "n_embd", "n_head")
+    facts = facts_of(keys, FACTS, n_inner=4 * keys["n_embd"].integer())
+    if facts["rotary_dim"] % 2 or facts["rotary_dim"] > head_dim:
         raise keys["rotary_dim"].wrong(f"even, and at most head_dim, {head_dim}")
-    config = GptjConfig(
-        family="gptj",
-        vocab_size=keys["vocab_size"].integer(),
-        n_layer=keys["n_layer"].integer(),
-        n_head=n_head,
-        n_kv_head=n_head,
-        n_embd=n_embd,
-        head_dim=head_dim,
-        n_inner=keys["n_inner"].integer(4 * n_embd),
-        context_length=keys["n_positions"].integer(2048, 2**62),
-        norm_eps=keys["layer_norm_epsilon"].number(1e-5),
-        tied=keys["tie_word_embeddings"].flag(False),
-        rotary_dim=rotary_dim,
-        **special_ids(keys, bos=(50256,), eos=(50256,)),
-    )
+    facts |= special_ids(keys, bos=(50256,), eos=(50256,))
     close(keys, GPTJ_HARMLESS)
-    return config
+    return GptjConfig(family="gptj", n_kv_head=facts["n_head"], head_dim=head_dim, **facts)
 
 
 def config_to_hf(config: GptjConfig) -> dict:
     """The config.json of a config, in the keys that every version of transformers reads."""
-    return shared_keys(config) | {
+    return keys_of(config, FACTS) | {
         "architectures": ["GPTJForCausalLM"],
-        "n_embd": config.n_embd,
-        "n_inner": config.n_inner,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
         "rotary": True,
-        "rotary_dim": config.rotary_dim,
-        "n_positions": config.context_length,
         "activation_function": "gelu_new",
-        "layer_norm_epsilon": config.norm_eps,
     }

@@ -6,11 +6,11 @@ It is read in MosaicML's spelling and in that of transformers, and written so th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..terminal.json_parts import LARGEST_SIZE, Part
-from .raw_config import close, heads, plain_decoder, shared_keys, special_ids
+from .raw_config import close, facts_of, head_size, keys_of, length, plain_decoder, special_ids
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,21 @@ class MptConfig(ModelConfig):
     bias: bool = False
 
 
+FACTS = {  # our name -> config.json's, what takes it, and its default
+    "vocab_size": ("vocab_size", Part.integer),
+    "n_layer": ("n_layers", Part.integer),
+    "n_head": ("n_heads", Part.integer),
+    "n_embd": ("d_model", Part.integer),
+    "context_length": ("max_seq_len", length, 2048),
+    "norm_eps": ("layer_norm_epsilon", Part.number),
+    "tied": ("tie_word_embeddings", Part.flag, True),
+}
+ATTENTION = {  # the same of attn_config
+    "softmax_scale": ("softmax_scale", Part.number, None),
+    "alibi_bias_max": ("alibi_bias_max", Part.number, 8),
+    "clip_qkv": ("clip_qkv", Part.number, None),
+    "qk_ln": ("qk_ln", Part.flag, False),
+}
 MPT_HARMLESS = {
     "verbose", "name",  # what the file says of itself
     "param_init_fn",  # how an untrained model starts
@@ -37,7 +52,6 @@ ATTENTION_HARMLESS = {
     "model_type", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings",
     "rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config",  # for rope: true
 }  # fmt: skip
-PLAIN_LINEAR = ("torch", {"name": "torch"})  # two spellings of one kind
 
 
 def config_from_hf(raw: dict) -> MptConfig:
@@ -48,47 +62,33 @@ def config_from_hf(raw: dict) -> MptConfig:
     """
     keys = Part(raw)
     keys["model_type"].only("mpt")
-    # Whether a norm runs in low precision is training's affair.
-    keys["norm_type"].only(None, "low_precision_layernorm", "layernorm")
     plain_decoder(keys)
-    keys["fc_type"].only(None, *PLAIN_LINEAR)
-    _only_plain_mlp(keys["ffn_config"])
     attention = keys["attn_config"]
-    _only_alibi(attention)
-    n_embd, n_head, head_dim = heads(keys, "d_model", "n_heads")
-    kv_n_heads = attention["kv_n_heads"].integer(n_head)
-    if kv_n_heads != n_head:
-        raise attention["kv_n_heads"].wrong(f"n_heads, {n_head}")
-    ratio = keys["expansion_ratio"].number(4)
-    if not 1 <= ratio * n_embd <= LARGEST_SIZE:
-        raise keys["expansion_ratio"].wrong("a number that fits d_model")
+    _only_what_is_implemented(keys, attention)
+    head_dim = head_size(keys, "d_model", "n_heads")
     norm_eps = keys["norm_eps"].number(1e-5)  # MosaicML's name; the other is transformers'
-    config = MptConfig(
-        family="mpt",
-        vocab_size=keys["vocab_size"].integer(),
-        n_layer=keys["n_layers"].integer(),
-        n_head=n_head,
-        n_kv_head=n_head,
-        n_embd=n_embd,
-        head_dim=head_dim,
-        n_inner=int(ratio * n_embd),
-        context_length=keys["max_seq_len"].integer(2048, 2**62),
-        norm_eps=keys["layer_norm_epsilon"].number(norm_eps),
-        tied=keys["tie_word_embeddings"].flag(True),
-        softmax_scale=attention["softmax_scale"].number(None),
-        alibi_bias_max=attention["alibi_bias_max"].number(8),
-        clip_qkv=attention["clip_qkv"].number(None),
-        qk_ln=attention["qk_ln"].flag(False),
-        bias=not keys["no_bias"].flag(True),
-        **special_ids(keys, bos=(), eos=()),
-    )
+    facts = facts_of(keys, FACTS, norm_eps=norm_eps) | facts_of(attention, ATTENTION)
+    attention["kv_n_heads"].only(None, facts["n_head"])
+    n_inner = int(keys["expansion_ratio"].number(4) * facts["n_embd"])
+    if not 1 <= n_inner <= LARGEST_SIZE:
+        raise keys["expansion_ratio"].wrong("a number that fits d_model")
+    facts |= special_ids(keys, bos=(), eos=()) | {"bias": not keys["no_bias"].flag(True)}
     close(attention, ATTENTION_HARMLESS)
     close(keys, MPT_HARMLESS)
-    return config
+    return MptConfig(
+        family="mpt", n_kv_head=facts["n_head"], head_dim=head_dim, n_inner=n_inner, **facts
+    )
 
 
-def _only_alibi(attention: Part):
-    """Of attn_config, only ALiBi and plain heads are implemented."""
+def _only_what_is_implemented(keys: Part, attention: Part):
+    """ALiBi, plain heads and a plain MLP. Raises ValueError for any other MPT."""
+    # Whether a norm runs in low precision is training's affair.
+    keys["norm_type"].only(None, "low_precision_layernorm", "layernorm")
+    mlp = keys["ffn_config"]  # newer files say there what the older ones leave unsaid
+    for part in (keys, mlp):
+        part["fc_type"].only(None, "torch", {"name": "torch"})
+    mlp["ffn_type"].only(None, "mptmlp")
+    close(mlp)
     # transformers 4 writes what differs from its defaults, of which ALiBi is one, and beside
     # it, as MosaicML does not, a model_type.
     if not attention["alibi"].flag("model_type" in attention):
@@ -100,31 +100,6 @@ def _only_alibi(attention: Part):
     for name in ("prefix_lm", "rope", "qk_gn"):
         attention[name].only(None, False)
     attention["sliding_window_size"].only(None, -1)
-    for name in ("attn_logit_softcapping", "kv_dim"):
-        attention[name].only(None)
-
-
-def _only_plain_mlp(ffn: Part):
-    """Newer files say in ffn_config what the older ones leave unsaid."""
-    ffn["ffn_type"].only(None, "mptmlp")
-    ffn["fc_type"].only(None, *PLAIN_LINEAR)
-    close(ffn)
-
-
-def as_stored(config: MptConfig, shapes: dict[str, tuple[int, ...]]) -> MptConfig:
-    """The config with what its tensors, by their names, say of three facts.
-
-    MosaicML's own code obeys expansion_ratio, no_bias and qk_ln; transformers writes them and
-    ignores them: its MLP is 4 times as wide as the model, without biases and such norms.
-    """
-    facts, width = {}, 4 * config.n_embd
-    if shapes.get("transformer.blocks.0.ffn.up_proj.weight") == (width, config.n_embd):
-        facts["n_inner"] = width
-    if "transformer.norm_f.bias" not in shapes:
-        facts["bias"] = False
-    if "transformer.blocks.0.attn.q_ln.weight" not in shapes:
-        facts["qk_ln"] = False
-    return replace(config, **facts)
 
 
 def config_to_hf(config: MptConfig) -> dict:
@@ -132,32 +107,20 @@ def config_to_hf(config: MptConfig) -> dict:
 
     transformers 5 tells 8 from 8.0 and refuses the wrong one, so each number has its kind.
     """
-    clip, scale = config.clip_qkv, config.softmax_scale
     ratio = config.n_inner / config.n_embd
     if int(ratio * config.n_embd) < config.n_inner:  # whoever reads it rounds down
         ratio = math.nextafter(ratio, math.inf)
-    return shared_keys(config) | {
+    attention = {key: getattr(config, key) for key in ATTENTION}
+    for name in ("clip_qkv", "softmax_scale"):
+        attention[name] = attention[name] and float(attention[name])
+    attention["alibi_bias_max"] = _whole(config.alibi_bias_max)
+    return keys_of(config, FACTS) | {
         "architectures": ["MPTForCausalLM"],
-        "d_model": config.n_embd,
         "expansion_ratio": _whole(ratio),
-        "n_layers": config.n_layer,
-        "n_heads": config.n_head,
-        "max_seq_len": config.context_length,
         "norm_type": "low_precision_layernorm",
-        "layer_norm_epsilon": config.norm_eps,
         "no_bias": not config.bias,
         "learned_pos_emb": False,
-        "logit_scale": None,
-        "attn_config": {
-            "attn_type": "multihead_attention",
-            "attn_impl": "torch",
-            "alibi": True,
-            "alibi_bias_max": _whole(config.alibi_bias_max),
-            "clip_qkv": None if clip is None else float(clip),
-            "qk_ln": config.qk_ln,
-            "softmax_scale": None if scale is None else float(scale),
-            "prefix_lm": False,
-        },
+        "attn_config": {"attn_impl": "torch", "alibi": True, **attention},
     }
 
 

@@ -1,7 +1,8 @@
 """The keys of a config.json, each taken once: used, known harmless, or refused by name.
 
 A key that nobody reads may change what a network computes, so a family takes every key that it
-knows and then closes the dictionary; whatever is left is an error.
+knows and then closes the dictionary; whatever is left is an error. What a family's config says
+in one key each stands in a table, by which it is read and written.
 """
 
 from __future__ import annotations
@@ -21,19 +22,48 @@ HARMLESS = re.compile(
     r"tf_legacy_loss|loss_fn|label_smoothing|is_decoder|chunk_size_feed_forward|"
     r"attn_impl.*|.*flash_att.*|use_cache|use_return_dict|return_.*|output_past|"
     r"output_(attentions|hidden_states|scores|logits|router_logits)|max_window_layers|"
-    # of other tasks
+    # of other tasks, and how tokens are drawn where a caller does not say it
     r"finetuning_task|id2label|label2id|num_labels|problem_type|task_specific_params|prefix|"
     r"summary_.*|tie_encoder_decoder|cross_attention_hidden_size|"
-    # how tokens are drawn, where a caller does not say it
-    r"(min|max)_(new_tokens|length)|(diversity|repetition|length)_penalty|do_sample|top_[kp]|"
-    r"temperature|typical_p|early_stopping|num_(beams|beam_groups|return_sequences)|"
-    r"(encoder_)?no_repeat_ngram_size|bad_words_ids|(begin_)?suppress_tokens|"
-    r"remove_invalid_values|exponential_decay_length_penalty|"
+    r"(min|max)_(new_tokens|length)|.*_penalty|do_sample|top_[kp]|temperature|typical_p|"
+    r"early_stopping|num_(beams|beam_groups|return_sequences)|.*no_repeat_ngram_size|"
+    r"bad_?words_?ids|.*suppress_tokens|remove_invalid_values|"
     # what KoboldAI shows and how it draws
-    r"welcome|antemplate|newlinemode|badwordsids|nobreakmodel|adventure|chatmode|dynamicscan|"
+    r"welcome|antemplate|newlinemode|nobreakmodel|adventure|chatmode|dynamicscan|"
     r"formatoptns|sampler_order|temp|tfs|typical|top_a|rep_pen.*"
 )
 """Keys that any family's config.json may hold, and that change no logit of a trained model."""
+
+
+def facts_of(keys: Part, table: dict[str, tuple], **defaults) -> dict:
+    """The facts of a table: our name -> the key of config.json, the method of Part that takes
+    it, and its default where it has one. defaults: those that depend on other keys.
+
+    >>> facts_of(Part({"n_layer": 2}), {"n_layer": ("n_layer", Part.integer)})
+    {'n_layer': 2}
+    """
+    found = {}
+    for name, (key, take, *default) in table.items():
+        if name in defaults:
+            default = [defaults[name]]
+        found[name] = take(keys[key], *default)
+    return found
+
+
+def keys_of(config: ModelConfig, table: dict[str, tuple]) -> dict:
+    """A config.json: what every family spells alike, and the facts of its table."""
+    eos = list(config.eos_ids)
+    return {
+        "model_type": config.family,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        **{key: getattr(config, name) for name, (key, *_) in table.items()},
+    }
+
+
+def length(part: Part, default: int) -> int:
+    """A trained length, which may be beyond any other size."""
+    return part.integer(default, at_most=2**62)
 
 
 def close(keys: Part, harmless=frozenset()):
@@ -60,13 +90,13 @@ def close(keys: Part, harmless=frozenset()):
             )
 
 
-def heads(keys: Part, width: str, count: str, own: str | None = None) -> tuple[int, int, int]:
-    """n_embd, n_head, and head_dim: the width shared out, or what the key `own` says."""
+def head_size(keys: Part, width: str, count: str, own: str | None = None) -> int:
+    """head_dim: the width shared out among the heads, or what the key `own` says."""
     n_embd, n_head = keys[width].integer(), keys[count].integer()
     head_dim = None if own is None else keys[own].integer(None)
     if head_dim is None and n_embd % n_head:
         raise keys.error(f"{width} ({n_embd}) must be a multiple of {count} ({n_head})")
-    return n_embd, n_head, head_dim or n_embd // n_head
+    return head_dim or n_embd // n_head
 
 
 def special_ids(keys: Part, bos: tuple[int, ...], eos: tuple[int, ...]) -> dict:
@@ -90,15 +120,3 @@ def plain_decoder(keys: Part):
                 f"{name} says that the weights are quantised, which is not implemented: use "
                 "the model's own, in float16, bfloat16 or float32"
             )
-
-
-def shared_keys(config: ModelConfig) -> dict:
-    """The part of a config.json that every family spells alike."""
-    eos = list(config.eos_ids)
-    return {
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tied,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-    }

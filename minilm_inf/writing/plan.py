@@ -61,53 +61,29 @@ def network(options) -> Network:
     )
 
 
-def scoring(net: Network, lm: LMInfinite | None, lengths: list[int], options) -> dict:
-    """The plan of texts that are scored one after another, all tokens but each one's first."""
-    n = max(lengths) - 1
-    now, cache = min(options.chunk, n), (net.config, n, lm, net.dtype)
-    # Beside the logits, logsumexp takes a copy of them; in half precision both are in float32.
-    copies = 2 * max(net.dtype.itemsize, torch.float32.itemsize)
-    return plan(
-        net, lengths, options.middle, f"{sum(lengths):,} tokens", cache,
-        working=working_bytes(net, lm or FULL_ATTENTION, n - now, now),
-        logits=now * net.config.vocab_size * copies,
-        reading_flops=sum(flops(net, lm, 0, length - 1, length - 1) for length in lengths),
-    )  # fmt: skip
-
-
-def writing(net: Network, lm: LMInfinite | None, lengths: list[int], options) -> dict:
-    """The plan of prompts of these lengths that are read side by side, and written on."""
+def plan(net: Network, lm: LMInfinite | None, lengths: list[int], options) -> dict:
+    """The plan of prompts of these lengths that are read side by side, and written on: bytes at
+    the peak, and operations of all texts together, named as in JSON."""
     batch, n, new = len(lengths), max(lengths), options.max_new_tokens
     written, now = max(0, new - 1), min(options.prefill_chunk, n)  # the last is never read
-    cache = net.config, n + written, lm, net.dtype, batch, min(lengths) + written
-    token = sum(flops(net, lm, length + written - 1, length + written, 1) for length in lengths)
-    logits = batch * net.dtype.itemsize + 4 * torch.float32.itemsize  # sampling: one at a time
-    return plan(
-        net, lengths, options.middle, f"{n + new:,} tokens", cache,
-        working=working_bytes(net, lm or FULL_ATTENTION, n - now, now, batch),
-        logits=logits * net.config.vocab_size,
-        reading_flops=sum(flops(net, lm, 0, length, 1) for length in lengths),
-        token_flops=token if new > 1 else None,
-    )  # fmt: skip
-
-
-def plan(net: Network, lengths, middle, tokens, cache, working, logits, **operations) -> dict:
-    """A plan: bytes at the peak, and operations of all texts together, named as in JSON.
-
-    cache: what cache_bytes is given; middle: where it keeps what top-k comes back from;
-    operations: reading_flops, and token_flops of the last token that is written.
-    """
-    weights, held, on_disk = net.parameters * net.dtype.itemsize, cache_bytes(*cache), 0
-    if middle == "disk":
-        config, length, lm, *more = cache
-        on_disk = held - cache_bytes(config, length, replace(lm, top_k=0), *more)
-    loading = weights + net.largest
-    running = weights + held - on_disk + max(working, logits)
+    end = net.dtype, batch, min(lengths) + written
+    cache, on_disk = cache_bytes(net.config, n + written, lm, *end), 0
+    if options.middle == "disk":
+        on_disk = cache - cache_bytes(net.config, n + written, replace(lm, top_k=0), *end)
+    working = working_bytes(net, lm or FULL_ATTENTION, n - now, now, batch)
+    # Of each text what the head gives, and of one at a time what sampling makes of it.
+    logits = batch * net.dtype.itemsize + 4 * torch.float32.itemsize
+    logits *= net.config.vocab_size
+    weights = net.parameters * net.dtype.itemsize
+    loading, running = weights + net.largest, weights + cache - on_disk + max(working, logits)
+    ends = [length + written for length in lengths]
     return {
-        "what": f"{len(lengths):,} text{'s' * (len(lengths) > 1)} of {tokens}",
-        "weights_bytes": weights, "cache_bytes": held - on_disk, "working_bytes": working,
+        "what": f"{batch:,} text{'s' * (batch > 1)} of {n + new:,} tokens",
+        "weights_bytes": weights, "cache_bytes": cache - on_disk, "working_bytes": working,
         "logits_bytes": logits, "loading_bytes": loading, "total_bytes": max(loading, running),
-        "in_file_bytes": on_disk, "token_flops": None, **operations,
+        "in_file_bytes": on_disk,
+        "reading_flops": sum(flops(net, lm, 0, length, 1) for length in lengths),
+        "token_flops": sum(flops(net, lm, at - 1, at, 1) for at in ends) if new > 1 else None,
     }  # fmt: skip
 
 
