@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_model(parser)
     flags.add_sight(parser)
     speed = parser.add_argument_group("speed")
-    flags.add_counts(speed, ("--prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"))
+    flags.add_counts(speed, ("--prefill-chunk", 1, 1024, "tokens read at a time (%(default)s)"))
     speed.add_argument("--compile", action="store_true",
                        help="compile the decode step: half a minute first; then a small model "
                        "is 2 to 3 times as fast, a large one little faster")  # fmt: skip

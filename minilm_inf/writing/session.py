@@ -32,7 +32,7 @@ class Session(Guard):
     """
 
     def __init__(
-        self, model: Transformer, lm: LMInfinite | None, prefill_chunk=512, compile=False,
+        self, model: Transformer, lm: LMInfinite | None, prefill_chunk=1024, compile=False,
         middle="ram", n_texts=1,
     ):  # fmt: skip
         require_integer("prefill_chunk", prefill_chunk, at_least=1)
@@ -185,7 +185,7 @@ def write_all(
 def generate(
     model: Transformer, ids: list[int], lm: LMInfinite | None = None,
     max_new_tokens: int = 256, temperature: float = 0.8, top_k: int = 50, top_p: float = 1.0,
-    seed: int | None = None, stop_ids: tuple[int, ...] | None = None, prefill_chunk: int = 512,
+    seed: int | None = None, stop_ids: tuple[int, ...] | None = None, prefill_chunk: int = 1024,
     compile: bool = False, middle: str = "ram",
 ) -> Iterator[int]:  # fmt: skip
     """Yield up to max_new_tokens ids that follow `ids`.
