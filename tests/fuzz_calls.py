@@ -137,8 +137,7 @@ READ = dict(tokens=torch.arange(24).view(2, 12), lm=LMInfinite(5, 2, 5), first_p
             padding=None, middle="ram", batch=2, path="cached", lengths=None,
             n_reaching=None)  # fmt: skip
 WRITE = dict(ids=[1, 2, 3], lm=LMInfinite(5, 2, 5), max_new_tokens=2, temperature=0.8, top_k=5,
-             top_p=0.9, min_p=0.0, repetition_penalty=1.1, seed=1, stop_ids=(2,),
-             path="chunked", prefill_chunk=2, middle="ram")  # fmt: skip
+             top_p=0.9, seed=1, stop_ids=(2,), prefill_chunk=2, middle="ram")  # fmt: skip
 NEW = dict(batch=2, lm=LMInfinite(5, 2, 5, 2), first_position=0, padding=[0, 1], middle="ram")
 
 
