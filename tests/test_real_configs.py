@@ -62,10 +62,6 @@ EVERY_DEFAULT = {  # what to_dict() of transformers 4 adds to any config
     "tokenizer_class": None, "decoder_start_token_id": None, "task_specific_params": None,
     "problem_type": None,
 }  # fmt: skip
-KOBOLD = {
-    "welcome": "Hello", "antemplate": "[<|>]", "newlinemode": "n", "badwordsids": [[60]],
-    "adventure": True, "formatoptns": {"frmttriminc": True}, "rep_pen": 1.1,
-}  # fmt: skip
 
 ATTENTION = {
     "alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0,
@@ -178,7 +174,6 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
         LLAMA,
     ),
     "every default": (LLAMA_2 | EVERY_DEFAULT, LLAMA),
-    "of KoboldAI": (LLAMA_2 | KOBOLD, LLAMA),
     "Mistral 0.2": (
         MISTRAL | dict(sliding_window=None, rope_theta=1e6), dict(rope_theta=1e6),
     ),
@@ -212,7 +207,7 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
     "transformers 4, defaults": (NATIVE | {"attn_config": {"model_type": ""}}, MPT_2),
     "gpt-j-6b": (SIX_B, GPTJ),
     "gpt-j, transformers 5": (SIX_B | WHOLE, GPTJ),
-    "Pygmalion": (SIX_B | EVERY_DEFAULT | KOBOLD | dict(n_ctx=2048), GPTJ),
+    "Pygmalion": (SIX_B | EVERY_DEFAULT | dict(n_ctx=2048), GPTJ),
 }  # fmt: skip
 
 REFUSED = {  # name -> the file, and the key that says why
@@ -276,7 +271,7 @@ FACTS = [  # family, key, its value, and what that says
     ("llama", "attention_bias", True, dict(attention_bias=True)),
     ("llama", "mlp_bias", True, dict(mlp_bias=True)),
     ("llama", "rope_scaling", LLAMA3_ROPE, dict(rope_scaling=LLAMA3)),
-    ("llama", "max_sequence_length", 512, {}),
+    ("llama", "max_sequence_length", 4096, {}),
     ("llama", "layer_types", ["full_attention"] * 32, {}),
     ("llama", "bos_token_id", None, dict(bos_id=None)),
     ("llama", "eos_token_id", [5, 6, 7], dict(eos_ids=(5, 6, 7))),
