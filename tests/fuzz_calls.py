@@ -96,7 +96,7 @@ def flags(rng):
     )
 
 
-COMMANDS = "/help", "/exit", "/reset", "/set", "/", "/stats", "/load x", "/exit\r", "//"
+COMMANDS = "/help", "/exit", "/reset", "/set", "/", "/stats", "/load x", "/exit\r", "//", "Hi"
 
 
 def prompts(rng):
@@ -106,19 +106,18 @@ def prompts(rng):
     raw = rng.choice((b"", b"", b"", b"\xef\xbb\xbf", b"\xff\xfe")) + raw
     write({"p.txt": raw}, ".")
     written = os.fsdecode(raw.replace(b"\0", b""))  # as a shell hands it over
-    generate = "generate", "-m", "m", "-n", "3"
+    writing = "generate", "-m", "m", "-n", "3"
     shows = rng.choice(([], ["--json"], ["--echo"], ["--explain"], ["--no-bos"]))
-    lines = [rng.choice((*COMMANDS, "Hi there")).encode() for _ in range(3)]
     ways = {
-        "-p": (*generate, "-p", written, *shows),
-        "-f": (*generate, "-f", "p.txt", *shows),
-        "stdin": (*generate, "-p", "-", *shows),
-        "-i": (*generate, "-i"),
-        "--stop": (*generate, "-p", "Hi", "--stop", written),
-        "several": (*generate, "-p", written, "-p", "Hi"),
+        "-p": (*writing, "-p", written, *shows),
+        "-f": (*writing, "-f", "p.txt", *shows),
+        "stdin": (*writing, "-p", "-", *shows),
+        "-i": (*writing, "-i"),
+        "--stop": (*writing, "-p", "Hi", "-p", "You", "--stop", written),
         "--text": ("evaluate", "perplexity", "-m", "m", "--text", "p.txt", "--length", "40"),
     }
     how = rng.choice(list(ways))
+    lines = [rng.choice(COMMANDS).encode() for _ in range(3)]
     stdin = b"\n".join([*lines, raw]) if how == "-i" else raw
     return f"{how} {shows} {raw[:200]!r}", lambda: program(*ways[how], stdin=stdin)
 

@@ -100,7 +100,7 @@ def some_text(rng: random.Random) -> str:
     how = rng.random()
     if how < 0.1:
         text += rng.choice(("\ud800", "\udcff", "\0", "\0\0x", "\ufffe"))
-    elif how < 0.2:
+    elif how < 0.15:
         unit = rng.choice(("a", "ab", " ", "é", "日", "1", "'", "\n", "a" * 40 + "!", "\u0301"))
         text += unit * rng.choice((100, 2000))
     return text

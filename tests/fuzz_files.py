@@ -51,8 +51,21 @@ def shards() -> dict[str, bytes]:
     return files | {"model.safetensors.index.json": json.dumps(index).encode()}
 
 
+TEMPLATES = sorted((Path(__file__).parent / "fixtures" / "templates").glob("*.jinja"))
+SCRAPS = (
+    "{{", "}}", "{%", "%}", "{#", "{% if x %}", "{% endif %}", "\r\n", "' + ", "\\", "'", "|",
+    "{{ '<|im_start|>' }}", "[INST]", "\ud800", "{{ raise_exception('x') }}", "\\u12",
+    "{{ x.__init__.__globals__ }}", "messages[0]['role']", "{%- set x = 1 -%}",
+)  # fmt: skip
+
+
 def damaged(rng: random.Random, name: str, raw: bytes) -> bytes:
     """A file of a checkpoint that is no more what it was."""
+    if name.endswith(".jinja"):
+        text, scrap = raw.decode(), rng.choice(SCRAPS) * rng.choice((1, 1, 1, 3, 5000))
+        at = rng.randrange(len(text) + 1)
+        text = text[:at] + scrap + text[at + rng.choice((0, 1, 5, 60)) :]
+        return text.encode("utf-8", "surrogatepass")
     if name.endswith(".json") and rng.random() < 0.85:
         tree = json.loads(raw)
         if name == "config.json" and rng.random() < 0.3:
@@ -80,6 +93,7 @@ def read_somehow(rng: random.Random, folder: str) -> tuple[str, object]:
         "inspect": lambda: program("inspect", folder),
         "generate": lambda: program(*writing),
         "plan": lambda: program(*writing, "--plan"),
+        "chat": lambda: program(*writing, "--chat"),
         "tokenize": tokenize,
     }
     how = rng.choice(list(ways))
@@ -91,13 +105,9 @@ def files(rng):
     family = rng.choice(("llama", "mpt", "gptj", "shards"))
     made = shards() if family == "shards" else weights(family)
     made = made | tokenizer(rng.choice(TOKENIZERS))
-    more = {"generation_config.json": {"eos_token_id": [2, 3], "temperature": 0.7},
-            "special_tokens_map.json": {"eos_token": {"content": "</s>"}}}  # fmt: skip
-    if rng.random() < 0.15:
-        name = rng.choice(list(more))
-        made[name] = json.dumps(more[name]).encode()
-    else:
-        name = rng.choice(list(made))
+    made["generation_config.json"] = b'{"eos_token_id": [2, 3], "temperature": 0.7}'
+    made["chat_template.jinja"] = rng.choice(TEMPLATES).read_bytes()
+    name = rng.choice(list(made))
     how = "missing" if rng.random() < 0.05 else "spoiled"
     made[name] = damaged(rng, name, made[name])
     shown = made[name][:1500]
@@ -105,37 +115,6 @@ def files(rng):
         del made[name]
     way, call = read_somehow(rng, write(made))
     return f"{family}, {name} {how}, {way}: {shown!r}", call
-
-
-TEMPLATES = sorted((Path(__file__).parent / "fixtures" / "templates").glob("*.jinja"))
-SCRAPS = (
-    "{{", "}}", "{%", "%}", "{#", "#}", "{% if x %}", "{% else %}", "{% endif %}", "\r\n",
-    "{{ x }}", "{{ '<|im_start|>' }}", "' + ", "\\", "'", "|", "bos_token", "[INST]", "\ud800",
-    "{% for m in messages %}", "{{ raise_exception('x') }}", "{{ x.__init__.__globals__ }}",
-    "\\x", "\\u12", "\\N{x}", "<|user|>", "messages[0]['role']", "{% endfor %}",
-    "{%- set x = 1 -%}",
-)  # fmt: skip
-
-
-def templates(rng):
-    text = rng.choice(TEMPLATES).read_text(encoding="utf-8")
-    for _ in range(rng.choice((0, 1, 1, 2, 4))):
-        at, size = rng.randrange(len(text) + 1), rng.choice((0, 1, 5, 60))
-        scrap = rng.choice(SCRAPS) * rng.choice((1, 1, 1, 3, 20_000))
-        text = text[:at] + scrap + text[at + size :]
-    made = weights() | tokenizer(rng.choice(("pieces", "GPT-2, json")))
-    if rng.random() < 0.4:
-        made["chat_template.jinja"] = text.encode("utf-8", "surrogatepass")
-    else:
-        value = rng.choice((text, text, [{"name": "default", "template": text}], [text]))
-        raw = {"chat_template": value, "eos_token": "</s>"}
-        raw = spoiled(rng, raw) if rng.random() < 0.2 else raw
-        made["tokenizer_config.json"] = json.dumps(raw).encode()
-    said = ["--system", some_text(rng).replace("\0", "")] if rng.random() < 0.3 else []
-    folder = write(made)
-    return f"{len(text)} letters, {text[:300]!r}", lambda: program(
-        "generate", "-m", folder, "--chat", "-n", "2", "-p", "Hi", *said
-    )
 
 
 class Runs:
@@ -178,4 +157,4 @@ def pickles(rng):
     return f"way {how}, {name}, {len(raw)} bytes", call
 
 
-FILES = {"files": files, "templates": templates, "pickles": pickles}
+FILES = {"files": files, "pickles": pickles}

@@ -99,12 +99,8 @@ def main() -> int:
         print(json.dumps(load(Path(sys.argv[2]), getattr(torch, sys.argv[3]))))
         return 0
     print(f"PyTorch {torch.__version__}, {sys.platform}")
-    holds = True
-    for name, dtype in (
-        ("LLaMA-7B", "bfloat16"),
-        ("MPT-7B", "bfloat16"),
-        ("LLaMA-7B", "float32"),
-    ):
+    holds, runs = True, [(name, "bfloat16") for name in SHAPES] + [("LLaMA-7B", "float32")]
+    for name, dtype in runs:
         peak, weights, one = measure(SHAPES[name], dtype, fresh)
         print(f"{name}, 2 layers, bfloat16 on the disk, {dtype} in memory: MB of weights "
               f"{weights / 1e6:.2f}, of the largest tensor {one / 1e6:.2f}, at the peak "

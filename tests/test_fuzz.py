@@ -1,4 +1,4 @@
-"""500 cases of fuzz.py, or as many as --fuzz says: `make fuzz` asks for 20,000."""
+"""300 cases of fuzz.py, or as many as --fuzz says: `make fuzz` asks for 20,000."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_nothing_goes_wrong(kind, request):
     assert any(v.outcome == "clean" for v in verdicts), (
         "nothing was right before it was spoiled"
     )
-    assert not wrong, f"python tests/fuzz.py --kind {kind} --first " + "\n".join(wrong)
+    assert not wrong, f"python tests/fuzz.py --kind {kind} --number " + "\n".join(wrong)
 
 
 def spin():

@@ -147,27 +147,17 @@ PUBLISHED = {
 READ = {  # name -> the file, and all that it says, or some facts of the network
     "LLaMA": (LLAMA_1, LLAMA),
     "Llama 2": (LLAMA_2, LLAMA),
-    "Llama 2 70B": (
-        LLAMA_2 | dict(hidden_size=8192, num_attention_heads=64, num_key_value_heads=8),
-        dict(n_kv_head=8, head_dim=128),
-    ),
     "Llama 3": (LLAMA_3, dict(eos_ids=(128001,), rope_theta=500000.0)),
     "Llama 3.1 Instruct": (LLAMA_31, dict(eos_ids=(128001, 128008, 128009))),
     "Llama 3.2 1B": (
         LLAMA_31 | dict(head_dim=64, hidden_size=2048, tie_word_embeddings=True),
         dict(head_dim=64, tied=True),
     ),
-    "Llama 3.2 of Unsloth": (
-        LLAMA_31 | dict(unsloth_fixed=True, pad_token_id=128004, unsloth_version="2024.9"),
-        dict(bos_id=128000),
-    ),
-    "TinyLlama": (LLAMA_2 | dict(num_key_value_heads=4, hidden_size=2048), dict(n_kv_head=4)),
     "Vicuna 16k": (
         LLAMA_2
         | dict(rope_scaling={"factor": 4.0, "type": "linear"}, max_sequence_length=16384),
         dict(rope_scaling=(("rope_type", "linear"), ("factor", 4.0))),
     ),
-    "Llama 2 32K": (LLAMA_2 | dict(auto_map={"AutoModelForCausalLM": "x.Model"}), LLAMA),
     "SmolLM2": (
         LLAMA_2
         | {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {}},
@@ -188,14 +178,6 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
         },
         replace(MPT, context_length=65536, alibi_bias_max=16, clip_qkv=6),
     ),
-    "mpt-30b": (
-        SEVEN_B | {"d_model": 7168, "max_seq_len": 8192, "n_heads": 64, "n_layers": 48},
-        replace(
-            MPT, n_layer=48, n_head=64, n_kv_head=64, n_embd=7168, head_dim=112,
-            n_inner=28672, context_length=8192,
-        ),
-    ),
-    "MPT, every default": (SEVEN_B | EVERY_DEFAULT | dict(gradient_checkpointing=False), MPT),
     "llm-foundry, 2023": (
         SEVEN_B | {"fc_type": "torch", "ffn_config": {"fc_type": "torch"},
                    "residual_coeff": None, "loss_fn": "torch_crossentropy"},
