@@ -19,8 +19,8 @@ import numpy as np
 
 from . import corpus, load
 from .config import LMInfinite
-from .evaluate.compare import encoded
-from .evaluate.measure import by_position
+from .evaluate.comparison import by_position
+from .evaluate.documents import encoded
 from .evaluate.table import card_table
 from .terminal.ending import guarded
 from .terminal.files import check_output, read_bytes, read_json, write_beside

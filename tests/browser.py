@@ -111,17 +111,21 @@ class Page:
         """What a JavaScript function answers to these arguments."""
         return self.evaluate(f"({function})({', '.join(map(json.dumps, arguments))})")
 
-    def press(self, key: str, times: int = 1, shift: bool = False):
+    def screen(self, width: int, height: int):
+        """Look at the page on a screen of this size."""
+        size = dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+
+    def press(self, key: str, times: int = 1):
         """Press a key, as a hand would."""
-        code = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38}
-        code |= {"ArrowRight": 39, "ArrowDown": 40, "PageUp": 33, "PageDown": 34}
+        code = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowUp": 38}
+        code |= {"ArrowRight": 39, "PageUp": 33}
         what = {"key": key, "code": key, "windowsVirtualKeyCode": code[key]}
         for _ in range(times):
             text = {"text": "\r"} if key == "Enter" else {}
             kind = "keyDown" if text else "rawKeyDown"
-            modifiers = 8 if shift else 0
-            self.send("Input.dispatchKeyEvent", type=kind, modifiers=modifiers, **what, **text)
-            self.send("Input.dispatchKeyEvent", type="keyUp", modifiers=modifiers, **what)
+            self.send("Input.dispatchKeyEvent", type=kind, **what, **text)
+            self.send("Input.dispatchKeyEvent", type="keyUp", **what)
 
     def close(self):
         """End the browser."""

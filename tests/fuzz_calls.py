@@ -113,7 +113,7 @@ def prompts(rng):
         "-f": (*writing, "-f", "p.txt", *shows),
         "stdin": (*writing, "-p", "-", *shows),
         "-i": (*writing, "-i"),
-        "--stop": (*writing, "-p", "Hi", "-p", "You", "--stop", written),
+        "several": (*writing, "-p", written, "-p", "Hi"),
         "--text": ("evaluate", "perplexity", "-m", "m", "--text", "p.txt", "--length", "40"),
     }
     how = rng.choice(list(ways))
@@ -197,8 +197,7 @@ TARGETS = {  # name -> (what is called, its arguments, what stands for one of th
     "generate": (
         lambda **given: list(generate(model(), **given)),
         dict(ids=[1, 2, 3], lm=LM, max_new_tokens=2, temperature=0.8, top_k=5, top_p=0.9,
-             min_p=0.0, repetition_penalty=1.1, seed=1, stop_ids=(2,), path="chunked",
-             prefill_chunk=2, middle="ram"),
+             seed=1, stop_ids=(2,), prefill_chunk=2, middle="ram"),
         ([31], [-1], [1.5], ["a"], torch.arange(3), (1, 2), "reference"),
     ),
 }  # fmt: skip

@@ -10,11 +10,9 @@ import torch
 from conftest import ROOT, tiny_llama
 
 from minilm_inf.checkpoint import save
-from minilm_inf.config import LMInfinite
 from minilm_inf.diagnose import __main__ as diagnose
 from minilm_inf.evaluate import __main__ as evaluate
-from minilm_inf.evaluate.compare import encoded
-from minilm_inf.evaluate.comparison import pass_keys
+from minilm_inf.evaluate.documents import encoded
 from minilm_inf.evaluate.methods import Truncated
 from minilm_inf.evaluate.trials import ABSENT, ALONE, Pairs, PassKey
 from minilm_inf.text.tokenizer import load, opening
@@ -95,19 +93,6 @@ def test_windows_and_trials_are_text_from_end_to_end(known, kind):
         assert all(known.bytes_of(id) for id in row[len(begin) :])
 
 
-def test_filler_has_all_tokens_of_the_texts(known, kind):
-    """The first token of a text that is left out as if it were BOS."""
-    documents = encoded({"a": TEXT[:6000], "b": TEXT[6000:]}, known, 600)
-    filler = sum(len(ids) for ids in documents.values()) - 2 * len(BOS[kind])
-    quarter, lm = (filler - 1) // 4, LMInfinite(140, 10, 140)
-    model = tiny_llama(context_length=quarter)
-    with pytest.raises(ValueError, match=f"text, and there are {filler:,}"):
-        pass_keys(known, documents, lm, tiny_llama(context_length=600).config, 1)
-    middle, inside = pass_keys(known, documents, lm, model.config, 2)
-    assert [len(trial.ids) for trial in middle] == [4 * quarter] * 2
-    assert [len(trial.ids) for trial in inside] == [quarter] * 2
-
-
 def test_truncation_without_bos_reads_the_last_tokens():
     """A text's first token that stands before every window, far from where it was."""
     rows = torch.arange(9)[None]
@@ -130,7 +115,7 @@ def test_what_measures_runs(program, kind, folder, text, tmp_path, monkeypatch):
         assert [c["trials"] for c in cells] == [1] * (1 + 2 + 4 * 6 - 2)
     more = ["--length", 1100, "--methods", "full,truncate,topk", "--n-local", 60, "--trials", 1]
     code, said, err = program(evaluate.main, "compare", *run, *more)
-    assert code == 0 and "| passkey, middle |" in said and "no pass keys" not in err
+    assert code == 0 and "| passkey, middle |" in said
     more = ["--length", 400, "--out", tmp_path / "d"]
     code, said, err = program(diagnose.main, *run, *more)
     assert code == 0 and said.startswith("factor 1, "), err

@@ -124,15 +124,6 @@ def test_large_logits_do_not_overflow():
     assert (got.double() - exact).abs().max() < 2e-3
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
-def test_any_integer_counts_positions(dtype):
-    """Catches distances that wrap around in a small or unsigned integer."""
-    q, k, v = vectors(N)
-    n = torch.arange(N)
-    expected = attend(q, k, v, n, n, Rotary(8), LM)
-    assert torch.equal(attend(q, k, v, n.to(dtype), n.to(dtype), Rotary(8), LM), expected)
-
-
 def test_the_ceiling_is_the_window_and_nothing_else():
     """Negative control: catches tests that would let a ceiling of L - 1 or L + 1 pass."""
     q, k, v = vectors(N, batch=1)

@@ -181,7 +181,8 @@ def test_the_card_s_command_prints_its_numbers(written, capsys):
     arguments = command[1].replace("\\\n", " ").split()
     arguments[arguments.index("corpus")] = str(written.parent / "corpus")
     assert evaluate.main([*arguments, "--json"]) == 0
-    found = {e["label"]: e["nll"] for e in json.loads(capsys.readouterr().out)["methods"]}
+    found = json.loads(capsys.readouterr().out)["results"]["methods"]
+    found = {entry["label"]: entry["nll"] for entry in found}
     rows = [line.split("|")[2:5] for line in nll_table(text)[2:]]
     columns = zip(*[[float(cell) for cell in row] for row in rows])
     for label, column in zip(("full attention", "LM-Infinite", "truncation"), columns):

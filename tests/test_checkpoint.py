@@ -19,7 +19,6 @@ from conftest import (
     change_config,
     change_tensors,
     some_tokens,
-    tiny_llama,
     tiny_model,
 )
 from safetensors import safe_open

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import READINGS, ROOT, some_tokens, tiny_model, vectors
+from conftest import READINGS, ROOT, SETTINGS, some_tokens, tiny_model, vectors
 
 from minilm_inf import (
     Alibi,
@@ -73,6 +73,20 @@ def test_no_queries_and_no_keys(function):
     assert function(q[:, :, :0], k, v, n[:0], n, Rotary(D), LM).shape == (2, 4, 0, D)
     out = function(q, k[:, :, :0], v[:, :, :0], n, n[:0], Rotary(D), LM)
     assert out.shape == q.shape and not out.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("function", [attend, chunked_attend])
+def test_any_integer_counts_positions(function, lm, dtype):
+    """Catches distances that wrap around in a small or unsigned integer, and "no limit", kept
+    as 2^62, that overflows in one."""
+    n = torch.arange(15)
+    expected = function(*vectors(15), n, n, Rotary(D), lm)
+    got = function(*vectors(15), n.to(dtype), n.to(dtype), Rotary(D), lm)
+    assert torch.equal(got, expected)
+    rows = n.expand(2, -1).to(dtype)
+    assert (function(*vectors(15), rows, rows, Rotary(D), lm) - expected).abs().max() < 1e-12
 
 
 CALLS = [

@@ -25,45 +25,6 @@ def assert_same(q, k, v, q_positions, k_positions, scheme, lm, scale=None):
         assert fast.numel() == 0 or (fast - slow).abs().max() <= tolerance
 
 
-L, G = 5, 2
-SIZES = {  # n, n_local, n_global, queries per chunk
-    "n < L": (4, L, G, 3),
-    "n = L": (L, L, G, 3),
-    "n = L + 1": (L + 1, L, G, 3),
-    "L < n < 2L": (8, L, G, 3),
-    "n = 2L": (2 * L, L, G, L),
-    "n = mL - 1": (4 * L - 1, L, G, L),
-    "n = mL": (4 * L, L, G, L),
-    "n = mL + 1": (4 * L + 1, L, G, L),
-    "G = 0": (17, L, 0, 4),
-    "G = L": (17, L, L, 4),
-    "G > L": (17, L, L + 3, 4),
-    "G = n": (17, L, 17, 4),
-    "G > n": (17, L, 40, 4),
-    "L = 1": (17, 1, G, 4),
-    "L = 1, G = 0": (17, 1, 0, 4),
-    "chunk = 1": (17, L, G, 1),
-    "chunk < G": (17, L, 6, 3),
-    "chunk = L": (17, L, G, L),
-    "chunk > L": (17, L, G, L + 4),
-    "chunk = n": (17, L, G, 17),
-    "chunk > n": (17, L, G, 100),
-    "chunk > n, plain softmax": (17, 17, G, 100),
-}
-
-
-@pytest.mark.parametrize("scheme", [SCHEMES["halves"], SCHEMES["alibi"]], ids=["rope", "alibi"])
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_sizes_that_broke_other_implementations(size, scheme, small_chunks):
-    """Catches an edge of a chunk that meets the edge of the window or of the starting run."""
-    n, n_local, n_global, chunk = size
-    small_chunks(chunk)
-    positions = torch.arange(n)
-    for ceiling in (n_local, None):
-        lm = LMInfinite(n_local, n_global, ceiling)
-        assert_same(*vectors(n), positions, positions, scheme, lm)
-
-
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
 def test_every_setting_and_scheme(lm, scheme, small_chunks):
@@ -77,12 +38,12 @@ def test_every_setting_and_scheme(lm, scheme, small_chunks):
     "draw",
     fuzz(
         5,
-        200,
-        n=[1, 2, 5, 8, 13, 21, 40],
-        n_local=[1, 2, 3, 5, 8, 13, 50, None],
-        n_global=[0, 1, 2, 3, 7, 20, 60],
-        ceiling=[None, 0, 1, 2, 4, 5, 6, 8, 13, 30],
-        chunk=[1, 2, 3, 5, 7, 13, 64],
+        300,
+        n=[1, 2, 4, 5, 6, 8, 10, 17, 19, 20, 21, 40],
+        n_local=[1, 2, 3, 5, 8, 17, 50, None],
+        n_global=[0, 1, 2, 5, 8, 17, 60],
+        ceiling=[None, 0, 1, 4, 5, 6, 8, 17, 30],
+        chunk=[1, 2, 3, 4, 5, 7, 17, 64],
         keys=[1, 2, 5, 11, 4096],
         scheme=list(SCHEMES),
         n_kv_head=[1, 2, 4],
@@ -90,7 +51,8 @@ def test_every_setting_and_scheme(lm, scheme, small_chunks):
     ids=lambda draw: " ".join(str(x) for x in draw.values()),
 )
 def test_fuzzed_settings(draw, small_chunks):
-    """Catches what nobody thought of: any size of anything against any other."""
+    """Catches an edge of a chunk that meets the edge of the window or of the starting run, and
+    what nobody thought of: any size of anything against any other."""
     small_chunks(draw["chunk"], draw["keys"])
     lm = LMInfinite(draw["n_local"], draw["n_global"], draw["ceiling"])
     positions = torch.arange(draw["n"])
@@ -188,20 +150,6 @@ def test_far_down_a_stream(small_chunks):
         assert (fast - slow).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
-@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
-def test_any_integer_counts_positions(dtype, lm, small_chunks):
-    """Catches "no limit", kept as 2^62, that overflows in a smaller integer."""
-    small_chunks(4)
-    n = torch.arange(15)
-    expected = chunked_attend(*vectors(15), n, n, Rotary(8), lm)
-    got = chunked_attend(*vectors(15), n.to(dtype), n.to(dtype), Rotary(8), lm)
-    assert torch.equal(got, expected)
-    rows = n.expand(2, -1).to(dtype)
-    got = chunked_attend(*vectors(15), rows, rows, Rotary(8), lm)
-    assert (got - expected).abs().max() < 1e-12
-
-
 @pytest.mark.parametrize("positions", [[0, 2, 1], [0, 1, 1], [[0, 1, 2], [2, 1, 0]]])
 def test_positions_must_ascend(positions):
     """Catches keys out of order, among which the window would be searched in vain."""
@@ -211,27 +159,6 @@ def test_positions_must_ascend(positions):
         chunked_attend(q, k, v, right, wrong, Rotary(8), None)
     with pytest.raises(ValueError, match="q_positions must ascend"):
         chunked_attend(q, k, v, wrong, right, Rotary(8), None)
-
-
-def test_the_errors_of_attend_are_raised_here_too():
-    """Catches a fast path that broadcasts where the definition refuses."""
-    q, k, v = vectors(3)
-    n = torch.arange(3)
-    with pytest.raises(ValueError, match="q_positions"):
-        chunked_attend(q, k, v, torch.arange(4), n, Rotary(8), None)
-    with pytest.raises(ValueError, match="k_positions must be integers"):
-        chunked_attend(q, k, v, n, torch.arange(3.0), Rotary(8), None)
-    with pytest.raises(ValueError, match="multiple of H_kv"):
-        chunked_attend(q[:, :3], k, v, n, n, Rotary(8), None)
-
-
-@pytest.mark.parametrize("n_queries, n_keys", [(0, 0), (0, 3), (3, 0)])
-def test_no_queries_or_no_keys(n_queries, n_keys):
-    """Catches an index into the first position of none."""
-    x, positions = vectors(n_queries, n_keys), (torch.arange(n_queries), torch.arange(n_keys))
-    for scheme in (Rotary(8), Alibi(4)):
-        for lm in (None, SETTINGS["LM-Infinite"]):
-            assert_same(*x, *positions, scheme, lm)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -6,26 +6,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, some_tokens, tiny_llama, tiny_model
+from conftest import FAMILIES, interrupt_at, some_tokens, tiny_llama, tiny_model
 from test_compare import nll_after, reencoded
 from test_streaming_llm import SlowCache
 
 from minilm_inf import LMInfinite
-from minilm_inf.evaluate import figure, table
+from minilm_inf.evaluate import comparison, table
 from minilm_inf.evaluate.__main__ import main
 from minilm_inf.evaluate.compare import stream_nll
-from minilm_inf.evaluate.comparison import accuracy, pass_keys
+from minilm_inf.evaluate.comparison import Run, by_position, sweep_of
 from minilm_inf.evaluate.intervals import interval
-from minilm_inf.evaluate.measure import (
-    Measured,
-    by_position,
-    cache_bytes,
-    curve_edges,
-    measure,
-    result_of,
-    sweep,
-)
-from minilm_inf.evaluate.methods import LABELS, Method, answers, methods
+from minilm_inf.evaluate.methods import LABELS, answers, methods
+from minilm_inf.evaluate.resume import steps
 
 BUDGET = LMInfinite(5, 2, 5, top_k=2, top_k_queries="all")  # 7 keys
 ALL = list(LABELS)
@@ -100,17 +92,6 @@ def test_what_a_method_says_it_sees():
     )
 
 
-@pytest.mark.parametrize(
-    "lm, name, words",
-    [(LMInfinite(5, 2, 5, top_k=5), "topk", "smaller --top-k-middle"),
-     (LMInfinite(1, 0, 1), "truncate", "two keys")],
-)  # fmt: skip
-def test_too_few_keys(lm, name, words):
-    """A window of no keys, or a context that cannot move on."""
-    with pytest.raises(ValueError, match=words):
-        chosen(tiny_llama(), [name], lm)
-
-
 @pytest.mark.parametrize("name", ["truncate", "streaming", "no-lambda"])
 def test_an_answer_is_what_is_likeliest(name):
     """An answer that is read by another method than the text, or begins one token late; what
@@ -153,29 +134,32 @@ def test_a_gpu_reads_the_same(family, name):
 # ---- what is measured of them
 
 
-def test_the_second_half_of_each_text_is_timed():
-    """A median of the first chunk, which warms up, and is cheap where attention grows."""
-    model = tiny_llama(n_layer=1, context_length=8)
-    documents = {str(s): some_tokens(97, seed=s)[0].tolist() for s in range(2)}
-    for nll, seconds in measure(
-        model, chosen(model, ["full", "lambda"]), documents, 8
-    ).values():
-        assert nll.shape == (2, 96) and len(seconds) == 2 * 6 and min(seconds) > 0
+def measured(model, names, documents: dict, lm=BUDGET, nll: dict | None = None, **more) -> Run:
+    """A run that is done; nll: what it found, (documents, n), where nothing is read."""
+    found = names if isinstance(names, dict) else chosen(model, list(names), lm)
+    run = Run(model, found, documents, 8, **more)
+    run.settings = {"asked": list(found), "sweep": False, "trials": 0}
+    for _ in steps(run) if nll is None else ():
+        pass
+    for name in nll or ():
+        which = run.distinct.index(found[name])
+        run.nll[which], run.seconds[which] = nll[name], 2e-5
+    return run
 
 
 def test_means_and_intervals_are_over_documents():
     """A mean over tokens of one document, or an interval over tokens, which are many and alike;
     two intervals that overlap, where one method loses on every single document; a mean over
     nothing beyond the trained length, which is nan."""
-    model = tiny_llama(context_length=8)
-    easy_and_hard = np.linspace(1, 9, 6)[:, None] + np.random.default_rng(0).normal(
-        0, 1, (6, 30)
-    )
-    nll = {"full": easy_and_hard + 0.25, "lambda": easy_and_hard}
+    model, rng = tiny_llama(context_length=8), np.random.default_rng(0)
+    hard = np.linspace(1, 9, 6)[:, None] + rng.normal(0, 1, (6, 30))
+    nll = {"full": hard + 0.25, "lambda": hard}
 
     def entries(nll: dict) -> list[dict]:
-        measured = {name: Measured(x, [3.0, 1.0, 2.0]) for name, x in nll.items()}
-        return result_of(chosen(model, list(nll)), measured, model.config, 8)
+        count, n = next(iter(nll.values())).shape
+        documents = {str(k): [0] * (n + 1) for k in range(count)}
+        run = measured(model, list(nll), documents, nll=nll)
+        return comparison.result(run)["results"]["methods"]
 
     for entry in entries(nll):
         x = nll[entry["name"]]
@@ -186,15 +170,12 @@ def test_means_and_intervals_are_over_documents():
             assert row["nll"] == pytest.approx(means.mean())
             assert row["interval"] == interval(means, np.ones(6), [0, number])
         assert entry["beyond"]["nll"] == pytest.approx(x[:, 8:].mean())
-        assert entry["seconds_per_token"] == 2.0 and entry["timed_chunks"] == 3
-        edges = [row["first"] for row in entry["curve"]] + [entry["curve"][-1]["last"]]
-        assert edges == curve_edges(8, 30) == sorted({0, 30, *edges})
+        assert entry["seconds_per_token"] == 2e-5
     full, ours = entries(nll)
     assert full["beyond"]["interval"][0] < ours["beyond"]["interval"][1]
     assert full["beyond_less_lm_infinite"]["interval"] == pytest.approx([0.25, 0.25])
-    assert all(row["nll"] == pytest.approx(0.25) for row in full["curve_less_lm_infinite"])
     assert ours["beyond_less_lm_infinite"] is None
-    (alone,) = entries({"full": easy_and_hard[:1]})
+    (alone,) = entries({"full": hard[:1]})
     assert alone["beyond"]["interval"] is None and alone["beyond_less_lm_infinite"] is None
     for entry in entries({name: x[:, :8] for name, x in nll.items()}):
         assert entry["beyond"] is entry["beyond_less_lm_infinite"] is None
@@ -205,10 +186,9 @@ def test_cache_bytes_are_those_of_a_cache():
     """A cache that is told smaller than what is kept, or as large as what was read."""
     model, n = tiny_llama(n_layer=9, context_length=8), 40
     of_a_key = 2 * model.config.n_kv_head * model.config.head_dim * 8
-    found = {
-        name: cache_bytes(method, n, model.config, 8) / of_a_key
-        for name, method in chosen(model).items()
-    }
+    run = measured(model, ALL, {"a": [0] * (n + 1)}, nll={})
+    found = {entry["name"]: entry["cache_bytes"] / of_a_key
+             for entry in comparison.result(run)["results"]["methods"]}  # fmt: skip
     assert found == {
         "full": 9 * n, "truncate": 0, "window": 9 * 7, "no-ceiling": 9 * 7, "no-lambda": 9 * n,
         "streaming": 9 * 7, "lambda": 9 * 7, "topk": 9 * n,
@@ -220,57 +200,24 @@ def test_cache_bytes_are_those_of_a_cache():
         assert cache.nbytes >= found[name] * of_a_key, name
 
 
-LONG = "The ship went on. The men looked at the sea, for it was late. Nobody spoke. " * 200
-
-
-def test_pass_keys_lie_in_the_middle(tokenizer):
-    """A key in the window, which all methods find; the same key in every trial; four digits of
-    five that count as an answer."""
-    model, lm = tiny_llama(vocab_size=2048, context_length=96), LMInfinite(86, 10, 86)
-    documents = {"a": tokenizer.encode(LONG)}
-    asked, inside = pass_keys(tokenizer, documents, lm, model.config, 8)
-    assert {len(trial.ids) for trial in asked} == {4 * 96}
-    assert {len(trial.ids) for trial in inside} == {96}
-    for trial in asked:
-        end = len(trial.ids) - trial.width
-        assert min(trial.stated) >= 10 and max(trial.stated) < end - 96
-        assert [trial.ids[j] for j in trial.stated] == trial.ids[end:]
-    assert len({tuple(trial.ids[-trial.width :]) for trial in asked}) == 8
-    with pytest.raises(ValueError, match="take 384 tokens of text"):
-        documents = {"a": tokenizer.encode("It was late. " * 9)}
-        pass_keys(tokenizer, documents, lm, model.config, 2)
-
-    logits = torch.zeros(2048)
-    logits[asked[0].ids[-1]] = 1  # the model says the same digit for ever
-    model.head.forward = lambda hidden: logits.expand(*hidden.shape[:-1], 2048)
-    same = [trial._replace(ids=[*trial.ids[:-5], *[asked[0].ids[-1]] * n, *[7] * (5 - n)])
-            for trial, n in zip(asked, (5, 4, 0, 5))]  # fmt: skip
-    found = accuracy(model, Method("", None), same, 512)
-    assert (found["right"], found["trials"], found["tokens"]) == (2, 4, 384)
-    assert found["share"] == 0.5 and found["interval"][0] < 0.5 < found["interval"][1]
-
-
 def test_the_sweep_measures_each_setting():
-    """A value that is swept and not used, or a ceiling that stays where it was."""
+    """A value that is swept and not used, or a ceiling that stays where it was; a setting that
+    is measured twice; a second half of a text that is not timed."""
     model = tiny_llama(context_length=8)
     documents = {name: some_tokens(41, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    found = sweep(model, LMInfinite(6, 2, 6), documents, 8)
-    assert [row["value"] for row in found["n_global"]] == [0, 1, 2, 4, 10, 32, 100]
-    assert [row["value"] for row in found["n_local"]] == [2, 4, 6, 8]
-
-    def beyond(n_local, n_global):
+    run = measured(model, sweep_of(LMInfinite(6, 2, 6), 8), documents)
+    run.settings |= {"sweep": True, "asked": ["lambda"]}
+    assert len(run.methods) == 1 + 7 + 4 and len(run.distinct) == 1 + 6 + 3
+    assert run.seconds.min() > 0
+    for row in comparison.result(run)["results"]["sweep"]:
+        name, value = row["setting"].split("=")
+        n_local, n_global = ({"n_local": 6, "n_global": 2} | {name: int(value)}).values()
         lm = LMInfinite(n_local, n_global, n_local)
         nll = [stream_nll(model, ids, lm)[8:] for ids in documents.values()]
-        return float(torch.stack(nll).mean())
-
-    for name in ("n_global", "n_local"):
-        for row in found[name]:
-            expected = beyond(**{"n_local": 6, "n_global": 2, name: row["value"]})
-            assert row["nll"] == pytest.approx(expected, abs=1e-5)
-            less = row["nll"] - beyond(6, 2)
-            assert row["less_base"]["nll"] == pytest.approx(less, abs=1e-5)
-            assert row["interval"][0] <= row["nll"] <= row["interval"][1]
-    assert found["base"] == {"n_local": 6, "n_global": 2}
+        base = [stream_nll(model, ids, LMInfinite(6, 2, 6))[8:] for ids in documents.values()]
+        expected, less = (float(torch.stack(x).mean()) for x in (nll, base))
+        assert row["beyond"]["nll"] == pytest.approx(expected, abs=1e-5), row["setting"]
+        assert row["less"]["nll"] == pytest.approx(expected - less, abs=1e-5)
 
 
 # ---- what is said of them
@@ -280,29 +227,23 @@ def made_up(names=("full", "lambda"), n_documents=3, **numbers) -> dict:
     """A result of `evaluate compare`, of random numbers; numbers: added to a method's."""
     model = tiny_llama(context_length=64)
     drawn = np.random.default_rng(0).normal(3, 0.3, (n_documents, 300))
-    measured = {
-        name: Measured(drawn + numbers.get(name.replace("-", "_"), 0.0), [2e-5])
-        for name in names
-    }
-    found = chosen(model, list(names), LMInfinite(60, 4, 60, top_k=5))
-    return {
-        "model": "weights/tiny", "documents": [str(n) for n in range(n_documents)],
-        "length": 300, "context_length": 64, "budget": 64, "settings": {"top_k": 5},
-        "device": "cpu", "threads": 1,
-        "methods": result_of(found, measured, model.config, 8),
-    }  # fmt: skip
+    nll = {name: drawn + numbers.get(name, 0.0) for name in names}
+    documents = {str(k): [0] * 301 for k in range(n_documents)}
+    run = measured(model, names, documents, LMInfinite(60, 4, 60, top_k=5), nll)
+    told = {"model": "weights/tiny", "documents": list(documents), "length": 300, "budget": 64,
+            "context_length": 64, "device": "cpu", "threads": 1}  # fmt: skip
+    return {"settings": told, **comparison.result(run)}
 
 
 def test_the_table_shows_the_numbers():
     """A cell under another column's name; a difference of the wrong sign; -0.00; an empty
     column, or the passkeys of nobody."""
-    row = {"nll": 3.14159, "interval": [3.0, 3.251]}
-    assert table.cell(row) == "3.14 (3.00 to 3.25)"
-    assert table.cell({"nll": 3.1449, "interval": None}) == "3.14", "rounded once"
-    assert table.cell(None) == "-" and table.cell({"nll": None, "interval": None}) == "nan"
+    assert table.mean({"nll": 3.1449, "interval": None}) == "3.14", "rounded once"
+    assert table.mean(None) == "-"
     zero = {"nll": -0.0001, "interval": [-0.0004, 0.25]}
     assert table.difference(zero) == "+0.000 (+0.000 to +0.250)"
     result = made_up(full=1.5)
+    found = result["results"]["methods"]
     lines = table.methods_table(result).split("\n")
     head = "method | keys a token sees | 0 to 64 | 64 to 128 | 128 to 256 | 256 to 300"
     head += " | beyond, less LM-Infinite | time per token | cache"
@@ -310,69 +251,17 @@ def test_the_table_shows_the_numbers():
     full, ours = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     assert len(full) == len(ours) == 9 and lines[1].count("|") == 10
     assert full[:2] == ["full attention", "all"]
-    assert full[2:6] == [table.cell(row) for row in result["methods"][0]["nll"]]
+    assert full[2:6] == [table.mean(row) for row in found[0]["nll"]]
     assert full[6] == "+1.500 (+1.500 to +1.500)" and ours[6] == "-"
     of_a_key = 2 * 2 * 2 * 8 * 8
     assert full[7:] == ["20 µs", f"{300 * of_a_key / 1000:.2f} kB"]
     assert ours[8] == f"{64 * of_a_key / 1000:.2f} kB"
-    result["methods"][1]["passkey"] = {"share": 0.5, "interval": [0.25, 0.75]}
+    found[1]["passkey"] = {"accuracy": 0.5, "interval": [0.25, 0.75]}
     lines = table.methods_table(result).split("\n")
     assert lines[0].endswith("| cache | passkey, middle |")
-    assert lines[2].endswith("| - |") and lines[3].endswith("| 50% (25% to 75%) |")
+    assert lines[2].endswith("| - |") and lines[3].endswith("| 50.0% (25.0 to 75.0) |")
     alone = table.methods_table(made_up(["full"])).split("\n")[0]
     assert "less LM-Infinite" not in alone and "passkey" not in alone
-
-
-def test_the_notes_and_the_verdict_are_of_what_was_read():
-    """A note on a method that is not there, or none on one that sees more than the others; a
-    method that fell apart among those that did not."""
-    text = table.notes(made_up())
-    assert "at most 64 keys, but for full attention, which sees all." in text
-    assert "Truncation" not in text and "Top-k" not in text and "3 documents" in text
-    text = table.notes(made_up(["lambda", "truncate", "topk", "no-lambda", "full"]))
-    assert "for ceiling without Λ and full attention, which see all." in text
-    assert "Truncation" in text and "back for 5 middle keys" in text
-    assert "no interval" in table.notes(made_up(n_documents=1))
-    result = made_up(["full", "window", "lambda"], full=5.0, window=0.125)
-    assert table.verdict(result) == (
-        "From 256 to 300, within 0.3 nat of the best: sliding window (+0.12), LM-Infinite "
-        "(+0.00). Further off: full attention (+5.00)."
-    )
-    result["methods"][0]["nll"][-1]["nll"] = None
-    assert table.verdict(result).endswith("Further off: full attention (nan).")
-
-
-def test_every_line_can_be_told_without_colour():
-    """Two lines of one dash and one marker, which a greyscale print shows as one."""
-    assert set(figure.STYLES) == set(LABELS)
-    shapes = {(dashes, marker) for _, dashes, marker in figure.STYLES.values()}
-    colours = {colour for colour, _, _ in figure.STYLES.values()}
-    assert len(shapes) == len(colours) == len(LABELS)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_names_do_not_overlap(seed):
-    """Labels of lines that end together, written over each other or beyond the picture."""
-    drawn = np.random.default_rng(seed)
-    wanted = {str(k): float(y) for k, y in enumerate(drawn.choice([0, 0.1, 0.12, 0.9, 1.0], 8))}
-    found = figure.apart(wanted, 0.05)
-    heights = sorted(found.values())
-    assert np.diff(heights).min() > 0.05 - 1e-9
-    assert heights[0] > -1e-9 and heights[-1] < 1 + 1e-9
-    order = sorted(wanted, key=wanted.get)
-    assert [wanted[name] for name in sorted(found, key=found.get)] == [wanted[n] for n in order]
-    alone = figure.apart({"a": 0.2, "b": 0.8}, 0.05)
-    assert alone == pytest.approx({"a": 0.2, "b": 0.8})
-
-
-def test_the_close_up_has_those_that_stay_near():
-    """A close-up on a method that fell apart, or on LM-Infinite alone."""
-    result = made_up(["full", "window", "lambda"], full=5.0, window=0.1)
-    assert [e["name"] for e in figure.close_by(result["methods"])] == ["window", "lambda"]
-    assert figure.close_by(made_up(full=5.0)["methods"]) == []
-    assert figure.close_by(made_up(["full", "window"])["methods"]) == []
-    result["methods"][1]["curve_less_lm_infinite"][-1]["nll"] = None
-    assert figure.close_by(result["methods"]) == []
 
 
 @pytest.mark.parametrize("names, n_documents", [(ALL, 3), (["full"], 1)])
@@ -380,11 +269,13 @@ def test_a_picture_is_drawn(names, n_documents):
     """A picture that needs all methods, or intervals."""
     pytest.importorskip("matplotlib")
     result = made_up(names, n_documents, full=5.0)
-    result["methods"][0]["curve"][-1]["nll"] = None
-    assert figure.png(result).startswith(b"\x89PNG\r\n")
+    assert comparison.picture(result).startswith(b"\x89PNG\r\n")
 
 
 # ---- the program
+
+
+LONG = "The ship went on. The men looked at the sea, for it was late. Nobody spoke. " * 200
 
 
 @pytest.fixture
@@ -398,24 +289,22 @@ def test_one_run_one_table(call, texts, tmp_path, shipped):
     whose command prints other numbers than its own."""
     pytest.importorskip("matplotlib")
     out_file, path = tmp_path / "new" / "run.json", tmp_path / "new" / "methods.png"
-    flags = ["--text", texts / "a", texts / "b", "--length", 400, "--out", out_file]
-    code, out, err = call(*flags, "--figure", path)
-    assert code == 0 and "threads: 1" in err and "6,400/6,400 tokens" in err
-    assert "passkey" not in out and "no pass keys: they take 1,024" in err
+    flags = ["--text", texts / "a", texts / "b", "--length", 300, "--out", out_file]
+    code, out, err = call(*flags, "--trials", 0, "--figure", path)
+    assert code == 0 and "4,800/4,800 tokens" in err and "passkey" not in out
     result = json.loads(out_file.read_text())
     assert "\n".join(out.split("\n")[:10]) == table.methods_table(result)
-    assert [entry["name"] for entry in result["methods"]] == ALL
-    assert result["budget"] == 256 and result["settings"]["n_local"] == 246
-    assert result["length"] == 400 and len(result["documents"]) == 2
-    inside = [entry["nll"][0]["nll"] for entry in result["methods"]]
+    assert [entry["name"] for entry in result["results"]["methods"]] == ALL
+    told = result["settings"]
+    assert told["budget"] == 256 and told["lm_infinite"]["n_local"] == 246
+    assert told["length"] == 300 and len(told["documents"]) == 2
+    inside = [entry["nll"][0]["nll"] for entry in result["results"]["methods"]]
     assert max(inside) - min(inside) < 0.02
     assert sorted(p.name for p in out_file.parent.iterdir()) == ["methods.png", "run.json"]
-    flags += ["--json", "--methods", "full,lambda,truncate", "--documents", 1, "--n-local", 256]
-    code, out, _ = call(*flags)
-    found = json.loads(out)
-    assert code == 0 and found == json.loads(out_file.read_text())
-    assert found["documents"] == [str(texts / "a")]
-    found, (model, tokenizer) = {e["name"]: e["nll"] for e in found["methods"]}, shipped
+    flags = ["--text", texts / "a", "--length", 400, "--trials", 0, "--n-local", 256, "--json"]
+    code, out, _ = call(*flags, "--methods", "full,lambda,truncate")
+    found, (model, tokenizer) = json.loads(out)["results"]["methods"], shipped
+    found = {entry["name"]: entry["nll"] for entry in found}
     ids = tokenizer.encode((texts / "a").read_text())[:401]
     columns = {"full": "vanilla", "lambda": "lm_infinite", "truncate": "reencoded"}
     for number, row in enumerate(by_position(model, {"a": ids}, LMInfinite(256, 10, 256))):
@@ -429,8 +318,8 @@ def test_the_settings_reach_the_measure(call, texts):
     flags += ["--trials", 0, "--n-local", 20]
 
     def settings(*more):
-        found = json.loads(call(*flags, *more)[1])
-        return found["methods"][0]["nll"][-1]["nll"], found["methods"][1]["nll"][-1]["nll"]
+        found = json.loads(call(*flags, *more)[1])["results"]["methods"]
+        return [entry["nll"][-1]["nll"] for entry in found]
 
     base = settings()
     for more, changed in (
@@ -442,66 +331,58 @@ def test_the_settings_reach_the_measure(call, texts):
         (["--top-k-from-layer", 2], (False, True)),
         (["--chunk", 11], (False, False)),
     ):
-        found = settings(*more)
-        differs = tuple(abs(x - y) > 1e-4 for x, y in zip(base, found))
+        differs = tuple(abs(x - y) > 1e-4 for x, y in zip(base, settings(*more)))
         assert differs == changed, more
 
 
-def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path):
-    """A column that nobody asked for, or that is missing and nobody is told why; a sweep of
-    other documents, or one that nobody sees."""
+def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path, monkeypatch):
+    """A key in the window, which all methods find; a sweep of other documents, or one that
+    nobody sees; a run that is stopped between all of them, and ends with other numbers."""
     path, out_file = tmp_path / "long", tmp_path / "run.json"
     path.write_text(LONG)
-    flags = ["--text", path, "--length", 1100, "--methods", "lambda,truncate", "--trials", 2]
-    code, out, err = call(*flags, "--sweep", "--out", out_file)
-    assert code == 0 and "passkey, middle |" in out and "pass keys: LM-Infinite" in err
-    assert "in the middle of 1,024 tokens, of 2 each" in out
-    assert "| n_global (n_local 246) | beyond 256 |" in out
-    assert "| n_local (n_global 10) | beyond 256 |" in out
-    result = json.loads(out_file.read_text())
-    assert [entry["passkey"]["trials"] for entry in result["methods"]] == [2, 2]
-    assert result["passkey_inside"]["tokens"] == 256
-    base = [row["nll"] for row in result["sweep"]["n_global"] if row["value"] == 10]
-    assert base == [pytest.approx(result["methods"][0]["beyond"]["nll"])]
+    flags = ["--text", path, "--length", 1100, "--methods", "lambda,truncate,topk"]
+    flags += ["--trials", 2, "--sweep", "--threads", 1, "--out"]
+    code, whole, err = call(*flags, tmp_path / "whole.json")
+    assert code == 0 and "passkey, middle |" in whole and "pass keys: topk" in err
+    assert "Pass keys:\n2 for each method, in 1,024 tokens." in whole
+    assert "| setting | beyond 256 |" in whole and "\n| n_local 64 | " in whole
+    arguments = [*flags, out_file]
+    for step in (3, 11):
+        with monkeypatch.context() as patched:
+            interrupt_at(patched, Run, step)
+            assert call(*arguments)[0] == 130
+        arguments = ["--resume", out_file]
+    code, out, _ = call(*arguments)
+    result, other = (json.loads(x.read_text()) for x in (out_file, tmp_path / "whole.json"))
+    for found in (result, other):
+        for entry in found["results"]["methods"]:
+            entry.pop("seconds_per_token")
+    assert code == 0 and result == other
+    found = {e["name"]: e["passkey"] for e in result["results"]["methods"]}
+    assert [x["trials"] for x in found.values()] == [2, 2, 2]
+    assert found["lambda"]["found"] == found["truncate"]["found"] == 0 < found["topk"]["found"]
+    base = [row for row in result["results"]["sweep"] if row["setting"] == "n_global=10"]
+    assert base[0]["beyond"]["nll"] == result["results"]["methods"][0]["beyond"]["nll"]
+    assert base[0]["less"]["nll"] == 0
 
 
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["--text", "a"], ("has only", "--length")),
-        (["--text", "latin", "--length", 2], ("latin", "not UTF-8")),
-        (["--text", "missing", "--length", 2], ("cannot read", "missing")),
-        (["--corpus", "."], ("no held-out documents", "minilm_inf.corpus")),
-        (["--text", "a", "--length", 9, "-m", "nowhere"], ("nowhere",)),
-        (["--text", "a", "--length", 9, "--sweep"], ("--sweep", "--length")),
-        (["--text", "a", "--length", 9, "--n-global", 256], ("--n-global 256", "--n-local")),
-        (["--text", "a", "--length", 9, "--n-local", 5], ("--top-k-middle",)),
-        (["--text", "a", "--length", 9, "--top-k-from-layer", 4], ("the model's 4 layers",)),
-        (["--text", "a", "--length", 9, "--out", "."], ("is a folder",)),
-        (["--text", "a", "--figure", "x.png"], ("--figure draws with matplotlib",)),
-    ],
-)
-def test_what_cannot_be_measured(call, texts, monkeypatch, arguments, words):
-    """A traceback for a mistyped name, or a run of ten minutes that ends in an ImportError."""
+@pytest.mark.parametrize("arguments, code, words", [
+    (["--text", "a", "--length", 9999], 1, "has only"),
+    (["--text", "latin", "--length", 2], 1, "not UTF-8"),
+    (["--text", "missing", "--length", 2], 1, "cannot read missing"),
+    (["--corpus", "."], 1, "no held-out documents"),
+    (["--text", "a", "--length", 9, "-m", "nowhere"], 1, "nowhere"),
+    (["--text", "a", "--length", 9], 1, "--trials 0"),
+    (["--text", "a", "--length", 9, "--n-global", 300], 1, "n_local"),
+    (["--text", "a", "--length", 9, "--top-k-from-layer", 4], 1, "the model's 4 layers"),
+    (["--text", "a", "--figure", "x.png"], 1, "--figure draws with matplotlib"),
+    (["--length", 1], 2, "--length"), (["--attention", "full"], 2, "--attention"),
+    (["--methods", "full,half"], 2, "'half' is none of full, truncate"),
+])  # fmt: skip
+def test_what_cannot_be_measured(call, texts, monkeypatch, arguments, code, words):
+    """A traceback for a mistyped name, a run of ten minutes that ends in an ImportError, or a
+    flag that is taken and means nothing."""
     monkeypatch.chdir(texts)
     monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
-    code, out, err = call(*arguments)
-    assert code == 1 and not out
-    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
-    assert all(word in err for word in words)
-
-
-@pytest.mark.parametrize(
-    "arguments, word",
-    [
-        (["--length", 1], "--length"),
-        (["--methods", "full,half"], "'half' is none of full, truncate"),
-        (["--figure", "x.jpg"], "must end in .png"),
-        (["--attention", "full"], "--attention"),
-        (["--distance-ceiling", "none"], "--distance-ceiling"),
-    ],
-)
-def test_flags_that_make_no_sense(call, arguments, word):
-    """A flag that is taken and means nothing."""
-    code, out, err = call(*arguments)
-    assert code == 2 and not out and word in err.splitlines()[-1]
+    found, out, err = call(*arguments)
+    assert found == code and not out and words in err.splitlines()[-1]

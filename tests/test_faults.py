@@ -95,7 +95,7 @@ def test_a_name_that_is_too_long_or_taken(tmp_path, program):
     assert RESULT.startswith(b"{") and (tmp_path / "theirs.json").read_text() == "[]"
 
 
-@pytest.mark.parametrize("flag", ["--threads", "--n-global", "--chunk", "--bins", "--seed"])
+@pytest.mark.parametrize("flag", ["--threads", "--n-global", "--chunk", "--seed"])
 @pytest.mark.parametrize("value", [2**63, -1, "1e3", "9" * 5000, "--"])
 def test_counts_have_a_largest_value(program, flag, value):
     """A crash of the threads, an overflow of PyTorch's, a number of 5,000 digits."""

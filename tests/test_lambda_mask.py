@@ -93,25 +93,17 @@ def test_positions_of_any_order_with_gaps_and_padding(draw):
     assert torch.equal(lambda_mask(q, k[1], draw["lm"])[1], mask[1])
 
 
-@pytest.mark.parametrize("bad", [0, -1, 2.0, True, "4"])
-def test_a_window_must_hold_a_whole_number_of_keys(bad):
-    """Catches a window of 0 keys, in which a token would not even see itself."""
-    with pytest.raises(ValueError, match="n_local"):
-        LMInfinite(bad)
-
-
-@pytest.mark.parametrize("bad", [-1, 1.5, None, False])
-def test_the_number_of_starting_tokens_is_a_whole_number(bad):
-    """Catches n_global=None, which would fail much later, inside a comparison."""
+@pytest.mark.parametrize(
+    "name, least", [("n_local", 1), ("n_global", 0), ("distance_ceiling", 0)]
+)
+def test_a_setting_is_a_whole_number(name, least):
+    """Catches a window of 0 keys, in which a token would not even see itself, and a ceiling
+    below 0: a key would seem to stand in the future."""
+    for bad in (least - 1, 2.0, True, "4"):
+        with pytest.raises(ValueError, match=name):
+            LMInfinite(**dict(n_local=4) | {name: bad})
     with pytest.raises(ValueError, match="n_global"):
-        LMInfinite(4, n_global=bad)
-
-
-@pytest.mark.parametrize("bad", [-1, 0.5, True])
-def test_the_ceiling_is_a_distance(bad):
-    """Catches a ceiling below 0: a key would seem to stand in the future."""
-    with pytest.raises(ValueError, match="distance_ceiling"):
-        LMInfinite(4, distance_ceiling=bad)
+        LMInfinite(4, n_global=None)
 
 
 def test_the_paper_sets_window_and_ceiling_to_the_trained_length():

@@ -27,23 +27,19 @@ def practice(tokenizer):
 
 @pytest.fixture(scope="module")
 def makers(practice, tokenizer):
-    return {
-        "passkey": PassKey(practice, tokenizer),
-        "pairs": Pairs(practice, tokenizer, 4),
-    }
+    return {"passkey": PassKey(practice, tokenizer), "pairs": Pairs(practice, tokenizer, 4)}
 
 
-KINDS = ("passkey", "pairs")
 DEPTHS = (0.0, 0.13, 0.5, 0.9, 1.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["passkey", "pairs"])
 def test_a_trial_is_what_was_asked_for(makers, tokenizer, kind):
     """A table's column that stands for other lengths, or rows that no batch can hold; a digit
     that is not the one stated; a draw from elsewhere: the same trial fifty times, or a run that
     cannot be resumed."""
     maker, answers = makers[kind], set()
-    for length, seed, depth in itertools.product((190, 257, 1000), range(5), (*DEPTHS, ABSENT)):
+    for length, seed, depth in itertools.product((190, 257, 1000), range(3), (*DEPTHS, ABSENT)):
         trial = maker.trial(length, depth, [seed])
         assert trial == maker.trial(length, depth, [seed])
         assert len(trial.ids) == length and trial.ids[0] == tokenizer.bos_id
@@ -56,23 +52,19 @@ def test_a_trial_is_what_was_asked_for(makers, tokenizer, kind):
             assert [trial.ids[j] for j in trial.stated] == trial.ids[-trial.width :]
             assert np.all(np.diff(trial.stated) == 1)
             assert trial.stated[-1] < length - trial.width
-    assert len(answers) >= 5, "one for each seed"
-    for seed in range(10):  # the question alone
+    assert len(answers) >= 3, "one for each seed"
+    for seed in range(5):  # the question alone
         trial = maker.trial(0, ALONE, [seed])
-        window, digits = (
-            tokenizer.decode(trial.ids),
-            tokenizer.decode(trial.ids[-maker.width :]),
-        )
-        assert trial.ids[0] == tokenizer.bos_id and window.count(digits) == 1
+        text, digits = (tokenizer.decode(x) for x in (trial.ids, trial.ids[-maker.width :]))
+        assert trial.ids[0] == tokenizer.bos_id and text.count(digits) == 1
         pattern = r"What is the (pass key|number of \w+)\? The \1 is \d+"
-        assert re.fullmatch(pattern, window.strip())
+        assert re.fullmatch(pattern, text.strip())
 
 
 def statement(tokenizer, practice, trial) -> tuple[int, list[int]]:
     """Where a pass key is stated, and by which ids: found by trying every wording at every
     place."""
-    digits = tokenizer.decode(trial.ids[-5:])
-    found = []
+    digits, found = tokenizer.decode(trial.ids[-5:]), []
     for words in STATE_KEY:
         ids = practice.encode(words.format(digits))
         found += [
@@ -86,7 +78,7 @@ def test_depth_is_the_share_of_filler_before_the_key(makers, practice, tokenizer
     """A needle that is moved to the next sentence makes a heatmap's rows overlap; one that is
     not breaks a sentence in two. A sentence that comes again is a crutch."""
     starts = set()
-    for seed, length in itertools.product(range(12), (200, 257, 400)):
+    for seed, length in itertools.product(range(8), (200, 400)):
         trial = makers["passkey"].trial(length, depth, [seed])
         at, ids = statement(tokenizer, practice, trial)
         end = len(practice.encode(ASK_KEY.format(tokenizer.decode(trial.ids[-5:]))))
@@ -97,38 +89,31 @@ def test_depth_is_the_share_of_filler_before_the_key(makers, practice, tokenizer
         places = np.flatnonzero((windows == np.array(filler)).all(1))
         assert len(places) == 1
         starts.add(int(places[0]))
-    assert len(starts) > 20, "from fresh places"
+    assert len(starts) > 10, "from fresh places"
 
 
 def test_without_the_needle_nothing_states_it(makers, tokenizer):
     """A control that holds the answer would show how good the model is, not how it guesses."""
-    for seed in range(20):
+    for seed in range(10):
         trial = makers["passkey"].trial(256, ABSENT, [seed])
-        window, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-5:])
-        assert window.count("pass key") == 2 and window.count(digits) == 1
+        text, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-5:])
+        assert text.count("pass key") == 2 and text.count(digits) == 1
         assert trial.stated == () and where_it_lies(trial, LMInfinite(8, 2, 8)) == -1
         trial = makers["pairs"].trial(256, ABSENT, [seed])
-        window, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-4:])
-        told = re.findall(r"number(?: of \w+)? is (\d{4})", window[: window.index("What is")])
+        text, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-4:])
+        told = re.findall(r"number(?: of \w+)? is (\d{4})", text[: text.index("What is")])
         assert len(told) == 3 and digits not in told, "the other people's numbers are there"
 
 
-def told_and_asked(tokenizer, trial) -> tuple[str, str, str]:
-    """A text before its question; the name that is asked for, and the answer."""
-    told, asked = re.fullmatch(r"(.*)(What is .*)", tokenizer.decode(trial.ids), re.S).groups()
-    name, answer = re.fullmatch(r"What is .*\? The number of (\w+) is (\d+)", asked).groups()
-    return told, name, answer
-
-
-def test_pairs_are_told_once_each_and_one_is_asked(makers, practice, tokenizer):
+def test_pairs_are_told_once_each_and_one_is_asked(practice, makers, tokenizer):
     """Two people with one number, a person who is told of twice, or an answer that is not the
     one told."""
-    before = []
-    few = Pairs(practice, tokenizer, 8, digits=1)
+    before, few = [], Pairs(practice, tokenizer, 8, digits=1)
     for seed, depth in itertools.product(range(25), DEPTHS):
-        told, name, answer = told_and_asked(
-            tokenizer, makers["pairs"].trial(300, depth, [seed])
-        )
+        text = tokenizer.decode(makers["pairs"].trial(300, depth, [seed]).ids)
+        told, asked = re.fullmatch(r"(.*)(What is .*)", text, re.S).groups()
+        pattern = r"What is .*\? The number of (\w+) is (\d+)"
+        name, answer = re.fullmatch(pattern, asked).groups()
         found = {}
         for pattern in (r"number of (\w+) is (\d{4})", r"(\w+)'s number is (\d{4})"):
             for match in re.finditer(pattern, told):
@@ -137,8 +122,8 @@ def test_pairs_are_told_once_each_and_one_is_asked(makers, practice, tokenizer):
         assert len(found) == len({number for number, _ in found.values()}) == 4
         assert found[name][0] == answer
         before.append((depth, sum(at < found[name][1] for _, at in found.values())))
-        told, _, _ = told_and_asked(tokenizer, few.trial(400, depth, [seed]))
-        numbers = re.findall(r"(?:number(?: of \w+)?) is (\d)", told)
+        text = tokenizer.decode(few.trial(400, depth, [seed]).ids)
+        numbers = re.findall(r"(?:number(?: of \w+)?) is (\d)", text.partition("What is")[0])
         assert len(numbers) == len(set(numbers)) == 8
     assert {n for d, n in before if d == 0} == {0} and {n for d, n in before if d == 1} == {3}
     assert {n for d, n in before if d == 0.5} == {0, 1, 2, 3}
@@ -146,27 +131,21 @@ def test_pairs_are_told_once_each_and_one_is_asked(makers, practice, tokenizer):
 
 def test_what_cannot_be_made_is_told(makers, practice, tokenizer, monkeypatch):
     """A negative number of filler tokens, a text that is read beyond its end, a list of words
-    without a sentence's end, a search without an end for numbers that are not."""
+    without a sentence's end."""
     with pytest.raises(ValueError, match="30 tokens have no room for: .*pass key"):
         makers["passkey"].trial(30, 0.5, [0])
     short = PassKey(Practice(tokenizer, practice.text[:300]), tokenizer)
     words = np.array(tokenizer.encode("alpha beta gamma delta " * 200, bos=False))
     endless = PassKey(Practice(tokenizer, words), tokenizer)
     for depth in DEPTHS:
-        with pytest.raises(ValueError, match="--filler repeat"):
+        with pytest.raises(ValueError, match="the filler has only"):
             makers["passkey"].trial(len(practice.text) + 60, depth, [0])
         for maker, length in ((short, 320), (endless, 256)):  # all but one token of the text
-            assert {len(maker.trial(length, depth, [seed]).ids) for seed in range(9)} == {
-                length
-            }
-    with pytest.raises(ValueError, match="fewer than 11 numbers of 1 digits"):
-        Pairs(practice, tokenizer, 11, digits=1).trial(400, 0.5, [1])
+            found = {len(maker.trial(length, depth, [seed]).ids) for seed in range(9)}
+            assert found == {length}
     monkeypatch.setattr(practice, "encode", lambda words: [5])
     with pytest.raises(ValueError, match="cannot write"):
         PassKey(practice, tokenizer)
-
-
-# ---- where it lies
 
 
 def seen_as(i: int, j: int, lm: LMInfinite) -> str:

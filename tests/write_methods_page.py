@@ -25,12 +25,13 @@ python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --th
 
 ![nats per token by position, for eight methods](methods.png)
 
-{methods}
+{table}
 
 {notes}
-{verdict}
 
-{sweeps}
+LM-Infinite with other n_global and n_local, one at a time:
+
+{sweep}
 
 ## What of the paper is seen, and what is not
 
@@ -47,12 +48,8 @@ python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --th
 
 def page(result: dict) -> str:
     """The whole page, of a result of `evaluate compare --sweep`."""
-    return PAGE.format(
-        methods=table.methods_table(result),
-        notes=table.notes(result),
-        verdict=table.verdict(result),
-        sweeps=table.sweep_tables(result),
-    )
+    return PAGE.format(table=table.methods_table(result), notes=table.notes(result),
+                       sweep=table.sweep_table(result))  # fmt: skip
 
 
 def load() -> dict:

@@ -1,19 +1,18 @@
 # ruff: noqa: E501
 """Write weights/retrieval.md from weights/retrieval/*.json: `make retrieval-page`.
 
-The page shows what `make retrieval` and `make retrieval-sweeps` measured, and nothing else:
-test_readme.py holds it to that. Of a run, only its shares are kept, not every trial.
+The page shows what `make retrieval` measured, and nothing else: test_readme.py holds it to that.
 """
 
-import json
 import sys
 from pathlib import Path
 
 from pages import read, written
 
-from minilm_inf.evaluate.methods import LABELS
-from minilm_inf.evaluate.report import PLACES, percent
-from minilm_inf.terminal.tables import markdown as table
+from minilm_inf.evaluate.cells import pooled
+from minilm_inf.evaluate.retrieval import by_length, needles, swept
+from minilm_inf.evaluate.table import grid, percent
+from minilm_inf.evaluate.trials import ABSENT, ALONE
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 RUNS = WEIGHTS / "retrieval"
@@ -84,93 +83,54 @@ LM-Infinite + top-k, % by depth and length:
 {cells}"""
 
 
-def slim(result: dict) -> dict:
-    """A run's result without its single trials."""
-    found = json.loads(json.dumps(result))
-    for cell in found["results"]["cells"]:
-        cell.pop("right", None)
-        cell.pop("where", None)
-    return found
-
-
-def picked(rows: list[dict], **wanted) -> dict | None:
-    """The row with these values; None where there is none."""
-    return next((row for row in rows if all(row.get(k) == v for k, v in wanted.items())), None)
-
-
 def of_model(name: str, result: dict) -> str:
     """A model's part of the page."""
-    settings, found = result["settings"], result["results"]
-    methods, lengths = list(settings["methods"]), settings["lengths"]
-    titles = [LABELS[method] for method in methods]
-    worst = min(found["controls"]["inside_by_depth"], key=lambda row: row["accuracy"])
-    absent = max(row["accuracy"] for row in found["controls"]["needle_absent"])
+    settings, cells = result["settings"], result["results"]["cells"]
+    inside = [c for c in needles(cells, ["full"]) if c["length"] == settings["context_length"]]
+    worst = min(inside, key=lambda row: row["accuracy"])
+    absent = pooled([c for c in cells if c["depth"] == ABSENT], "method")
     controls = (
-        f"Inside the context {percent(found['controls']['inside'])}, least at depth {worst['depth']:g}: "
-        f"{percent(worst)}. Controls: the question alone {percent(found['controls']['question_alone'])}; "
-        f"texts without a needle, at most {absent:.1%}."
+        f"Inside the context {percent(*pooled(inside))}, least at depth {worst['depth']:g}: "
+        f"{percent(worst)}. Controls: the question alone "
+        f"{percent(*pooled([c for c in cells if c['depth'] == ALONE]))}; "
+        f"texts without a needle, at most {max(row['accuracy'] for row in absent):.1%}."
     )
     return MODEL.format(
-        name=name,
-        context=settings["context_length"],
-        controls=controls,
-        lengths=table(
-            ["length", *titles],
-            [[f"{n:,}", *(percent(picked(found["by_length"], method=m, length=n)) for m in methods)]
-             for n in lengths]),
-        places=table(
-            ["lies in", *titles],
-            [[PLACES[w], *(percent(picked(found["by_place"], method=m, where=w)) for m in methods)]
-             for w in PLACES]),
-        cells=table(
-            ["depth", *(f"{n:,}" for n in lengths)],
-            [[f"{d:g}", *(f"{picked(found['cells'], method='topk', length=n, depth=d)['accuracy']:.0%}"
-                          for n in lengths)]
-             for d in settings["depths"]]),
+        name=name, context=settings["context_length"], controls=controls,
+        lengths=grid(by_length(result, settings["asked"]), "length", "method"),
+        places=grid(result["results"]["by_place"], "where", "method", corner="lies in"),
+        cells=grid(needles(cells, ["topk"]), "depth", "length",
+                   lambda cell: f"{cell['accuracy']:.0%}"),
     )  # fmt: skip
 
 
 def of_sweeps(result: dict) -> str:
     """The tables of what was swept."""
-    lengths, parts = result["settings"]["lengths"], []
-    for name, rows in result["results"]["sweeps"].items():
-        values = list(dict.fromkeys(row["method"] for row in rows))
-        lines = [
-            [
-                value.partition("=")[2],
-                *(percent(picked(rows, method=value, length=n)) for n in lengths),
-            ]
-            for value in values
-        ]
-        parts.append(table([name, *(f"{n:,} tokens" for n in lengths)], lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        grid(by_length(result, methods), "method", "length", corner=f"{name}, by tokens")
+        for name, methods in swept(result).items()
+    )
 
 
 def page(runs: dict[str, dict], sweeps: dict, commands: dict[str, str], note: str) -> str:
     """The whole page, of results by model, and of the sweeps'."""
     settings = runs["tiny-llama"]["settings"]
     lm = settings["methods"]["topk"]["lm_infinite"]
-    device = settings["device"]
+    where = "one GPU" if settings["device"].startswith("cuda") else "the CPU"
     return PAGE.format(
-        trials=settings["trials"],
-        depths=len(settings["depths"]),
-        command=commands["retrieval"],
-        context=settings["context_length"],
-        n_global=lm["n_global"],
-        top_k=lm["top_k"],
+        trials=settings["trials"], depths=len(settings["depths"]), hours=note,
+        command=commands["retrieval"], context=settings["context_length"],
+        n_global=lm["n_global"], top_k=lm["top_k"], first=lm["top_k_from_layer"],
         distance=lm["top_k_distance"] or lm["n_local"] // 2,
-        first=lm["top_k_from_layer"],
-        where=f"{'one GPU' if device.startswith('cuda') else 'the CPU'}, PyTorch {settings['torch']}",
-        hours=note,
+        where=f"{where}, PyTorch {settings['torch']}",
         models="\n\n".join(of_model(name, runs[name]) for name in MODELS),
-        sweep_command=commands["sweeps"],
-        sweeps=of_sweeps(sweeps),
+        sweep_command=commands["sweeps"], sweeps=of_sweeps(sweeps),
         fading=", ".join(
             f"{row['accuracy']:.0%} at {row['length']:,}"
-            for row in runs["tiny-mpt"]["results"]["by_length"]
-            if row["method"] == "full" and row["length"] > settings["context_length"]
+            for row in by_length(runs["tiny-mpt"], ["full"])
+            if row["length"] > settings["context_length"]
         ),
-    )
+    )  # fmt: skip
 
 
 COMMANDS = {
@@ -188,15 +148,8 @@ def load(folder: Path = RUNS) -> tuple[dict[str, dict], dict]:
     return runs, read(folder / "sweeps.json")
 
 
-def made() -> str:
-    """The page, of runs that are slim from then on."""
-    for path in RUNS.glob("*.json"):
-        path.write_text(json.dumps(slim(read(path)), indent=0) + "\n")
-    return page(*load(), COMMANDS, NOTE)
-
-
 def main() -> int:
-    return written(WEIGHTS / "retrieval.md", made)
+    return written(WEIGHTS / "retrieval.md", lambda: page(*load(), COMMANDS, NOTE))
 
 
 if __name__ == "__main__":

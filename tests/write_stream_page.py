@@ -36,7 +36,7 @@ random order until it has {total:,} tokens: no token is forgotten by a reset, no
 trained on {n_local} tokens at a time:
 
 ```
-python -m minilm_inf.evaluate perplexity -m {model} --corpus {corpus} --stream --length {total_plain} --threads {threads} --out weights/stream-200m.json
+python -m minilm_inf.evaluate perplexity -m {model} --corpus {corpus} --stream --length {length} --threads {threads} --out weights/stream-200m.json
 ```
 
 | | start | end |
@@ -48,7 +48,7 @@ python -m minilm_inf.evaluate perplexity -m {model} --corpus {corpus} --stream -
 On the {pairs:,} tokens of the documents that stand in both the second million and the last, the nll
 differs by {difference:+.4f} nat ({low:+.4f} to {high:+.4f}). Over all {scored:,} scored tokens it is {nll:.4f} nat
 ({nll_low:.4f} to {nll_high:.4f}), {bits:.4f} bits per byte. {hours} on one
-thread (PyTorch {torch}), on a machine that did other work meanwhile, so that the speed varies.
+thread (PyTorch {version}), on a machine that did other work meanwhile, so that the speed varies.
 
 It was one sitting. Between the fourth bin and the last, resident memory grew by {growth:.1f} MB, and was
 {lowest:.1f} to {highest:.1f} MB: the cache is fixed, what grows is what the process keeps around it.
@@ -74,20 +74,18 @@ def page(found: dict) -> str:
     memory = [entry["resident_bytes"] / 1e6 for entry in timing["linear"]]
     settled = memory[3:]  # by then all buffers have their size
     minutes = round(timing["seconds"] / 60)
+    low, high = pairs["interval"]
+    nll_low, nll_high = results["interval"]
     return PAGE.format(
-        total=settings["length"], total_plain=settings["length"], documents=results["documents"],
-        all_tokens=results["tokens_of_all_documents"], n_local=settings["n_local"],
-        n_global=settings["n_global"], model=settings["model"], corpus=settings["corpus"],
-        threads=settings["threads"], early=pairs["early_nll"], late=pairs["late_nll"],
-        speed_start=timing["tokens_per_second_at_start"],
-        speed_end=timing["tokens_per_second_at_end"],
-        memory_start=memory[0], memory_end=memory[-1],
-        growth=settled[-1] - settled[0], lowest=min(settled), highest=max(settled),
-        pairs=pairs["pairs"], difference=pairs["difference"], low=pairs["interval"][0],
-        high=pairs["interval"][1], scored=results["scored"], nll=results["nll"],
-        nll_low=results["interval"][0], nll_high=results["interval"][1],
-        bits=results["bits_per_byte"], hours=f"{minutes // 60} h {minutes % 60} min",
-        torch=settings["torch"].partition("+")[0],
+        **settings, total=settings["length"], documents=results["documents"],
+        all_tokens=results["tokens_of_all_documents"], early=pairs["early_nll"],
+        late=pairs["late_nll"], speed_start=timing["linear"][0]["tokens_per_second"],
+        speed_end=timing["linear"][-1]["tokens_per_second"], memory_start=memory[0],
+        memory_end=memory[-1], growth=settled[-1] - settled[0], lowest=min(settled),
+        highest=max(settled), pairs=pairs["pairs"], difference=pairs["difference"], low=low,
+        high=high, scored=results["scored"], nll=results["nll"], nll_low=nll_low,
+        nll_high=nll_high, bits=results["bits_per_byte"],
+        hours=f"{minutes // 60} h {minutes % 60} min", version=settings["torch"].partition("+")[0],
         bin=linear[1]["last"] - linear[1]["first"], curve="\n".join(lines),
     )  # fmt: skip
 

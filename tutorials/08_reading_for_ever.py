@@ -119,8 +119,9 @@ plot.show(
 # Constant memory is not memory of everything: lesson 10.
 #
 # **Where this lives.** [cache.py](../minilm_inf/fast/cache.py),
-# [positions.py](../minilm_inf/positions.py) and [stream.py](../minilm_inf/evaluate/stream.py);
-# `make stream-200m` reads the stream again, in about an hour.
+# [positions.py](../minilm_inf/positions.py) and
+# [perplexity.py](../minilm_inf/evaluate/perplexity.py); `make stream-200m` reads the stream
+# again, in about an hour.
 #
 # ## Exercises
 #

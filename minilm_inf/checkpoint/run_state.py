@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from ..terminal.files import parse_object
 from .tensor_file import as_bytes, write_tensors
 
-FACTS = "state 2"  # where a file keeps a state's facts; the number is that of the format
+FACTS = "state 3"  # where a file keeps a state's facts; the number is that of the format
 
 
 def write_state(path: Path, tensors: dict[str, torch.Tensor], facts: dict):

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from .. import corpus
-from ..evaluate.compare import encoded
+from ..evaluate.documents import encoded
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..terminal.files import PICTURE, check_output, read_text, write_beside

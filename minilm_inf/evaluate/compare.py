@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..config import LMInfinite
-from ..text.tokenizer import opening
 from ..transformer import Transformer
 
 
@@ -58,10 +57,9 @@ def reencoded_nll(
     model: Transformer, ids: list[int], batch: int | None = None, n_bos: int = 1
 ) -> Tensor:
     """The same entries as stream_nll's, each scored within a fresh window of the trained
-    length; batch: how many windows are read together (as many as have 4,096 tokens); n_bos: as
-    in reencoded_pieces."""
+    length; batch: how many windows are read together (as many as have 4,096 tokens)."""
     length = model.config.context_length
-    batch = batch or windows_at_once(length)
+    batch = batch or max(1, 4096 // length)
     return torch.cat(list(reencoded_pieces(model, ids, length, batch, n_bos)))
 
 
@@ -73,8 +71,7 @@ def reencoded_pieces(
     pieces of `batch` windows.
 
     The first window is the text's own beginning; a later one is the first n_bos ids (BOS, or
-    none) and the ids before the last that it scores, and scores the second half of them. The
-    logits of one half of one window exist at a time.
+    none) and the ids before the last that it scores, and scores the second half of them.
     """
     left, stride = len(ids) - 1, length // 2
     tokens = torch.tensor(ids, device=model.embed.weight.device)
@@ -93,41 +90,18 @@ def reencoded_pieces(
         left -= len(pieces)
 
 
-def windows_at_once(length: int) -> int:
-    """How many windows of a length are read together: as many as have 4,096 tokens, or one."""
-    return max(1, 4096 // length)
-
-
 def _nll_by_piece(model, hidden: Tensor, following: Tensor, size: int) -> Tensor:
     """nll_of each row in turn, `size` logits at a time: (B, T, E), (B, T) -> (B * T,)."""
     pairs = zip(hidden.flatten(0, 1).split(size), following.flatten().split(size))
     return torch.cat([nll_of(model, x, ids) for x, ids in pairs])
 
 
-def bins(context_length: int, n: int) -> list[tuple[int, int]]:
-    """Ranges of positions that double: the trained length, then as much again, and so on to n.
+def edges(first: int, n: int, per_doubling: int = 1) -> list[int]:
+    """Edges of bins of the positions 0 to n: `first`, such as the trained length, and then so
+    many to a doubling.
 
-    >>> bins(256, 1500)
-    [(0, 256), (256, 512), (512, 1024), (1024, 1500)]
+    >>> edges(256, 1500), edges(32, 100, 3)
+    ([0, 256, 512, 1024, 1500], [0, 32, 40, 51, 64, 81, 100])
     """
-    edges = [0, context_length]
-    while edges[-1] < n:
-        edges.append(2 * edges[-1])
-    return [(a, min(b, n)) for a, b in zip(edges, edges[1:]) if a < n]
-
-
-def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int]]:
-    """The first length + 1 ids of each text, BOS among them where the tokenizer puts one
-    before a text. Raises ValueError for a shorter text."""
-    documents, bos = {}, opening(tokenizer)
-    for name, text in texts.items():
-        # A token is rarely longer than 8 characters.
-        ids = bos + tokenizer.encode(text[: 8 * length], bos=False)
-        if len(ids) < length + 1:
-            ids = bos + tokenizer.encode(text, bos=False)
-        if len(ids) < length + 1:
-            raise ValueError(
-                f"{name} has only {len(ids)} tokens: choose a smaller --length, or another text"
-            )
-        documents[name] = ids[: length + 1]
-    return documents
+    found = {round(first * 2 ** (k / per_doubling)) for k in range(64 * per_doubling)}
+    return [0, *sorted(edge for edge in found if edge < n), n]

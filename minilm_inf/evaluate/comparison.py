@@ -16,184 +16,236 @@ with the same number of visible keys.
 
 One table: nll by position with 95% intervals over documents, the difference to LM-Infinite on
 the same documents, time per token, the bytes of the cache, and how many pass keys are found in
-the middle of a text that is four times as long as what a token sees.
+the middle of a text that is four times as long as what a token sees. A difference is taken
+document by document, so it is far sharper than two intervals: a hard text is hard for both.
 
-Unless --n-local says otherwise, a token sees as many keys as a training text had tokens, so
-that none of the methods is asked for distances that the model never saw, but for those whose
-point that is.
+Unless --n-local says otherwise, a token sees as many keys as a training text had tokens.
 """
 
 from __future__ import annotations
 
-import sys
+import time
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import torch
 
-from ..config import LMInfinite, ModelConfig
+from ..config import LMInfinite
 from ..terminal import options as flags
-from ..terminal.files import PICTURE, RESULT, check_outputs, write_beside
-from ..terminal.progress import Progress
-from ..terminal.tables import as_json, finite
 from ..text.tokenizer import opening
 from ..train.practice import Practice
-from . import figure, table
-from .cells import WHERE, rows_at_once, where_it_lies
-from .compare import encoded
-from .documents import texts_of
-from .intervals import share
-from .measure import measure, result_of, sweep
-from .methods import Method, answers, methods
-from .trials import PassKey
+from ..writing.sampling import require_numbers
+from . import figure, resume
+from .cells import Asked, Cell, pooled
+from .compare import edges
+from .documents import digest, encoded, texts_of
+from .intervals import interval
+from .methods import LABELS, Method, Truncated, methods, with_window
+from .table import methods_table, notes, sweep_table
+from .trials import PassKey, Trial, check_filler
 
 TIMES_CONTEXT = 16  # tokens of a document, unless --length says otherwise
 TIMES_VISIBLE = 4  # tokens of a text with a pass key, in visible keys or trained lengths
 DEPTHS = (0.3, 0.4, 0.5, 0.6)  # shares of its filler before the key
+REFERENCE = "lambda"  # what differences are to
+N_GLOBAL = (0, 1, 2, 4, 10, 32, 100)  # of a sweep
+QUARTERS = (1, 2, 3, 4)  # of the trained length: a sweep's n_local
 
 
-def evaluate(options) -> int:
-    """The task, from its flags to the result."""
-    flags.check_drawing(options, "figure")
-    check_outputs(out=(options.out, RESULT), figure=(options.figure, PICTURE))
-    return measured_and_published(options)
+class Run(resume.Run):
+    """All methods on documents of one length, in turns; then the pass keys they are asked for.
 
-
-def measured_and_published(options) -> int:
-    """Each part is written as soon as it is measured, and the table of those that were is
-    printed whatever becomes of the others."""
-    texts = compared(options)
-    model, tokenizer = flags.load(options)
-    config, context = model.config, model.config.context_length
-    lm = sight(options, config)
-    chosen = methods(options.methods, lm, config, len(opening(tokenizer)))
-    length = options.length or TIMES_CONTEXT * context
-    if options.sweep and length <= context:
-        raise ValueError(
-            f"--sweep is about what lies beyond {context} tokens: take a larger --length"
-        )
-    documents = encoded(texts, tokenizer, length)
-    result = {
-        "task": "compare", "model": options.model.as_posix(), "documents": sorted(documents),
-        "length": length, "context_length": context, "settings": asdict(lm),
-        "budget": lm.n_local + lm.n_global, "device": str(model.embed.weight.device),
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    print(f"threads: {result['threads']}, device: {result['device']}", file=sys.stderr)
-    measured = measure(model, chosen, documents, options.chunk)
-    width = model.embed.weight.element_size()
-    result["methods"] = result_of(chosen, measured, config, width)
-    try:
-        write(result, options)
-        if options.trials:
-            ask(model, tokenizer, chosen, documents, result, options)
-            write(result, options)
-        if options.sweep:
-            result["sweep"] = sweep(model, replace(lm, top_k=0), documents, options.chunk)
-            write(result, options)
-    finally:
-        show(finite(result), options)
-    if options.figure:
-        write_beside(options.figure, figure.png(finite(result)))
-    return 0
-
-
-def write(result: dict, options):
-    """Write what was measured so far where --out says."""
-    if options.out:
-        write_beside(options.out, (as_json(result) + "\n").encode())
-
-
-def show(result: dict, options):
-    """Print what was measured."""
-    if options.json:
-        print(as_json(result), flush=True)
-        return
-    print(table.methods_table(result))
-    print("\n" + table.notes(result))
-    print(table.verdict(result), flush=True)
-    if "sweep" in result:
-        print("\n" + table.sweep_tables(result), flush=True)
-
-
-# ---- pass keys in the middle, which neither the starting tokens nor the window hold
-
-
-def ask(model, tokenizer, chosen: dict, documents, result: dict, options):
-    """Add each method's pass keys to the result, or say on stderr why there are none."""
-    lm = replace(sight(options, model.config), top_k=0)
-    try:
-        middle, inside = pass_keys(tokenizer, documents, lm, model.config, options.trials)
-    except ValueError as error:
-        print(f"no pass keys: {error}", file=sys.stderr)
-        return
-    progress = Progress(len(chosen), unit="methods")
-    try:
-        for done, entry in enumerate(result["methods"], 1):
-            method = chosen[entry["name"]]
-            entry["passkey"] = accuracy(model, method, middle, options.chunk)
-            progress.show(done, f"pass keys: {method.label}", now=True)
-    finally:
-        progress.end()
-    vanilla = Method("full attention", None)
-    result["passkey_inside"] = accuracy(model, vanilla, inside, options.chunk)
-
-
-def pass_keys(tokenizer, documents: dict[str, list[int]], lm: LMInfinite, config: ModelConfig,
-              count: int) -> tuple[list, list]:  # fmt: skip
-    """`count` trials whose keys lie in the middle, and as many inside the trained length.
-
-    documents: as compare.encoded makes them, of whose text the filler is made. Raises
-    ValueError where they are too short for that.
+    methods: by name; two that are the same are measured once. nll: (methods, documents, n).
+    seconds: (methods, documents), per token, of reading and scoring: the median over the pieces
+    of the second half of a text.
     """
-    length = TIMES_VISIBLE * max(config.context_length, lm.most_visible)
-    n_bos = len(opening(tokenizer))
-    filler = np.array([id for ids in documents.values() for id in ids[n_bos:]])
-    if len(filler) <= length:
-        raise ValueError(f"they take {length:,} tokens of text, and there are {len(filler):,}")
-    maker = PassKey(Practice(tokenizer, filler), tokenizer)
-    middle, inside = (
-        [maker.trial(n, DEPTHS[k % len(DEPTHS)], [n, k]) for k in range(count)]
-        for n in (length, config.context_length)
-    )
-    assert all(WHERE[where_it_lies(trial, lm)] == "middle" for trial in middle)
-    return middle, inside
+
+    def __init__(self, model, methods: dict[str, Method], documents: dict[str, list[int]],
+                 chunk=512, asked: Asked | None = None, middle="ram"):  # fmt: skip
+        self.model, self.methods, self.chunk, self.middle = model, methods, chunk, middle
+        self.documents, self.asked = list(documents.values()), asked
+        self.distinct = list(dict.fromkeys(methods.values()))
+        shape = len(self.distinct), len(self.documents)
+        self.nll, self.seconds = np.zeros((*shape, len(self.documents[0]) - 1)), np.zeros(shape)
+        self.read = np.zeros(1, np.int64)  # pairs of a method and a document
+        self.total = self.nll.size + (asked.total if asked else 0)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = {"nll": self.nll, "seconds": self.seconds, "read": self.read}
+        return found | (self.asked.arrays() if self.asked else {})
+
+    @property
+    def done(self) -> int:
+        return int(self.read[0]) * self.nll.shape[2] + (self.asked.done if self.asked else 0)
+
+    def fact(self) -> str:
+        if self.asked and self.asked.done:
+            return f"pass keys: {self.asked.fact()}"
+        return self.distinct[int(self.read[0] - 1) % len(self.distinct)].label
+
+    def step(self):
+        """Read one document by one method, or ask one of them."""
+        if self.read[0] == self.seconds.size:
+            return self.asked.step()
+        document, which = divmod(int(self.read[0]), len(self.distinct))
+        method, ids = self.distinct[which], self.documents[document]
+        pieces, seconds, began = [], [], time.perf_counter()
+        for piece in method.pieces(self.model, ids, self.chunk, self.middle):
+            seconds.append((time.perf_counter() - began) / len(piece))
+            require_numbers(piece)
+            pieces.append(piece.numpy())
+            began = time.perf_counter()
+        self.nll[which, document] = np.concatenate(pieces)
+        self.seconds[which, document] = np.median(seconds[len(seconds) // 2 :])
+        self.read += 1
+
+    def of(self, name: str) -> np.ndarray:
+        """The nll of a method by name, (documents, n)."""
+        return self.nll[self.distinct.index(self.methods[name])]
 
 
-def accuracy(model, method: Method, asked: list, chunk: int) -> dict:
-    """How many of the trials a method answers."""
-    if method.lm is not None:  # a prompt is read as generate reads it
-        method = replace(method, lm=replace(method.lm, top_k_queries="last"))
-    length, width = len(asked[0].ids), asked[0].width
-    rows = torch.tensor([trial.ids for trial in asked], device=model.embed.weight.device)
-    some = rows_at_once(model, method, length, chunk)
-    found = [answers(model, method, x, width, chunk) for x in rows.split(some)]
-    right = sum(n == width for part in found for n in part)
-    known = share(right, len(asked))
-    return {
-        "right": right, "trials": len(asked), "tokens": length, "share": known["accuracy"],
-        "interval": known["interval"],
-    }  # fmt: skip
+def by_position(model, documents: dict[str, list[int]], lm: LMInfinite, chunk: int = 512,
+                n_bos: int = 1) -> list[dict]:  # fmt: skip
+    """What a model's card shows of documents of one length, each of which begins with n_bos of
+    BOS: a row per bin, with first, last (exclusive), vanilla, lm_infinite, reencoded."""
+    context, rows = model.config.context_length, []
+    run = Run(model, {
+        "vanilla": Method("vanilla", None), "lm_infinite": Method("LM-Infinite", lm),
+        "reencoded": Truncated("re-encoding", None, context, n_bos),
+    }, documents, chunk)  # fmt: skip
+    for _ in resume.steps(run):
+        pass
+    cuts = edges(context, run.nll.shape[2])
+    for first, last in zip(cuts, cuts[1:]):
+        means = {name: float(run.of(name)[:, first:last].mean()) for name in run.methods}
+        rows.append({"first": first, "last": last, **means})
+    return rows
 
 
 # ---- what the flags ask for
 
 
-def compared(options) -> dict[str, str]:
-    """The texts that are compared, by name, as many as --documents says."""
-    return dict(list(texts_of(options).items())[: options.documents])
+def prepared(options) -> Run:
+    """The run that the flags ask for."""
+    texts = texts_of(options)
+    model, tokenizer = flags.load(options)
+    context, n_global = model.config.context_length, options.n_global
+    if options.n_local is None:
+        n_local = context - (10 if n_global is None else n_global)
+        options = Namespace(**{**vars(options), "n_local": n_local})
+    lm = flags.attention(options, model.config)
+    chosen = methods(options.methods, lm, model.config, len(opening(tokenizer)))
+    if options.sweep:
+        chosen |= sweep_of(replace(lm, top_k=0), context)
+    length = options.length or TIMES_CONTEXT * context
+    documents, asked = encoded(texts, tokenizer, length), None
+    if options.trials:
+        asked = pass_keys(model, tokenizer, chosen, documents, lm, options)
+    run = Run(model, chosen, documents, options.chunk, asked, options.middle or "ram")
+    run.settings = resume.model_facts(options, model) | {
+        "documents": sorted(documents), "ids_sha256": digest(list(documents.values())),
+        "length": length, "context_length": context, "asked": options.methods,
+        "lm_infinite": dict(vars(lm)), "budget": lm.n_local + lm.n_global,
+        "sweep": options.sweep, "trials": options.trials, "chunk": options.chunk,
+    }  # fmt: skip
+    return run
 
 
-def sight(options, config: ModelConfig) -> LMInfinite:
-    """LM-Infinite with top-k as the flags have it; the window and the starting tokens are what
-    each method sees. Raises ValueError where the starting tokens leave no window."""
-    n_local = options.n_local
-    if n_local is None:
-        n_local = config.context_length - options.n_global
-    if n_local < 1:
-        raise ValueError(
-            f"--n-global {options.n_global} leaves no window of the {config.context_length} "
-            "keys that a token sees: give --n-local too"
-        )
-    return flags.attention(Namespace(**{**vars(options), "n_local": n_local}), config)
+def sweep_of(base: LMInfinite, context_length: int) -> dict[str, Method]:
+    """LM-Infinite, and with other n_global and n_local, one at a time. Unlike the methods,
+    these do not see as many keys: how much more a larger one sees is what is asked."""
+    windows = sorted({max(1, quarter * context_length // 4) for quarter in QUARTERS})
+    lms = {REFERENCE: base} | {f"n_global={n}": replace(base, n_global=n) for n in N_GLOBAL}
+    lms |= {f"n_local={n}": with_window(base, n) for n in windows}
+    return {name: Method(LABELS[REFERENCE], lm) for name, lm in lms.items()}
+
+
+def pass_keys(model, tokenizer, methods, documents, lm: LMInfinite, options) -> Asked:
+    """Each method asked for --trials pass keys in the middle of the documents' text, which
+    neither the starting tokens nor the window hold."""
+    length = TIMES_VISIBLE * max(model.config.context_length, lm.n_local + lm.n_global)
+    n_bos, names = len(opening(tokenizer)), options.methods
+    filler = np.array([id for ids in documents.values() for id in ids[n_bos:]])
+    check_filler(filler, length + 1)
+    maker = PassKey(Practice(tokenizer, filler), tokenizer)
+
+    def trial(cell: Cell, number: int) -> Trial:
+        depth = DEPTHS[number % len(DEPTHS)]
+        return maker.trial(cell.length, depth, [cell.length, number])
+
+    cells = [Cell(name, length, None) for name in names]
+    asked = {  # a prompt is read as generate reads it
+        name: replace(method, lm=method.lm and replace(method.lm, top_k_queries="last"))
+        for name, method in methods.items()
+    }
+    middle = options.middle or "ram"
+    return Asked(model, asked, cells, trial, lm, options.trials, options.chunk, middle)
+
+
+# ---- what was found
+
+
+def result(run: Run) -> dict:
+    """What was measured of each method, and of what was swept."""
+    found = {"methods": [entry(run, name) for name in run.settings["asked"]]}
+    if run.settings["sweep"]:
+        found["sweep"] = [
+            {"setting": name, "beyond": beyond(run, name), "less": beyond(run, name, REFERENCE)}
+            for name in run.methods if "=" in name
+        ]  # fmt: skip
+    return {"results": found}
+
+
+def entry(run: Run, name: str) -> dict:
+    """What was measured of a method, but for a sweep's."""
+    nll, method, config = run.of(name), run.methods[name], run.model.config
+    n, context = nll.shape[1], config.context_length
+    keys = sum(method.kept(n, layer) for layer in range(config.n_layer))
+    width = 2 * config.n_kv_head * config.head_dim * run.model.embed.weight.element_size()
+    asked = pooled(run.asked.rows() if run.asked else [], "method", "length")
+    return {
+        "name": name, "label": method.label, "sees": method.sees, "cache_bytes": keys * width,
+        "seconds_per_token": float(np.median(run.seconds[run.distinct.index(method)])),
+        "nll": means_of(nll, edges(context, n)), "beyond": beyond(run, name),
+        "beyond_less_lm_infinite": beyond(run, name, REFERENCE) if name != REFERENCE else None,
+        "curve": means_of(nll, edges(max(1, context // 8), n, 3)),
+        "passkey": next((row for row in asked if row["method"] == name), None),
+    }  # fmt: skip
+
+
+def beyond(run: Run, name: str, less: str | None = None) -> dict | None:
+    """The mean beyond the trained length, less another method's if told; None where there is
+    nothing of one of them."""
+    nll, context = run.of(name), run.model.config.context_length
+    if nll.shape[1] <= context or (less and less not in run.methods):
+        return None
+    return means_of(nll - run.of(less) if less else nll, [context, nll.shape[1]])[0]
+
+
+def means_of(nll: np.ndarray, edges: list[int]) -> list[dict]:
+    """The means between edges, over positions and documents, which weigh the same, and their
+    intervals: nll (documents, n)."""
+    rows = []
+    for number, (first, last) in enumerate(zip(edges, edges[1:])):
+        means = nll[:, first:last].mean(1)
+        found = interval(means, np.ones(len(means)), [0, number])
+        mean = float(means.mean())
+        rows.append({"first": first, "last": last, "nll": mean, "interval": found})
+    return rows
+
+
+def words(result: dict) -> str:
+    """The same for a reader."""
+    parts = [methods_table(result), notes(result)]
+    if "sweep" in result["results"]:
+        parts.append(sweep_table(result))
+    return "\n\n".join(parts)
+
+
+def picture(result: dict) -> bytes:
+    """nll by position, a line for each method."""
+    told = result["settings"]
+    context, name = told["context_length"], Path(told["model"]).name
+    title = f"{name}, trained on {context:,} tokens: nats per token by position"
+    return figure.curves(title, result["results"]["methods"], context)

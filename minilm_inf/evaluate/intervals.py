@@ -5,12 +5,11 @@ drawn with replacement from those there are, and the interval holds the middle 9
 means. The units are
 
     several texts   the texts: the interval says how another choice of as many texts of this
-                    kind could have moved the mean. Of few texts (below ten or so) it is too
-                    narrow; of two it is no more than their two means.
+                    kind could have moved the mean. Of few texts it is too narrow; of two it is
+                    no more than their two means.
     one text        blocks of consecutive tokens, 256 and more where there are enough: it says
-                    how much the mean owes to which passages happened to be among them. What is
-                    alike over longer stretches than a block it takes for more evidence than it
-                    is; other texts, and other models, it says nothing of.
+                    how much the mean owes to which passages happened to be among them. Of other
+                    texts it says nothing.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ def wilson(found: int, count: int) -> tuple[float, float]:
     """Wilson's interval of a share of which `found` in `count` independent trials are known.
 
     It holds where a normal interval fails: for few trials, and for none or all found. Source:
-    Wilson, "Probable inference, the law of succession, and statistical inference", Journal of
-    the American Statistical Association 22 (1927).
+    Wilson, Journal of the American Statistical Association 22 (1927).
 
     >>> [round(x, 4) for x in wilson(8, 10)]
     [0.4902, 0.9433]
@@ -61,5 +59,5 @@ def wilson(found: int, count: int) -> tuple[float, float]:
 
 def share(found: int, count: int) -> dict:
     """A share of `count` trials, with its interval, as JSON takes it."""
-    interval = list(wilson(found, count))
-    return {"found": found, "trials": count, "accuracy": found / count, "interval": interval}
+    return {"found": found, "trials": count, "accuracy": found / count,
+            "interval": list(wilson(found, count))}  # fmt: skip

@@ -2,13 +2,12 @@
 
 All of them have the same number of visible keys, but for the two without a Λ, which see the
 whole past. n_local + n_global keys are a window and the starting tokens, or a window of as
-many, or a text of as many that is read again; where middle tokens come back, the window is that
-much smaller.
+many, or a text of as many that is read again; what comes back of the middle counts too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,9 +46,9 @@ class Method:
             tokens, self.lm, cache, n_reaching=n_reaching
         )
 
-    def pieces(self, model: Transformer, ids: list[int], chunk: int) -> Iterator[Tensor]:
+    def pieces(self, model: Transformer, ids: list[int], chunk: int, middle: str = "ram"):
         """The nll of every id but the first, (n - 1,) in all, in pieces as they are read."""
-        return stream_pieces(model, ids, self.reader(model), chunk)
+        return stream_pieces(model, ids, self.reader(model, 1, middle), chunk)
 
     def rows(self, rows: Tensor) -> Tensor:
         """What is read of rows of ids (B, T) that end with their answers."""
@@ -75,7 +74,7 @@ class InCache(Method):
     """StreamingLLM: LM-Infinite's keys at other distances; see streaming_llm.py."""
 
     def reader(self, model: Transformer, batch: int = 1, middle: str = "ram") -> Callable:
-        """As Method.reader; there is no middle to reach."""
+        """As Method.reader."""
         past = StreamingLLM(model, self.lm.n_local, self.lm.n_global)
         return lambda tokens, n_reaching=None: past.read(tokens)
 
@@ -88,9 +87,8 @@ class Truncated(Method):
     length: int
     n_bos: int = 1
 
-    def pieces(self, model: Transformer, ids: list[int], chunk: int) -> Iterator[Tensor]:
-        """As Method.pieces; every length / 2 tokens the context moves on, and each piece is of
-        about a chunk's tokens."""
+    def pieces(self, model: Transformer, ids: list[int], chunk: int, middle: str = "ram"):
+        """As Method.pieces; each piece is of about a chunk's tokens."""
         batch = max(1, chunk // max(1, self.length // 2))
         return reencoded_pieces(model, ids, self.length, batch, self.n_bos)
 
@@ -102,21 +100,18 @@ class Truncated(Method):
         return torch.cat((rows[:, : self.n_bos], end), 1)
 
     def kept(self, n: int, layer: int) -> int:
-        """None: the text alone is kept."""
         return 0
 
     @property
     def sees(self) -> str:
-        """As Method.sees."""
         return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}, read again"
 
 
 @torch.inference_mode()
-def answering(model: Transformer, method: Method, rows: Tensor, width: int, chunk: int = 512,
-              middle: str = "ram") -> Iterator[int]:  # fmt: skip
-    """Read rows (B, T) that end with their answers, of `width` ids each; yields after every
-    call of the model how many ids it read, and returns for each row how many ids of its answer
-    greedy decoding would write before a wrong one.
+def answers(model: Transformer, method: Method, rows: Tensor, width: int, chunk: int = 512,
+            middle: str = "ram") -> list[int]:  # fmt: skip
+    """Of rows (B, T) that end with their answers, of `width` ids each: how many ids of its
+    answer greedy decoding would write before a wrong one.
 
     What is written is fed only where it is right, and then it stands in the row already: the
     answers are read with the rows, and middle tokens come back to a prompt's last token and to
@@ -128,22 +123,10 @@ def answering(model: Transformer, method: Method, rows: Tensor, width: int, chun
     prompt, last = rows[:, : -width - 1], rows[:, -width - 1 : -1]
     for piece in prompt.split(chunk, 1) if prompt.shape[1] else ():
         read(piece, None if reaches_always else 0)
-        yield piece.numel()
     logits = model.head(read(last, last.shape[1]))  # (B, width, V)
     require_numbers(logits)
-    yield last.numel()
     hits = logits.float().argmax(-1) == rows[:, -width:]
     return hits.long().cumprod(1).sum(1).tolist()
-
-
-def answers(*arguments) -> list[int]:
-    """What answering returns, in one go."""
-    steps = answering(*arguments)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def methods(names: list[str], lm: LMInfinite, config: ModelConfig, n_bos: int = 1) -> dict:
@@ -164,22 +147,12 @@ def methods(names: list[str], lm: LMInfinite, config: ModelConfig, n_bos: int = 
         "no-ceiling": replace(plain, distance_ceiling=None),
         "no-lambda": replace(plain, n_local=None, n_global=0),
         "lambda": plain,
-        "topk": with_top_k(lm) if "topk" in names else None,
+        "topk": with_window(lm, lm.n_local - lm.top_k) if "topk" in names else None,
     }
     found = {name: Method(LABELS[name], lm) for name, lm in settings.items()}
     found["truncate"] = Truncated(LABELS["truncate"], None, length, n_bos)
     found["streaming"] = InCache(LABELS["streaming"], settings["no-ceiling"])
     return {name: found[name] for name in names}
-
-
-def with_top_k(lm: LMInfinite) -> LMInfinite:
-    """The same with a window that is smaller by the top_k middle tokens."""
-    if lm.n_local <= lm.top_k:
-        raise ValueError(
-            f"topk takes its {lm.top_k} middle tokens from a window of {lm.n_local}: "
-            "take a larger --n-local, or a smaller --top-k-middle"
-        )
-    return with_window(lm, lm.n_local - lm.top_k)
 
 
 def with_window(lm: LMInfinite, n_local: int) -> LMInfinite:

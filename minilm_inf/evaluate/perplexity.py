@@ -2,14 +2,12 @@
 memory, and the nll of every one but the first.
 
     python -m minilm_inf.evaluate perplexity --text FILE... --out run.json
-    python -m minilm_inf.evaluate perplexity --tokens ids.npy --stream --length 200000000
+    python -m minilm_inf.evaluate perplexity --corpus corpus/ --stream --length 200000000
     python -m minilm_inf.evaluate perplexity --resume run.json
 
-Documents are read separately, each after BOS, and means are over documents; or joined into one
-stream (--stream): BOS, then all of them with EOS between them, in the order given, and from the
-second pass on in an order drawn from --seed. A --tokens file is read as it stands: one
-dimension is one document, two are a row for each, with the BOS and EOS that are in it. Texts
-are encoded as a whole, in memory; for more text than that, write a --tokens file.
+Documents are joined into one text: BOS, then all of them with EOS between them, in the order
+given. With --stream they come again and again, from the second pass on in an order drawn from
+--seed, until --length. (`compare` reads each document on its own.)
 
 The result says nll by position, in bins that double and in equal ones; mean and interval (what
 an interval covers is told in minilm_inf/evaluate/intervals.py); bits per byte; of a stream, how
@@ -18,142 +16,163 @@ the same tokens fared early and late; and, under "timing", what differs from run
 
 from __future__ import annotations
 
-import sys
+import math
+import time
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from ..checkpoint.checkpoint import load_model
+from ..checks import taken
+from ..config import LMInfinite
 from ..terminal import options as flags
+from ..terminal.progress import memory
 from ..terminal.tables import markdown
-from ..text.tokenizer import check_fits, opening
-from ..text.tokenizer import load as load_tokenizer
-from ..writing import plan
-from .byte_counts import ByteCounts
-from .documents import Encoded, Joined, Separate, TokensFile, digest, texts_of
-from .resume import carry_out, model_facts
-from .stream import Run
+from ..writing import saved_cache
+from ..writing.sampling import require_numbers
+from . import resume
+from .compare import edges, nll_of
+from .documents import Stream, digest, texts_of
+from .tally import Bins, Pairs, add_between
+
+BINS = 200  # of equal size
 
 
-def evaluate(options) -> int:
-    """The task, from its flags to the result; a signal's exit code where one ended it."""
-    return run_plan(options) if options.plan else carry_out(options, prepared, result_of)
+class Run(resume.Run):
+    """The scoring of a stream, as far as it has come.
+
+    Its state, between any two chunks, is the model's cache, the sums, and how many tokens were
+    scored. A run that goes on from that ends with the same numbers to the last bit; only what
+    it measures of the machine differs.
+
+    bins: by kind: "log", which double, "linear", of equal size, and "all", which is one.
+    seconds, resident: of each linear bin: what it took, and bytes of memory at its end.
+    """
+
+    def __init__(self, model, lm: LMInfinite | None, stream: Stream, chunk=2048, middle="ram"):
+        self.model, self.lm, self.stream, self.chunk = model, lm, stream, chunk
+        n, self.total = stream.length, stream.length - 1
+        self.cache = model.new_cache(1, lm, middle=middle)
+        linear = np.unique(1 + np.arange(BINS + 1) * (n - 1) // BINS)
+        kinds = {"log": edges(1, n)[1:], "linear": linear, "all": [1, n]}
+        self.bins = {kind: Bins(cuts, k) for k, (kind, cuts) in enumerate(kinds.items())}
+        self.counts = np.zeros(2, np.int64)  # tokens that were scored, and their bytes
+        self.pairs = Pairs(n, len(stream.ids))
+        self.seconds, self.resident = np.zeros((2, len(linear) - 1))
+        self.last = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        return int(self.counts[0])
+
+    def fact(self) -> str:
+        return f"nll {self.bins['all'].sums.sum() / self.done:.4f}"
+
+    @torch.inference_mode()
+    def step(self):
+        """Read the next chunk, and score what follows each of its tokens."""
+        stop = min(self.done + self.chunk, self.total)
+        ids, places = self.stream.read(self.done, stop + 1)
+        tokens = torch.from_numpy(ids).to(self.model.embed.weight.device)
+        hidden = self.model.read(tokens[None, :-1], self.lm, self.cache)
+        nll = nll_of(self.model, hidden[0], tokens[1:])
+        require_numbers(nll)
+        self._take_in(self.done + 1, nll.numpy(), places[1:])
+
+    def _take_in(self, first: int, nll: np.ndarray, places: np.ndarray):
+        """The nll of a chunk's tokens, from position `first` on, enters all sums."""
+        for bins in self.bins.values():
+            bins.add(first, nll)
+        self.pairs.add(first, nll, places)
+        known = self.stream.bytes
+        self.counts += len(nll), 0 if known is None else known[places].sum()
+        now, cuts = time.monotonic(), self.bins["linear"].edges
+        each = np.full(len(nll), (now - self.last) / len(nll))
+        add_between(cuts, self.seconds, first, each)
+        self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = memory()[0] or 0
+        self.last = now
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = {name: getattr(self, name) for name in ("counts", "seconds", "resident")}
+        found |= {f"bins.{kind}": bins.sums for kind, bins in self.bins.items()}
+        return found | {f"pairs.{x}": getattr(self.pairs, x) for x in ("early", "nll", "sums")}
+
+    def state(self) -> dict[str, Tensor]:
+        cache = saved_cache.state_of(self.cache).items()
+        return super().state() | {f"cache.{name}": tensor for name, tensor in cache}
+
+    @torch.inference_mode()
+    def restore(self, tensors: dict[str, Tensor]):
+        saved_cache.restore(self.cache, taken(tensors, "cache"))
+        super().restore(tensors)
+        if not self.cache.length == self.done <= self.total:
+            raise ValueError("the cache is of another place in the text")
+        self.last = time.monotonic()
 
 
-def prepared(options) -> tuple[Run, dict]:
-    """The run that the flags ask for, and all that its numbers depend on."""
-    model, tokenizer = loaded(options)
-    reading = reading_of(options, tokenizer, model.config.vocab_size)
-    lm = flags.attention(options, model.config)
-    byte_counts = ByteCounts(tokenizer, model.config.vocab_size, reading.source)
-    run = Run(model, lm, reading, byte_counts, options.chunk, options.bins,
-              options.middle or "ram")  # fmt: skip
-    return run, settings_of(options, model, lm, reading)
-
-
-def loaded(options):
-    """The model and its tokenizer, which --tokens may lack: it only counts their bytes."""
-    if options.tokens is None:
-        return flags.load(options)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    where = flags.device(options.device), flags.DTYPES[options.dtype]
-    model, tokenizer = load_model(options.model, *where), None
-    try:
-        tokenizer = load_tokenizer(options.model)
-        check_fits(tokenizer, model.config.vocab_size, options.model)
-    except ValueError as error:
-        print(f"no bits per byte: {' '.join(str(error).split())}", file=sys.stderr)
-        tokenizer = None
-    return model, tokenizer
-
-
-def reading_of(options, tokenizer, vocab_size: int):
-    """The texts in the order in which they are read; tokenizer: of those that are not ids."""
-    if options.tokens is not None:
-        source, bos_id = TokensFile(options.tokens, vocab_size), None
-    else:
-        source = Encoded(texts_of(options), tokenizer, options.stream)
-        bos_id = next(iter(opening(tokenizer)), None)
-    if options.stream:
-        return Joined(source, bos_id, options.length, options.seed)
-    return Separate(source, bos_id, options.length)
-
-
-def run_plan(options) -> int:
-    """What the run would take: the texts are encoded, and nothing else is done."""
-    net = plan.network(options)
-    tokenizer = load_tokenizer(options.model) if options.tokens is None else None
-    lengths = reading_of(options, tokenizer, net.config.vocab_size).lengths.tolist()
-    lm = flags.attention(options, net.config)
-    what = f"{len(lengths):,} text{'s' * (len(lengths) > 1)}, {sum(lengths):,} tokens"
-    # Beside the logits, logsumexp takes a copy of them; in half precision both are in float32.
-    exact = max(net.dtype.itemsize, torch.float32.itemsize)
-    found = plan.scoring(net, what, lm, lengths, options.chunk, copies=2 * exact)
-    if options.middle == "disk":
-        found = plan.on_disk(found, net, lm, max(lengths) - 1)
-    return plan.show(net, [found], options.json)
-
-
-def settings_of(options, model, lm, reading) -> dict:
-    """All that the numbers depend on, as JSON gives it back."""
-    texts = {"tokens": options.tokens, "text": options.text, "corpus": options.corpus}
-    kind, where = next((name, found) for name, found in texts.items() if found)
-    top_k = lm if lm and lm.top_k else None
-    return model_facts(options, model) | {
-        kind: [str(path) for path in where] if kind == "text" else str(where),
-        "ids_sha256": digest(reading.source),
-        "bos_id": reading.bos_id, "stream": options.stream,
-        "length": int(reading.lengths.max()),
-        "attention": options.attention, "n_local": lm and lm.n_local,
-        "n_global": lm and lm.n_global, "distance_ceiling": lm and lm.distance_ceiling,
-        "top_k_middle": lm.top_k if lm else 0,
-        "top_k_distance": top_k and top_k.middle_distance,
-        "top_k_from_layer": top_k and top_k.top_k_from_layer,
-        "top_k_queries": top_k and top_k.top_k_queries,
-        "chunk": options.chunk, "bins": options.bins, "seed": options.seed,
+def prepared(options) -> Run:
+    """The run that the flags ask for."""
+    model, tokenizer = flags.load(options)
+    lm, texts = flags.attention(options, model.config), texts_of(options)
+    stream = Stream(texts, tokenizer, options.stream, options.length, options.seed)
+    run = Run(model, lm, stream, options.chunk, options.middle or "ram")
+    run.settings = resume.model_facts(options, model) | {
+        "corpus": str(options.corpus), "text": options.text and list(map(str, options.text)),
+        "ids_sha256": digest(stream.ids), "stream": options.stream,
+        "length": stream.length, "attention": options.attention, **(vars(lm) if lm else {}),
+        "chunk": options.chunk, "bins": BINS, "seed": options.seed,
     }  # fmt: skip
+    return run
 
 
-def result_of(options, run: Run, settings: dict):
-    """What was measured, for JSON and for readers; there is nothing to draw."""
-    result = {
-        "task": "perplexity", "settings": settings, "results": run.results(options.seed),
-        "timing": run.timing.result(),
+def result(run: Run) -> dict:
+    """What was measured of the model, and of the machine (None where it does not tell)."""
+    seed, linear, stream = run.settings["seed"], run.bins["linear"], run.stream
+    (whole,) = run.bins["all"].rows(seed)
+    n_bytes = None if stream.bytes is None else int(run.counts[1])
+    results = {
+        "tokens": stream.length, "scored": run.done, "documents": len(stream.documents),
+        "tokens_of_all_documents": len(stream.ids), "nll": whole["nll"],
+        "interval": whole["interval"], "perplexity": float(np.exp(whole["nll"])),
+        "bytes": n_bytes,
+        "bits_per_byte": n_bytes and whole["nll"] * run.done / math.log(2) / n_bytes,
+        "log": run.bins["log"].rows(seed), "linear": linear.rows(seed),
+        "early_and_late": run.pairs.result(seed),
     }  # fmt: skip
-    return result, report_of(result), lambda: None
+    speeds = np.diff(linear.edges) / np.maximum(run.seconds, 1e-9)
+    rows = [
+        {"first": first, "tokens_per_second": speed, "resident_bytes": int(n) or None}
+        for first, speed, n in zip(linear.edges.tolist(), speeds.tolist(), run.resident)
+    ]
+    timing = {"seconds": float(run.seconds.sum()), "linear": rows}
+    return {"results": results, "timing": timing}
 
 
-def report_of(result: dict) -> str:
-    """The result as a reader wants to see it: the bins that double, and a few sentences."""
+def words(result: dict) -> str:
+    """The same for a reader: the bins that double, and a few sentences."""
     found, timing = result["results"], result["timing"]
-    several = "documents" in found["log"][0]
-    head = ["positions", "tokens", *["documents"] * several, "nll", "95% interval"]
-    rows = []
-    for row in found["log"]:
-        cells = [f"{row['first']:,} to {row['last']:,}", f"{row['tokens']:,}"]
-        cells += [f"{row['documents']:,}"] if several else []
-        rows.append([*cells, f"{row['nll']:.4f}", between(row["interval"])])
+    rows = [
+        [f"{row['first']:,} to {row['last']:,}", f"{row['tokens']:,}", f"{row['nll']:.4f}",
+         between(row["interval"])]
+        for row in found["log"]
+    ]  # fmt: skip
     lines = [
-        markdown(head, rows),
+        markdown(["positions", "tokens", "nll", "95% interval"], rows),
         f"\nnll {found['nll']:.4f} nats per token ({between(found['interval'])}), perplexity "
         f"{found['perplexity']:.2f}, over {found['scored']:,} tokens of "
-        f"{found['documents']:,} document{'s' * (found['documents'] > 1)}"
-        + (", joined." if result["settings"]["stream"] else "."),
+        + ("1 document." if found["documents"] == 1 else f"{found['documents']:,} documents."),
     ]
-    bits = found["bits_per_byte"]
-    if bits is not None:
-        lines.append(f"{bits:.4f} bits per byte, over {found['bytes']:,} bytes.")
-    else:
-        lines.append("No bits per byte: how long the text was is not known.")
-    windows = found["early_and_late"]
-    if windows and windows["pairs"]:
+    if n_bytes := found["bytes"]:
+        lines.append(f"{found['bits_per_byte']:.4f} bits per byte, over {n_bytes:,} bytes.")
+    if windows := found["early_and_late"]:
         lines.append(
             f"The last {windows['tokens']:,} tokens against {windows['tokens']:,} from "
             f"{windows['early_first']:,} on: {windows['late_nll']:.4f} and "
             f"{windows['early_nll']:.4f}; on the {windows['pairs']:,} tokens that are in both, "
             f"{windows['difference']:+.4f} ({between(windows['interval'])})."
         )
-    lines.append(f"{timing['seconds']:,.1f} s, {timing['tokens_per_second']:,.0f} tokens/s.")
+    speed = found["scored"] / max(timing["seconds"], 1e-9)
+    lines.append(f"{timing['seconds']:,.1f} s, {speed:,.0f} tokens/s.")
     return "\n".join(lines)
 
 

@@ -1,22 +1,20 @@
 """A long run that can be interrupted at any moment: by Ctrl-C, SIGTERM or kill -9.
 
-Its state lies beside the run's result, RESULT.state, and is saved every minute and when a
-signal asks the run to stop. There is a state from the first moment on, and none any more once
-the result is written. It holds the run's tensors, the command line that began it, and the
+Its state lies beside the run's result, RESULT.state, from the first moment on until the result
+is written. It holds all that was measured, the command line that began the run, and the
 settings that its numbers depend on.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
+import json
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from ..checkpoint.run_state import not_whole, read_state, write_state
 from ..checkpoint.shards import find_tensors
@@ -27,48 +25,75 @@ from ..terminal.files import PICTURE, RESULT, check_outputs, shown, sweep, write
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 
-WORDS = {"weights_sha256": "weights", "config_sha256": "config.json", "ids_sha256": "text"}
 
+class Run:
+    """What a task measures, a step at a time; each task says how.
 
-def carry_out(options, prepared, result_of) -> int:
-    """A task that --out saves and --resume goes on with, from its flags to its result: 0, or
-    the exit code of the signal that ended it.
-
-    prepared(options) -> (run, settings): a run has step(), is_done, done and total, fact(),
-        state() and restore(tensors); settings are all that its numbers depend on.
-    result_of(options, run, settings) -> (result, words, draw): for JSON, and for readers;
-        draw() draws what the flags ask for, once all is written and printed.
+    settings: all that the numbers depend on. total, done: tokens to be read, and those that
+    were; fact(): what is known so far, in words. step() measures some more. arrays(): what
+    holds all that was measured, by name.
     """
-    start = begun(options)
-    if start is None:
-        return 0
-    state, options, out = start
-    run, settings = prepared(options)
-    if state is not None:
-        facts, tensors = state
-        check_same(settings, facts.get("settings"))
+
+    settings: dict
+
+    @property
+    def is_done(self) -> bool:
+        return self.done == self.total
+
+    def state(self) -> dict[str, Tensor]:
+        """All that restore needs."""
+        return {name: torch.from_numpy(array) for name, array in self.arrays().items()}
+
+    def restore(self, tensors: dict[str, Tensor]):
+        """Go on where another run of the same settings was. Raises ValueError for what is no
+        state of such a run."""
+        for name, array in self.arrays().items():
+            place = torch.from_numpy(array)
+            place.copy_(fitting(tensors.pop(name, None), place.shape, place.dtype))
+        if tensors:
+            raise ValueError(f"this run has no {next(iter(tensors))}")
+
+
+def carry_out(task, options) -> int:
+    """A task, from its flags to its result: 0, or the exit code of the signal that ended it.
+
+    task: a module with prepared(options) -> Run; result(run): what was measured, for JSON,
+    under "results", and under "timing" what differs from run to run; words(result), the same
+    for readers; and, where --figure asks for it, picture(result) -> bytes.
+    """
+    facts, tensors, out = {}, {}, options.resume or options.out
+    check_outputs(out=(out, RESULT))
+    if options.resume:
+        if out.is_file() and not state_path(out).exists():
+            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
+            return 0
+        if not state_path(out).is_file():
+            raise ValueError(f"there is no {state_path(out)}: start a run with --out {out}")
+        facts, tensors = read_state(state_path(out))
+        if facts["line"][0] != options.task:
+            told = shown(facts["line"][0])
+            raise ValueError(f"{out} is a run of the task {told}: --resume it there")
+        options = options.parse(facts["line"])
+        options.out = out
+    elif out and state_path(out).exists():
+        raise ValueError(f"{out} was stopped: --resume it, or delete {state_path(out)}")
+    flags.check_drawing(options, "figure")
+    check_outputs(figure=(options.figure, PICTURE))
+    run = task.prepared(options)
+    run.settings = json.loads(as_json(run.settings))
+    if tensors:
+        check_same(run.settings, facts["settings"])
         try:
             run.restore(tensors)
         except ValueError as error:
             raise not_whole(state_path(out)) from error
-    code = drive(run, out, {"line": kept_line(options), "settings": settings}, options)
+    code = drive(run, options)
     if code:
-        onward = f"go on with --resume {out}"
-        onward = onward if out else "nothing was saved: there is no --out"
-        stopped = f"stopped after {run.done:,} of {run.total:,} tokens"
-        print(f"{stopped}; {onward}", file=sys.stderr)
-        return code
-    result, words, draw = result_of(options, run, settings)
-    try:
-        if out is not None:
-            write_beside(out, (as_json(result) + "\n").encode())
-    finally:
-        print(as_json(result) if options.json else words, flush=True)
-    draw()
-    if out is not None:
-        state_path(out).unlink(missing_ok=True)
-        sweep(state_path(out))
-    return 0
+        onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
+        print(f"stopped after {run.done:,} of {run.total:,} tokens; {onward}", file=sys.stderr)
+    else:
+        publish(task, run, options)
+    return code
 
 
 def state_path(out: Path) -> Path:
@@ -76,57 +101,66 @@ def state_path(out: Path) -> Path:
     return out.parent / (out.name + ".state")
 
 
-def begun(options) -> tuple | None:
-    """How a run begins: (the saved state or None, the run's flags, its --out); None where
-    there is nothing left to do. Raises ValueError where such a name is taken, or the state is
-    none."""
-    out, state = options.resume or options.out, None
-    path = out and state_path(out)
-    if options.resume:
-        check_outputs(resume=(out, RESULT))
-        if out.is_file() and not path.exists():
-            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
-            return None
-        if not path.is_file():
-            raise ValueError(f"there is no {path} to resume: start a run with --out {out}")
-        state = read_state(path)
-        options = as_begun(state[0].get("line"), options, path)
-    drawn = getattr(options, "heatmap", None), PICTURE
-    check_outputs(heatmap=drawn, out=(out, RESULT))
-    if out and path.exists() and state is None:
-        raise ValueError(f"{path} holds a run that was stopped: --resume {out}, or delete it")
-    return state, options, out
+def drive(run: Run, options) -> int:
+    """Take steps until a run is done: 0; or the exit code of the signal that ended it.
+
+    Its state is saved before the first step, every --save-every seconds, and when a signal
+    came. What was left to this machine to choose is saved with its command line.
+    """
+    machine = f"--device={flags.device(options.device)}", f"--threads={torch.get_num_threads()}"
+    facts = {"line": [options.task, *options.given, *machine], "settings": run.settings}
+
+    def save():
+        if options.out:
+            write_state(state_path(options.out), run.state(), facts)
+        return time.monotonic()
+
+    with signals_noted() as came:
+        saved = save()
+        for _ in steps(run):
+            if came and not run.is_done:
+                save()
+                return 128 + came[0]
+            if time.monotonic() - saved >= options.save_every:
+                saved = save()
+    return 0
 
 
-def kept_line(options) -> list[str]:
-    """A run's command line, with what was left to this machine to choose."""
-    chosen = f"--device={flags.device(options.device)}", f"--threads={torch.get_num_threads()}"
-    return [options.task, *options.given, *chosen]
-
-
-def as_begun(line, options, path: Path):
-    """The flags that a run began with, read as those of a command line are. Raises ValueError
-    where its state holds no such flags, or those of another task."""
-    if not isinstance(line, list) or not all(isinstance(word, str) for word in line):
-        raise not_whole(path)
-    if line[:1] != [options.task]:
-        task = shown(line[0] if line else "")
-        raise ValueError(f"{path} is of the task {task}: --resume it there")
+def steps(run: Run):
+    """Take a run to its end, with progress on stderr: yields after every step."""
+    progress = Progress(run.total, run.done)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return options.parse(line)
-    except SystemExit as error:
-        raise not_whole(path) from error
+        while not run.is_done:
+            run.step()
+            progress.show(run.done, run.fact(), now=run.is_done)
+            yield
+    finally:
+        progress.end()
+
+
+def publish(task, run: Run, options):
+    """Write and print what was measured, and then draw it."""
+    result = {"task": options.task, "settings": run.settings, **task.result(run)}
+    try:
+        if options.out:
+            write_beside(options.out, (as_json(result) + "\n").encode())
+    finally:
+        print(as_json(result) if options.json else task.words(result), flush=True)
+    if options.figure:
+        write_beside(options.figure, task.picture(result))
+    if options.out:
+        state_path(options.out).unlink(missing_ok=True)
+        sweep(state_path(options.out))
 
 
 # ---- what the numbers depend on
 
 
 def model_facts(options, model) -> dict:
-    """What the numbers of any task depend on, as JSON gives it back."""
-    paths = sorted({stored.path for stored in find_tensors(Path(options.model)).values()})
+    """What the numbers of any task depend on, but for the text."""
+    paths = sorted({stored.path for stored in find_tensors(options.model).values()})
     return {
-        "model": str(options.model),
+        "model": options.model.as_posix(),
         "weights_sha256": {path.name: sha256_of(path) for path in paths},
         "config_sha256": sha256_of(options.model / "config.json"),
         "device": str(model.embed.weight.device),
@@ -140,63 +174,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_same(settings: dict, before):
+def check_same(settings: dict, before: dict):
     """Raise ValueError where the run that is to go on would read, or be, another one."""
-    before = before if isinstance(before, dict) else {}
-    changed = {name for name in settings if settings[name] != before.get(name)}
-    if "torch" in changed:
-        print(
-            f"the run began with PyTorch {shown(before.get('torch'))} and goes on with "
-            f"{settings['torch']}: the last bits may differ",
-            file=sys.stderr,
-        )
-    if changed - {"torch"}:
-        named = ", ".join(WORDS.get(name, name) for name in sorted(changed - {"torch"}))
+    changed = [name for name in settings if settings[name] != before.get(name)]
+    if changed:
         raise ValueError(
-            f"the run began with another {named}: put back what was there, or delete its state "
-            "and start again"
+            f"the run began with another {', '.join(changed)}: put back what was there, or "
+            "delete its state and start again"
         )
-
-
-def put_back(arrays: dict[str, np.ndarray], tensors: dict[str, torch.Tensor]):
-    """Fill arrays with what a state holds under their names, and no longer holds then. Raises
-    ValueError where it has nothing of that kind."""
-    for name, array in arrays.items():
-        place = torch.from_numpy(array)
-        new = fitting(tensors.pop(name, None), place.shape, place.dtype)
-        if not new.isfinite().all():
-            raise ValueError(f"{name} holds what is no number")
-        place.copy_(new)
-
-
-# ---- a run
-
-
-def drive(run, out: Path | None, facts: dict, options) -> int:
-    """Take steps until a run is done: 0; or the exit code of the signal that ended it.
-
-    Its state, with these facts, is saved for `out` before the first step, every
-    --save-every seconds, and when a signal came.
-    """
-
-    def save():
-        if out is not None:
-            write_state(state_path(out), run.state(), facts)
-
-    progress = Progress(run.total, run.done)
-    try:
-        with signals_noted() as came:
-            save()
-            saved = time.monotonic()
-            while not run.is_done:
-                run.step()
-                progress.show(run.done, run.fact(), now=run.is_done)
-                if came and not run.is_done:
-                    save()
-                    return 128 + came[0]
-                if time.monotonic() - saved >= options.save_every:
-                    save()
-                    saved = time.monotonic()
-        return 0
-    finally:
-        progress.end()

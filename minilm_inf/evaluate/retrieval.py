@@ -16,187 +16,173 @@ question alone, and texts that do not state the answer.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..config import LMInfinite, ModelConfig
+from ..config import ModelConfig
 from ..terminal import options as flags
-from ..terminal.files import shown
+from ..terminal.tables import markdown
 from ..train.practice import Practice
-from . import heatmap
-from .cells import Cell, Run
-from .documents import texts_of
+from . import figure
+from .cells import WHERE, Asked, Cell, pooled
+from .documents import digest, texts_of
 from .methods import LABELS, Method, Truncated
-from .report import Results
-from .resume import carry_out, model_facts
-from .trials import ABSENT, ALONE, REPEATED, Pairs, PassKey, check_filler
+from .resume import model_facts
+from .table import grid, percent
+from .trials import ABSENT, ALONE, Maker, Pairs, PassKey, check_filler
 
 METHODS = ("full", "truncate", "lambda", "topk")
-TOP_K = 5  # the paper's
-LONGEST = 2**24  # tokens of a trial
-SWEEPS = {"k": "top_k", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
-TITLES = {"passkey": "pass key", "pairs": "key-value recall"}
+SWEEPS = {"k": "top_k_middle", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
+TITLES = {"passkey": "pass key", "recall": "key-value recall"}
 
 
-def check(options):
-    """Raise ValueError for flags that contradict each other."""
-    if options.attention == "full":
-        raise ValueError("--attention is that of lambda and topk: full is a method of its own")
-    if "topk" in options.methods or options.sweep:
-        options.top_k_middle = options.top_k_middle or TOP_K
-    flags.check_attention(options)
-    names = [name for name, _ in options.sweep]
-    if len(set(names)) < len(names):
-        raise ValueError("--sweep names one thing twice: give all its values together")
-
-
-def evaluate(options) -> int:
-    """A task, from its flags to the result; a signal's exit code where one ended it."""
-    return carry_out(options, prepared, result_of)
-
-
-def prepared(options) -> tuple[Run, dict]:
-    """The run that the flags ask for, and all that its numbers depend on."""
-    flags.check_drawing(options, "heatmap")
+def prepared(options) -> Asked:
+    """The run that the flags ask for."""
     model, tokenizer = flags.load(options)
-    config = model.config
-    found = cells(options, config)
-    longest = max(cell.length for cell in found)
-    text = filler(options, tokenizer, longest)
-    check_filler(text, longest)  # however little of it is the question
+    config, depths = model.config, options.depths
+    lengths = sorted({round(x * config.context_length) for x in options.lengths})
+    texts = texts_of(options).values()
+    text = np.array([id for text in texts for id in tokenizer.encode(text, bos=False)])
+    check_filler(text, max(*lengths, config.context_length))
     practice = Practice(tokenizer, text)
     maker = PassKey(practice, tokenizer)
-    if options.kind == "pairs":
+    if options.task == "recall":
         maker = Pairs(practice, tokenizer, options.pairs)
-    methods = settings(options, config, practice)
-    run = Run(model, maker, methods, sight(options, config), found, options.trials,
-              options.seed, options.prefill_chunk, options.rows,
-              options.middle or "ram")  # fmt: skip
-    run.check()
-    return run, model_facts(options, model) | {
-        "task": options.kind,
-        "ids_sha256": hashlib.sha256(text.astype("<i8").tobytes()).hexdigest(),
-        "filler": options.filler, "seed": options.seed, "trials": options.trials,
-        "lengths": lengths(options, config), "depths": options.depths,
+    methods = methods_of(options, config, practice)
+    found = cells(options.methods, methods, lengths, depths, config.context_length)
+    trial_of = partial(trial, maker, options.seed)
+    for cell in found:
+        trial_of(cell, 0)  # or it says now that there is no room
+    sight, middle = methods["lambda"].lm, options.middle or "ram"
+    run = Asked(model, methods, found, trial_of, sight, options.trials, options.chunk, middle)
+    run.settings = model_facts(options, model) | {
+        "ids_sha256": digest(text), "seed": options.seed, "trials": options.trials,
+        "lengths": lengths, "depths": depths, "asked": options.methods,
         "methods": {
-            name: {"lm_infinite": method.lm and dict(vars(method.lm)),
-                   "reads_last": getattr(method, "length", None)}
+            name: {"lm_infinite": method.lm and vars(method.lm)}
             for name, method in methods.items()
         },
-        "digits": maker.digits, "pairs": options.pairs,
-        "context_length": config.context_length, "prefill_chunk": options.prefill_chunk,
+        "pairs": getattr(options, "pairs", None), "chunk": options.chunk,
+        "context_length": config.context_length,
     }  # fmt: skip
+    return run
 
 
-# ---- what the flags ask for
-
-
-def numbers(convert, low, high, what: str):
-    """An argparse type: numbers with commas between them, each from low to high, once."""
-
-    def parse(text: str) -> list:
-        try:
-            found = [convert(part) for part in text.split(",")]
-        except ValueError:
-            found = []
-        if not found or not all(low <= x <= high for x in found):
-            raise argparse.ArgumentTypeError(
-                f"{shown(text)} is no list of {what}, as 1,2,4 is one"
-            )
-        return list(dict.fromkeys(found))
-
-    return parse
-
-
-def swept(text: str) -> tuple[str, list[int]]:
-    """An argparse type: k=1,3,5, distance=... or from-layer=..."""
-    name, _, values = text.partition("=")
-    if name not in SWEEPS:
-        raise argparse.ArgumentTypeError(
-            f"{shown(text)} names none of {', '.join(SWEEPS)}: write k=1,3,5"
-        )
-    least = 1 if name == "k" else 0
-    return name, numbers(int, least, flags.MOST, f"whole numbers of at least {least}")(values)
-
-
-def sight(options, config: ModelConfig) -> LMInfinite:
-    """The setting of the method lambda."""
-    return replace(flags.attention(options, config), top_k=0)
-
-
-def settings(options, config: ModelConfig, practice: Practice) -> dict[str, Method]:
+def methods_of(options, config: ModelConfig, practice: Practice) -> dict[str, Method]:
     """All methods by name, asked for or not, and one for each setting of a sweep."""
-    reaching, inside = flags.attention(options, config), config.context_length
+    reaching, n_bos = flags.attention(options, config), len(practice.bos)
     found = {
         "full": Method(LABELS["full"], None),
-        "truncate": Truncated(LABELS["truncate"], None, inside, len(practice.bos)),
-        "lambda": Method(LABELS["lambda"], sight(options, config)),
+        "truncate": Truncated(LABELS["truncate"], None, config.context_length, n_bos),
+        "lambda": Method(LABELS["lambda"], replace(reaching, top_k=0)),
         "topk": Method(LABELS["topk"], reaching),
     }
     for name, values in options.sweep:
-        if name == "from-layer" and max(values) >= config.n_layer:
-            raise ValueError(
-                f"--sweep from-layer={max(values)}: the model has the layers 0 to "
-                f"{config.n_layer - 1}"
-            )
         for value in values:
-            swept = replace(reaching, **{SWEEPS[name]: value})
-            found[f"{name}={value}"] = Method(LABELS["topk"], swept)
+            swept = Namespace(**{**vars(options), SWEEPS[name]: value})
+            found[f"{name}={value}"] = Method(LABELS["topk"], flags.attention(swept, config))
     return found
 
 
-def lengths(options, config: ModelConfig) -> list[int]:
-    """The lengths of the trials in tokens. Raises ValueError for one that is out of range."""
-    found = sorted({round(x * config.context_length) for x in options.lengths})
-    for length in found:
-        if not 1 <= length <= LONGEST:
-            raise ValueError(
-                f"--lengths asks for {length:,} tokens, of a model that was trained on "
-                f"{config.context_length:,}: a trial has 1 to {LONGEST:,}"
-            )
-    return found
-
-
-def cells(options, config: ModelConfig) -> list[Cell]:
+def cells(asked: list[str], methods, lengths, depths, inside: int) -> list[Cell]:
     """All cells, the shorter ones first."""
-    inside = config.context_length
-    found = [Cell("full", 0, ALONE), *(Cell("full", inside, d) for d in options.depths)]
-    swept = [f"{name}={value}" for name, values in options.sweep for value in values]
-    for length in lengths(options, config):
-        for method in [*options.methods, *swept]:
-            found += [Cell(method, length, depth) for depth in options.depths]
-            if method in METHODS:
+    found = [Cell("full", 0, ALONE), *(Cell("full", inside, d) for d in depths)]
+    swept = [name for name in methods if "=" in name]
+    for length in lengths:
+        for method in [*asked, *swept]:
+            found += [Cell(method, length, depth) for depth in depths]
+            if method in asked:
                 found.append(Cell(method, length, ABSENT))
     return list(dict.fromkeys(found))
 
 
-def filler(options, tokenizer, longest: int) -> np.ndarray:
-    """The ids (N,) that texts are filled with."""
-    if options.filler == "repeat":
-        plain, spaced = (tokenizer.encode(text, bos=False) for text in ("a", " a"))
-        space = "" if plain == spaced else " "  # not practice's: so its numbers were made
-        once = tokenizer.encode(space + REPEATED, bos=False)
-        return np.array(once * (longest // len(once) + 2))
-    texts = texts_of(options).values()
-    return np.array([id for text in texts for id in tokenizer.encode(text, bos=False)])
+def trial(maker: Maker, seed: int, cell: Cell, number: int):
+    """The number-th trial of a cell; the same for every method."""
+    place = [seed, cell.length, number, 0]
+    if cell.depth == ALONE:
+        place = [seed, number]
+    elif cell.depth == ABSENT:
+        place[-1] = 1
+    else:
+        place.append(round(1e6 * cell.depth))
+    return maker.trial(cell.length, cell.depth, place)
 
 
 # ---- what was found
 
 
-def result_of(options, run: Run, settings: dict):
-    """What was measured, for JSON, for readers, and as a picture."""
-    results = Results(
-        run, settings["lengths"], options.depths, options.methods,
-        settings["context_length"], options.sweep,
-    )  # fmt: skip
-    title = f"{TITLES[options.kind]}, {Path(options.model).name}"
-    result = {"task": options.kind, "settings": settings, "results": results.as_json()}
-    words = f"{title}, {options.trials} trials a cell\n\n{results.tables()}"
-    draw = partial(heatmap.write, options.heatmap, title, results)
-    return result, words, draw if options.heatmap else lambda: None
+def result(asked: Asked) -> dict:
+    """The share of each cell; and of all beyond the trained length, if there are any, by where
+    the needle lies for LM-Infinite."""
+    told, rows = asked.settings, asked.rows()
+    inside = told["context_length"] if told["lengths"][-1] > told["context_length"] else 0
+    far = [row for row in needles(rows, told["asked"]) if row["length"] > inside]
+    far.sort(key=lambda row: WHERE.index(row["where"]))
+    cells = pooled(rows, "method", "length", "depth")
+    return {"results": {"cells": cells, "by_place": pooled(far, "where", "method")}}
+
+
+def needles(cells: list[dict], methods: list[str]) -> list[dict]:
+    """The cells of some methods in which the answer is told."""
+    controls = ABSENT, ALONE
+    return [c for c in cells if c["method"] in methods and c["depth"] not in controls]
+
+
+def by_length(result: dict, methods: list[str]) -> list[dict]:
+    """The shares of some methods, all depths together, at the lengths that were asked for."""
+    cells, lengths = result["results"]["cells"], result["settings"]["lengths"]
+    cells = [cell for cell in needles(cells, methods) if cell["length"] in lengths]
+    return pooled(cells, "length", "method")
+
+
+def swept(result: dict) -> dict[str, list[str]]:
+    """The methods of each sweep by its name, k, distance or from-layer."""
+    found = {}
+    for method in result["settings"]["methods"]:
+        if "=" in method:
+            found.setdefault(method.partition("=")[0], []).append(method)
+    return found
+
+
+def words(result: dict) -> str:
+    """The same for a reader."""
+    found, told = result["results"], result["settings"]
+    parts = [
+        f"{TITLES[result['task']]}, {Path(told['model']).name}, {told['trials']} trials a cell",
+        "Controls:\n\n" + controls(result),
+        "By length:\n\n" + grid(by_length(result, told["asked"]), "length", "method"),
+        "By where the needle lies for LM-Infinite, in the longer texts:\n\n"
+        + grid(found["by_place"], "where", "method", corner="lies in"),
+    ]
+    for name, methods in swept(result).items():
+        table = grid(by_length(result, methods), "method", "length", corner=name)
+        parts.append(f"LM-Infinite + top-k by {name}:\n\n{table}")
+    parts.append("In brackets Wilson's 95% interval; an answer counts if all of it is written.")
+    return "\n\n".join(parts)
+
+
+def controls(result: dict) -> str:
+    """The controls as a table."""
+    cells, inside = result["results"]["cells"], result["settings"]["context_length"]
+    within = [c for c in needles(cells, ["full"]) if c["length"] == inside]
+    worst = min(within, key=lambda cell: cell["accuracy"])
+    low = f"; least at depth {worst['depth']:g}: {percent(worst)}"
+    lines = [[f"inside the context, {inside:,} tokens", percent(*pooled(within)) + low]]
+    for row in pooled([c for c in cells if c["depth"] == ALONE]):
+        lines.append(["question alone", percent(row)])
+    for row in pooled([c for c in cells if c["depth"] == ABSENT], "method"):
+        lines.append([f"needle absent, {LABELS[row['method']]}", percent(row)])
+    return markdown(["control", "answers that are right"], lines)
+
+
+def picture(result: dict) -> bytes:
+    """The shares by depth and length, a panel for each method."""
+    told = result["settings"]
+    cells = [c for c in result["results"]["cells"] if c["length"] in told["lengths"]]
+    panels = {LABELS[method]: needles(cells, [method]) for method in told["asked"]}
+    name = Path(told["model"]).name
+    return figure.heatmaps(f"{TITLES[result['task']]}, {name}: % that are right", panels)

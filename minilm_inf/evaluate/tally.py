@@ -1,12 +1,9 @@
 """Sums of nll by position, in float64, and how far their means can be trusted.
 
-A token's position is its index in its text, so that the first scored one has position 1. How
-long every text will be is known before it is read; so are all bins, and the blocks that they
-are cut into, and what is kept does not grow with what is read.
-
-What an interval covers is told in intervals.py. It does not compare two positions: the bins of
-a stream hold different passages. Bins with fewer than 16 tokens (of one text) or two texts have
-no interval.
+A token's position is its index in the text, so that the first scored one has position 1. How
+long the text will be is known before it is read, so what is kept does not grow. An interval
+(intervals.py) does not compare two positions: the bins of a text hold different passages. Bins
+with fewer than 16 tokens have none.
 """
 
 from __future__ import annotations
@@ -15,27 +12,7 @@ import numpy as np
 
 from .intervals import FEWEST_BLOCKS, blocks, interval
 
-MOST_GROUPS = 256  # of texts; where there are more texts, neighbours are drawn together
-KINDS = ("log", "linear", "all")
-
-
-def log_edges(n: int) -> np.ndarray:
-    """Edges of bins that double, over the positions 1 to n - 1.
-
-    >>> log_edges(11).tolist()
-    [1, 2, 4, 8, 11]
-    """
-    return np.append(2 ** np.arange((n - 1).bit_length(), dtype=np.int64), n)
-
-
-def linear_edges(n: int, bins: int) -> np.ndarray:
-    """Edges of `bins` equal bins (fewer where n is small) over the positions 1 to n - 1.
-
-    >>> linear_edges(12, 3).tolist(), linear_edges(4, 9).tolist()
-    ([1, 4, 8, 12], [1, 2, 3, 4])
-    """
-    bins = min(bins, n - 1)
-    return np.array([1 + number * (n - 1) // bins for number in range(bins + 1)])
+LARGEST_WINDOW = 1_000_000  # tokens that are compared, early and late
 
 
 def add_between(edges: np.ndarray, sums: np.ndarray, first: int, numbers: np.ndarray):
@@ -46,83 +23,82 @@ def add_between(edges: np.ndarray, sums: np.ndarray, first: int, numbers: np.nda
     sums[begin:end] += np.add.reduceat(numbers, cuts)
 
 
-class Tally:
-    """The tally of one text, or of several that are read one after another.
+class Bins:
+    """The means of a text between edges, which lie at positions.
 
-    edges: of the bins of each kind: "log", "linear", and "all", which is one bin. now: sums of
-    the text at hand, by bin, or, of a single text, by the blocks of every bin. sums, weights:
-    of several texts, by group of texts and bin.
-
-    Of several texts, a bin's mean is the mean over texts of each text's own mean within the
-    bin, as far as the text reaches into it; a text that does not reach it does not count in it.
-    The bin "all" is the mean over all tokens, for which a longer text weighs more.
+    cells: the edges of the blocks that bins are cut into; sums: of each of them. number: what
+    sets these bins' intervals apart from those of others.
     """
 
-    def __init__(self, lengths: np.ndarray, bins: int):
-        self.lengths, n = lengths, int(lengths.max())
-        self.several = len(lengths) > 1
-        all_edges = log_edges(n), linear_edges(n, bins), np.array([1, n])
-        self.edges = dict(zip(KINDS, all_edges))
-        self.cells, self.now, self.sums, self.weights = {}, {}, {}, {}
-        for kind, edges in self.edges.items():
-            cells = edges
-            if not self.several:
-                cut = [blocks(*pair) for pair in zip(edges[:-1].tolist(), edges[1:].tolist())]
-                cells = np.unique(np.concatenate(cut))
-            shape = min(len(lengths), MOST_GROUPS), len(edges) - 1
-            self.cells[kind], self.now[kind] = cells, np.zeros(len(cells) - 1)
-            self.sums[kind], self.weights[kind] = np.zeros(shape), np.zeros(shape)
+    def __init__(self, edges: np.ndarray, number: int):
+        self.edges, self.number = np.asarray(edges), number
+        cut = [blocks(int(first), int(last)) for first, last in zip(edges, edges[1:])]
+        self.cells = np.unique(np.concatenate(cut))
+        self.sums = np.zeros(len(self.cells) - 1)
 
     def add(self, first: int, nll: np.ndarray):
         """Take in the nll of consecutive positions from `first` on: (T,), float64."""
-        for kind, cells in self.cells.items():
-            add_between(cells, self.now[kind], first, nll)
+        add_between(self.cells, self.sums, first, nll)
 
-    def end(self, text: int):
-        """All of a text was taken in."""
-        group = text * len(self.sums["all"]) // len(self.lengths)
-        for kind, now in self.now.items() if self.several else ():
-            edges = self.edges[kind]
-            tokens = np.clip(self.lengths[text] - edges[:-1], 0, np.diff(edges))
-            weights = tokens if kind == "all" else np.minimum(tokens, 1)
-            self.sums[kind][group] += now * weights / np.maximum(tokens, 1)
-            self.weights[kind][group] += weights
-            now[:] = 0
+    def rows(self, seed: int) -> list[dict]:
+        """A row per bin: first, last (exclusive), tokens, nll, interval."""
+        rows, ends = [], np.searchsorted(self.cells, self.edges)
+        for bin, (first, last) in enumerate(zip(self.edges.tolist(), self.edges.tolist()[1:])):
+            here = slice(ends[bin], ends[bin + 1])
+            sums, tokens = self.sums[here], np.diff(self.cells)[here]
+            found = None
+            if len(sums) >= FEWEST_BLOCKS:
+                found = interval(sums, tokens, [seed, self.number, bin])
+            row = {"first": first, "last": last, "tokens": last - first}
+            rows.append(row | {"nll": float(sums.sum() / (last - first)), "interval": found})
+        return rows
 
-    @property
-    def total(self) -> float:
-        """The sum of all that was taken in."""
-        return float(self.sums["all"].sum() + self.now["all"].sum())
 
-    def rows(self, kind: str, seed: int) -> list[dict]:
-        """A row per bin: first, last (exclusive), tokens and (of several) documents in it, nll,
-        interval."""
-        found = []
-        for number, (first, last) in enumerate(zip(self.edges[kind], self.edges[kind][1:])):
-            tokens = np.clip(self.lengths - first, 0, last - first)
-            row = {"first": int(first), "last": int(last), "tokens": int(tokens.sum())}
-            if self.several:
-                row["documents"] = int(np.count_nonzero(tokens))
-            sums, weights = self.units(kind, number)
-            row["nll"] = float(sums.sum() / weights.sum())
-            enough = self.several or len(sums) >= FEWEST_BLOCKS
-            seeds = [seed, KINDS.index(kind), number]
-            row["interval"] = interval(sums, weights, seeds) if enough else None
-            found.append(row)
-        return found
+class Pairs:
+    """The same tokens early and late: a stream that repeats its documents reads them again, and
+    what has changed between the two times is not the text.
 
-    def units(self, kind: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sums and weights of what a bin's interval draws from: texts, or blocks."""
-        if self.several:
-            sums, weights = self.sums[kind][:, number], self.weights[kind][:, number]
-            return sums[weights > 0], weights[weights > 0]
-        cells = self.cells[kind]
-        here = slice(*np.searchsorted(cells, self.edges[kind][number : number + 2]))
-        return self.now[kind][here], np.diff(cells)[here].astype(np.float64)
+    Two windows of a stream of n tokens, of min(1,000,000, n / 4) tokens each, are compared: the
+    one that begins after as many tokens, and the last. A token of the last window whose place
+    was read in the first one too makes a pair; the mean difference over pairs is free of the
+    documents' own easy and hard places. Of a place that the first window read twice, the later
+    time counts. The interval is over blocks of the last window.
+    """
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that hold all that was taken in; to be written to, to restore it."""
-        parts = {"now": self.now}
-        if self.several:
-            parts |= {"sums": self.sums, "weights": self.weights}
-        return {f"{part}.{kind}": x for part, xs in parts.items() for kind, x in xs.items()}
+    def __init__(self, n: int, n_places: int):
+        self.window = min(LARGEST_WINDOW, n // 4)
+        self.begins = self.window, n - self.window
+        self.early = np.full(n_places, -np.inf, np.float32)  # by place; -inf: none was read
+        self.nll = np.zeros(2)  # of all tokens in either window
+        self.edges = blocks(n - self.window, n) if self.window else np.array([0, 1])
+        self.sums = np.zeros((2, len(self.edges) - 1))  # of differences, and how many they are
+
+    def add(self, first: int, nll: np.ndarray, places: np.ndarray):
+        """Take in the nll, (T,), of consecutive tokens from the one of index `first` on, and
+        their places."""
+        for which, begin in enumerate(self.begins):
+            here = slice(max(begin - first, 0), max(begin + self.window - first, 0))
+            some, at = nll[here], places[here]
+            self.nll[which] += some.sum()
+            if which == 0:
+                self.early[at] = some
+            elif len(some):
+                was_read = self.early[at] > -np.inf
+                less = np.where(was_read, some - self.early[at], 0.0)
+                add_between(self.edges, self.sums[0], max(first, begin), less)
+                add_between(self.edges, self.sums[1], max(first, begin), 1.0 * was_read)
+
+    def result(self, seed: int) -> dict | None:
+        """The two windows, their means, and the mean difference (late - early) over pairs; None
+        where there are none."""
+        differences, counts = self.sums[:, self.sums[1] > 0]
+        n_pairs = int(counts.sum())
+        if not n_pairs:
+            return None
+        early, late = (self.nll / self.window).tolist()
+        return {
+            "tokens": self.window, "early_first": self.begins[0], "late_first": self.begins[1],
+            "early_nll": early, "late_nll": late, "pairs": n_pairs,
+            "difference": float(differences.sum() / n_pairs),
+            "interval": interval(differences, counts, [seed, 3]),
+        }  # fmt: skip

@@ -65,12 +65,12 @@ class LayerCache:
         if limit is not None and length - max(padding) < self.lm.n_global:
             self._take_starting(torch.stack((home, v)), length, padding)
         self.make_room(end, end - max(padding))
-        limit, new = limit or end, torch.stack((placed, v))
+        limit, n_new = limit or end, v.shape[2]
         old = torch.arange(max(0, length - limit + 1), length, device=v.device) % limit
         slots = torch.arange(max(length, end - limit), end, device=v.device) % limit
-        before = new.new_zeros(*new.shape[:3], spare, new.shape[4])
-        window = torch.cat((before, self.ring.index_select(3, old), new), 3)
-        self.ring.index_copy_(3, slots, new[:, :, :, -len(slots) :])
+        window = F.pad(self.ring.index_select(3, old), (0, 0, spare, n_new))
+        window[0, :, :, -n_new:], window[1, :, :, -n_new:] = placed, v
+        self.ring.index_copy_(3, slots, window[:, :, :, -len(slots) :])
         return window
 
     def make_room(self, longest: int, shortest: int):

@@ -7,23 +7,7 @@ belong to which.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, the mean over the width, in float32 at least."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype in (torch.float16, torch.bfloat16):
-            return self(x.float()).to(x.dtype)
-        root = (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        return x / root * self.weight
+from torch import nn
 
 
 class Stacked(nn.Linear):

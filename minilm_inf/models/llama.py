@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..positions import Rotary
 from ..transformer import Transformer
-from .layers import RMSNorm, Stacked, weights_and_biases
+from .layers import Stacked, weights_and_biases
 from .llama_config import LlamaConfig, config_from_hf, config_to_hf  # noqa: F401
 
 # Our name -> the checkpoint's, or those whose rows ours stacks; {} is the number of the layer.
@@ -56,16 +56,16 @@ class Block(nn.Module):
         width, bias = config.n_embd, config.attention_bias
         self.head_dim = config.head_dim
         self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]
-        self.attention_norm = RMSNorm(width, config.norm_eps)
+        self.attention_norm = nn.RMSNorm(width, config.norm_eps)
         self.qkv = Stacked(width, [heads * config.head_dim for heads in self.heads], bias)
         self.o = nn.Linear(config.n_head * config.head_dim, width, bias)
-        self.mlp_norm = RMSNorm(width, config.norm_eps)
+        self.mlp_norm = nn.RMSNorm(width, config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, attention) -> Tensor:
         qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:2], -1, self.head_dim)
         # (B, H, T, D), (B, H_kv, T, D) twice
-        q, k, v = qkv.transpose(1, 2).split(self.heads, 1)
+        q, k, v = qkv.transpose(1, 2).split_with_sizes(self.heads, 1)
         gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)
         x = x + self.o(gathered)
         return x + self.mlp(self.mlp_norm(x))
@@ -76,6 +76,6 @@ def build(config: LlamaConfig) -> Transformer:
     scaling = dict(config.rope_scaling) if config.rope_scaling else None
     scheme = Rotary(config.head_dim, config.rope_theta, layout="halves", scaling=scaling)
     blocks = [Block(config) for _ in range(config.n_layer)]
-    norm = RMSNorm(config.n_embd, config.norm_eps)
+    norm = nn.RMSNorm(config.n_embd, config.norm_eps)
     head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
     return Transformer(config, scheme, blocks, norm, head)
