@@ -153,7 +153,7 @@ SCRAPS = (
 
 
 def templates(rng):
-    _, text, _ = KNOWN[rng.choice(list(KNOWN))]
+    text, _ = KNOWN[rng.choice(list(KNOWN))]
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         at, size = rng.randrange(len(text) + 1), rng.choice((0, 1, 5, 60))
         scrap = rng.choice(SCRAPS) * rng.choice((1, 1, 1, 3, 20_000))
