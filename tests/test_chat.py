@@ -438,13 +438,8 @@ def test_a_model_whose_marks_are_letters(program, folder, tokenizer, writes, mon
     assert code == 0 and not out and "[INST]" in err and "nothing was written" in err
 
 
-def test_what_makes_no_sense(run, program):
-    """Catches a system message or a BOS that is silently ignored, and a base model that is
-    asked questions in a form which it never saw."""
-    code, out, err = run("--no-bos")
-    assert code == 2 and "--no-bos has no meaning with --chat" in err and not out
-    code, out, err = program(main, "--system", "Be brief.")
-    assert code == 2 and "--system has no meaning without --chat" in err and not out
+def test_a_model_that_does_not_converse(program):
+    """Catches a base model that is asked questions in a form which it never saw."""
     code, out, err = program(main, "--chat", "-p", "Hi")
     assert code == 1 and not out and err.count("\n") == 1
     assert "no chat template" in err and "ChatML" in err
