@@ -32,8 +32,7 @@ import torch
 import torch.nn.functional as F
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.diagnose.logits import Rows
-from minilm_inf.diagnose.recorder import recording
+from minilm_inf.diagnose.recorder import Rows, recording
 
 N, L, BINS = 4096, 256, list(range(0, 4097, 128))  # bins of distances
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
@@ -146,11 +145,11 @@ for name, weights in real.items():  # a query every 50 positions: 5 of them with
     assert max(a, b) < 6 if name == "tiny Llama" else min(a, b) > 25 and min(weights) > 0.19
 
 # %% [markdown]
-# `python -m minilm_inf.diagnose` takes all these measurements of any checkpoint, with intervals
-# and Theorem 1's own bound: [diagnosis.md](../weights/diagnosis.md).
+# `python -m minilm_inf.diagnose` takes all these measurements of any checkpoint, with
+# intervals: [diagnosis.md](../weights/diagnosis.md).
 #
-# **Where this lives.** [logits.py](../minilm_inf/diagnose/logits.py) and
-# [theorem.py](../minilm_inf/diagnose/theorem.py), of
+# **Where this lives.** [recorder.py](../minilm_inf/diagnose/recorder.py) and
+# [factors.py](../minilm_inf/diagnose/factors.py), of
 # [diagnose/](../minilm_inf/diagnose/__main__.py).
 #
 # ## Exercises
