@@ -56,7 +56,8 @@ def llama(**parts):
     """The commonest kind of a Llama with some of its parts, or of its model's, replaced."""
     raw = json.loads(json.dumps(PIECES["Llama 2"]))
     for name, part in parts.items():
-        (raw if name in raw else raw["model"])[name] = part
+        in_model = name in ("dropout", "end_of_word_suffix", *raw["model"])
+        (raw["model"] if in_model else raw)[name] = part
     return raw
 
 
