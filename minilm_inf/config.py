@@ -95,7 +95,7 @@ class LMInfinite:
     The ablations are settings: full attention (None, 0, None), sliding window (n_global=0),
     Λ without ceiling (distance_ceiling=None), ceiling without Λ (n_local=None).
 
-    With top_k, every head also sees the top_k middle tokens (behind the starting tokens and
+    With top_k, every head also sees the top_k middle tokens (after the starting tokens and
     beyond the window) whose logits are largest, all at top_k_distance (None: n_local // 2), in
     layers from top_k_from_layer on (counted from 0). top_k_queries: "last", the last token of a
     prompt and every generated one, or "all". It needs the whole past, which is then kept.

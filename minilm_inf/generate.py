@@ -15,8 +15,7 @@ from pathlib import Path
 from .terminal import options as flags
 from .terminal.ending import guarded
 from .terminal.files import as_text, read_text
-from .text.chat import Chat
-from .text.chat_template import KNOWN
+from .text.chat import KNOWN, Chat
 from .text.tokenizer import load as load_tokenizer
 from .writing import explain, plan, sampling
 from .writing.conversation import converse

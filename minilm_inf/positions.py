@@ -40,7 +40,7 @@ class Rotary:
     """Rotary positions (Su et al., arXiv 2104.09864): pairs of coordinates turn with the
     position.
 
-    rotary_dim: how many leading coordinates turn; those behind pass through unchanged.
+    rotary_dim: how many leading coordinates turn; the others pass through unchanged.
     theta:      base of the angles: pair m turns by position * theta^(-2m / rotary_dim).
     layout:     which coordinates form pair m: "halves" (m, m + rotary_dim/2), as in Llama, or
                 "pairs" (2m, 2m + 1), as in GPT-J.

@@ -2,7 +2,7 @@
 
 Between the starting tokens and the window lies what the Λ hides. A head's query scores all of
 it, as if every key stood at one fixed distance, and the k best join its softmax at that
-distance (paper, section 3.3). Which these are must not hang on how a sum was rounded: equal
+distance (paper, section 3.3). Which these are must not depend on how a sum was rounded: equal
 keys score equally wherever they stand, so logits are summed in float64 and compared as float32,
 and of equal ones the most recent come first.
 """
@@ -18,7 +18,7 @@ from .lambda_mask import distances, is_global, is_local
 
 
 def middle_mask(q_positions: Tensor, k_positions: Tensor, lm: LMInfinite) -> Tensor:
-    """True where key j is a middle key of query i: behind the first n_global tokens, as no
+    """True where key j is a middle key of query i: after the first n_global tokens, as no
     padding is, and out of the window. (T,), (S,) -> (T, S), or with a batch in either
     (B, T, S)."""
     beyond = ~is_local(distances(q_positions, k_positions), lm.n_local)

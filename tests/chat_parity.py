@@ -16,23 +16,20 @@ import tempfile
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-import sentencepiece  # noqa: E402
 import transformers  # noqa: E402
 from fuzzed_texts import fuzzed_texts  # noqa: E402
 from test_chat import KNOWN, NO_SYSTEM, byte_level_folder  # noqa: E402
-from tokenizer_json import byte_fallback_kinds  # noqa: E402
+from tokenizer_json import piece_kinds  # noqa: E402
 
 from minilm_inf.text.chat import Chat  # noqa: E402
 from minilm_inf.text.tokenizer import load  # noqa: E402
 
-MODEL = Path(__file__).parents[1] / "weights" / "tiny-llama" / "tokenizer.model"
 SPACED = {"every piece": "Llama 2", "the first": "Llama, first"}
 
 
 def llama_folder(folder: Path, template: str, kind: str):
     """A Llama's tokenizer.json, of tiny-llama's pieces, and a chat template."""
-    model = sentencepiece.SentencePieceProcessor(model_file=str(MODEL))
-    raw = byte_fallback_kinds({model.IdToPiece(id): id for id in range(len(model))})[kind]
+    raw = piece_kinds()[kind]
     raw["added_tokens"] = raw["added_tokens"][:3]  # <unk>, <s> and </s>
     (folder / "tokenizer.json").write_text(json.dumps(raw))
     marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -50,7 +47,7 @@ def differing(folder: Path, name: str, texts: list[str]) -> tuple[int, int]:
         for first, second in zip(texts[::2], texts[1::2]):
             messages = [] if system is None else [{"role": "system", "content": system}]
             for turn, text in enumerate((first, second)):
-                if turn and system is not None and chat.template.moves:
+                if turn and not chat.goes_on:
                     break
                 messages.append({"role": "user", "content": text})
                 try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conftest import ROOT, tiny_model
 from fuzzed_texts import fuzzed_texts
-from make_tokenizer_fixtures import FOLDER, piece_kinds, small_kinds
+from tokenizer_json import FOLDER, piece_kinds, small_kinds
 
 from minilm_inf import generate  # noqa: F401  (its module is in sys.modules now)
 from minilm_inf.checkpoint import save

@@ -5,8 +5,8 @@
 learns merges from fuzzed texts, and writes tests/fixtures/tokenizers/: vocab.json and
 merges.txt, from which tokenizer_json.py makes every byte-level kind (those with byte fallback
 are made of weights/tiny-llama's pieces); and expected.json, for each kind a checksum of the ids
-of each text, and of the text that they decode to. test_byte_level.py and test_llama_json.py
-compare our own with these, without that library.
+of each text, and of the text that they decode to. test_tokenizer_json.py compares our own with
+these, without that library.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ import tempfile
 import zlib
 from pathlib import Path
 
-import sentencepiece
-
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from fuzzed_texts import fuzzed_texts  # noqa: E402
-from tokenizer_json import byte_fallback_kinds, kinds, llama3  # noqa: E402
+from tokenizer_json import FOLDER, piece_kinds, small_kinds  # noqa: E402
 
 from minilm_inf.text.byte_pairs import learn_merges, tokenizer_json  # noqa: E402
-from minilm_inf.text.words import LLAMA3_PATTERN  # noqa: E402
 
-FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 MERGES, TEXTS, SEED = 500, 300, 5
 
 
@@ -39,22 +35,6 @@ def checksums(texts: list[str], encode, decode) -> dict[str, int]:
         "text": zlib.crc32(repr([decode(row) for row in ids]).encode()),
         "torn": zlib.crc32(repr([decode(row[::2]) for row in ids]).encode()),
     }
-
-
-def small_kinds() -> dict[str, dict]:
-    """Every kind of tokenizer.json, on the vocabulary of the fixtures."""
-    vocab = json.loads((FOLDER / "vocab.json").read_text(encoding="utf-8"))
-    lines = (FOLDER / "merges.txt").read_text(encoding="utf-8").split("\n")
-    ranked = [token for token in vocab if token != "<|endoftext|>"]
-    made = kinds(vocab, [line for line in lines[1:] if line])
-    return made | {"Llama 3, json": llama3(ranked, LLAMA3_PATTERN)}
-
-
-def piece_kinds() -> dict[str, dict]:
-    """Every kind with byte fallback, on the pieces of weights/tiny-llama."""
-    path = Path(__file__).parents[1] / "weights" / "tiny-llama" / "tokenizer.model"
-    model = sentencepiece.SentencePieceProcessor(str(path))
-    return byte_fallback_kinds({model.IdToPiece(id): id for id in range(len(model))})
 
 
 def main():

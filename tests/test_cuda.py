@@ -92,7 +92,7 @@ def test_a_decode_step_never_waits(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_steps_write_the_same(family):
-    """Catches a compiled step that breaks, compiles anew, or writes another text."""
+    """Catches a compiled step that breaks, compiles again, or writes another text."""
     lm, model = LMInfinite(16, 4, 16), tiny_model(family, dtype=torch.float32).to("cuda")
     ids = some_tokens(10)[0].tolist()
     plain = list(generate(model, ids, lm, 60, temperature=0, stop_ids=()))

@@ -16,7 +16,7 @@ FIXED = (
 
 
 def step(model, cache, tokens, decode=None):
-    """Logits behind one more token of each row, in the fixed shape."""
+    """Logits that follow one more token of each row, in the fixed shape."""
     cache.settle()
     logits = (decode or model.decode)(
         tokens, cache, torch.tensor(cache.length, device=tokens.device)
@@ -47,7 +47,7 @@ def test_a_step_is_the_definition_at_every_length(family, setting):
 @pytest.mark.parametrize("setting", FIXED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_different_lengths(family, setting):
-    """Catches padding that a step sees, or one row's starting keys behind another's window."""
+    """Catches padding that a step sees, or one row's starting keys past another's window."""
     lm, lengths = SETTINGS[setting], [12, 7, 12]
     model, tokens = tiny_model(family), some_tokens(12 + N, batch=3)
     cache = model.new_cache(3, lm)

@@ -149,7 +149,7 @@ DRAWN = """() => {
 
 @pytest.mark.parametrize("length", [1, 12, 30])
 def test_what_is_drawn_is_what_the_rules_say(page, length):
-    """Catches a drawing that lags behind its setting, or shows another row, column or slot."""
+    """Catches a drawing that is late, or shows another row, column or slot."""
     for setting in GRID[::7]:
         lm, query = LMInfinite(**setting), length * 2 // 3
         new = setting | {"length": length, "query": query, "tied": False}

@@ -1,13 +1,17 @@
-"""The parts of a tokenizer.json as the tokenizers library writes it, to make small ones of."""
+"""The parts of a tokenizer.json, as the tokenizers library writes it, and small whole ones."""
 
 from __future__ import annotations
 
-LEVEL = {
-    "type": "ByteLevel",
-    "add_prefix_space": False,
-    "trim_offsets": True,
-    "use_regex": True,
-}
+import json
+from pathlib import Path
+
+import sentencepiece
+
+from minilm_inf.text.byte_level import LLAMA3_PATTERN
+from minilm_inf.text.byte_pairs import LEVEL
+
+FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
+PIECES = Path(__file__).parents[1] / "weights" / "tiny-llama" / "tokenizer.model"
 
 
 def added(id: int, content: str, special: bool = True, normalized: bool = False) -> dict:
@@ -16,14 +20,10 @@ def added(id: int, content: str, special: bool = True, normalized: bool = False)
     return {"id": id, "content": content, "special": special, "normalized": normalized, **flags}
 
 
-def split(pattern: str, kind: str = "Regex") -> dict:
+def split(pattern: str) -> dict:
     """A pre-tokenizer that cuts at both ends of every match."""
-    return {
-        "type": "Split",
-        "pattern": {kind: pattern},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+            "invert": False}  # fmt: skip
 
 
 def digits(individual: bool) -> dict:
@@ -31,9 +31,14 @@ def digits(individual: bool) -> dict:
     return {"type": "Digits", "individual_digits": individual}
 
 
-def sequence(*steps: dict) -> dict:
+def steps(name: str, *parts: dict) -> dict:
+    """Normalizers or decoders one after the other."""
+    return {"type": "Sequence", name: list(parts)}
+
+
+def sequence(*parts: dict) -> dict:
     """Pre-tokenizers one after the other."""
-    return {"type": "Sequence", "pretokenizers": list(steps)}
+    return steps("pretokenizers", *parts)
 
 
 def template(token: str, id: int) -> dict:
@@ -63,7 +68,7 @@ def whole(vocab, merges, pre_tokenizer, added_tokens, ignore_merges=False, **mor
 
 
 def kinds(vocab: dict[str, int], merges: list[str]) -> dict[str, dict]:
-    """A tokenizer.json of every structure that is implemented, all on the same merges.
+    """A tokenizer.json of every byte-level structure but Llama 3's, all on the same merges.
 
     vocab: token in letters -> id, "<|endoftext|>" among them, the ids without gaps.
     """
@@ -71,17 +76,14 @@ def kinds(vocab: dict[str, int], merges: list[str]) -> dict[str, dict]:
     end = added(vocab["<|endoftext|>"], "<|endoftext|>")
     spaces = (added(n + 1 + at, " " * (24 - at), False, normalized=True) for at in range(23))
     neox = [end, added(n, "<|padding|>"), *spaces]
-    steps = {
-        "GPT-2, json": LEVEL,
-        "prefix space": LEVEL | {"add_prefix_space": True},
-        "SmolLM2": sequence(digits(True), LEVEL),
-    }  # fmt: skip
-    made = {kind: whole(vocab, merges, step, [end]) for kind, step in steps.items()}
-    made["NeoX, NFC"] = whole(vocab, merges, LEVEL, neox, normalizer={"type": "NFC"})
-    return made
+    return {
+        "GPT-2, json": whole(vocab, merges, LEVEL, [end]),
+        "SmolLM2": whole(vocab, merges, sequence(digits(True), LEVEL), [end]),
+        "NeoX, NFC": whole(vocab, merges, LEVEL, neox, normalizer={"type": "NFC"}),
+    }
 
 
-def llama3(spelled: list[str], pattern: str) -> dict:
+def llama3(spelled: list[str]) -> dict:
     """The tokenizer.json of ranked tokens, as Llama 3 has it: every pair is a merge.
 
     spelled: the tokens in letters, by rank; the specials' ids follow.
@@ -95,16 +97,12 @@ def llama3(spelled: list[str], pattern: str) -> dict:
     ]
     specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     return whole(
-        {token: rank for rank, token in enumerate(spelled)},
-        merges,
-        sequence(split(pattern), LEVEL | {"use_regex": False}),
+        {token: rank for rank, token in enumerate(spelled)}, merges,
+        sequence(split(LLAMA3_PATTERN), LEVEL | {"use_regex": False}),
         [added(id, token) for id, token in enumerate(specials, start)],
         ignore_merges=True,
-        post_processor={
-            "type": "Sequence",
-            "processors": [LEVEL, template(specials[0], start)],
-        },
-    )
+        post_processor=steps("processors", LEVEL, template(specials[0], start)),
+    )  # fmt: skip
 
 
 PREPEND = {"type": "Prepend", "prepend": "▁"}
@@ -119,24 +117,21 @@ def metaspace(scheme: str, split: bool) -> dict:
     return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
 
 
-def steps(name: str, *parts: dict) -> dict:
-    """Normalizers or decoders one after the other."""
-    return {"type": "Sequence", name: list(parts)}
-
-
 def piece_merges(vocab: dict[str, int]) -> list[list[str]]:
     """The merges of a sentencepiece model: every two pieces that make a third, in its order."""
     pairs = []
     for token in vocab:
         halves = ((token[:at], token[at:]) for at in range(1, len(token)))
-        known = [(a, b) for a, b in halves if a in vocab and b in vocab]
+        known = [[a, b] for a, b in halves if a in vocab and b in vocab]
         pairs += sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-    return [list(pair) for pair in pairs]
+    return pairs
 
 
-def byte_fallback_kinds(vocab: dict[str, int]) -> dict[str, dict]:
-    """A tokenizer.json of every structure of a Llama's that is implemented, all on the same
+def piece_kinds() -> dict[str, dict]:
+    """A tokenizer.json of every structure of a Llama's that is implemented, all on tiny-llama's
     pieces: <unk>, <s> and </s> are 0, 1 and 2, then 256 bytes, then pieces."""
+    model = sentencepiece.SentencePieceProcessor(str(PIECES))
+    vocab = {model.IdToPiece(id): id for id in range(len(model))}
     n, merges = len(vocab), piece_merges(vocab)
     own = [added(id, token) for token, id in vocab.items() if id < 3]
     llama = steps("decoders", SPACE, BYTES, FUSE, STRIP)
@@ -146,13 +141,9 @@ def byte_fallback_kinds(vocab: dict[str, int]) -> dict[str, dict]:
         raw["model"] |= {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
         return raw
 
-    flagged = [
-        added(n, "[INST]") | {"lstrip": True, "rstrip": True},
-        added(vocab["ab"], "ab", False, normalized=True),
-        added(n + 1, "=>", False) | {"rstrip": True},
-        added(n + 2, "it's", True, normalized=True),
-    ]
-    blanks = [added(n, "\n\n", False) | {"lstrip": True}, added(n + 1, "  ", False)]
+    plain = [added(n, "[INST]"), added(vocab["ab"], "ab", False), added(n + 1, "=>", False)]
+    flagged = [token | {"normalized": True} for token in plain]
+    blanks = [added(n, "\n\n", False), added(n + 1, "  ", False)]
     both = template("<s>", 1)
     both["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
     both["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
@@ -163,9 +154,18 @@ def byte_fallback_kinds(vocab: dict[str, int]) -> dict[str, dict]:
             merges=[" ".join(pair) for pair in merges],
         ),
         "Llama, first": made(flagged, pre=metaspace("first", False), post_processor=both),
-        "Prepend, added": made(flagged, normalizer=legacy),
-        "Metaspace": made(flagged, pre=metaspace("always", True)),
+        "Prepend, added": made(plain, normalizer=legacy),
+        "Metaspace": made(flagged, pre=metaspace("always", False)),
         "Gemma's steps": made(
             blanks, steps("decoders", SPACE, BYTES, FUSE), normalizer=UNDERLINE
         ),
     }  # fmt: skip
+
+
+def small_kinds() -> dict[str, dict]:
+    """Every byte-level kind of tokenizer.json, on the vocabulary of the fixtures."""
+    vocab = json.loads((FOLDER / "vocab.json").read_text(encoding="utf-8"))
+    lines = (FOLDER / "merges.txt").read_text(encoding="utf-8").split("\n")
+    ranked = [token for token in vocab if token != "<|endoftext|>"]
+    made = kinds(vocab, [line for line in lines[1:] if line])
+    return made | {"Llama 3, json": llama3(ranked)}

@@ -23,12 +23,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from fuzzed_texts import SPECIALS, fuzzed_texts  # noqa: E402
-from make_tokenizer_fixtures import piece_kinds  # noqa: E402
-from tokenizer_json import kinds, llama3  # noqa: E402
+from tokenizer_json import kinds, llama3, piece_kinds  # noqa: E402
 
-from minilm_inf.text.byte_level import byte_letters  # noqa: E402
+from minilm_inf.text.byte_level import LLAMA3_PATTERN, byte_letters  # noqa: E402
 from minilm_inf.text.tokenizer import load  # noqa: E402
-from minilm_inf.text.words import LLAMA3_PATTERN  # noqa: E402
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 COUNT = 20_000
@@ -84,10 +82,11 @@ def made_of_gpt2(data: Path) -> dict[str, dict]:
 
 def made_of_llama3(path: Path) -> dict:
     """Llama 3's ranks as the tokenizer.json that the same model has elsewhere."""
-    ranks, letters = load(path.parent).ranks, byte_letters()
-    by_rank = sorted(ranks, key=ranks.get)
-    spelled = ["".join(letters[byte] for byte in token) for token in by_rank]
-    return llama3(spelled, LLAMA3_PATTERN)
+    letters = byte_letters()
+    lines = (line.split() for line in path.read_bytes().splitlines())
+    tokens = [base64.b64decode(token) for token, _ in lines]
+    spelled = ["".join(letters[byte] for byte in token) for token in tokens]
+    return llama3(spelled)
 
 
 def theirs(folder: Path, library: str):

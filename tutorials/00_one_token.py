@@ -48,7 +48,7 @@ for letters, x in {"B T": tokens, "B T E": vectors, "B T V": logits}.items():
 
 # %% [markdown]
 # One prediction for every token that was read: T of them, not one. Row t of the logits says
-# what may follow token t, and was made without looking at anything behind t. So nothing is lost
+# what may follow token t, and was made without looking at anything after t. So nothing is lost
 # by reading a text once, whole, and the answer to the second half of the prediction is no:
 
 # %%
@@ -82,7 +82,7 @@ plot.show(drawing, "The ten likeliest tokens after 'The captain had', as bars of
 # %% [markdown]
 # **Claim.** Writing is nothing but this, again and again: read all, take an id from the last
 # row, append it. `generate` keeps the keys and values it has read, and gives the same ids as
-# five lines that read everything anew at every step:
+# five lines that read everything again at every step:
 
 # %%
 grown = list(ids)

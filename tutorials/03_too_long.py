@@ -38,7 +38,7 @@ def mean_nll(score, model, texts) -> torch.Tensor:
 
 # %% [markdown]
 # A text has easy and hard places of its own. So each token is also scored by *re-encoding*:
-# every 128 tokens the vanilla model starts anew, on the mark of a beginning and the last 255
+# every 128 tokens the vanilla model starts again, on the mark of a beginning and the last 255
 # tokens; only the second half is scored, so that each token has that mark and 128 to 255 tokens
 # before it. That is slow, but always within the trained length. Where *vanilla*, the plain
 # model with full attention, is worse, the length is to blame, not the text.
@@ -47,13 +47,13 @@ def mean_nll(score, model, texts) -> torch.Tensor:
 families = {
     "Llama (RoPE)": "tiny-llama", "GPT-J (RoPE on 3/4)": "tiny-gptj", "MPT (ALiBi)": "tiny-mpt",
 }  # fmt: skip
-vanilla, anew = {}, {}
+vanilla, reencoded = {}, {}
 for name, folder in families.items():
     model, tokenizer = load(plot.ROOT / "weights" / folder)
     assert model.config.context_length == L
     texts = pieces(tokenizer)
     vanilla[name] = mean_nll(lambda model, ids: stream_nll(model, ids, None), model, texts)
-    anew[name] = mean_nll(reencoded_nll, model, texts)
+    reencoded[name] = mean_nll(reencoded_nll, model, texts)
 
 # %% [markdown]
 # **Claim.** Within the trained length all is well. Beyond twice that length the Llama is worse
@@ -63,7 +63,7 @@ for name, folder in families.items():
 print(f"{'':22}  0 to 256   512 to 2,048   re-encoded")
 for name in families:
     early, late = float(vanilla[name][:L].mean()), float(vanilla[name][2 * L :].mean())
-    possible = float(anew[name][2 * L :].mean())
+    possible = float(reencoded[name][2 * L :].mean())
     print(f"{name:22} {early:9.2f} {late:14.2f} {possible:12.2f}")
     assert early < 4 and possible < 4  # no part of the text is that hard
     loss = late - possible
@@ -76,7 +76,7 @@ drawing, panels = plot.figure(3, sharey=True)
 x = torch.arange(0, N, 32) + 16
 for name, axes in zip(families, panels):
     axes.axhline(math.log(2048), color=plot.INK, linewidth=0.8)
-    below = anew[name].view(-1, 32).mean(1)
+    below = reencoded[name].view(-1, 32).mean(1)
     plot.line(axes, x, below, "third", "re-encoding", linewidth=4, linestyle="-")
     plot.line(axes, x, vanilla[name].view(-1, 32).mean(1), "vanilla", "vanilla")
     plot.trained(axes, L)
@@ -100,7 +100,7 @@ plot.show(drawing, "The nll by position: both RoPE models fail beyond 256, ALiBi
 # 1. Does the failure need a long text, or only large *positions*? Read 200 tokens with a cache
 #    whose first position is 100,000 (`model.new_cache(first_position=100_000)`), and compare
 #    with position 0. What does lesson 01 say?
-# 2. The tiny Llama begins to fail right behind position 256. How far does it get before its
+# 2. The tiny Llama begins to fail right after position 256. How far does it get before its
 #    mean nll over 32 tokens first exceeds the re-encoded one by a whole nat?
 #
 # Answers: [solutions/03_too_long.py](solutions/03_too_long.py).

@@ -103,7 +103,7 @@ plot.show(drawing, "Left, the Λ-mask. Right, the nll with and without starting 
 # %% [markdown]
 # Either keeps this model going, and its starting tokens are worth little. A real model needs
 # them. SmolLM2-135M, trained on 8,192 tokens, is within its length here: vanilla attention
-# shows what is to be had of 2,000 tokens. With 260 keys in sight, the window alone loses more
+# shows what 2,000 tokens can tell. With 260 keys in sight, the window alone loses more
 # than half a nat as soon as the first tokens leave it. LM-Infinite keeps 4 of them, and loses
 # 0.06 to a model that sees up to 2,000.
 #
@@ -123,7 +123,7 @@ for name in ("window", "LM-Infinite"):
 # of 4-bit weights (`make smollm2` fetches its 93 MB). Its numbers were measured beforehand, see
 # [smollm2.json](figures/smollm2.json); `make smollm2-figures` makes them again.
 #
-# In larger models more still hangs on them: the paper finds Llama-2-7B's nll at 16,000 tokens
+# In larger models still more depends on them: the paper finds Llama-2-7B's nll at 16,000 tokens
 # at 6.43 without starting tokens and at 1.03 with a single one.
 #
 # **Where this lives.** [lambda_mask.py](../minilm_inf/lambda_mask.py). Its docstring draws an

@@ -28,7 +28,7 @@ from minilm_inf.train.practice import Practice
 
 
 def comes_back(logits: list[float], i: int, n_local: int, n_global: int, k: int) -> set[int]:
-    """The specification: the middle keys that query i has back; of equals, the most recent."""
+    """The specification: the middle keys that query i has back; of a tie, the latest."""
     middle = range(n_global, i - n_local + 1)
     return set(sorted(middle, key=lambda j: (-logits[j], -j))[:k])
 

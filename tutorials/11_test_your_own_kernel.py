@@ -9,7 +9,7 @@
 #
 # **Predict.** Three kernels are wrong: one sees one key too many in its window, one has its
 # ceiling at n_local - 1, one rotates its keys twice. At which query position does each first
-# give a wrong answer? (A fourth leaves the rows behind its last block of 16 unwritten, as NaN.)
+# give a wrong answer? (A fourth leaves the rows after its last block of 16 unwritten, as NaN.)
 
 # %%
 from dataclasses import replace
@@ -37,7 +37,7 @@ def keys_rotated_twice(q, k, v, i, j, scheme, lm):
 
 def last_row_not_written(*call, lm):
     out = chunked_attend(*call, lm=lm)
-    out[:, :, 16 * (out.shape[2] // 16) :] = torch.nan  # what lies behind the last block of 16
+    out[:, :, 16 * (out.shape[2] // 16) :] = torch.nan  # what comes after the last block of 16
     return out
 
 

@@ -81,7 +81,7 @@ plot.show(drawing, "Left, the nll while it learns. Right, the nll by position on
 shutil.rmtree(place)
 
 # %% [markdown]
-# The exact numbers hang on the machine; the shape does not. To train a model of your own on
+# The exact numbers depend on the machine; the shape does not. To train a model of your own on
 # your own text: `python -m minilm_inf.train --text FILE --out FOLDER`. It stops and resumes at
 # any step.
 #

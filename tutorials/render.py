@@ -114,7 +114,7 @@ def main():
         if lesson not in lessons():
             names = ", ".join(path.name for path in lessons())
             sys.exit(f"there is no lesson {lesson.name}: the lessons are {names}")
-    if len(asked) > 1:  # a process for each, so that none finds what another left behind
+    if len(asked) > 1:  # a process for each, so that none finds what another left
         for lesson in asked:
             begun = time.perf_counter()
             done = subprocess.run([sys.executable, __file__, lesson.name])

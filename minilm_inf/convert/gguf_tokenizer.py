@@ -14,9 +14,10 @@ import json
 from pathlib import Path
 
 from ..terminal.json_parts import Part
-from ..text.piece_model import BYTE, CONTROL, UNKNOWN, USER_DEFINED, model_proto
-from ..text.tokenizer_json import LEVEL, byte_level_json, merges_of
-from ..text.words import LLAMA3_PATTERN
+from ..text.byte_level import LLAMA3_PATTERN
+from ..text.byte_pairs import DIGITS, LEVEL, byte_level_json
+from ..text.merges import merges_of
+from ..text.sentence_pieces import BYTE, CONTROL, UNKNOWN, USER_DEFINED, model_proto
 
 PREFIX = "tokenizer.ggml."
 KNOWN = "model pre tokens token_type merges add_bos_token token_type_count".split()
@@ -24,10 +25,6 @@ KNOWN_IN_PIECES = "scores add_space_prefix remove_extra_whitespaces".split()
 OFF = ("add_eos_token", "add_sep_token", "add_space_prefix")  # what may be there and false
 SPECIALS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 TYPES = range(1, BYTE + 1)  # of tokens, as sentencepiece numbers them
-SMOLLM = {
-    "type": "Sequence",
-    "pretokenizers": [{"type": "Digits", "individual_digits": True}, LEVEL],
-}
 LLAMA3 = {
     "type": "Sequence",
     "pretokenizers": [
@@ -37,7 +34,7 @@ LLAMA3 = {
     ],
 }  # fmt: skip
 WORDS = {  # tokenizer.ggml.pre -> pre_tokenizer
-    "gpt-2": LEVEL, "smollm": SMOLLM, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3,
+    "gpt-2": LEVEL, "smollm": DIGITS, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3,
 }  # fmt: skip
 
 

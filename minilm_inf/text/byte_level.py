@@ -1,77 +1,78 @@
 """Byte-level BPE: a text is bytes, and frequent runs of bytes are tokens (GPT-2 and after).
 
-A text goes through these steps, each of which a tokenizer may leave out:
-
-    added tokens        "<|endoftext|>", NeoX's runs of spaces: found first, and whole
-    normalisation       NFC
-    pre-tokenization    the text is cut into words; no token reaches beyond its word
-    BPE                 within a word, neighbours that are a token together become one, those
-                        of the lowest rank first, until there are none
-
-The last two are tiktoken's work. bpe_files.py makes such a tokenizer of what a folder holds.
+A text is cut into words by one expression, and within a word neighbours that are a token
+together become one, those of the lowest rank first, until there are none. Both is tiktoken's
+work. Other expressions than these are refused: a stranger's may take for ever.
 """
 
 from __future__ import annotations
 
+import base64
 import re
+from pathlib import Path
 
 import tiktoken
 
-from .around import Around, Tokenizer
-from .words import cut
+from ..terminal.json_parts import Part
+from .around import Added, Around, Tokenizer
+from .merges import ranked
 
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+EVERY_DIGIT_THEN_GPT2 = (  # where a digit follows, a run of spaces has ended: GPT2 saw no more
+    r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+)
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 LONGEST_SPACE = 200_000  # characters; tiktoken's own limit lies between 300,000 and a million
 TOO_MUCH_SPACE = re.compile(rf"\s{{{LONGEST_SPACE + 1}}}")
+LLAMA3_RANKS = 128_000
+LLAMA3_SPECIAL = (  # the 256 ids after the ranks begin with these; the others are reserved
+    "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 "
+    "finetune_right_pad_id step_id start_header_id end_header_id eom_id eot_id python_tag image"
+).split()
 
 
 class ByteLevelTokenizer(Tokenizer):
     """Byte-level BPE at work.
 
-    ranks:   token -> rank, every single byte among them; ids: rank -> id, None for a byte that
-             the vocabulary lacks.
-    tokens:  id -> its bytes, those of added tokens too.
+    ranks:   the tokens in order, every single byte among them, each with its id; None for a
+             byte that the vocabulary lacks.
+    tokens:  id -> its bytes.
     pattern: the expression that cuts a text into words.
-    prefix_space: a text that begins without a space is given one.
     """
 
     def __init__(
         self,
         around: Around,
-        ranks: dict[bytes, int],
-        ids: list[int | None],
+        ranks: dict[bytes, int | None],
         tokens: dict[int, bytes],
         pattern: str,
-        prefix_space: bool = False,
     ):
-        super().__init__(around, max(tokens) + 1)
-        self.ranks, self.ids, self.tokens = ranks, ids, tokens
-        self.pattern, self.prefix_space = pattern, prefix_space
+        self.tokens = tokens | {token.id: token.content.encode() for token in around.added}
+        super().__init__(around, max(self.tokens) + 1)
+        self.ids = list(ranks.values())
         self.encoding = tiktoken.Encoding(
-            "minilm_inf", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-        )
-        self.lacking = bytes(b for b in range(256) if ids[ranks[bytes([b])]] is None)
+            "minilm_inf", pat_str=pattern, special_tokens={},
+            mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
+        )  # fmt: skip
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
-        """The ids of a text without added tokens, wherever it stands. Raises ValueError for a
-        run of more than 200,000 white spaces."""
+        """The ids of a text without added tokens, wherever it stands."""
         if TOO_MUCH_SPACE.search(text):
             raise ValueError(
                 f"the text holds more than {LONGEST_SPACE:,} white spaces in a row, which "
                 "tiktoken cannot encode: take some out"
             )
-        if self.prefix_space and not text.startswith(" "):
-            text = " " + text
-        return [self.ids[rank] for rank in self._ranks(text)]
-
-    def _ranks(self, text: str) -> list[int]:
-        """The ranks of a text's tokens. A byte that the vocabulary lacks is left out before its
-        neighbours are joined (SmolLM2 lacks a few control characters)."""
-        if not set(text.encode()) & set(self.lacking):
-            return self.encoding.encode_ordinary(text)
-        words = [word.encode() for word in cut(text, self.pattern)]
-        words = [word.translate(None, self.lacking) for word in words]
-        pieces = map(self.encoding._encode_single_piece, filter(None, words))
-        return [rank for piece in pieces for rank in piece]
+        ids = [self.ids[rank] for rank in self.encoding.encode_ordinary(text)]
+        if None in ids:  # SmolLM2 lacks six control characters
+            raise ValueError(
+                "the text holds a byte, mostly a control character, that is no token of this "
+                "tokenizer: take it out"
+            )
+        return ids
 
     def bytes_of(self, id: int) -> bytes:
         """The bytes of one id: none for a special one, and for one that no token has."""
@@ -90,21 +91,54 @@ def byte_letters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def joined(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two parts that BPE makes a token of in its last step, or more if it never gets there.
+def of_letters(
+    model: Part, vocab: dict[str, int], around: Around, pattern: str, whole_words: bool = False
+) -> ByteLevelTokenizer:
+    """A tokenizer from a vocabulary (token in letters -> id) and the merges of a model.
 
-    Neighbours that are a token together become one, those of the lowest rank first, and of
-    equal ranks the leftmost (Sennrich et al., arXiv 1508.07909).
-
-    >>> joined(b"abc", {b"bc": 0, b"ab": 1, b"abc": 2})
-    [b'a', b'bc']
+    whole_words: whether a word that is a token is taken whole, though no merges lead there.
+    Raises ValueError where tiktoken would not find the same ids.
     """
-    parts = [token[at : at + 1] for at in range(len(token))]
-    while len(parts) > 2:
-        pairs = enumerate(zip(parts, parts[1:]))
-        found = [(ranks[a + b], at) for at, (a, b) in pairs if a + b in ranks]
-        if not found:
-            break
-        _, at = min(found)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+    byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+
+    def spelled(token: str) -> bytes:
+        return bytes(map(byte_of.get, token)) if byte_of.keys() >= {*token} else token.encode()
+
+    marks = {token.content for token in around.added}
+    words = (
+        {t for t in vocab if t not in marks and byte_of.keys() >= {*t}} if whole_words else ()
+    )
+    ranks = ranked(model, vocab, byte_of, words)
+    tokens = {id: spelled(token) for token, id in vocab.items()}
+    ids = {spelled(token): vocab.get(token) for token in ranks}
+    return ByteLevelTokenizer(around, ids, tokens, pattern)
+
+
+def is_rank_file(content: bytes) -> bool:
+    """Whether a tokenizer.model is lines of base64 and a number, not a sentencepiece model."""
+    return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content[:2000]) is not None
+
+
+def from_rank_file(path: Path, content: bytes) -> ByteLevelTokenizer:
+    """Llama 3's tokenizer.model, tiktoken's own format: a token in base64 and its rank a line.
+    Raises ValueError for another or damaged one."""
+    try:
+        lines = (line.split() for line in content.splitlines())
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds a line that is no token and rank: fetch it again"
+        ) from error
+    every_byte = {bytes([byte]) for byte in range(256)}
+    if list(ranks.values()) != list(range(LLAMA3_RANKS)) or not every_byte <= ranks.keys():
+        raise ValueError(
+            f"{path} has not the {LLAMA3_RANKS:,} ranks of Llama 3 in their order: how another "
+            "model cuts its words is not in such a file, so give its tokenizer.json"
+        )
+    reserved = (f"reserved_special_token_{n}" for n in range(2, 246))
+    names = enumerate([*LLAMA3_SPECIAL, *reserved], LLAMA3_RANKS)
+    added = tuple(Added(f"<|{name}|>", id, special=True) for id, name in names)
+    begin, end = LLAMA3_RANKS, LLAMA3_RANKS + 1
+    around = Around(added=added, before=(begin,), bos_token_id=begin, eos_id=end)
+    tokens = {rank: token for token, rank in ranks.items()}
+    return ByteLevelTokenizer(around, ranks, tokens, LLAMA3_PATTERN)

@@ -9,17 +9,22 @@ tokenizers library both read.
 from __future__ import annotations
 
 import heapq
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from .byte_level import byte_letters
-from .tokenizer_json import LEVEL, byte_level_json
 
 END_OF_TEXT = "<|endoftext|>"
 # The cuts that the file's pre-tokenizers make, as far as Python's own expressions know letters
 # and digits; where they differ (²), a merge may go unused.
 WORDS = re.compile(r"\d|'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?(?:[^\s\w]|_)+|\s+(?![^\s\d])|\s+")
+
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+         "use_regex": True}  # fmt: skip
+DIGITS = {"type": "Sequence", "pretokenizers": [
+    {"type": "Digits", "individual_digits": True}, LEVEL]}  # fmt: skip
 
 
 def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
@@ -92,7 +97,43 @@ def tokenizer_json(merges: list[tuple[bytes, bytes]]) -> str:
 
     tokens = [bytes([byte]) for byte in range(256)] + [a + b for a, b in merges]
     vocab = {END_OF_TEXT: 0} | {spelled(token): id for id, token in enumerate(tokens, 1)}
-    digits = {"type": "Digits", "individual_digits": True}
-    cuts = {"type": "Sequence", "pretokenizers": [digits, LEVEL]}
     pairs = [[spelled(a), spelled(b)] for a, b in merges]
-    return byte_level_json(vocab, pairs, {END_OF_TEXT: True}, cuts, END_OF_TEXT)
+    return byte_level_json(vocab, pairs, {END_OF_TEXT: True}, DIGITS, END_OF_TEXT)
+
+
+def byte_level_json(
+    vocab: dict[str, int],
+    merges: list,
+    marks: dict[str, bool],
+    pre_tokenizer: dict,
+    bos: str | None,
+    ignore_merges: bool = False,
+) -> str:
+    """The text of a byte-level tokenizer.json, as the tokenizers library reads it.
+
+    marks: tokens that are found before a text is cut -> whether they are special; bos: the
+    token before every text, if any.
+    """
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": vocab[token], "content": token, "special": special, **flags}
+        for token, special in marks.items()
+    ]
+    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
+    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
+    before = bos and {
+        "type": "TemplateProcessing", "single": [begin, first],
+        "pair": [begin, first, begin, second],
+        "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+    }  # fmt: skip
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+        "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges,
+    }  # fmt: skip
+    raw = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": before,
+        "decoder": LEVEL, "model": model,
+    }  # fmt: skip
+    return json.dumps(raw, ensure_ascii=False, indent=1) + "\n"

@@ -1,214 +1,206 @@
-"""Which form of conversation a model was trained on, recognised in its chat template.
+"""What a chat template writes around the words of a conversation.
 
-A template is a program (in Jinja) that comes with the weights. It is not run: template_syntax
-reads its statements, template_unrolled what they write for conversations of which only the
-roles are known. That must be one of the forms below, turn for turn. Anything else is refused.
+A template is a program that comes with the weights. It is read, and never run: its statements
+are followed as far as known templates need it. Names are looked up in a dict, texts are joined
+and trimmed, loops go over the messages; what people say decides nothing. Whatever else a
+template does is unknown, and so is the template then.
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import ast
+from datetime import date
 from typing import NamedTuple
 
-from ..terminal.files import named, read_json, read_text
-from .template_syntax import UnknownTemplate, parsed
-from .template_unrolled import (
-    BOS,
-    DATE,
-    EOS,
-    PRIVATE,
-    SAID,
-    STRIP,
-    STRIPPED,
-    NotAllowed,
-    unrolled,
-)  # fmt: skip
+from .template_syntax import LONGEST, UNTOLD, UnknownTemplate
 
-LONGEST = 30_000  # characters; known templates have less than 10,000
-SYSTEM, USER, TEXT = "\ue005\ue006\ue007"  # what they say; TEXT: in a Form, any but a mark
-KNOWN = "ChatML, Llama 2, Llama 3, Mistral and Zephyr (TinyLlama)"
+MOST_STEPS = 5000  # of one conversation; known templates take some hundreds
+MOST_PIECES = 200
+FUNCTIONS = ("strftime_now", "namespace", "raise_exception")
+UNDEFINED, UNKNOWN = (), object()  # the value of a name without one; of one that is not told
 
 
-class Form(NamedTuple):
-    """A form of conversation, as regular expressions.
+class Piece(NamedTuple):
+    """A part of a text. who: the role whose words it is, "bos" or "eos", or "" for what the
+    template writes itself."""
 
-    marks: what stands around turns; whole: whether each of them has to be one id. letters: what
-    else a model could not tell from its template's own, where somebody says it.
-    system: how a conversation with a system message begins; turn: from the user's header to
-    where the reply begins; end: what follows a reply before the next turn.
-    """
-
-    marks: tuple[str, ...]
-    whole: bool
-    letters: tuple[str, ...]
-    system: str
-    turn: str
-    end: str
+    who: str
+    words: str
 
 
-FORMS = {
-    "ChatML": Form(
-        ("<|im_start|>", "<|im_end|>"), True, (),
-        rf"<\|im_start\|>system\n{TEXT}<\|im_end\|>\n",
-        rf"<\|im_start\|>user\n{USER}<\|im_end\|>\n<\|im_start\|>assistant\n",
-        r"<\|im_end\|>\n",
-    ),
-    "Llama 3": Form(
-        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), True, (),
-        rf"<\|start_header_id\|>system<\|end_header_id\|>\n\n{TEXT}<\|eot_id\|>",
-        rf"<\|start_header_id\|>user<\|end_header_id\|>\n\n{USER}<\|eot_id\|>"
-        r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
-        r"<\|eot_id\|>",
-    ),
-    "Zephyr": Form(
-        ("<|system|>", "<|user|>", "<|assistant|>"), False, (),
-        rf"<\|system\|>\n{TEXT}{EOS}\n",
-        rf"<\|user\|>\n{USER}{EOS}\n<\|assistant\|>\n?",
-        rf"{EOS}\n",
-    ),
-    "Llama 2": Form(
-        ("[INST]", "[/INST]"), False, ("<<SYS>>", "<</SYS>>"), "",
-        rf"{BOS}\[INST\] (<<SYS>>\n{TEXT}\n<</SYS>>\n\n)?{USER} \[/INST\]",
-        rf" ?{EOS}",
-    ),
-    "Mistral": Form(
-        ("[INST]", "[/INST]"), False, (), "",
-        rf" ?\[INST\] ?({TEXT}\n\n)?{USER} ?\[/INST\]",
-        rf" ?{EOS} ?",
-    ),
-}  # fmt: skip
+class Said:
+    """A text that is not all the template's own: it can be joined and trimmed, no more."""
 
-
-class Template(NamedTuple):
-    """What a recognised template writes around what people say.
-
-    Each is a text in which BOS, EOS, SYSTEM, USER, DATE, and STRIP and STRIPPED around a text
-    without spaces at its ends, are one character each.
-    first: before the first reply; begun: the same for a system message of one's own, None where
-    there can be none; following: from the end of a reply to the beginning of the next one.
-    moves: whether the system message moves on to each turn that follows.
-    """
-
-    form: str
-    first: str
-    begun: str | None
-    following: str
-    moves: bool = False
-
-
-def read_template(folder: Path) -> Template:
-    """The form of a checkpoint's chat template: chat_template.jinja, or the one in
-    tokenizer_config.json. Raises ValueError where it is missing or not known."""
-    folder = Path(folder)
-    text = template_text(folder)
-    found = None if text is None else recognise(text)
-    if found is None:
-        has = "no chat template" if text is None else f"a chat template {of_what_kind(text)}"
-        raise ValueError(
-            f"{named(folder)} has {has}: --chat knows the forms of {KNOWN}; without --chat the "
-            "prompt is read as it stands"
-        )
-    return found
-
-
-def template_text(folder: Path) -> str | None:
-    """A folder's chat template, the one called default where there are several; None without.
-
-    Raises ValueError where its file is of another shape.
-    """
-    if (folder / "chat_template.jinja").is_file():
-        return read_text(folder / "chat_template.jinja") or None
-    path = folder / "tokenizer_config.json"
-    given = read_json(path).get("chat_template") if path.is_file() else None
-    if isinstance(given, list):
-        several = [t for t in given if isinstance(t, dict) and t.get("name") == "default"]
-        given = several[0].get("template") if several else None
-    if given is not None and not isinstance(given, str):
-        raise ValueError(
-            f"{named(path)}: chat_template must be a text, or a list of named texts"
-        )
-    return given or None
-
-
-def of_what_kind(text: str) -> str:
-    """Why a template is refused, by its length or by the marks that it writes."""
-    if len(text) > LONGEST:
-        return f"of {len(text):,} characters, more than any known one"
-    marks = dict.fromkeys(re.findall(r"<[|/]?\w{2,30}[|]?>|\[/?[A-Z_]{2,30}\]", text))
-    with_marks = f" with {', '.join(list(marks)[:4])}" if marks else ""
-    return f"of a form that is not known{with_marks}"
-
-
-def recognise(text: str) -> Template | None:
-    """A template's form, None where it is not known."""
-    if len(text) > LONGEST or PRIVATE.search(text):
-        return None
-    try:
-        statements = parsed(text)
-        plain = ["user", "assistant", "user", "assistant", "user"]
-        first, following = turns(statements, plain)
-    except (UnknownTemplate, NotAllowed, RecursionError):
-        return None
-    for form in FORMS:
-        if fits(form, first, following):
-            begun, moves = system_turns(statements, form, following)
-            return Template(form, first, begun, following, moves)
-    return None
-
-
-def turns(statements: list, roles: list[str]) -> tuple[str, str]:
-    """What stands before the first reply, and between a reply and the next one.
-
-    Raises UnknownTemplate where a conversation does not go on as it began.
-    """
-    start = roles.index("user")
-    texts = [
-        unrolled(statements, roles[:count]) for count in range(start + 1, len(roles) + 1, 2)
-    ]
-    following = set()
-    for at, (before, whole) in enumerate(zip(texts, texts[1:])):
-        reply, question = SAID[start + 2 * at + 1], SAID[start + 2 * at + 2]
-        rest = re.match(rf"\s*{STRIP}?{reply}{STRIPPED}?", whole[len(before) :])
-        if not whole.startswith(before) or not rest:
+    def __init__(self, *pieces: Piece):
+        if len(pieces) > MOST_PIECES:
             raise UnknownTemplate
-        following.add(whole[len(before) + rest.end() :].replace(question, USER))
-    if len(following) > 1:
+        self.pieces = pieces
+
+    def __bool__(self) -> bool:
         raise UnknownTemplate
-    first = texts[0].replace(SAID[start], USER)
-    return first.replace(SAID[0], SYSTEM), following.pop() if following else ""
+
+    def __eq__(self, other) -> bool:
+        if isinstance(other, str | Said):
+            raise UnknownTemplate
+        return False
 
 
-def system_turns(statements: list, form: str, following: str) -> tuple[str | None, bool]:
-    """What begins a conversation with a system message, None where there can be none; and
-    whether it is known only until the first reply, since the message then moves on."""
-    roles = ["system", "user", "assistant", "user", "assistant", "user"]
-    for count in (6, 2):
+class Reader:
+    """What a template writes for turns, each a role and its words, before the reply: pieces.
+
+    Raises one of UNTOLD where that cannot be told, or where it refuses such turns.
+    """
+
+    def __init__(self, statements: list[ast.stmt], turns: list[tuple[str, str]]):
+        self.pieces: list[Piece] = []
+        self.steps = 0
+        said = [(role, Said(Piece(role, words))) for role, words in turns]
+        self.names = dict.fromkeys(FUNCTIONS, object()) | {
+            "messages": [{"role": role, "content": words} for role, words in said],
+            "tools": None, "documents": None, "add_generation_prompt": True,
+            "bos_token": Said(Piece("bos", "bos")), "eos_token": Said(Piece("eos", "eos")),
+        }  # fmt: skip
+        self.follow(statements)
+
+    def step(self):
+        self.steps += 1
+        if self.steps > MOST_STEPS or len(self.pieces) > MOST_PIECES:
+            raise UnknownTemplate
+
+    def follow(self, statements: list[ast.stmt]):
+        """Go through statements one by one."""
+        for statement in statements:
+            self.step()
+            match statement:
+                case ast.Pass():
+                    pass
+                case ast.Expr(ast.Call(ast.Name("write"), [node], [])):
+                    self.pieces += pieces(self.value(node))
+                case ast.Assign([target], node):
+                    self.assign(target, node)
+                case ast.If(test, body, other):
+                    self.follow(body if self.value(test) else other)
+                case ast.For(ast.Name(name), node, body) if name not in FUNCTIONS:
+                    self.repeat(name, self.value(node), body)
+                case _:
+                    raise UnknownTemplate
+
+    def repeat(self, name: str, items, body: list[ast.stmt]):
+        """Once for every item; what is set inside is forgotten after it."""
+        if not isinstance(items, list):
+            raise UnknownTemplate
+        outside = self.names
+        for at, item in enumerate(items):
+            loop = {"index0": at, "index": at + 1, "first": at == 0, "length": len(items),
+                    "last": at == len(items) - 1}  # fmt: skip
+            self.names = outside | {name: item, "loop": loop}
+            self.follow(body)
+        self.names = outside
+
+    def assign(self, target: ast.expr, node: ast.expr):
+        """name = value, or name["attribute"] = value; it may be unknown until it is used."""
         try:
-            begun, after = turns(statements, roles[:count])
-        except (UnknownTemplate, NotAllowed):
-            continue
-        if (
-            begun.count(SYSTEM) == 1
-            and fits(form, begun, following)
-            and after in ("", following)
-        ):
-            return begun, count == 2
-    return None, False
+            value = self.value(node)
+        except UNTOLD:
+            value = UNKNOWN
+        match target:
+            case ast.Name(name) if name not in FUNCTIONS:
+                self.names[name] = value
+            case ast.Subscript(ast.Name(name), ast.Constant(str(attribute))):
+                item(self.names, name)[attribute] = value
+            case _:
+                raise UnknownTemplate
+
+    def value(self, node: ast.expr):
+        """The value of an expression; what need not be known for it is not asked."""
+        of = self.value
+        self.step()
+        match node:
+            case ast.Constant(str() | int() | None as value):
+                return value
+            case ast.Name(name):
+                return item(self.names, name)
+            case ast.List(parts):
+                return [of(part) for part in parts]
+            case ast.BoolOp(kind, [*parts, last]):
+                for part in parts:
+                    value = of(part)
+                    if bool(value) == isinstance(kind, ast.Or):
+                        return value
+                return of(last)
+            case ast.UnaryOp(ast.Not(), part):
+                return not of(part)
+            case ast.UnaryOp(ast.USub(), ast.Constant(int(number))):
+                return -number
+            case ast.IfExp(test, one, other):
+                return of(one if of(test) else other)
+            case ast.Compare(a, [ast.Eq() | ast.NotEq() as kind], [b]):
+                return (of(a) == of(b)) == isinstance(kind, ast.Eq)
+            case ast.Compare(a, [ast.In() | ast.NotIn() as kind], [b]):
+                return (of(a) in of(b)) == isinstance(kind, ast.In)
+            case ast.BinOp(a, ast.Mod(), b):
+                return divmod(of(a), of(b))[1]  # of numbers alone
+            case ast.BinOp(a, ast.Add() | ast.MatMult(), b):
+                return joined(of(a), of(b))
+            case ast.Attribute(part, name):
+                return filtered(name, of(part))
+            case ast.Subscript(part, ast.Slice(a, b, None)):
+                return item(of(part), slice(a and of(a), b and of(b)))
+            case ast.Subscript(part, at):
+                return item(of(part), of(at))
+            case ast.Call(ast.Subscript(part, ast.Constant("strip")), [], []):
+                return filtered("trim", of(part))
+            case ast.Call(ast.Name("strftime_now"), [ast.Constant("%d %b %Y" as form)], []):
+                return date.today().strftime(form)
+            case ast.Call(ast.Name("namespace"), [], named):
+                return {keyword.arg: of(keyword.value) for keyword in named}
+        raise UnknownTemplate
 
 
-def fits(name: str, first: str, following: str) -> bool:
-    """Whether a conversation that begins and goes on so is of a form."""
-    form = FORMS[name]
-    begins = f"{BOS}?({form.system})?{form.turn}"
-    return matches(begins, first, form) and matches(form.end + form.turn, following, form)
+def item(value, at):
+    """VALUE.name, VALUE["name"], VALUE[0] and VALUE[1:]; and what a name stands for."""
+    if isinstance(value, dict) and isinstance(at, str):
+        value, at = [value.get(at, UNDEFINED)], 0
+    if not isinstance(value, list) or value[at] is UNKNOWN:
+        raise UnknownTemplate
+    return value[at]
 
 
-def matches(pattern: str, text: str, form: Form) -> bool:
-    """Whether a text of a Template is what a form's pattern says."""
-    marks = "|".join(map(re.escape, form.marks))
-    pattern = pattern.replace(TEXT, f"(?:(?!{marks})[^\ue000-\uf8ff]|{SYSTEM}|{DATE})*")
-    inside = rf"{STRIP}((?:(?!{marks})[^{STRIP}{STRIPPED}])*){STRIPPED}"
-    for _ in range(3):  # one in another
-        text = re.sub(inside, r"\1", text)
-    return re.fullmatch(pattern, text) is not None
+def joined(a, b):
+    """The sum of two texts, or of two numbers."""
+    if type(a) is type(b) is int:
+        return a + b
+    both = pieces(a) + pieces(b)
+    return a + b if isinstance(a, str) and isinstance(b, str) else Said(*both)
+
+
+def pieces(text) -> tuple[Piece, ...]:
+    """The pieces of a text. Raises UnknownTemplate for a value that is none."""
+    if isinstance(text, Said):
+        return text.pieces
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise UnknownTemplate
+    return (Piece("", text),)
+
+
+def filtered(name: str, value):
+    """VALUE | trim, VALUE | length, and VALUE is [not] defined and the like."""
+    tests = {"defined": value is not UNDEFINED, "undefined": value is UNDEFINED,
+             "none": value is None, "string": isinstance(value, str | Said)}  # fmt: skip
+    test = name.removeprefix("is_").removeprefix("not_")
+    if name.startswith("is_") and test in tests:
+        return tests[test] != name.startswith("is_not_")
+    if name == "length" and isinstance(value, list):
+        return len(value)
+    if name != "trim":
+        raise UnknownTemplate
+    if isinstance(value, str):
+        return value.strip()
+    trimmed = list(pieces(value))
+    forth, back = range(len(trimmed)), reversed(range(len(trimmed)))
+    for order, strip in ((forth, str.lstrip), (back, str.rstrip)):
+        for at in order:  # where a piece is nothing but spaces, the next one ends the text
+            trimmed[at] = trimmed[at]._replace(words=strip(trimmed[at].words))
+            if trimmed[at].words:
+                break
+    return Said(*trimmed)

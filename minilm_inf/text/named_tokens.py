@@ -7,6 +7,7 @@ added_tokens.json          content -> id
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..terminal.files import shown
@@ -16,10 +17,9 @@ from .around import Added
 
 def added_token(raw: Part, id: Part | None = None) -> Added:
     """An added token as tokenizer.json and tokenizer_config.json write it."""
-    raw["single_word"].only(None, False)
-    names = ("special", "normalized", "lstrip", "rstrip")
-    flags = {name: raw[name].flag() for name in names}
-    return Added(raw["content"].text(), (id or raw["id"]).id(), **flags)
+    for name in ("single_word", "lstrip", "rstrip"):
+        raw[name].only(None, False)
+    return Added(raw["content"].text(), (id or raw["id"]).id(), raw["special"].flag())
 
 
 def listed_tokens(folder: Path, unless_said: bool) -> list[Added]:
@@ -27,45 +27,28 @@ def listed_tokens(folder: Path, unless_said: bool) -> list[Added]:
     unless_said: whether those that no file calls special are."""
     decoder = part_of(folder / "tokenizer_config.json")["added_tokens_decoder"]
     if not decoder.is_null:
-        found = []
-        for id, raw in decoder.fields().items():
-            number = int(id) if id.isdecimal() and len(id) < 10 else id
-            found.append(added_token(raw, Part(number, raw.file, raw.place)))
-        return found
+        return [
+            added_token(raw, Part(int(id) if re.fullmatch("[0-9]{1,9}", id) else id, raw.file))
+            for id, raw in decoder.fields().items()
+        ]
     whole = part_of(folder / "tokenizer.json")["added_tokens"]
     if not whole.is_null:
         return [added_token(raw) for raw in whole.items()]
     ids = part_of(folder / "added_tokens.json").ids()
-    return [
-        Added(token, id, unless_said, normalized=not unless_said) for token, id in ids.items()
-    ]
+    return [Added(token, id, special=unless_said) for token, id in ids.items()]
 
 
-def kept(
-    tokens: list[Added], vocab: dict[str, int], limit: int | None, path: Path
-) -> tuple[tuple[Added, ...], dict[str, int]]:
-    """The added tokens that a model of `limit` ids can have, and the vocabulary without the
-    others, whose text is text like any other; path: for the sentence.
-
-    Raises ValueError for an id or a content that is given twice, or that the vocabulary has
-    otherwise.
-    """
+def check_added(added: list[Added], vocab: dict[str, int], path: Path):
+    """Raise ValueError where an added token or its id is given twice, or the vocabulary has it
+    otherwise; path: for the sentence."""
     ids, owners = dict(vocab), {id: token for token, id in vocab.items()}
-    added: dict[str, Added] = {}
-    for token in tokens:
-        same = ids.setdefault(token.content, token.id) == token.id
-        same = same and owners.setdefault(token.id, token.content) == token.content
-        if not same or token.content in added:
+    for token in added:
+        id = ids.setdefault(token.content, token.id)
+        if id != token.id or owners.setdefault(id, token.content) != token.content:
             raise ValueError(
                 f"{path}: the added token {shown(token.content)} has the id {token.id}, but "
                 "the token or the id is given twice"
             )
-        added[token.content] = token
-    beyond = {a.content for a in added.values() if limit is not None and a.id >= limit}
-    return (
-        tuple(a for a in added.values() if a.content and a.content not in beyond),
-        {token: id for token, id in vocab.items() if token not in beyond},
-    )
 
 
 def ends(folder: Path, ids: dict[str, int], bos: bool = False, **own: int | None) -> dict:

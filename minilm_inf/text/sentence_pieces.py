@@ -1,15 +1,15 @@
-"""sentencepiece: pieces of text in which a space is written as ▁, and bytes for what no piece
-covers (Llama 1 and 2, Mistral, TinyLlama, and this project's tiny-llama)."""
+"""Sentencepiece tokenizers: Llama 1 and 2, Mistral, TinyLlama, this project's tiny-llama."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
 from pathlib import Path
 
 import sentencepiece
 
 from .around import EACH_BYTE, Around, Tokenizer
 
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 SPACE = "▁"
 WITHOUT_SPACE = b"\x1a\x02\x18\x00"  # appended to a model: normalizer_spec.add_dummy_prefix = 0
 
@@ -18,10 +18,12 @@ class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model.
 
     content: its bytes; path: of the file, for a sentence.
-    tokens: id -> the text of a piece; None: as the model has it.
     spaced: whether text after an added token gets a space before it, as at the beginning.
-    words: cuts a text, which continues another or not (`begun`), before it is encoded.
-    strips: whether the space before a decoded text goes; None: as the model has it.
+
+    Of a tokenizer.json, which is no sentencepiece model yet:
+    tokens: the pieces' texts; strips: whether the space before a decoded text goes.
+    scheme: when a space is put before a text: "each", "always" (where there is none), "first"
+        (the same, where nothing is before it), or "never".
     Raises ValueError for bytes that sentencepiece cannot read.
     """
 
@@ -32,29 +34,30 @@ class SentencePieceTokenizer(Tokenizer):
         content: bytes,
         path: Path,
         around: Around,
-        tokens: dict[int, str] | None = None,
         spaced: bool = False,
-        words: Callable[[str, bool], list[str]] = lambda text, begun: [text],
+        tokens: list[str] | None = None,
         strips: bool | None = None,
+        scheme: str = "never",
     ):
         self.processor = processor = processor_of(content, path)
         # The same model inside a text: no space is put before what it reads.
         self.inside = processor if spaced else processor_of(content + WITHOUT_SPACE, path)
-        self.words, n_pieces = words, processor.GetPieceSize()
-        super().__init__(around, max([n_pieces, *(a.id + 1 for a in around.added)]))
-        self.n_pieces = n_pieces
+        self.scheme, self.n_pieces = scheme, processor.GetPieceSize()
+        super().__init__(around, max([self.n_pieces, *(a.id + 1 for a in around.added)]))
         if tokens is None:
-            kept = (id for id in range(n_pieces) if not processor.IsControl(id))
-            tokens = {id: processor.IdToPiece(id) for id in kept}
-        self.tokens = tokens | {a.id: around.content(a) for a in around.added}
-        first = next((id for id in tokens if tokens[id].startswith(SPACE)), None)
-        if strips is None and first is not None:
-            strips = processor.DecodeIds([first]) != tokens[first].replace(SPACE, " ")
-        self.strips = strips
+            pieces = ((id, processor.IdToPiece(id)) for id in range(self.n_pieces))
+            self.tokens = {id: piece for id, piece in pieces if not processor.IsControl(id)}
+            first = next((id for id, piece in self.tokens.items() if piece[:1] == SPACE), 0)
+            strips = len(processor.DecodeIds([first])) < len(self.tokens.get(first, ""))
+        else:
+            self.tokens = dict(enumerate(tokens))
+        self.strips, self.tokens = strips, self.tokens | {a.id: a.content for a in around.added}
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
-        processor = self.inside if begun else self.processor
-        return [id for word in self.words(text, begun) for id in processor.EncodeAsIds(word)]
+        wanted = self.scheme == "always" or (self.scheme == "first" and not begun)
+        if self.scheme == "each" or (wanted and not text.startswith((" ", SPACE))):
+            text = " " + text
+        return (self.inside if begun else self.processor).EncodeAsIds(text)
 
     def mark_id(self, content: str) -> int | None:
         """The id of the added token or the control piece that is written so, if any."""
@@ -63,17 +66,15 @@ class SentencePieceTokenizer(Tokenizer):
         id = self.processor.PieceToId(content)
         return id if self.processor.IsControl(id) and id not in self.tokens else None
 
-    def is_byte(self, id: int) -> bool:
-        return id < self.n_pieces and self.processor.IsByte(id)
-
     def bytes_of(self, id: int) -> bytes | None:
         """The bytes that an id stands for inside a text: none for a special token or a control
         piece, and None for the unknown piece, which may stand for any."""
-        if self.checked(id) in self.special_ids:
+        own = self.checked(id) < self.n_pieces
+        if id in self.special_ids:
             return b""
-        if id < self.n_pieces and self.processor.IsUnknown(id):
+        if own and self.processor.IsUnknown(id):
             return None
-        if self.is_byte(id):
+        if own and self.processor.IsByte(id):
             return bytes.fromhex(self.tokens[id][3:5])  # "<0x41>"
         return self.tokens.get(id, "").replace(SPACE, " ").encode()
 
@@ -95,3 +96,51 @@ def processor_of(content: bytes, path: Path) -> sentencepiece.SentencePieceProce
             f"{path} is not a readable sentencepiece model: fetch it again, or train one"
         ) from error
     return processor
+
+
+def model_proto(pieces: list[tuple[str, float, int]], names: dict, **spaces: bool) -> bytes:
+    """The bytes of a model (a ModelProto of protobuf) of pieces: (text, score, type) by id;
+    neighbours that make the piece with the highest score are joined first.
+
+    names: "bos", "eos" and "pad" -> the piece of that name, or None.
+    spaces: prefix, whether a space is put before a text; extra, whether more than one in a row
+    are made one.
+    """
+    proto = b"".join(
+        _field(1, _field(1, text.encode()) + _float(2, score) + _number(3, kind))
+        for text, score, kind in pieces
+    )
+    unknown = next(text for text, _, kind in pieces if kind == UNKNOWN)
+    trainer = _number(3, 2) + _number(4, len(pieces))  # model_type BPE, vocab_size
+    trainer += _number(35, any(kind == BYTE for *_, kind in pieces))  # byte_fallback
+    # Without a name sentencepiece takes <s>; the name of no piece means none.
+    trainer += _field(45, unknown.encode())
+    for number, name in ((46, "bos"), (47, "eos"), (48, "pad")):
+        trainer += _field(number, (names.get(name) or "none").encode())
+    normalizer = _field(1, b"identity") + _number(3, spaces["prefix"])
+    normalizer += _number(4, spaces["extra"]) + _number(5, 1)  # a space is written as ▁
+    return proto + _field(2, trainer) + _field(3, normalizer)
+
+
+def _number(number: int, value: int, wire: int = 0) -> bytes:
+    """A field that is a whole number, in protobuf's spelling: seven bits a byte, the lowest
+    first.
+
+    >>> _number(1, 300).hex()
+    '08ac02'
+    """
+    out = []
+    for rest in (number << 3 | wire, int(value)):
+        while rest > 127:
+            out.append(rest & 127 | 128)
+            rest >>= 7
+        out.append(rest)
+    return bytes(out)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _number(number, len(content), wire=2) + content
+
+
+def _float(number: int, value: float) -> bytes:
+    return bytes([number << 3 | 5]) + struct.pack("<f", value)

@@ -6,8 +6,7 @@
                                BPE with byte fallback (Llama 1 and 2, Mistral, TinyLlama)
     vocab.json, merges.txt     byte-level BPE in GPT-2's files
 
-The first of these that is there is used. Every tokenizer has encode, decode, stream, bytes_of,
-mark_id, bos_id, bos_token_id, eos_id, special_ids and vocab_size.
+The first of these that is there is used. around.Tokenizer is what all of them are.
 """
 
 from __future__ import annotations
@@ -15,35 +14,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint.checkpoint import existing_folder
-from ..terminal.files import read_bytes
-from ..terminal.json_parts import part_of
-from .around import Around, Tokenizer
-from .bpe_files import from_rank_file, from_vocab_and_merges, is_rank_file
-from .named_tokens import ends, kept, listed_tokens
+from ..terminal.files import read_bytes, read_text
+from ..terminal.json_parts import Part, part_of
+from .around import Added, Around, Tokenizer
+from .byte_level import GPT2, from_rank_file, is_rank_file, of_letters
+from .named_tokens import check_added, ends, listed_tokens
 from .sentence_pieces import SentencePieceTokenizer, processor_of
 from .tokenizer_json import around, from_tokenizer_json
 
 LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
+END_OF_TEXT = "<|endoftext|>"
 
 
 def load(folder) -> Tokenizer:
-    """The tokenizer that a checkpoint's folder holds.
-
-    An added token beyond the embedding of the folder's model (its config.json tells) is no
-    token: it is found in no text. Raises ValueError, in one sentence, where the folder holds no
-    tokenizer, or one that cannot be used exactly.
-    """
+    """The tokenizer that a checkpoint's folder holds. Raises ValueError, in one sentence, where
+    it holds none, or one that cannot be used exactly."""
     folder = existing_folder(folder)
-    size = part_of(folder / "config.json")["vocab_size"]
-    limit = None if size.is_null else size.id()
-    tokenizer = _load(folder, limit)
+    tokenizer = _load(folder)
     for id in (*tokenizer.around.before, *tokenizer.around.after):
-        if id >= tokenizer.vocab_size:
-            raise ValueError(
-                f"the tokenizer in {folder} puts the id {id} around a text, which is beyond "
-                f"the {tokenizer.vocab_size} ids that the model and it have"
-            )
+        tokenizer.checked(id)
     return tokenizer
+
+
+def _load(folder: Path) -> Tokenizer:
+    """The first kind of tokenizer that is there."""
+    if (folder / "tokenizer.model").is_file():
+        content = read_bytes(folder / "tokenizer.model", LARGEST_MODEL)
+        read = from_rank_file if is_rank_file(content) else sentence_pieces
+        return read(folder / "tokenizer.model", content)
+    if (folder / "tokenizer.json").is_file():
+        return from_tokenizer_json(folder / "tokenizer.json")
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return from_vocab_and_merges(folder)
+    raise ValueError(
+        f"{folder} holds no tokenizer: copy the model's tokenizer.model or tokenizer.json there"
+    )
 
 
 def check_fits(tokenizer: Tokenizer, vocab_size: int, folder: Path):
@@ -55,25 +60,7 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int, folder: Path):
         )
 
 
-def _load(folder: Path, limit: int | None) -> Tokenizer:
-    """The first kind of tokenizer that is there; limit: the model's ids, None where nothing
-    tells."""
-    model, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
-    if model.is_file():
-        content = read_bytes(model, LARGEST_MODEL)
-        if is_rank_file(content):
-            return from_rank_file(model, content, limit)
-        return sentence_pieces(model, content, limit)
-    if json_file.is_file():
-        return from_tokenizer_json(json_file, limit)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return from_vocab_and_merges(folder, limit)
-    raise ValueError(
-        f"{folder} holds no tokenizer: copy the model's tokenizer.model or tokenizer.json there"
-    )
-
-
-def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePieceTokenizer:
+def sentence_pieces(path: Path, content: bytes) -> SentencePieceTokenizer:
     """A sentencepiece model, and what the files beside it add to it.
 
     Those of its own pieces that are listed again are left out, so that a control piece (BOS)
@@ -81,7 +68,8 @@ def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePi
     """
     folder, model = path.parent, processor_of(content, path)
     pieces = {model.IdToPiece(id): id for id in range(model.GetPieceSize())}
-    added, _ = kept(listed_tokens(folder, unless_said=True), pieces, limit, path)
+    added = listed_tokens(folder, unless_said=True)
+    check_added(added, pieces, path)
     ids = pieces | {token.content: token.id for token in added}
     bos, eos = (None if id < 0 else id for id in (model.bos_id(), model.eos_id()))
     fields = ends(folder, ids, bos=True, bos_token=bos, eos_token=eos)
@@ -93,10 +81,28 @@ def sentence_pieces(path: Path, content: bytes, limit: int | None) -> SentencePi
     return SentencePieceTokenizer(content, path, Around(added=added, **fields), spaced=spaced)
 
 
-def opening(tokenizer) -> list[int]:
+def from_vocab_and_merges(folder: Path) -> Tokenizer:
+    """GPT-2's files, vocab.json and merges.txt, perhaps added tokens beside them.
+
+    "<|endoftext|>" is special where the vocabulary has it, and BOS and EOS unless a file names
+    others.
+    """
+    path, merges = folder / "vocab.json", folder / "merges.txt"
+    vocab = part_of(path).ids()
+    added = listed_tokens(folder, unless_said=False)
+    if END_OF_TEXT in vocab and all(token.content != END_OF_TEXT for token in added):
+        added.append(Added(END_OF_TEXT, vocab[END_OF_TEXT], special=True))
+    check_added(added, vocab, path)
+    ids, own = vocab | {token.content: token.id for token in added}, vocab.get(END_OF_TEXT)
+    parts = Around(added=tuple(added), **ends(folder, ids, bos_token=own, eos_token=own))
+    part_of(folder / "tokenizer_config.json")["add_prefix_space"].only(None, False)
+    lines = (line for line in read_text(merges).splitlines() if line[:8] != "#version")
+    return of_letters(Part({"merges": [*filter(None, lines)]}, merges), vocab, parts, GPT2)
+
+
+def opening(tokenizer: Tokenizer) -> list[int]:
     """What encode puts before a text: BOS, or nothing."""
-    bos = tokenizer.bos_id
-    return [bos] if bos is not None and tokenizer.encode("a")[:1] == [bos] else []
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
 
 class StopAt:
@@ -106,25 +112,18 @@ class StopAt:
     """
 
     def __init__(self, stops: list[str]):
-        self.stops = stops
-        self.held = ""
-        self.stopped = False
+        self.stops, self.held, self.stopped = stops, "", False
 
     def push(self, text: str) -> str:
         """The text that may be shown now; `stopped` is set where a stop text was found."""
         self.held += text
         found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            shown, self.held = self.held[: min(found)], ""
-            return shown
-        # Where the first text begins that could become a stop.
-        cut = max(0, len(self.held) - max(map(len, self.stops), default=0))
-        while cut < len(self.held) and not any(
-            stop.startswith(self.held[cut:]) for stop in self.stops
-        ):
-            cut += 1
-        shown, self.held = self.held[:cut], self.held[cut:]
+        self.stopped = bool(found)
+        # Where a stop text begins, or the first text that could become one.
+        tails = range(len(self.held))
+        begun = (at for at in tails if any(s.startswith(self.held[at:]) for s in self.stops))
+        cut = min(found) if found else next(begun, len(self.held))
+        shown, self.held = self.held[:cut], "" if found else self.held[cut:]
         return shown
 
     def flush(self) -> str:

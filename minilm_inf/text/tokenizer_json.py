@@ -1,4 +1,4 @@
-"""A tokenizer.json, the tokenizers library's file: byte-level BPE, or BPE with byte fallback.
+"""A tokenizer.json, the tokenizers library's file: byte-level BPE, or a Llama's BPE.
 
 Which of the two it is, its pre_tokenizer tells: byte-level where a step of it is. Every part is
 read as that library reads it, or refused. Files beside it only name BOS and EOS: whether they
@@ -7,33 +7,60 @@ stand around a text is told by its post_processor alone, as in transformers.
 
 from __future__ import annotations
 
-import json
+import re
+import unicodedata
 from pathlib import Path
 
-from ..terminal.files import shown
 from ..terminal.json_parts import Part, part_of
 from .around import Around, Tokenizer
-from .bpe_files import BYTE_OF, byte_level
-from .byte_level import ByteLevelTokenizer
-from .llama_json import from_llama_json
-from .named_tokens import added_token, ends, kept
-from .normalizers import flat, normalise_from_json
-from .words import pattern_from_json
+from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, of_letters
+from .merges import ranked
+from .named_tokens import added_token, check_added, ends
+from .sentence_pieces import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    SentencePieceTokenizer,
+    model_proto,
+)  # fmt: skip
 
-REMEDY = (
-    "copy the model's tokenizer.model there, or save the tokenizer with transformers as one of "
-    "byte-level BPE, or of BPE with byte fallback"
+NFC = {"type": "NFC"}
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+METASPACE = {"type": "Metaspace", "replacement": SPACE, "split": False}
+SCHEMES = {  # a Llama's normalizer, its pre_tokenizer and when they put a space before a text
+    "each": ([PREPEND, SPACES], []),
+    "never": ([SPACES], []),
+    "always": ([], [METASPACE | {"prepend_scheme": "always"}]),
+    "first": ([], [METASPACE | {"prepend_scheme": "first"}]),
+}
+DECODER = [
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+NEWER_MARKS = re.compile(
+    "([\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1ace"
+    "\u1df6-\u1dfa\ua82c\U00010d24-\U00010d27\U00010d69-\U00010d6d\U00010eab-\U00010eac"
+    "\U00010efc-\U00010eff\U00010f46-\U00010f50\U00010f82-\U00010f85\U00011070\U0001133b"
+    "\U0001145e\U00011839-\U0001183a\U00011930\U0001193d-\U0001193e\U00011943\U000119e0"
+    "\U00011a34\U00011a47\U00011a99\U00011d42\U00011d44-\U00011d45\U00011d97"
+    "\U00011f41-\U00011f42\U00016ff0-\U00016ff1\U0001e08f\U0001e130-\U0001e136\U0001e2ae"
+    "\U0001e2ec-\U0001e2ef\U0001e4ec-\U0001e4ef\U0001e5ee-\U0001e5ef"
+    "\U000105c0-\U000105ff\U00011380-\U000113ff\U00016100-\U0001613f\U00016d40-\U00016d7f])"
 )
+"""The combining marks that Unicode gained after version 9, whose tables the tokenizers library
+uses: it leaves them where they stand."""
 
 
-def from_tokenizer_json(path: Path, limit: int | None = None) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; limit: the model's ids, see tokenizer.load. Raises
-    ValueError for what cannot be done exactly."""
+def from_tokenizer_json(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. Raises ValueError for what cannot be done exactly."""
     raw = part_of(path)
-    model = raw["model"]
-    if model["type"].text("BPE") != "BPE":
-        kind = model["type"].text()
-        raise ValueError(f"{path}: its model is {kind}, and only BPE is implemented: {REMEDY}")
+    model, normalizer = raw["model"], values(raw["normalizer"], "normalizers")
+    model["type"].only(None, "BPE")
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         model[name].only(None, "")
     model["dropout"].only(None, 0.0)
@@ -41,120 +68,135 @@ def from_tokenizer_json(path: Path, limit: int | None = None) -> Tokenizer:
     if not vocab:
         raise model["vocab"].wrong("an object of tokens and their ids")
     added = [added_token(entry) for entry in raw["added_tokens"].items()]
-    added, vocab = kept(added, vocab, limit, path)
-    fields = ends(path.parent, vocab | {a.content: a.id for a in added})
+    check_added(added, vocab, path)
+    for entry in raw["added_tokens"].items():
+        check_normalized(entry, normalizer)
+    fields = ends(path.parent, vocab | {token.content: token.id for token in added})
     fields |= zip(("before", "after"), around(raw["post_processor"]))
-    normalise = normalise_from_json(raw["normalizer"])
-    parts = Around(added=added, normalise=normalise, **fields)
-    merges, steps = merges_of(model, vocab), flat(raw["pre_tokenizer"], "pretokenizers")
-    if any(step["type"].value == "ByteLevel" for step in steps):
-        return _byte_level(raw, vocab, merges, parts)
-    if len(steps) > 1 or any(step["type"].value != "Metaspace" for step in steps):
-        raise ValueError(
-            f"{path}: its pre_tokenizer is neither null, Metaspace nor one that ends in "
-            f"ByteLevel, and nothing else is implemented: {REMEDY}"
-        )
-    return from_llama_json(raw, vocab, merges, steps, parts)
-
-
-def _byte_level(raw: Part, vocab: dict, merges: list, parts: Around) -> ByteLevelTokenizer:
-    """A byte-level tokenizer of a file's model and the parts around it."""
-    model = raw["model"]
-    if not model["unk_token"].is_null and not BYTE_OF.keys() <= vocab.keys():
-        raise ValueError(
-            f"{raw.file}: it writes {shown(model['unk_token'].value)} for bytes that its "
-            f"vocabulary lacks, which is not implemented: {REMEDY}"
-        )
+    parts = Around(added=tuple(added), normalise=nfc if NFC in normalizer else str, **fields)
+    if not any(step["type"].value == "ByteLevel" for step in flat(raw["pre_tokenizer"])):
+        return _llama(raw, vocab, normalizer, parts)
+    if normalizer not in ([], [NFC]):
+        raise raw["normalizer"].wrong("null or NFC (nothing else is implemented)")
     raw["decoder"]["type"].only(None, "ByteLevel")
-    pattern, prefix_space = pattern_from_json(raw["pre_tokenizer"])
-    whole_words = model["ignore_merges"].flag()
-    try:
-        return byte_level(
-            parts, vocab, merges, whole_words, pattern=pattern, prefix_space=prefix_space
+    pattern = pattern_of(raw["pre_tokenizer"])
+    return of_letters(model, vocab, parts, pattern, model["ignore_merges"].flag())
+
+
+def check_normalized(entry: Part, normalizer: list):
+    """Raise ValueError for an added token that is looked for in the normalised text, where it
+    would not be found as in the text itself."""
+    letters = set(entry["content"].value)
+    same = (
+        not normalizer
+        or (normalizer == [NFC] and letters == {" "})
+        or (normalizer == [SPACES] and not letters & {" ", SPACE})
+    )
+    if entry["normalized"].flag() and not same:
+        raise entry["normalized"].wrong("false where the normalizer changes texts")
+
+
+def pattern_of(raw: Part) -> str:
+    """The expression by which a pre_tokenizer cuts a text into words: GPT-2's, perhaps with
+    every digit alone (SmolLM2), or a file's own, if that is known. Raises ValueError for any
+    other."""
+    *before, last = flat(raw)
+    kinds = [step["type"].value for step in (*before, last)]
+    if kinds not in (["ByteLevel"], ["Digits", "ByteLevel"], ["Split", "ByteLevel"]):
+        raise raw.wrong("ByteLevel, after Digits or one Split (nothing else is implemented)")
+    last["add_prefix_space"].only(False)
+    last["use_regex"].only(*((False,) if "Split" in kinds else (None, True)))
+    if not before:
+        return GPT2
+    if "Digits" in kinds:
+        before[0]["individual_digits"].only(True)
+        return EVERY_DIGIT_THEN_GPT2
+    before[0]["behavior"].only("Isolated")
+    before[0]["invert"].only(None, False)
+    return before[0]["pattern"]["Regex"].only(LLAMA3_PATTERN, QWEN2, GPT2)
+
+
+def _llama(raw: Part, vocab: dict, normalizer: list, parts: Around) -> SentencePieceTokenizer:
+    """The tokenizer of a Llama's file, which is made of a sentencepiece model, and is made one
+    here again."""
+    model, cuts = raw["model"], values(raw["pre_tokenizer"])
+    known = [scheme for scheme, steps in SCHEMES.items() if steps == (normalizer, cuts)]
+    if not known:
+        raise raw["pre_tokenizer"].wrong(
+            "ByteLevel, or with its normalizer that of a Llama (nothing else is implemented: "
+            "copy the model's tokenizer.model there)"
         )
-    except ValueError as error:
-        raise ValueError(f"{raw.file} cannot be used exactly: {error}") from error
+    decoder = values(raw["decoder"], "decoders")
+    if decoder not in (DECODER, [*DECODER, STRIP]):
+        raise raw["decoder"].wrong("Replace, ByteFallback, Fuse and perhaps Strip")
+    kinds = {f"<0x{byte:02X}>": BYTE for byte in range(256)}
+    if not (model["byte_fallback"].flag() and vocab.keys() >= kinds.keys()):
+        raise model["byte_fallback"].wrong("true, with a token for each byte")
+    model["ignore_merges"].only(None, False)
+    unknown, tokens = model["unk_token"].text(), sorted(vocab, key=vocab.get)
+    if unknown not in vocab or vocab[tokens[-1]] >= len(tokens):
+        raise model["vocab"].wrong("one with its unk_token, and with all ids")
+    kinds[unknown] = UNKNOWN
+    ranks = ranked(model, vocab, ())
+
+    def piece(token: str) -> tuple[str, float, int]:
+        # A control piece is never joined, as a token that no merge makes.
+        kind = NORMAL if len(token) == 1 or token in ranks else CONTROL
+        return token, -float(ranks.get(token, 0)), kinds.get(token, kind)
+
+    content = model_proto(list(map(piece, tokens)), {}, prefix=False, extra=False)
+    return SentencePieceTokenizer(
+        content, raw.file, parts, tokens=tokens, scheme=known[0], strips=STRIP in decoder
+    )
 
 
-def merges_of(model: Part, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges in their order, each written "a b" or ["a", "b"]. Raises ValueError for one
-    whose parts, or what they become, the vocabulary lacks."""
-    merges, pairs = model["merges"].items(), []
-    for merge in merges:
-        pair = merge.value.split(" ") if isinstance(merge.value, str) else merge.value
-        if not isinstance(pair, list) or not all(isinstance(token, str) for token in pair):
-            raise merge.wrong("two tokens")
-        if len(pair) != 2 or not all(pair):
-            raise merge.wrong("two tokens")
-        a, b = pair
-        if not (a in vocab and b in vocab and a + b in vocab):
-            raise merge.wrong("two tokens of its vocabulary, and both joined another")
-        pairs.append((a, b))
-    return pairs
+def flat(raw: Part, name: str = "pretokenizers") -> list[Part]:
+    """A part that may be a sequence of steps (under this name), as a list; none for null."""
+    found, waiting = [], [raw]
+    while waiting:
+        part = waiting.pop()
+        if not part.is_null and part["type"].text("") == "Sequence":
+            waiting += reversed(part[name].items())
+        elif not part.is_null:
+            found.append(part)
+    return found
+
+
+def values(raw: Part, name: str = "pretokenizers") -> list[dict]:
+    """The same steps as they are written, without what older files add to them."""
+    return [
+        {key: value for key, value in step.value.items() if key != "add_prefix_space"}
+        for step in flat(raw, name)
+    ]
 
 
 def around(raw: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that a post_processor puts before and after a text."""
     before, after = [], []
     for step in flat(raw, "processors"):
-        step["type"].only("ByteLevel", "TemplateProcessing")
-        if step["type"].value == "TemplateProcessing":
-            sides = _template(step)
-            before, after = [*sides[0], *before], [*after, *sides[1]]
+        if step["type"].only("ByteLevel", "TemplateProcessing") == "ByteLevel":
+            continue
+        sides: list[list[int]] = [[]]
+        for part in step["single"].items():
+            if "Sequence" in part:
+                sides.append([])
+                continue
+            name = part["SpecialToken"]["id"].text()
+            sides[-1] += [id.id() for id in step["special_tokens"][name]["ids"].items()]
+        if len(sides) != 2:
+            raise step["single"].wrong("a template in which the text stands once")
+        before, after = [*sides[0], *before], [*after, *sides[1]]
     return tuple(before), tuple(after)
 
 
-def _template(raw: Part) -> tuple[list[int], list[int]]:
-    sides: list[list[int]] = [[]]
-    for part in raw["single"].items():
-        if "Sequence" in part:
-            sides.append([])
-            continue
-        name = part["SpecialToken"]["id"].text()
-        sides[-1] += [id.id() for id in raw["special_tokens"][name]["ids"].items()]
-    if len(sides) != 2:
-        raise raw["single"].wrong("a template in which the text stands once")
-    return sides[0], sides[1]
+def nfc(text: str) -> str:
+    """A text in NFC as the tokenizers library has it, with which such models were trained.
 
-
-LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-         "use_regex": True}  # fmt: skip
-
-
-def byte_level_json(
-    vocab: dict[str, int],
-    merges: list,
-    marks: dict[str, bool],
-    pre_tokenizer: dict,
-    bos: str | None,
-    ignore_merges: bool = False,
-) -> str:
-    """The text of a byte-level tokenizer.json, as the tokenizers library reads it.
-
-    marks: tokens that are found before a text is cut -> whether they are special; bos: the
-    token before every text, if any.
+    >>> nfc("e\u0301")
+    'é'
     """
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [
-        {"id": vocab[token], "content": token, "special": special, **flags}
-        for token, special in marks.items()
-    ]
-    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
-    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
-    before = bos and {
-        "type": "TemplateProcessing", "single": [begin, first],
-        "pair": [begin, first, begin, second],
-        "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
-    }  # fmt: skip
-    raw = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": before,
-        "decoder": LEVEL,
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None,
-            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
-            "byte_fallback": False, "ignore_merges": ignore_merges, "vocab": vocab,
-            "merges": merges,
-        },
-    }  # fmt: skip
-    return json.dumps(raw, ensure_ascii=False, indent=1) + "\n"
+    pieces = NEWER_MARKS.split(text)  # a piece of text, a newer mark, a piece of text, ...
+    return "".join(
+        piece if at % 2 else unicodedata.normalize("NFC", piece)
+        for at, piece in enumerate(pieces)
+    )

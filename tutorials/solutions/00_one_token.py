@@ -2,7 +2,7 @@
 # # Solutions to lesson 00, one token
 #
 # **1.** 4.41 nats on average, and 9.46 in reverse order: the model knows an order, not only a
-# set of words. The middle of a word, "ain" behind "capt", costs 0.08.
+# set of words. The middle of a word, "ain" after "capt", costs 0.08.
 
 # %% 1. How surprised the model is, forwards and backwards
 import here

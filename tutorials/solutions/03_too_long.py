@@ -22,7 +22,7 @@ print(f"largest difference of a logit: {(near - far).abs().max():.0e}")
 assert torch.allclose(near, far, atol=1e-3)
 
 # %% [markdown]
-# **2.** From position 320 on, two blocks of 32 behind the trained length, and for good.
+# **2.** From position 320 on, two blocks of 32 beyond the trained length, and for good.
 
 # %% 2. Where the plain Llama is a whole nat worse than it need be
 texts = [[bos, *ids[k * 2048 : (k + 1) * 2048]] for k in range(6)]

@@ -70,6 +70,6 @@ errors = {}
 for size in (16, 1024):
     n = size + 1
     errors[size] = error(window_off_by_one, (1, 64, 64), n, n, LMInfinite(size, 0, size))
-    print(f"a window of {size:5}: the row behind it is wrong by {errors[size]:.4f}")
+    print(f"a window of {size:5}: the row after it is wrong by {errors[size]:.4f}")
 assert errors[1024] < errors[16] / 5  # the lesson's tolerance for bfloat16 lets the second pass
 assert 1e-5 < errors[1024] < 0.05

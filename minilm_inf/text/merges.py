@@ -1,0 +1,81 @@
+"""Merges of BPE, held to what tiktoken and sentencepiece do without them.
+
+A file of merges allows only the pairs that it lists. tiktoken and sentencepiece join any two
+neighbours that are a token together, those of the lowest rank first. The two agree exactly if,
+for every token, BPE on the token's own letters arrives at a pair that is listed: for whatever
+stands around these letters, as long as no token reaches across their ends, the steps within
+them are the same. Files of which that is not true are refused; none is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from ..terminal.files import shown
+from ..terminal.json_parts import Part
+
+LONGEST_TOKEN = 256  # letters; of those in use, 128
+
+
+def merges_of(model: Part, vocab: dict[str, int]) -> list[list[str]]:
+    """The merges in their order, each written "a b" or ["a", "b"]. Raises ValueError for one
+    whose parts, or what they become, the vocabulary lacks."""
+    pairs = []
+    for merge in model["merges"].items():
+        pair = merge.value.split(" ") if isinstance(merge.value, str) else merge.value
+        if not isinstance(pair, list) or [*map(type, pair)] != [str, str] or not all(pair):
+            raise merge.wrong("two tokens")
+        if not {*pair, "".join(pair)} <= vocab.keys():
+            raise merge.wrong("two tokens of its vocabulary, and both joined another")
+        pairs.append(pair)
+    return pairs
+
+
+def ranked(
+    model: Part, vocab: dict[str, int], singles: Iterable[str], words: Collection[str] = ()
+) -> dict[str, int]:
+    """All tokens that are looked for, each with its rank: single letters, what merges make in
+    their order, and other words, which are tokens where they stand alone.
+
+    Raises ValueError where these ranks would not find the same tokens as the merges.
+    """
+    listed: dict[str, list] = {}  # token -> the pairs of which merges make it
+    newest = None
+    for a, b in merges_of(model, vocab):
+        if a + b in listed and a + b != newest:
+            raise model.error(f"the merges that make {shown(a + b)} do not stand together")
+        newest = a + b
+        listed.setdefault(newest, []).append([a, b])
+    every = dict.fromkeys([*singles, *listed, *words])
+    ranks = {token: rank for rank, token in enumerate(every)}
+    for token in {**listed, **dict.fromkeys(words)}:
+        if len(token) > LONGEST_TOKEN:
+            raise model.error(f"it has a token of more than {LONGEST_TOKEN} letters")
+        parts = joined(token, ranks)
+        alone = token in words and len(parts) != 2
+        if not alone and parts not in listed.get(token, ()):
+            raise model.error(
+                f"its merges do not make {shown(token)} of {shown(parts)}, as tiktoken and "
+                "sentencepiece would"
+            )
+    return ranks
+
+
+def joined(token: str, ranks: dict[str, int]) -> list[str]:
+    """The two parts that BPE makes a token of in its last step, or more if it never gets there.
+
+    Neighbours that are a token together become one, those of the lowest rank first, and of
+    equal ranks the leftmost (Sennrich et al., arXiv 1508.07909).
+
+    >>> joined("abc", {"bc": 0, "ab": 1, "abc": 2})
+    ['a', 'bc']
+    """
+    parts = list(token)
+    while len(parts) > 2:
+        pairs = enumerate(zip(parts, parts[1:]))
+        found = [(ranks[a + b], at) for at, (a, b) in pairs if a + b in ranks]
+        if not found:
+            break
+        _, at = min(found)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts

@@ -1,0 +1,344 @@
+"""Files of BPE: the same ids as the library that owns them, or a refusal."""
+
+import base64
+import itertools
+import json
+import random
+import time
+
+import pytest
+from fuzzed_texts import fuzzed_texts
+from make_tokenizer_fixtures import FOLDER, SEED, TEXTS, checksums
+from tokenizer_json import (
+    LEVEL,
+    STRIP,
+    added,
+    digits,
+    metaspace,
+    piece_kinds,
+    sequence,
+    small_kinds,
+    split,
+    steps,
+    template,
+    whole,
+)
+
+from minilm_inf.terminal.json_parts import Part
+from minilm_inf.text import byte_level
+from minilm_inf.text.around import Around
+from minilm_inf.text.byte_level import GPT2, QWEN2, byte_letters, of_letters
+from minilm_inf.text.byte_pairs import WORDS, learn_merges, merged, tokenizer_json
+from minilm_inf.text.tokenizer import load
+from minilm_inf.text.tokenizer_json import nfc
+
+PIECES = piece_kinds()
+KINDS = small_kinds() | PIECES
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+
+
+def folder_of(path, raw, **others):
+    """A folder with a tokenizer.json, and other JSON files by the names before their dots."""
+    for name, content in {"tokenizer": raw, **others}.items():
+        (path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def tiny(merges=(("a", "b"), ("ab", "c")), extra=(), **more):
+    """A tokenizer.json of the 256 bytes and a few merges."""
+    tokens = [*byte_letters(), *dict.fromkeys(a + b for a, b in merges), *extra]
+    step, marks = more.pop("pre_tokenizer", LEVEL), more.pop("added_tokens", [])
+    vocab = {token: id for id, token in enumerate(tokens)}
+    return whole(vocab, [list(pair) for pair in merges], step, marks, **more)
+
+
+def llama(**parts):
+    """The commonest kind of a Llama with some of its parts, or of its model's, replaced."""
+    raw = json.loads(json.dumps(PIECES["Llama 2"]))
+    for name, part in parts.items():
+        (raw if name in raw else raw["model"])[name] = part
+    return raw
+
+
+@pytest.mark.parametrize("kind", ["two files", *KINDS])
+def test_every_kind_gives_the_ids_of_the_tokenizers_library(tmp_path, kind):
+    """A cut, a space, a byte, a normaliser or an added token that is read otherwise; text that
+    comes out differently when it is decoded at once, torn, or id by id."""
+    ours = load(FOLDER if kind == "two files" else folder_of(tmp_path, KINDS[kind]))
+    found = checksums(fuzzed_texts(TEXTS, SEED), ours.encode, ours.decode)
+    assert {name: found[name] for name in EXPECTED[kind]} == EXPECTED[kind]
+    source = random.Random(1)
+    for _ in range(100):
+        ids = [source.randrange(source.choice((259, ours.vocab_size))) for _ in range(12)]
+        stream = ours.stream()
+        assert "".join(map(stream.push, ids)) + stream.flush() == ours.decode(ids)
+
+
+def test_the_kinds_differ():
+    """A checksum that does not depend on the kind would let every kind pass as another."""
+    assert len({found["ids"] for found in EXPECTED.values()}) >= len(EXPECTED) - 1
+
+
+def specified(word: str, merges, ids: dict[str, int], whole_words: bool) -> list[int]:
+    """BPE as the tokenizers library defines it: of all listed pairs the first in the list."""
+    if whole_words and word in ids:
+        return [ids[word]]
+    parts = list(word)
+    while True:
+        pairs = [(merges.index(pair), at) for at, pair in enumerate(zip(parts, parts[1:]))
+                 if pair in merges]  # fmt: skip
+        if not pairs:
+            return [ids[part] for part in parts]
+        _, at = min(pairs)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+def random_bpe(seed: int):
+    """Merges as nobody would learn them: in any order, with unreachable tokens."""
+    source = random.Random(seed)
+    tokens, merges = list("abc"), []
+    for _ in range(source.randint(1, 6)):
+        pair = source.choice(tokens), source.choice(tokens)
+        if pair not in merges and len("".join(pair)) <= 6:
+            merges.append(pair)
+            tokens.append("".join(pair))
+    if source.random() < 0.2:
+        source.shuffle(merges)
+    unlisted = ["".join(source.choices("abc", k=3))] * (source.random() < 0.3)
+    return merges, unlisted, source.random() < 0.4
+
+
+def test_any_list_of_merges_is_done_exactly_or_refused():
+    """tiktoken joins every pair that makes a token; a file of merges allows only its own."""
+    words = ["".join(w) for n in range(1, 6) for w in itertools.product("abc", repeat=n)]
+    done = 0
+    for seed in range(80):
+        merges, unlisted, whole_words = random_bpe(seed)
+        vocab: dict[str, int] = {}
+        for token in [*byte_letters(), *(a + b for a, b in merges), *unlisted]:
+            vocab.setdefault(token, len(vocab))
+        model = Part({"merges": [list(pair) for pair in merges]})
+        try:
+            ours = of_letters(model, vocab, Around(), r"[\s\S]+", whole_words)
+        except ValueError:
+            continue
+        done += 1
+        for word in words:
+            assert ours.encode(word) == specified(word, merges, vocab, whole_words), seed
+    assert 30 <= done < 80
+
+
+def test_words_that_no_merge_makes(tmp_path):
+    """tiktoken takes a word whole that is in its ranks, and sentencepiece joins any letters
+    that are a piece, though no merges lead there."""
+    raw = tiny(extra=["xyz"])
+    assert load(folder_of(tmp_path, raw)).encode("xyz") == [*b"xyz"]
+    raw["model"]["ignore_merges"] = True
+    assert load(folder_of(tmp_path, raw)).encode("xyz") == [raw["model"]["vocab"]["xyz"]]
+    raw = llama()
+    id = raw["model"]["vocab"]["zq"] = len(raw["model"]["vocab"])
+    ours = load(folder_of(tmp_path, raw))
+    assert id not in ours.encode("zq") and ours.decode([id]) == "zq"
+
+
+def test_added_tokens_are_found_whole_and_the_longest_first(tmp_path):
+    """Runs of spaces would be taken from the shortest; a special would be cut into letters."""
+    tokens = [added(300, "  ", False), added(301, "    ", False), added(302, "<|x|>")]
+    ours = load(folder_of(tmp_path, tiny(added_tokens=tokens)))
+    assert ours.encode("a     b") == [97, 301, 32, 98]
+    assert ours.encode("ab<|x|>  ") == [256, 302, 300]
+    assert ours.decode([256, 302, 300]) == "ab  "  # the special one leaves no trace
+    assert 302 not in ours.encode("ab<|x|>", special=False)
+    assert ours.decode(ours.encode("ab<|x|>", special=False)) == "ab<|x|>"
+    assert ours.vocab_size == 303 and ours.decode([299]) == ""
+
+
+def test_newer_marks_stay_where_they_are():
+    """Python's tables are newer than those that such models were trained with."""
+    assert nfc("e\u0301") == "é" and nfc("a\u0323\u0301") == nfc("a\u0301\u0323")
+    assert nfc("a\u1abf\u0301") == "a\u1abf\u0301"  # U+1ABF came with Unicode 13
+    assert nfc("\U00011935\U00011930") == "\U00011935\U00011930"
+
+
+def test_only_the_post_processor_tells_of_bos(tmp_path):
+    """BOS twice, or none, is a text that the model never saw; transformers drops add_bos_token
+    and add_eos_token where there is a tokenizer.json."""
+    both = template("<|x|>", 300)
+    both["single"].append(both["single"][0])
+    about = {"add_bos_token": False, "add_eos_token": True, "bos_token": "<|x|>",
+             "eos_token": {"content": "abc"}}  # fmt: skip
+    for processor, before, after in (
+        (None, [], []),
+        (template("<|x|>", 300), [300], []),
+        ({"type": "Sequence", "processors": [LEVEL, both]}, [300], [300]),
+    ):
+        raw = tiny(added_tokens=[added(300, "<|x|>")], post_processor=processor)
+        ours = load(folder_of(tmp_path, raw, tokenizer_config=about))
+        assert ours.encode("ab") == [*before, 256, *after]
+        assert ours.encode("ab", bos=False) == [256]
+        assert ours.bos_id == (before[0] if before else None)
+        assert ours.bos_token_id == 300 and ours.eos_id == 257
+
+
+def test_text_that_continues(tmp_path):
+    """A reply glued to its prompt; between two marks a space that appears, or vanishes."""
+    for kind, spaced in (("Llama 2", True), ("Llama, first", False), ("Metaspace", True)):
+        ours = load(folder_of(tmp_path, PIECES[kind]))
+        sea = ours.encode("sea", bos=False)
+        assert ours.stream().push(sea[0]) == "sea" == ours.stream(begun=True).push(sea[0])[1:]
+        after = ours.encode("sea", bos=False, begun=True)
+        assert after == ours.encode("</s>sea", bos=False)[1:][: len(after)]
+        assert (after == sea[: len(after)]) == spaced
+    assert ours.mark_id("</s>") == 2 and ours.mark_id("sea") is None
+
+
+REMOVED = split(GPT2) | {"behavior": "Removed"}
+BARE = LEVEL | {"use_regex": False}
+APART = (("a", "b"), ("b", "c"), ("ab", "c"), ("b", "b"), ("a", "bc"))  # abc, then abc again
+MERGES = PIECES["Llama 2"]["model"]["merges"]
+SPACED = [added(2048, "a b", normalized=True)]
+REFUSED = [
+    (tiny, "pre_tokenizer must be ByteLevel", {"pre_tokenizer": {"type": "Whitespace"}}),
+    (tiny, "ByteLevel, after Digits", {"pre_tokenizer": sequence(LEVEL, digits(True))}),
+    (tiny, '"Removed"', {"pre_tokenizer": sequence(REMOVED, BARE)}),
+    (tiny, "individual_digits", {"pre_tokenizer": sequence(digits(False), LEVEL)}),
+    (tiny, "use_regex must be false", {"pre_tokenizer": sequence(split(QWEN2), LEVEL)}),
+    (tiny, "use_regex", {"pre_tokenizer": BARE}),
+    (tiny, "Regex must be", {"pre_tokenizer": sequence(split("(a+)+$"), BARE)}),
+    (tiny, "add_prefix_space", {"pre_tokenizer": LEVEL | {"add_prefix_space": True}}),
+    (tiny, "NFKC", {"normalizer": {"type": "NFKC"}}),
+    (tiny, "RobertaProcessing", {"post_processor": {"type": "RobertaProcessing"}}),
+    (tiny, 'must be null or "ByteLevel"', {"decoder": {"type": "Metaspace"}}),
+    (tiny, "do not stand together", {"merges": APART}),
+    (tiny, "more than 256", {"merges": [("a" * 8, "a" * 249)], "extra": ["a" * 8, "a" * 249]}),
+    (tiny, "normalized", {"added_tokens": SPACED, "normalizer": {"type": "NFC"}}),
+    (llama, "pre_tokenizer must be", {"normalizer": None}),
+    (llama, "pre_tokenizer must be", {"pre_tokenizer": metaspace("first", True)}),
+    (llama, "must be Replace, ByteFallback", {"decoder": {"type": "WordPiece"}}),
+    (llama, "and perhaps Strip", {"decoder": steps("decoders", STRIP)}),
+    (llama, "end_of_word_suffix", {"end_of_word_suffix": "</w>"}),
+    (llama, "dropout", {"dropout": 0.1}),
+    (llama, "merges[0] must be two tokens", {"merges": ["a b c"]}),
+    (llama, "and both joined another", {"merges": [["zq", "qz"]]}),
+    (llama, "do not stand together", {"merges": [*MERGES, MERGES[0]]}),
+    (llama, "its merges do not make", {"merges": [m for m in MERGES if m != "t he"]}),
+    (llama, "unk_token", {"unk_token": "<none>"}),
+    (llama, "with a token for each byte", {"byte_fallback": False}),
+    (llama, "ignore_merges", {"ignore_merges": True}),
+    (llama, "all ids", {"vocab": PIECES["Llama 2"]["model"]["vocab"] | {"zq": 9999}}),
+    (llama, "the text stands once", {"post_processor": template("<s>", 1) | {"single": []}}),
+    (llama, '"<s>" has the id 7', {"added_tokens": [added(7, "<s>")]}),
+    (llama, '"<x>" has the id 1', {"added_tokens": [added(1, "<x>")]}),
+    (llama, "lstrip", {"added_tokens": [added(2048, "<x>") | {"lstrip": True}]}),
+    (llama, "normalized", {"added_tokens": [added(2048, "<x>", normalized=True)]}),
+    (llama, 'type must be null or "BPE"', {"model": {"type": "Unigram", "vocab": []}}),
+    (llama, "model.vocab must be an object", {"model": {}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make, named, parts", REFUSED)
+def test_what_cannot_be_done_exactly_is_refused(tmp_path, make, named, parts):
+    """Other ids than the model was trained with are a quiet loss of everything it learned."""
+    with pytest.raises(ValueError) as refusal:
+        load(folder_of(tmp_path, make(**parts)))
+    sentence = str(refusal.value)
+    assert "tokenizer.json" in sentence and len(sentence.splitlines()) == 1
+    assert named in sentence
+
+
+def test_texts_that_cannot_be_encoded_are_refused(tmp_path):
+    """A byte that the vocabulary lacks would be left out; tiktoken's own regular expressions
+    would end the program at white space without end."""
+    raw = tiny()
+    del raw["model"]["vocab"]["A"]
+    ours = load(folder_of(tmp_path, raw))
+    assert ours.encode("abc") == [257]
+    with pytest.raises(ValueError, match="no token of this"):
+        ours.encode("aAbc")
+    with pytest.raises(ValueError, match="white spaces in a row"):
+        ours.encode("a" + " " * 1_000_000)
+    assert ours.decode(ours.encode("a" + " " * 150_000)) == "a" + " " * 150_000
+
+
+def test_a_long_word_takes_no_square_of_its_length(tmp_path):
+    """Without spaces a text is one word: a search for each next merge in all of it is hours."""
+    ours, began = load(folder_of(tmp_path, llama())), time.monotonic()
+    for text in ("ab" * 20_000, "漢" * 10_000, " " * 40_000):
+        assert ours.decode(ours.encode(text)) == text
+    assert time.monotonic() - began < 20
+
+
+def test_digits_cut_before_gpt2_does(tmp_path):
+    """A run of spaces before a digit ends there: as one expression GPT-2's would leave one."""
+    space = (("Ġ", "Ġ"), ("1", "2"))
+    raw = tiny(merges=space, pre_tokenizer=sequence(digits(True), LEVEL))
+    ours, one, two = load(folder_of(tmp_path, raw)), raw["model"]["vocab"]["Ġ"], 256
+    assert ours.encode("a  12") == [97, two, 49, 50]
+    assert ours.encode("a  b") == [97, one, one, 98]  # a word takes the space before it
+
+
+def test_a_rank_file_is_llama_3(tmp_path, monkeypatch):
+    """Its specials stand in no file: an id off by one is another token. Read with Llama 3's
+    expression, another model's text would be cut into other words."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b" a", b" ab", b"12", b"123"]
+    lines = (f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens))
+    (tmp_path / "tokenizer.model").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="not the 128,000 ranks of Llama 3"):
+        load(tmp_path)
+    monkeypatch.setattr(byte_level, "LLAMA3_RANKS", len(tokens))
+    ours = load(tmp_path)
+    assert ours.encode("x ab1234") == [260, 120, 257, 259, 52]  # three digits at a time
+    assert ours.encode("<|begin_of_text|><|eot_id|>", bos=False) == [260, 269]
+    assert ours.encode("<|reserved_special_token_245|>", bos=False) == [260 + 255]
+    assert ours.vocab_size == 260 + 256 and ours.eos_id == 261
+    assert ours.decode(ours.encode("x ab1234")) == "x ab1234"
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg 1\n")
+    with pytest.raises(ValueError, match="no token and rank"):
+        load(tmp_path)
+
+
+def test_two_files_and_what_stands_beside_them(tmp_path):
+    """GPT-J's 143 extra tokens are in a file of their own, and BOS only where it is asked;
+    merges of another model would be a KeyError."""
+    vocab = tiny()["model"]["vocab"] | {"<|endoftext|>": 258}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\r\na b\r\nab c\r\n")
+    (tmp_path / "added_tokens.json").write_text('{"<|extratoken_1|>": 259}')
+    ours = load(tmp_path)
+    assert ours.encode("abc<|extratoken_1|>") == [257, 259]
+    assert ours.bos_id is None and ours.eos_id == 258
+    assert ours.decode([257, 258, 259]) == "abc<|extratoken_1|>"
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    assert load(tmp_path).encode("abc") == [258, 257]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nq zz\n")
+    with pytest.raises(ValueError, match=r"merges.txt: merges\[1\] must be two tokens of its"):
+        load(tmp_path)
+
+
+def test_merges_are_learned_by_frequency():
+    """A stale count in the queue, or a pair across words, learns other merges."""
+    assert learn_merges(["ab ab ab abc"], 3) == [(b"a", b"b"), (b" ", b"ab"), (b" ab", b"c")]
+    assert merged([b"a", b"a", b"a"], (b"a", b"a")) == [b"aa", b"a"]
+    texts = [text for text in fuzzed_texts(200, seed=9) if text.isascii()]
+    words = [[bytes([b]) for b in w.encode()] for t in texts for w in WORDS.findall(t)]
+    for pair in learn_merges(texts, 30):  # counted again for each merge
+        counts = {}
+        for word in words:
+            for other in zip(word, word[1:]):
+                counts[other] = counts.get(other, 0) + 1
+        assert counts[pair] == max(counts.values())
+        words = [merged(word, pair) for word in words]
+    with pytest.raises(ValueError, match="only 1 pairs to merge"):
+        learn_merges(["ab"], 2)
+
+
+def test_what_is_learned_can_be_loaded(tmp_path):
+    """The trainer's file, read by the loader: one token before a text, and every byte."""
+    merges = learn_merges(["the cat sat on the mat, the end. " * 3], 12)
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json(merges), encoding="utf-8")
+    ours = load(tmp_path)
+    assert ours.vocab_size == 257 + 12
+    assert ours.encode("the 12")[0] == 0 and len(ours.encode("the 12")) == 5
+    for text in fuzzed_texts(100):
+        plain = text.replace("<|endoftext|>", "")
+        assert ours.decode(ours.encode(plain)) == plain
