@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, ROOT, error, interrupt_at, some_tokens, tiny_model
+from test_needles import SENTENCES
 
 from minilm_inf import generate
 from minilm_inf.checkpoint.run_state import read_state
@@ -61,13 +62,8 @@ def test_an_answer_is_what_greedy_decoding_writes(name, family):
 @pytest.fixture(scope="module")
 def maker(shipped):
     _, tokenizer = shipped
-    text = " ".join(
-        f"The {a} and the {b} went to the {c}."
-        for a in ("king", "ship", "dog", "wind", "tree", "priest")
-        for b in ("queen", "boat", "cat", "rain", "house", "child")
-        for c in ("city", "sea", "field", "river", "hill", "door")
-    )
-    return PassKey(Practice(tokenizer, np.array(tokenizer.encode(text, bos=False))), tokenizer)
+    ids = np.array(tokenizer.encode(" ".join(SENTENCES), bos=False))
+    return PassKey(Practice(tokenizer, ids), tokenizer)
 
 
 CELLS = [
