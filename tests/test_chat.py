@@ -460,15 +460,6 @@ def test_the_reply_stands_by_itself(capsys, folder, tokenizer, writes):
     assert capsys.readouterr().out == " the sea\n"
 
 
-def test_flags_that_make_no_sense_together(run, capsys):
-    """Catches a system message or a BOS that is silently ignored."""
-    code, out, err = run("--no-bos")
-    assert code == 2 and "--no-bos has no meaning with --chat" in err and not out
-    with pytest.raises(SystemExit):
-        main(["--system", "Be brief."])
-    assert "--system has no meaning without --chat" in capsys.readouterr().err
-
-
 def test_a_model_that_does_not_converse(capsys):
     """Catches a base model that is asked questions in a form which it never saw."""
     assert main(["--chat", "-p", "Hi"]) == 1

@@ -93,21 +93,22 @@ def test_what_is_written_is_the_definition(family, kind, small_blocks):
     in one text and in texts of different lengths side by side."""
     model, lm = tiny_model(family), LMInfinite(5, 2, 5, top_k=3)
     prompts = [some_tokens(n, seed=n)[0].tolist() for n in (23, 9, 31)]
-    settings = dict(temperature=0, stop_ids=())
-    alone = [
-        list(generate(model, ids, lm, 12, path="reference", **settings)) for ids in prompts
-    ]
-    for ids, right in zip(prompts, alone):
-        found = generate(model, ids, lm, 12, prefill_chunk=4, middle=kind, **settings)
-        assert list(found) == right
-    for path in ("chunked", "reference"):
-        session = Session(model, lm, path, 4, middle=kind, n_texts=3)
-        texts, logits = [[] for _ in prompts], session.read_all(prompts)
-        for number, step in write_all(session, logits, 12, temperature=0):
-            texts[number].append(step.id)
-            if number == 1 and len(texts[1]) == 4:
-                session.end(1)  # a text that leaves early must not disturb the others
-        assert [texts[0], texts[1], texts[2]] == [alone[0], alone[1][:4], alone[2]], path
+    alone = []
+    for prompt in prompts:
+        text = list(prompt)
+        for n in range(1, 13):  # of the prompt the last token, and all that were written
+            logits = model(torch.tensor([text]), lm, path="reference", n_reaching=n)
+            text.append(int(logits[0, -1].argmax()))
+        alone.append(text[len(prompt) :])
+        settings = dict(temperature=0, stop_ids=(), prefill_chunk=4, middle=kind)
+        assert list(generate(model, prompt, lm, 12, **settings)) == alone[-1]
+    session = Session(model, lm, 4, middle=kind, n_texts=3)
+    texts, logits = [[] for _ in prompts], session.read_all(prompts)
+    for number, step in write_all(session, logits, 12, temperature=0):
+        texts[number].append(step.id)
+        if number == 1 and len(texts[1]) == 4:
+            session.end(1)  # a text that leaves early must not disturb the others
+    assert [texts[0], texts[1], texts[2]] == [alone[0], alone[1][:4], alone[2]]
 
 
 def test_the_last_token_of_a_prompt_is_the_last_of_all(small_blocks):
@@ -262,6 +263,7 @@ def test_a_file_does_not_stay_in_memory():
     assert n_bytes > 600e6 and grown < 60e6
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_file(tmp_path):
     """Catches a file that outlives a run which was interrupted."""
     environment = dict(os.environ, TMPDIR=str(tmp_path), OMP_NUM_THREADS="1")

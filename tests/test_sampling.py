@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from minilm_inf.writing.sampling import (
-    check,
-    choose,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    penalise,
-)
+from minilm_inf.writing.sampling import check, choose, keep_top_k, keep_top_p
 
 
 def kept(logits) -> list[int]:
@@ -28,26 +21,14 @@ def test_top_k_keeps_the_largest():
 
 
 def test_top_p_keeps_until_the_sum_is_reached():
-    """Dropping the id that crosses p would leave nothing for a small p."""
-    assert kept(keep_top_p(LOGITS, 1e-6)) == [1]
+    """Dropping the id that crosses p would leave nothing for a small p, which float32 may take
+    for 0."""
     assert kept(keep_top_p(LOGITS, 0.6)) in ([1, 3], [1, 4])
     assert kept(keep_top_p(LOGITS, 0.85)) == [1, 3, 4]
     assert kept(keep_top_p(LOGITS, 1.0)) == [0, 1, 2, 3, 4]
-
-
-def test_min_p_is_relative_to_the_likeliest():
-    """An absolute threshold would leave nothing of a flat distribution."""
-    assert kept(keep_min_p(LOGITS, 0.3)) == [1, 3, 4]
-    assert kept(keep_min_p(LOGITS, 0.11)) == [0, 1, 3, 4]
-    assert kept(keep_min_p(LOGITS, 0.0)) == [0, 1, 2, 3, 4]
-
-
-def test_penalty_makes_seen_ids_less_likely_whatever_their_sign():
-    """Dividing a negative logit would make it likelier."""
-    logits = torch.tensor([2.0, -2.0, 3.0])
-    assert penalise(logits, {0, 1}, 2.0).tolist() == [1.0, -4.0, 3.0]
-    assert penalise(logits, set(), 2.0) is logits
-    assert logits.tolist() == [2.0, -2.0, 3.0]
+    for p in (1e-6, 1e-45, 1e-300):
+        assert kept(keep_top_p(LOGITS, p)) == [1]
+        assert choose(LOGITS, 0.7, 0, top_p=p) == 1
 
 
 def test_the_draw_follows_the_probabilities():
@@ -59,50 +40,33 @@ def test_the_draw_follows_the_probabilities():
 
 
 def test_temperature_sharpens_and_zero_is_greedy():
-    """Multiplying by the temperature would heat where it should cool."""
+    """Multiplying by the temperature would heat where it should cool; numbers that overflow."""
     generator = torch.Generator().manual_seed(0)
     cold = [choose(LOGITS, 0.2, 0, generator=generator) for _ in range(200)]
     assert cold.count(1) > 190
     for temperature in (0.0, 1e-4, 1e-30, 1e-44, 1e-320):  # divided by, it gives no numbers
         assert choose(LOGITS, temperature) == 1
+        assert choose(torch.tensor([3e38, -3e38, 2.9e38]), temperature) == 0
+    choose(torch.tensor([600.0, -600.0], dtype=torch.float16), 1e300)
 
 
-@pytest.mark.parametrize("wrong", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_numbers_are_an_error(wrong, temperature):
+def test_logits_that_are_not_numbers_are_an_error(temperature):
     """float16 weights that overflow would end in PyTorch's traceback, or in silent nonsense."""
-    with pytest.raises(ValueError, match="not numbers"):
-        choose(torch.tensor([0.0, float(wrong)]), temperature)
+    for wrong in ("nan", "inf", "-inf"):
+        with pytest.raises(ValueError, match="not numbers"):
+            choose(torch.tensor([0.0, float(wrong)]), temperature)
 
 
 @pytest.mark.parametrize(
     "name, value",
-    [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", 1),
-     ("min_p", -0.1), ("penalty", 0), ("penalty", float("inf")), ("temperature", float("nan")),
-     ("temperature", float("inf")), ("penalty", float("nan")), ("top_k", 2**62),
-     ("top_p", "0.5"), ("top_k", 1.5), ("temperature", None), ("min_p", [0.1])],
+    [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.1),
+     ("temperature", float("nan")), ("temperature", float("inf")), ("top_k", 2**62),
+     ("top_p", "0.5"), ("top_k", 1.5), ("temperature", None)],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(name, value):
     """A setting that filters everything away would end in an error of PyTorch's draw."""
-    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0}
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     check(**settings)
     with pytest.raises(ValueError, match=name):
         check(**{**settings, name: value})
-
-
-def test_the_likeliest_id_is_always_left():
-    """Catches a p that float32 takes for 0, which left nothing to draw from."""
-    for p in (1e-45, 1e-300, 5e-324):
-        assert kept(keep_top_p(LOGITS, p)) == [1]
-        assert choose(LOGITS, 0.7, 0, top_p=p) == 1
-
-
-def test_the_ends_of_every_range():
-    """Catches settings within their ranges that overflow into what is no number."""
-    for dtype in (torch.float16, torch.float32, torch.float64):
-        logits = torch.tensor([0.0, 1.0, -600.0, 600.0], dtype=dtype)
-        for penalty in (5e-324, 1e-300, 1.0, 1e9, 1e300):
-            for temperature in (5e-324, 1e-300, 1.0, 1e300):
-                id = choose(penalise(logits, {0, 2, 3}, penalty), temperature, 0)
-                assert temperature > 1 or penalty > 1 or id == 3
-    assert choose(torch.tensor([3e38, -3e38, 2.9e38]), 1e-30) == 0

@@ -11,7 +11,7 @@ from tokenizer_json import piece_kinds, small_kinds, template
 
 from minilm_inf.terminal.json_parts import Part
 from minilm_inf.text.sentence_pieces import SentencePieceTokenizer, model_proto
-from minilm_inf.text.tokenizer import StopAt, load
+from minilm_inf.text.tokenizer import load
 
 
 @pytest.fixture(params=["tiny-llama", "tiny-mpt", "tiny-gptj"])
@@ -100,23 +100,6 @@ def test_what_is_out_of_range_is_refused(any_tokenizer):
                 call(id)
     with pytest.raises(ValueError, match="not Unicode"):
         any_tokenizer.encode("\ud83d")
-
-
-def test_a_stop_text_is_found_however_it_is_cut():
-    """Comparing token by token misses a stop text that arrives split."""
-    rng = random.Random(3)
-    for _ in range(300):
-        stops = ["".join(rng.choice("ab") for _ in range(rng.randint(1, 4))) for _ in range(2)]
-        text = "".join(rng.choice("abc") for _ in range(20))
-        stop, shown, at = StopAt(stops), "", 0
-        while at < len(text) and not stop.stopped:
-            cut = rng.randint(1, 3)
-            shown += stop.push(text[at : at + cut])
-            at += cut
-            assert all(s not in shown for s in stops)
-            assert stop.stopped == any(s in text[:at] for s in stops)
-        found = [text.find(s) for s in stops if s in text[:at]]
-        assert shown + stop.flush() == text[: min(found, default=None)]
 
 
 def test_tokens_added_to_a_sentencepiece_model(tmp_path):

@@ -86,7 +86,7 @@ class Ours:
 
     @property
     def extra_bytes(self) -> int:
-        return self.session.cache_bytes
+        return self.session.cache.nbytes
 
 
 class Theirs:

@@ -33,7 +33,7 @@ class Sizes:
     steps: int = flag(60, "tokens of a round of decoding")
     endurance: int = flag(20_000, "tokens of one long run of decoding; 0 for none", least=0)
     rounds: int = flag(5, "times that each is timed; of decoding 7", least=5)
-    prefill_chunk: int = flag(512, "tokens that a model reads at a time")
+    prefill_chunk: int = flag(1024, "tokens that a model reads at a time")
     decoding_rounds: int = 7
     quick: bool = False
 

@@ -139,13 +139,6 @@ def add_saving(group):
                        help="go on with an interrupted run; takes no other flag")  # fmt: skip
 
 
-def add_plan(group):
-    """The flag that asks what a run takes."""
-    group.add_argument("--plan", action="store_true",
-                       help="print the memory and the arithmetic that this would take, and run "
-                       "nothing")  # fmt: skip
-
-
 def check_attention(options):
     """Raise ValueError for flags that contradict --attention."""
     is_full, reaches = options.attention == "full", options.top_k_middle

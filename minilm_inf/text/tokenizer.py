@@ -103,30 +103,3 @@ def from_vocab_and_merges(folder: Path) -> Tokenizer:
 def opening(tokenizer: Tokenizer) -> list[int]:
     """What encode puts before a text: BOS, or nothing."""
     return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-
-
-class StopAt:
-    """Text that passes until one of `stops` is complete in it, however it was cut into pieces.
-
-    What could still become a stop text is held back.
-    """
-
-    def __init__(self, stops: list[str]):
-        self.stops, self.held, self.stopped = stops, "", False
-
-    def push(self, text: str) -> str:
-        """The text that may be shown now; `stopped` is set where a stop text was found."""
-        self.held += text
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        self.stopped = bool(found)
-        # Where a stop text begins, or the first text that could become one.
-        tails = range(len(self.held))
-        begun = (at for at in tails if any(s.startswith(self.held[at:]) for s in self.stops))
-        cut = min(found) if found else next(begun, len(self.held))
-        shown, self.held = self.held[:cut], "" if found else self.held[cut:]
-        return shown
-
-    def flush(self) -> str:
-        """What was held back, where no stop text came of it."""
-        shown, self.held = self.held, ""
-        return shown

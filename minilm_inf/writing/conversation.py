@@ -1,8 +1,8 @@
 """A conversation: a loop of prompts and replies on one growing text.
 
-Ctrl-C at the prompt only says how to leave. While a reply is being written, or a prompt read,
-it is noted, and acted on between two tokens or two chunks: so no forward pass is ever cut in
-two, and all that was said stays.
+Ctrl-C at the prompt only says how to leave. While a prompt is read and a reply written it is
+noted, and acted on between two tokens: so no forward pass is ever cut in two, and all that was
+said stays.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Conversation:
         if command == "/help":
             say(HELP)
         elif command == "/reset":
-            self.session, self.last = self.session.anew(), None
+            self.session, self.last = self.session.fresh(), None
         elif command == "/stats":
             lines = statistics(self.session, [self.last]) if self.last else []
             say("\n".join(lines) or "nothing was written yet")
@@ -58,24 +58,14 @@ class Conversation:
             torn = any("\ud800" <= letter <= "\udfff" for letter in text)
             say("that was not UTF-8 text; it was left out" if torn else error)
             return
-        with interrupts() as interrupted:
+        with interrupts() as came:
             [self.last] = replies(
                 self.session, self.turns, [ids], self.options, [self.generator], show_now,
-                interrupted,
+                enough=lambda: bool(came),
             )  # fmt: skip
         print(flush=True)
-        if interrupted() and not self.options.quiet:
-            say(self.stopped())
-
-    def stopped(self) -> str:
-        """What Ctrl-C has left."""
-        left = len(self.session.unread[0])
-        if self.last.new_tokens or not left:
-            return "stopped: what was written so far stays, and the next prompt follows it"
-        return (
-            f"stopped: {left:,} tokens of the prompt are left, and are read with the next one; "
-            "/reset forgets them"
-        )
+        if came and not self.options.quiet:
+            say("stopped: what was written so far stays, and the next prompt follows it")
 
 
 def converse(session: Session, turns, options, generator) -> int:
@@ -91,8 +81,7 @@ def converse(session: Session, turns, options, generator) -> int:
         say("/help lists the commands")
     while True:
         try:
-            line = read_line(mark).removeprefix("\ufeff")  # a byte order mark
-            if not conversation.take(line):
+            if not conversation.take(read_line(mark).removeprefix("\ufeff")):
                 return 0
         except EOFError:
             return 0
@@ -112,10 +101,9 @@ def read_line(mark: str) -> str:
     line = sys.stdin.readline(LONGEST_LINE + 1)
     if not line:
         raise EOFError
-    line = line.removesuffix("\n")
     if len(line) > LONGEST_LINE:
-        raise ValueError(f"a line of standard input has more than {LONGEST_LINE:,} characters")
-    return line
+        raise ValueError(f"a line of standard input has {LONGEST_LINE:,} characters or more")
+    return line.removesuffix("\n")
 
 
 def say(text):
@@ -125,10 +113,10 @@ def say(text):
 
 @contextlib.contextmanager
 def interrupts():
-    """Inside, Ctrl-C only notes itself: a function that tells whether it came."""
+    """Inside, Ctrl-C only enters the list that it gives."""
     came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
-        yield lambda: bool(came)
+        yield came
     finally:
         signal.signal(signal.SIGINT, before)

@@ -31,43 +31,30 @@ def cache_bytes(
     lm, shortest = lm or FULL_ATTENTION, length if shortest is None else shortest
     layer = LayerCache(replace(lm, top_k=0), (batch, 1, 1), dtype, "meta", "ram")
     columns = layer.n_columns(length, shortest) + layer.n_starting(length)
-    numbers = 2 * batch * config.n_layer * config.n_kv_head * config.head_dim
-    return columns * numbers * dtype.itemsize + middle_bytes(config, length, lm, dtype, batch)
+    columns *= config.n_layer
+    if lm.top_k:  # whole blocks of all that was read, in the layers that reach back
+        tokens = -(-length // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+        columns += tokens * max(0, config.n_layer - lm.top_k_from_layer)
+    return 2 * columns * batch * config.n_kv_head * config.head_dim * dtype.itemsize
 
 
-def middle_bytes(
-    config: ModelConfig, length: int, lm: LMInfinite, dtype: torch.dtype, batch: int = 1
-) -> int:
-    """Cache.middle_bytes of `batch` texts of `length` tokens: keys and values of all of them,
-    in whole blocks, in the layers that reach back."""
-    layers = max(0, config.n_layer - lm.top_k_from_layer) if lm.top_k else 0
-    tokens = -(-length // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
-    numbers = 2 * batch * config.n_kv_head * config.head_dim
-    return layers * tokens * numbers * dtype.itemsize
-
-
-def working_bytes(
-    net, lm: LMInfinite, before: int, tokens: int, batch: int = 1, is_whole: bool = False
-) -> int:
+def working_bytes(net, lm: LMInfinite, before: int, tokens: int, batch: int = 1) -> int:
     """What a layer makes at its peak of the next tokens of each text, which follow `before`
     others: an estimate.
 
     It is the larger of two moments. In the MLP those are vectors of every token; in attention
     the window's keys and values, in their order, and the logits of as many queries as are
-    looked after at a time. net: a plan.Network. is_whole: texts are read by attention.attend,
-    all logits at once. Masks, and the search for middle tokens, are not counted.
+    looked after at a time. net: a plan.Network.
     """
     config, width = net.config, net.dtype.itemsize
     exact = max(width, torch.float32.itemsize)  # bytes of a number of the softmax
     queries, keys = (n * config.head_dim for n in (config.n_head, config.n_kv_head))
     seen = before + tokens if lm.n_local is None else min(before, lm.n_local) + tokens
-    is_band = net.has_bias or lm.distance_ceiling in (None, lm.n_local)
-    if is_whole:  # of all pairs, in three copies, or five with their biases
-        logits = (5 if net.has_bias else 3) * batch * config.n_head * tokens**2
-    elif is_band and not (lm.top_k and lm.top_k_queries == "all"):  # of one key head's queries
+    is_band = config.family == "mpt" or lm.distance_ceiling in (None, lm.n_local)
+    if is_band and not (lm.top_k and lm.top_k_queries == "all"):  # of one key head's queries
         near = min(seen, (lm.n_local or seen) + QUERIES_AT_ONCE)
         logits = min(config.n_head // config.n_kv_head * tokens * near, BLOCK_LOGITS)
-        logits += config.n_head * ROWS * near if net.has_bias else 0  # a block's biases
+        logits += config.n_head * ROWS * near if config.family == "mpt" else 0  # their biases
     else:  # of all heads, in three copies
         at_once = batch * config.n_head * min(tokens, QUERIES_AT_ONCE) * seen
         logits = 3 * min(at_once, LOGITS_AT_ONCE)

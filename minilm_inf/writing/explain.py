@@ -20,7 +20,7 @@ class Span(NamedTuple):
     """Tokens first to last (inclusive) of the text, as the last query saw them.
 
     kind: "starting", "window" or "middle"; nearest and farthest: how far away they seemed; by:
-    the layers, and in each of them the heads, that brought a middle token back.
+    the layers and heads that brought a middle token back.
     """
 
     kind: str
@@ -28,30 +28,24 @@ class Span(NamedTuple):
     last: int
     nearest: int
     farthest: int
-    by: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    by: tuple[tuple[int, int], ...] = ()
 
     def as_json(self) -> dict:
         """The same in one object of JSON."""
         found = self._asdict()
-        by = [{"layer": layer, "heads": list(heads)} for layer, heads in found.pop("by")]
+        by = [{"layer": layer, "head": head} for layer, head in found.pop("by")]
         return {"as": found.pop("kind"), **found} | ({"by": by} if by else {})
 
 
 def explain(session: Session) -> list[Span]:
     """The spans that the last token of a session saw which was read, in the order of the text.
 
-    Raises ValueError where nothing was read, or a read was interrupted, and for top-k by the
-    reference path, which keeps no note of what came back.
+    Raises ValueError where nothing was read, or a read was interrupted.
     """
     session.check_whole()
-    i = session.n_read - 1
-    lm = session.lm or FULL_ATTENTION
+    i, lm = session.cache.length - 1, session.lm or FULL_ATTENTION
     if i < 0:
         raise ValueError("nothing was read yet, so that nothing was seen")
-    if lm.top_k and session.cache is None:
-        raise ValueError(
-            "the reference path does not note what came back: leave out --path, or --explain"
-        )
     oldest = 0 if lm.n_local is None else max(0, i - lm.n_local + 1)
     ceiling = i if lm.distance_ceiling is None else lm.distance_ceiling
 
@@ -64,24 +58,16 @@ def explain(session: Session) -> list[Span]:
 
 
 def middle(session: Session) -> list[Span]:
-    """What came back, token by token; neighbours that the same heads brought are one span."""
-    heads_of: dict[int, dict[int, list[int]]] = {}
-    for number, layer in enumerate(session.cache.layers if session.cache else ()):
+    """What came back, token by token."""
+    by: dict[int, list[tuple[int, int]]] = {}
+    for number, layer in enumerate(session.cache.layers):
         found = layer.middle and layer.middle.last
-        if not found:
-            continue
-        columns, valid = found.columns[0, :, -1], found.valid[0, :, -1]
-        for head, nth in valid.nonzero().tolist():
-            by_layer = heads_of.setdefault(int(columns[head, nth]), {})
-            by_layer.setdefault(number, []).append(head)
-    spans: list[Span] = []
-    for column in sorted(heads_of):
-        by = tuple((layer, tuple(heads)) for layer, heads in heads_of[column].items())
-        first, seems = column, session.lm.middle_distance
-        if spans and (spans[-1].by, spans[-1].last) == (by, column - 1):
-            first = spans.pop().first
-        spans.append(Span("middle", first, column, seems, seems, by))
-    return spans
+        if found:
+            columns, valid = found.columns[0, :, -1], found.valid[0, :, -1]
+            for head, nth in valid.nonzero().tolist():
+                by.setdefault(int(columns[head, nth]), []).append((number, head))
+    seems = session.lm.middle_distance if by else 0
+    return [Span("middle", j, j, seems, seems, tuple(by[j])) for j in sorted(by)]
 
 
 def table(spans: list[Span], decode, ids: list[int], width: int = 40) -> str:
@@ -91,20 +77,17 @@ def table(spans: list[Span], decode, ids: list[int], width: int = 40) -> str:
     middle token stands in brackets among its neighbours.
     """
     lines = []
-    for span in spans:
-        text = decode(ids[span.first : span.last + 1])
-        if span.kind == "middle":
-            before = decode(ids[max(0, span.first - NEIGHBOURS) : span.first])
-            text = f"{before}[{text}]{decode(ids[span.last + 1 :][:NEIGHBOURS])}"
+    for kind, first, last, nearest, farthest, by in spans:
+        text = decode(ids[first : last + 1])
+        if kind == "middle":
+            before, after = ids[max(0, first - NEIGHBOURS) : first], ids[last + 1 :]
+            text = f"{decode(before)}[{text}]{decode(after[:NEIGHBOURS])}"
         text = " ".join(text.split())
         if len(text) > width:
             text = f"{text[: width // 2]} ... {text[-width // 2 :]}"
-        seem = f"{span.nearest:,}" + f" to {span.farthest:,}" * (span.farthest > span.nearest)
-        tokens = f"{span.first:,}" + f" to {span.last:,}" * (span.last > span.first)
-        by = "; ".join(
-            f"layer {layer} head{'s' * (len(heads) > 1)} {', '.join(map(str, heads))}"
-            for layer, heads in span.by
-        )
-        lines.append([tokens, span.kind, f"at {seem}", repr(text), by])
+        tokens = f"{first:,}" + f" to {last:,}" * (last > first)
+        seem = f"at {nearest:,}" + f" to {farthest:,}" * (farthest > nearest)
+        heads = ", ".join(f"layer {layer} head {head}" for layer, head in by)
+        lines.append([tokens, kind, seem, repr(text), heads])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,7 +1,7 @@
 """Logits to id, in pure functions: each filter maps logits (V,) to logits (V,).
 
-An id that a filter excludes gets -inf. The order is the usual one: repetition penalty,
-temperature, top-k, top-p, min-p; then one draw from what is left.
+An id that a filter excludes gets -inf. The order is the usual one: temperature, top-k, top-p;
+then one draw from what is left.
 """
 
 from __future__ import annotations
@@ -17,22 +17,6 @@ def require_numbers(logits: Tensor):
     """Raise ValueError where a model's logits, of any shape, are not all finite numbers."""
     if not bool(logits.isfinite().all()):
         raise ValueError("the model's logits are not numbers: its weights or dtype overflow")
-
-
-def penalise(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
-    """Make the ids of a text less likely to return (Keskar et al., arXiv 1909.05858, section
-    4.1).
-
-    seen: the ids that occur. Their logits are divided by the penalty if positive, multiplied if
-    negative; no further than numbers reach.
-    """
-    if penalty == 1.0 or not seen:
-        return logits
-    ids = torch.tensor(sorted(seen), device=logits.device)
-    chosen = logits[ids].double()  # or 0 times a large penalty would be no number
-    penalised = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
-    largest = min(torch.finfo(dtype).max for dtype in (logits.dtype, torch.float32))
-    return logits.index_put((ids,), penalised.clamp(-largest, largest).to(logits.dtype))
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -56,22 +40,10 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(excluded, -torch.inf)
 
 
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the ids at least p times as likely as the likeliest (Nguyen et al., 2407.01082)."""
-    if p <= 0.0:
-        return logits
-    probabilities = logits.softmax(-1)
-    return logits.masked_fill(probabilities < p * probabilities.max(), -torch.inf)
-
-
 def choose(
-    logits: Tensor,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
+    logits: Tensor, temperature: float = 0.8, top_k: int = 50, top_p: float = 1.0,
     generator: torch.Generator | None = None,
-) -> int:
+) -> int:  # fmt: skip
     """One id from logits (V,); temperature 0 takes the largest.
 
     Raises ValueError for logits that are not finite numbers.
@@ -81,7 +53,7 @@ def choose(
     if temperature == 0.0:
         return int(logits.argmax())
     logits = (logits - logits.max()) / max(temperature, 1e-30)  # the largest stays finite
-    logits = keep_min_p(keep_top_p(keep_top_k(logits, top_k), top_p), min_p)
+    logits = keep_top_p(keep_top_k(logits, top_k), top_p)
     return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
 
 
@@ -96,16 +68,12 @@ def seeded(seed: int | None) -> torch.Generator | None:
     return torch.Generator().manual_seed(seed)
 
 
-def check(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float):
+def check(temperature: float, top_k: int, top_p: float):
     """Raise ValueError, with the setting's name, for one outside its range."""
     require_integer("top_k", top_k, at_least=0)
-    ranges = (
-        ("temperature", temperature, lambda x: x >= 0, "0 (greedy) or more"),
-        ("top_p", top_p, lambda x: 0 < x <= 1, "above 0 and at most 1"),
-        ("min_p", min_p, lambda x: 0 <= x < 1, "0 (off) or more, and below 1"),
-        ("repetition_penalty", penalty, lambda x: x > 0, "above 0, and finite"),
-    )
-    for name, value, holds, wanted in ranges:
-        require_number(name, value)
-        if not holds(value):
-            raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
+    require_number("temperature", temperature)
+    require_number("top_p", top_p)
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, not {shown(temperature)}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {shown(top_p)}")
