@@ -51,7 +51,7 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--half", type=int, help="run every second test only, from the 1st or 2nd")
-    parser.addoption("--fuzz", type=int, default=500, help="how many cases test_fuzz.py takes")
+    parser.addoption("--fuzz", type=int, default=300, help="how many cases test_fuzz.py takes")
 
 
 @pytest.hookimpl(trylast=True)  # once the slow ones are left out

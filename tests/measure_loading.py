@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from minilm_inf.benchmark.memory import reset_peak, resident_peak  # noqa: E402
-from minilm_inf.checkpoint import checkpoint, shards  # noqa: E402
+from resident import reset_peak, resident_peak  # noqa: E402
+
+from minilm_inf.checkpoint import checkpoint, load_model, shards  # noqa: E402
 
 ALLOWANCE = 2 << 20
 """Bytes for all else: modules and headers in Python, the pages around a mapped tensor, and the
@@ -42,68 +43,56 @@ SHAPES = {  # config.json of the real models, but for the number of layers
         "attn_config": {"alibi": True, "alibi_bias_max": 8},
     },
 }  # fmt: skip
-TINY = {  # loaded first, for all that is set up only once
-    "LLaMA-7B": {
-        "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 64,
-    },
-    "MPT-7B": {"d_model": 64, "n_heads": 2, "vocab_size": 64},
+TINY = {  # of either family, loaded first, for all that is set up only once
+    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "d_model": 64,
+    "n_heads": 2, "vocab_size": 64,
 }  # fmt: skip
 
 
-def write_checkpoint(folder: Path, raw: dict):
-    """A folder of random weights, a shard per layer and one for the rest, one in memory."""
+def write_checkpoint(folder: Path, raw: dict) -> int:
+    """A folder of random weights, a shard per layer and one for the rest; the bytes of its
+    largest tensor."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(raw))
     config = checkpoint.read_config(folder)
     with torch.device("meta"):
         model = checkpoint.FAMILIES[config.family].build(config)
-    files: dict[str, dict[str, tuple]] = {}
+    files: dict[str, dict[str, torch.Tensor]] = {}
     for name, piece in checkpoint.named_pieces(model).items():
         layer = [part for part in name.split(".") if part.isdigit()] or ["rest"]
-        files.setdefault(f"model-{layer[0]}.safetensors", {})[name] = tuple(piece.shape)
-    generator = torch.Generator().manual_seed(0)
-    for file, wanted in files.items():
-        tensors = {
-            name: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-            for name, shape in wanted.items()
-        }
-        save_file(tensors, folder / file)
-    weight_map = {name: file for file, wanted in files.items() for name in wanted}
+        files.setdefault(f"model-{layer[0]}.safetensors", {})[name] = piece
+    for file, pieces in files.items():
+        empty = {n: torch.empty(x.shape, dtype=torch.bfloat16) for n, x in pieces.items()}
+        save_file({name: x.normal_(0, 0.02) for name, x in empty.items()}, folder / file)
+    weight_map = {name: file for file, pieces in files.items() for name in pieces}
     (folder / shards.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return max(stored.nbytes for stored in shards.find_tensors(folder).values())
 
 
 def load(scratch: Path, dtype: torch.dtype) -> list[int]:
     """Load a folder in this process: the growth of memory at its peak, and the weights, in
     bytes."""
-    checkpoint.load_model(scratch / "warm", dtype=dtype)
+    load_model(scratch / "warm", dtype=dtype)
     before = reset_peak()
-    model = checkpoint.load_model(scratch / "whole", dtype=dtype)
+    model = load_model(scratch / "whole", dtype=dtype)
     return [resident_peak() - before, sum(weight.nbytes for weight in model.parameters())]
 
 
-def measure(name: str, dtype: str) -> bool:
-    """Write one checkpoint, load it in a fresh process, print; whether the claim holds."""
+def measure(raw: dict, dtype: str, run) -> tuple[int, int, int]:
+    """Write one checkpoint and load it in a fresh process, by run(arguments) -> its stdout:
+    bytes at the peak, of the weights, and of the largest tensor in the file."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_checkpoint(Path(scratch, "warm"), SHAPES[name] | TINY[name])
-        write_checkpoint(Path(scratch, "whole"), SHAPES[name])
-        tensors = shards.find_tensors(Path(scratch, "whole")).values()
-        largest = max(tensors, key=lambda stored: stored.nbytes)
-        output = subprocess.run(
-            [sys.executable, __file__, "--load", scratch, dtype], check=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-        )  # fmt: skip
-    peak, weights = json.loads(output.stdout)
-    one = largest.nbytes
-    holds = peak <= weights + one + ALLOWANCE
-    print(f"{name}, 2 layers, bfloat16 on the disk, {dtype} in memory")
-    for label, n_bytes in (
-        ("weights", weights), (f"largest tensor, {largest.name}", one),
-        ("peak (VmHWM)", peak), ("peak - weights - one tensor", peak - weights - one),
-    ):  # fmt: skip
-        print(f"  {label:<50}{n_bytes / 1e6:10.2f} MB")
-    print(f"  {'holds' if holds else 'DOES NOT HOLD'}, with {ALLOWANCE / 1e6:.1f} MB allowed",
-          flush=True)  # fmt: skip
-    return holds
+        tiny = {key: TINY.get(key, value) for key, value in raw.items()}
+        write_checkpoint(Path(scratch, "warm"), tiny)
+        largest = write_checkpoint(Path(scratch, "whole"), raw)
+        peak, weights = json.loads(run([__file__, "--load", scratch, dtype]))
+    return peak, weights, largest
+
+
+def fresh(arguments: list[str]) -> str:
+    """The output of a program in a process of its own."""
+    command, environment = [sys.executable, *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout
 
 
 def main() -> int:
@@ -111,8 +100,16 @@ def main() -> int:
         print(json.dumps(load(Path(sys.argv[2]), getattr(torch, sys.argv[3]))))
         return 0
     print(f"PyTorch {torch.__version__}, {sys.platform}")
-    runs = (("LLaMA-7B", "bfloat16"), ("MPT-7B", "bfloat16"), ("LLaMA-7B", "float32"))
-    return 0 if all([measure(name, dtype) for name, dtype in runs]) else 1
+    holds, runs = True, [(name, "bfloat16") for name in SHAPES] + [("LLaMA-7B", "float32")]
+    for name, dtype in runs:
+        peak, weights, one = measure(SHAPES[name], dtype, fresh)
+        print(f"{name}, 2 layers, bfloat16 on the disk, {dtype} in memory: MB of weights "
+              f"{weights / 1e6:.2f}, of the largest tensor {one / 1e6:.2f}, at the peak "
+              f"{peak / 1e6:.2f}; beyond weights and one tensor "
+              f"{(peak - weights - one) / 1e6:.2f}", flush=True)  # fmt: skip
+        holds = holds and peak <= weights + one + ALLOWANCE
+    print("holds" if holds else "DOES NOT HOLD", f"with {ALLOWANCE / 1e6:.1f} MB allowed")
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

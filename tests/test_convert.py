@@ -13,6 +13,7 @@ import os
 import sys
 import types
 import warnings
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -20,7 +21,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 import pytest
 import torch
-from conftest import change_config, some_tokens, tiny_llama, tiny_model
+from conftest import some_tokens, tiny_llama, tiny_model
 from fuzzed_texts import fuzzed_texts
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -28,7 +29,7 @@ from safetensors.torch import load_file
 from minilm_inf.checkpoint import load_model, save, tensor_file
 from minilm_inf.checkpoint.checkpoint import named_pieces
 from minilm_inf.convert import __main__ as convert
-from minilm_inf.convert import gguf_file
+from minilm_inf.convert import gguf_file, pickles
 from minilm_inf.text.byte_level import byte_letters
 from minilm_inf.text.tokenizer import load as load_tokenizer
 
@@ -98,12 +99,21 @@ def same_tensors(ours: dict, theirs: dict):
     "family, parts, zipped",
     [("llama", 1, True), ("mpt", 1, False), ("gptj", 1, True), ("llama", 3, True)],
 )
-def test_a_bin_becomes_the_same_model(family, parts, zipped, run, tmp_path):
+def test_a_bin_becomes_the_same_model(family, parts, zipped, run, tmp_path, monkeypatch):
     """Catches renamed or rounded weights, a refusal of what PyTorch before 1.6 wrote, shards
     gathered in memory to make one file, and gigabytes written again for a whole folder."""
     model = tiny_model(family, dtype=torch.float32)
     save(model, tmp_path)
     tensors = as_bin(tmp_path, parts, _use_new_zipfile_serialization=zipped)
+    read, earlier = pickles.read_pickle, []
+
+    def read_alone(path):
+        assert not any(tensor() is not None for tensor in earlier), "one shard at a time"
+        held = read(path)
+        earlier.extend(weakref.ref(tensor) for tensor in held.values())
+        return held
+
+    monkeypatch.setattr(pickles, "read_pickle", read_alone)
     code, out, err = run(tmp_path)
     assert code == 0 and out.count("\n") == 1 and f"{len(tensors)} tensors in {parts} f" in out
     assert err.count("\n") == parts and err.count(".bin -> model") == parts
@@ -123,8 +133,7 @@ def test_a_bin_becomes_the_same_model(family, parts, zipped, run, tmp_path):
     assert code == 0 and "already" in out and not err and times_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interrupted_run_goes_on_where_it_ended(stop, run, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_where_it_ended(run, tmp_path, monkeypatch):
     """Catches a half-written shard that looks whole, and one that is converted twice."""
     save(tiny_llama(dtype=torch.float32), tmp_path)
     tensors = as_bin(tmp_path, parts=3)
@@ -134,11 +143,11 @@ def test_an_interrupted_run_goes_on_where_it_ended(stop, run, tmp_path, monkeypa
     def stopped(block):
         calls.append(block)
         if len(calls) > len(tensors) // 2:  # within the second shard
-            raise stop
+            raise KeyboardInterrupt
         return as_bytes(block)
 
     monkeypatch.setattr(tensor_file, "as_bytes", stopped)
-    assert run(tmp_path)[0] == (130 if stop is KeyboardInterrupt else 1)
+    assert run(tmp_path)[0] == 130
     first = "model-00001-of-00003.safetensors"
     assert files_of(tmp_path) == sorted([*before, first])
     time = times_of(tmp_path)[first]
@@ -171,23 +180,6 @@ def test_whatever_a_tensor_is_a_view_of(run, tmp_path):
         assert header[name]["data_offsets"][0] % tensor.dtype.itemsize == 0
     held = load_file(tmp_path / "model.safetensors")  # safetensors' own reader
     same_tensors(held, {name: tensor.detach() for name, tensor in tensors.items()})
-
-
-@pytest.mark.parametrize("apart", [0, 1])
-def test_a_tied_head_is_the_loaders_affair(apart, run, tmp_path):
-    """Catches a head dropped by its name, which is the embedding's memory or only looks so."""
-    save(tiny_llama(dtype=torch.float32, tied=True), tmp_path)
-    tensors = as_bin(tmp_path)
-    embedding = tensors["model.embed_tokens.weight"]
-    tensors["lm_head.weight"] = embedding + 1 if apart else embedding
-    torch.save(tensors, tmp_path / "pytorch_model.bin")
-    assert run(tmp_path)[0] == 0
-    if apart:
-        with pytest.raises(ValueError, match="tie_word_embeddings"):
-            load_model(tmp_path)
-        change_config(tmp_path, tie_word_embeddings=False)
-    model = load_model(tmp_path)
-    assert torch.equal(model.head.weight, model.embed.weight + apart)
 
 
 # ---- pickles that are refused
@@ -237,24 +229,17 @@ ONE = torch.ones(300)
 WHOLE = pickled({"a": ONE})
 OLD = {"_use_new_zipfile_serialization": False}
 SPOILED = {  # what is wrong with a .bin -> its bytes, and a word of the sentence
-    "empty": (b"", "was not read"),
     "cut": (WHOLE[:-300], "was not read"),
     "a page": (b"<!DOCTYPE html><html>", "was not read"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "a call": (WHOLE.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_vX"), "would run torch."),
     "a bomb": (bomb(), "was not read"),
-    "a newer pickle": (pickled({"a": ONE}, pickle_protocol=4), "was not read"),
     "a trainer's": (pickled({"state_dict": {"a": ONE}}), "'state_dict', which is no tensor"),
-    "an epoch": (pickled({"a": ONE, "epoch": 3}, **OLD), "'epoch', which is no tensor"),
-    "a number": (pickled({3: ONE}), "3, which is"),
     "a list": (pickled([ONE], **OLD), "no tensors by their names"),
     "complex": (pickled({"a": torch.ones(2, dtype=torch.complex64)}), "'a', which is"),
-    "sparse": (pickled({"a": torch.ones(2, 2).to_sparse()}), "'a', which is"),
-    "meta": (pickled({"a": torch.ones(2, device="meta")}), "'a', which is"),
     "spread": (pickled({"a": torch.zeros(1).expand(5 * 10**8)}), "would take 2,000,000,000"),
     "shared": (pickled(dict.fromkeys(map(str, range(99)), ONE), **OLD), "would take"),
     "half a letter": (pickled({"\ud800": ONE}), "'\\ud800', which is"),
-    "metadata": (pickled({"__metadata__": ONE}, **OLD), "__metadata__', which is"),
     "a long name": (pickled({"a\nb" + "c" * 10**4: 1}), "..., which is no tensor"),
 }
 
@@ -293,43 +278,6 @@ def test_arguments_that_make_no_sense(run, tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     refusal(run, tmp_path / "pytorch_model.bin", "neither a folder")
     refusal(run, tmp_path / "nowhere", "nowhere", "neither a folder")
-
-
-MEASURE = """
-import sys
-from minilm_inf.checkpoint import tensor_file
-from minilm_inf.convert import __main__ as convert
-
-def status(field):  # in bytes
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-def watched(block):
-    anonymous.append(status("RssAnon"))
-    return as_bytes(block)
-
-anonymous, as_bytes, tensor_file.as_bytes = [], tensor_file.as_bytes, watched
-convert.main([sys.argv[1]])  # everything that is imported or set up once
-before, anonymous[:] = status("VmRSS"), [status("RssAnon")]
-assert convert.main([sys.argv[2]]) == 0
-print(status("VmHWM") - before, max(anonymous) - anonymous[0])
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-def test_converting_takes_no_second_copy_in_memory(tmp_path, python):
-    """Catches a whole shard copied before it is written, or read where it could be mapped:
-    mapped pages count as memory too, but are given back to whoever needs it."""
-    rows = 2**20  # 4 MB a tensor
-    for name, count in (("small", 1), ("large", 8)):
-        (tmp_path / name).mkdir()
-        tensors = {f"t{i}": torch.full((rows,), float(i)) for i in range(count)}
-        torch.save(tensors, tmp_path / name / "pytorch_model.bin")
-    done = python(["-c", MEASURE, tmp_path / "small", tmp_path / "large"])
-    peak, anonymous = map(int, done.stdout.split()[-2:])
-    shard = 8 * 4 * rows
-    assert peak < 1.25 * shard, f"{peak / 1e6:.0f} MB for a shard of {shard / 1e6:.0f} MB"
-    assert anonymous < 0.25 * shard, f"{anonymous / 1e6:.0f} MB that are not mapped"
 
 
 # ---- GGUF files, and a stand-in for the package that reads them
@@ -521,20 +469,18 @@ def test_a_gguf_is_read_block_by_block(gguf, monkeypatch):
     assert torch.equal(load_model(folder)(some_tokens(9)), model(some_tokens(9)))
 
 
-@pytest.mark.parametrize(
-    "fields, expected",
-    [
-        ({"type": "none", "factor": 4.0}, None),
-        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
-        ({"factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
-        ({"type": "linear"}, None),
-    ],
-)
-def test_scaled_positions(fields, expected, gguf):
+def test_scaled_positions(gguf):
     """Catches a stretched model read with its first angles, and llama.cpp's unsaid default."""
-    fields = {f"llama.rope.scaling.{name}": value for name, value in fields.items()}
-    scaling = load_model(gguf(rounded_llama(), **fields)).config.rope_scaling
-    assert (scaling and dict(scaling)) == expected
+    linear = {"rope_type": "linear", "factor": 4.0}
+    for fields, expected in (
+        ({"type": "none", "factor": 4.0}, None),
+        ({"type": "linear", "factor": 4.0}, linear),
+        ({"factor": 4.0}, linear),
+        ({"type": "linear"}, None),
+    ):
+        fields = {f"llama.rope.scaling.{name}": value for name, value in fields.items()}
+        scaling = load_model(gguf(rounded_llama(), **fields)).config.rope_scaling
+        assert (scaling and dict(scaling)) == expected
 
 
 def test_the_factors_of_llama_3_1(run, gguf, tmp_path, monkeypatch):
@@ -562,33 +508,23 @@ def test_the_factors_of_llama_3_1(run, gguf, tmp_path, monkeypatch):
 
 NOT_UNDERSTOOD = [  # a field, its value, and words of the sentence
     ("general.architecture", "gemma", '"gemma"; only "llama"'),
-    ("general.architecture", None, "null"),
     ("llama.expert_count", 8, "llama.expert_count"),
     ("llama.attention.sliding_window", 4096, "llama.attention.sliding_window"),
     ("llama.rope.scaling.type", "yarn", 'llama.rope.scaling.type|"yarn"'),
     ("llama.rope.dimension_count", 4, "llama.rope.dimension_count"),
-    ("llama.attention.value_length", 4, "llama.attention.value_length"),
     ("llama.attention.head_count_kv", [2, 1], "num_key_value_heads"),
-    ("llama.attention.head_count", 2**40, "num_attention_heads"),
-    ("llama.attention.key_length", 5, "head_dim"),
     ("llama.vocab_size", 31, "llama.vocab_size"),
     ("llama.block_count", None, "num_hidden_layers is missing"),
     ("llama.block_count", 3, "model.layers.2.|missing"),
     ("llama.block_count", 10**6, "1000000 layers"),
-    ("llama.block_count", 1, "blk.1.|no place"),
     ("llama.feed_forward_length", 47, "ffn_gate|(48, 32)|(47, 32)"),
-    ("tokenizer.ggml.bos_token_id", -1, "bos_token_id"),
     ("tokenizer.ggml.eos_token_id", 263, "eos_token_id"),
     ("tokenizer.ggml.model", "bert", '"bert"|tokenizer.ggml.model'),
-    ("tokenizer.ggml.model", None, "tokenizer.ggml.model"),
     ("tokenizer.ggml.pre", "qwen2", '"qwen2"|smollm'),
-    ("tokenizer.ggml.pre", None, "tokenizer.ggml.pre"),
     ("tokenizer.ggml.pre", "x" * 10**6, "..."),
     ("tokenizer.ggml.tokens", ["a", "a"], "2 tokens"),
-    ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens"),
     ("tokenizer.ggml.token_type", [77] * 263, "tokenizer.ggml.token_type"),
     ("tokenizer.ggml.merges", ["q z"], '"q z"'),
-    ("tokenizer.ggml.merges", [1], "tokenizer.ggml.merges"),
     ("tokenizer.ggml.add_eos_token", True, "tokenizer.ggml.add_eos_token"),
     ("tokenizer.ggml.precompiled_charsmap", [1], "precompiled_charsmap"),
 ]

@@ -18,8 +18,7 @@ from minilm_inf.checkpoint import checkpoint, load_model, save, shards
 from minilm_inf.inspect import __main__ as program_of
 from minilm_inf.inspect import folder_facts, probe
 from minilm_inf.models import llama
-from minilm_inf.positions import Alibi, Rotary
-from minilm_inf.terminal import progress
+from minilm_inf.positions import Rotary
 
 SHIPPED = ROOT / "weights" / "tiny-llama"
 FAMILIES = ("llama", "mpt", "gptj")
@@ -125,32 +124,14 @@ def test_memory_of_a_7b_folder(sparse_7b, run, monkeypatch):
         monkeypatch.setattr(room, "available_memory", lambda: 31 * 10**9)
     out = run(sparse_7b)[1]
     assert "beside 26.95 GB of weights; 31.00 GB of memory available here" in out
-    size = "{:.2f} GB, too large".format
+    cells = "4.29 GB, too large", "34.36 GB, too large", "1.10 TB, too large"
+    assert re.split(r"  +", line_of(out, "vanilla")) == list(cells)
     row = 32 * 2 * 4096 * 4 / 1e9  # of one token's keys and values in float32
-    vanilla, lm_infinite = (
-        re.split(r"  +", line_of(out, x)) for x in ("vanilla", "LM-Inf.*?10")
+    assert (
+        line_of(out, r"LM-Infinite, 2,048 \+ 10").count(f"{row * (2048 + 2 * 10):.2f} GB") == 3
     )
-    assert vanilla == [size(row * n) for n in (4096, 2**15)] + ["1.10 TB, too large"]
-    assert lm_infinite == [f"{row * (2048 + 2 * 10):.2f} GB"] * 3
     out = run(sparse_7b, "--dtype", "bfloat16")[1]
     assert "beside 13.48 GB" in out and line_of(out, "vanilla").count("too large") == 1
-    for room in (program_of, folder_facts):
-        monkeypatch.setattr(room, "available_memory", lambda: None)
-    out = run(sparse_7b)[1]
-    assert "unknown memory available" in out and "too large" not in out
-
-
-def test_available_memory(monkeypatch):
-    """Catches kilobytes taken for bytes, and a crash on a system without /proc."""
-    text = "MemTotal:       9000 kB\nMemFree:  7 kB\nMemAvailable:    5000 kB\n"
-    monkeypatch.setattr(Path, "read_text", lambda path, **options: text)
-    assert progress.available_memory() == 5_120_000
-
-    def no_proc(path, **options):
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(Path, "read_text", no_proc)
-    assert progress.available_memory() is None
 
 
 # Where each tensor goes
@@ -184,21 +165,6 @@ def test_each_tensor_goes_where_it_is_said_to(family, tmp_path, run):
             assert shape == " x ".join(map(str, tensor.shape))
             told.add(name.format(layer))
     assert told == stored.keys()
-
-
-@pytest.mark.parametrize("name", ["\ud800", "\x1b[31m", "a\nb", "x" * 10**5])
-def test_names_that_no_terminal_should_see(name, folder, run):
-    """Catches a crash for half a surrogate pair, and a stranger's control codes obeyed."""
-    path = folder / "model.safetensors"
-    raw = path.read_bytes()
-    end = 8 + int.from_bytes(raw[:8], "little")
-    entry = {"dtype": "F4", "shape": [0], "data_offsets": [0, 0]}
-    text = json.dumps(json.loads(raw[8:end]) | {name: entry}).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
-    code, out, err = run(folder)
-    assert code == 1 and ("has no place" in err or "hex escape" in err)
-    assert max(map(len, out.splitlines())) < 900
-    assert all(line.isprintable() for line in (out + err).splitlines())
 
 
 # Positions and tokenizers
@@ -287,24 +253,6 @@ def test_what_load_model_refuses(damage, folder, run):
         assert re.search(rf"\b{words.replace('-', ' ')}\b", out), words
 
 
-def test_a_stored_tied_head(tmp_path, run, no_weights):
-    """Catches a refusal, or 200 MB of reading, where a tied head is stored as well."""
-    save(tiny_model("mpt", dtype=torch.float32), tmp_path)
-    name = "transformer.wte.weight"
-    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t[name].clone()}))
-    code, out, err = run(tmp_path)
-    assert (code, err) == (0, "")
-    assert "embed.weight, compared on loading" in out
-    assert "the head being the embedding" in line_of(out, "parameters")
-
-
-@pytest.mark.parametrize("flags", [[], ["--dtype", "int8"], ["other"], ["--colour"]])
-def test_bad_flags(flags, folder, run):
-    """Catches a usage error that looks like a failed run."""
-    code, out, err = run(*([folder, *flags] if flags else []))
-    assert code == 2 and out == "" and "usage:" in err
-
-
 # The probe
 
 
@@ -360,14 +308,11 @@ def test_the_mistakes_of_each_family():
         model = tiny_model(family, **facts)
         return dict(probe.mistakes(model.config, model.scheme))
 
-    scaled = asked(
-        "llama", rope_theta=500000.0, rope_scaling=(("rope_type", "linear"), ("factor", 4.0))
-    )
+    linear = (("rope_type", "linear"), ("factor", 4.0))
+    scaled, plain = asked("llama", rope_theta=5e5, rope_scaling=linear), Rotary(8, 5e5)
     assert list(scaled) == ["rotary in pairs", "theta 10,000", "no rope scaling"]
-    plain = Rotary(8, 500000.0)
     assert torch.equal(scaled["no rope scaling"].frequencies, plain.frequencies)
     assert torch.equal(scaled["rotary in pairs"].frequencies, plain.frequencies / 4)
-    assert scaled["rotary in pairs"].layout == "pairs"
     assert torch.equal(scaled["theta 10,000"].frequencies, Rotary(8).frequencies / 4)
     partial = asked("gptj")
     assert list(partial) == [
@@ -375,10 +320,7 @@ def test_the_mistakes_of_each_family():
     ]  # fmt: skip
     made = [(scheme.rotary_dim, scheme.layout) for scheme in partial.values()]
     assert made == [(6, "halves"), (6, "pairs"), (6, "pairs"), (8, "pairs")]
-    assert torch.equal(partial["theta 500,000"].frequencies, Rotary(6, 500000.0).frequencies)
-    ((name, scheme),) = asked("mpt").items()
-    assert name == "alibi_bias_max 16"
-    assert torch.equal(scheme.slopes, Alibi(6, 16.0).slopes)
+    assert list(asked("mpt")) == ["alibi_bias_max 16"]
     assert list(asked("mpt", alibi_bias_max=4)) == ["alibi_bias_max 8", "alibi_bias_max 16"]
 
 

@@ -123,7 +123,8 @@ def test_a_picture_that_fails_comes_last(call, monkeypatch, name, number):
 
 def test_rows_of_a_benchmark_that_is_stopped(program, monkeypatch):
     """Ten minutes of rows that Ctrl-C in the last of them takes along."""
-    row = benchmark.Row("attention", "chunked", 64, [0.1] * 5)
+    row = benchmark.Row("attention: chunked", 64, 1, seconds=[0.1] * 5)
+    row.base = row
     monkeypatch.setattr(benchmark, "attention_rows", lambda *_: [row])
     monkeypatch.setattr(benchmark, "prefill_rows", broken(signal.SIGINT))
     code, out, err = program(benchmark.main, "--quick", "--device", "cpu")

@@ -62,10 +62,6 @@ EVERY_DEFAULT = {  # what to_dict() of transformers 4 adds to any config
     "tokenizer_class": None, "decoder_start_token_id": None, "task_specific_params": None,
     "problem_type": None,
 }  # fmt: skip
-KOBOLD = {
-    "welcome": "Hello", "antemplate": "[<|>]", "newlinemode": "n", "badwordsids": [[60]],
-    "adventure": True, "formatoptns": {"frmttriminc": True}, "rep_pen": 1.1,
-}  # fmt: skip
 
 ATTENTION = {
     "alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0,
@@ -151,34 +147,23 @@ PUBLISHED = {
 READ = {  # name -> the file, and all that it says, or some facts of the network
     "LLaMA": (LLAMA_1, LLAMA),
     "Llama 2": (LLAMA_2, LLAMA),
-    "Llama 2 70B": (
-        LLAMA_2 | dict(hidden_size=8192, num_attention_heads=64, num_key_value_heads=8),
-        dict(n_kv_head=8, head_dim=128),
-    ),
     "Llama 3": (LLAMA_3, dict(eos_ids=(128001,), rope_theta=500000.0)),
     "Llama 3.1 Instruct": (LLAMA_31, dict(eos_ids=(128001, 128008, 128009))),
     "Llama 3.2 1B": (
         LLAMA_31 | dict(head_dim=64, hidden_size=2048, tie_word_embeddings=True),
         dict(head_dim=64, tied=True),
     ),
-    "Llama 3.2 of Unsloth": (
-        LLAMA_31 | dict(unsloth_fixed=True, pad_token_id=128004, unsloth_version="2024.9"),
-        dict(bos_id=128000),
-    ),
-    "TinyLlama": (LLAMA_2 | dict(num_key_value_heads=4, hidden_size=2048), dict(n_kv_head=4)),
     "Vicuna 16k": (
         LLAMA_2
         | dict(rope_scaling={"factor": 4.0, "type": "linear"}, max_sequence_length=16384),
         dict(rope_scaling=(("rope_type", "linear"), ("factor", 4.0))),
     ),
-    "Llama 2 32K": (LLAMA_2 | dict(auto_map={"AutoModelForCausalLM": "x.Model"}), LLAMA),
     "SmolLM2": (
         LLAMA_2
         | {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {}},
         LLAMA,
     ),
     "every default": (LLAMA_2 | EVERY_DEFAULT, LLAMA),
-    "of KoboldAI": (LLAMA_2 | KOBOLD, LLAMA),
     "Mistral 0.2": (
         MISTRAL | dict(sliding_window=None, rope_theta=1e6), dict(rope_theta=1e6),
     ),
@@ -193,14 +178,6 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
         },
         replace(MPT, context_length=65536, alibi_bias_max=16, clip_qkv=6),
     ),
-    "mpt-30b": (
-        SEVEN_B | {"d_model": 7168, "max_seq_len": 8192, "n_heads": 64, "n_layers": 48},
-        replace(
-            MPT, n_layer=48, n_head=64, n_kv_head=64, n_embd=7168, head_dim=112,
-            n_inner=28672, context_length=8192,
-        ),
-    ),
-    "MPT, every default": (SEVEN_B | EVERY_DEFAULT | dict(gradient_checkpointing=False), MPT),
     "llm-foundry, 2023": (
         SEVEN_B | {"fc_type": "torch", "ffn_config": {"fc_type": "torch"},
                    "residual_coeff": None, "loss_fn": "torch_crossentropy"},
@@ -212,7 +189,7 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
     "transformers 4, defaults": (NATIVE | {"attn_config": {"model_type": ""}}, MPT_2),
     "gpt-j-6b": (SIX_B, GPTJ),
     "gpt-j, transformers 5": (SIX_B | WHOLE, GPTJ),
-    "Pygmalion": (SIX_B | EVERY_DEFAULT | KOBOLD | dict(n_ctx=2048), GPTJ),
+    "Pygmalion": (SIX_B | EVERY_DEFAULT | dict(n_ctx=2048), GPTJ),
 }  # fmt: skip
 
 REFUSED = {  # name -> the file, and the key that says why
@@ -276,7 +253,7 @@ FACTS = [  # family, key, its value, and what that says
     ("llama", "attention_bias", True, dict(attention_bias=True)),
     ("llama", "mlp_bias", True, dict(mlp_bias=True)),
     ("llama", "rope_scaling", LLAMA3_ROPE, dict(rope_scaling=LLAMA3)),
-    ("llama", "max_sequence_length", 512, {}),
+    ("llama", "max_sequence_length", 4096, {}),
     ("llama", "layer_types", ["full_attention"] * 32, {}),
     ("llama", "bos_token_id", None, dict(bos_id=None)),
     ("llama", "eos_token_id", [5, 6, 7], dict(eos_ids=(5, 6, 7))),

@@ -72,10 +72,8 @@ def opened(path: Path):
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {reason(error)}") from error
     except SafetensorError as error:
-        what = named(str(error).removeprefix("Error while deserializing header: "))
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({what}): fetch it again"
-        ) from error
+        what = f"is not a whole safetensors file ({named(error)}): fetch it again"
+        raise ValueError(f"{path} {what}") from error
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:

@@ -42,9 +42,7 @@ MARGIN = 0.05
 """How much better, in nats per token, a mistake must score before it is worth a warning.
 
 With weights/tiny-llama the mildest mistake (theta 500,000) costs 0.08, with a standard error of
-0.03 over the 254 tokens that are scored; a wrong layout costs 4.3. A reading that is right so
-loses by the margin only through a misfortune of four standard errors, while that mildest
-mistake, were it the truth, would show; and bfloat16 moves a mean by some thousandths only.
+0.03 over the 254 tokens that are scored; a wrong layout costs 4.3.
 """
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..terminal.json_parts import Part
-from .raw_config import close, facts_of, head_size, keys_of, length, plain_decoder, special_ids
+from .raw_config import close, facts_of, head_size, keys_of, plain_decoder, special_ids
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ FACTS = {  # our name -> config.json's, what takes it, and its default
     "n_embd": ("n_embd", Part.integer),
     "n_inner": ("n_inner", Part.integer),
     "rotary_dim": ("rotary_dim", Part.integer),
-    "context_length": ("n_positions", length, 2048),
+    "context_length": ("n_positions", Part.integer, 2048),
     "norm_eps": ("layer_norm_epsilon", Part.number, 1e-5),
     "tied": ("tie_word_embeddings", Part.flag, False),
 }

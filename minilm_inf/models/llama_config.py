@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..config import ModelConfig
 from ..positions import SCALINGS
 from ..terminal.json_parts import Part
-from .raw_config import close, facts_of, head_size, keys_of, length, plain_decoder, special_ids
+from .raw_config import close, facts_of, head_size, keys_of, plain_decoder, special_ids
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,16 @@ FACTS = {  # our name -> config.json's, what takes it, and its default
     "n_embd": ("hidden_size", Part.integer),
     "head_dim": ("head_dim", Part.integer),
     "n_inner": ("intermediate_size", Part.integer),
-    "context_length": ("max_position_embeddings", length),
+    "context_length": ("max_position_embeddings", Part.integer),
     "norm_eps": ("rms_norm_eps", Part.number, 1e-6),
     "tied": ("tie_word_embeddings", Part.flag, False),
     "attention_bias": ("attention_bias", Part.flag, False),
     "mlp_bias": ("mlp_bias", Part.flag, False),
 }
-LLAMA_HARMLESS = {"is_llama_config"}  # a note that SmolLM2 makes about itself
+LLAMA_HARMLESS = {
+    "is_llama_config",  # a note that SmolLM2 makes about itself
+    "max_sequence_length",  # max_position_embeddings says it, or the default
+}
 
 
 def config_from_hf(raw: dict) -> LlamaConfig:
@@ -50,11 +53,10 @@ def config_from_hf(raw: dict) -> LlamaConfig:
     keys = Part(raw)
     mistral = keys["model_type"].only("llama", "mistral") == "mistral"
     _only_what_is_implemented(keys, mistral)
-    # The first conversions of Llama 1 call the training length max_sequence_length.
     defaults = {
         "n_kv_head": keys["num_attention_heads"].integer(),
         "head_dim": head_size(keys, "hidden_size", "num_attention_heads", "head_dim"),
-        "context_length": length(keys["max_sequence_length"], 131072 if mistral else 2048),
+        "context_length": 131072 if mistral else 2048,
     }
     facts = facts_of(keys, FACTS, **defaults) | _rope_from_hf(keys)
     kinds, n_layer = keys["layer_types"], facts["n_layer"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..terminal.json_parts import LARGEST_SIZE, Part
-from .raw_config import close, facts_of, head_size, keys_of, length, plain_decoder, special_ids
+from .raw_config import close, facts_of, head_size, keys_of, plain_decoder, special_ids
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ FACTS = {  # our name -> config.json's, what takes it, and its default
     "n_layer": ("n_layers", Part.integer),
     "n_head": ("n_heads", Part.integer),
     "n_embd": ("d_model", Part.integer),
-    "context_length": ("max_seq_len", length, 2048),
+    "context_length": ("max_seq_len", Part.integer, 2048),
     "norm_eps": ("layer_norm_epsilon", Part.number),
     "tied": ("tie_word_embeddings", Part.flag, True),
 }
@@ -92,10 +92,7 @@ def _only_what_is_implemented(keys: Part, attention: Part):
     # transformers 4 writes what differs from its defaults, of which ALiBi is one, and beside
     # it, as MosaicML does not, a model_type.
     if not attention["alibi"].flag("model_type" in attention):
-        raise attention.error(
-            "attn_config.alibi must be true: an MPT with learned positions cannot be read past "
-            "its trained length, and is not implemented"
-        )
+        raise attention["alibi"].wrong("true, as learned positions are not implemented")
     attention["attn_type"].only(None, "multihead_attention")
     for name in ("prefix_lm", "rope", "qk_gn"):
         attention[name].only(None, False)

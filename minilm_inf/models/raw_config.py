@@ -27,10 +27,7 @@ HARMLESS = re.compile(
     r"summary_.*|tie_encoder_decoder|cross_attention_hidden_size|"
     r"(min|max)_(new_tokens|length)|.*_penalty|do_sample|top_[kp]|temperature|typical_p|"
     r"early_stopping|num_(beams|beam_groups|return_sequences)|.*no_repeat_ngram_size|"
-    r"bad_?words_?ids|.*suppress_tokens|remove_invalid_values|"
-    # what KoboldAI shows and how it draws
-    r"welcome|antemplate|newlinemode|nobreakmodel|adventure|chatmode|dynamicscan|"
-    r"formatoptns|sampler_order|temp|tfs|typical|top_a|rep_pen.*"
+    r"bad_words_ids|.*suppress_tokens|remove_invalid_values"
 )
 """Keys that any family's config.json may hold, and that change no logit of a trained model."""
 
@@ -59,11 +56,6 @@ def keys_of(config: ModelConfig, table: dict[str, tuple]) -> dict:
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         **{key: getattr(config, name) for name, (key, *_) in table.items()},
     }
-
-
-def length(part: Part, default: int) -> int:
-    """A trained length, which may be beyond any other size."""
-    return part.integer(default, at_most=2**62)
 
 
 def close(keys: Part, harmless=frozenset()):
