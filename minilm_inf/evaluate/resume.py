@@ -30,8 +30,7 @@ class Run:
     """What a task measures, a step at a time; each task says how.
 
     settings: all that the numbers depend on. total, done: tokens to be read, and those that
-    were; fact(): what is known so far, in words. step() measures some more. arrays(): what
-    holds all that was measured, by name.
+    were. step() measures some more. arrays(): what holds all that was measured, by name.
     """
 
     settings: dict
@@ -133,7 +132,7 @@ def steps(run: Run):
     try:
         while not run.is_done:
             run.step()
-            progress.show(run.done, run.fact(), now=run.is_done)
+            progress.show(run.done, "", now=run.is_done)
             yield
     finally:
         progress.end()
