@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from minilm_inf.benchmark.memory import reset_peak, resident_peak  # noqa: E402
+from resident import reset_peak, resident_peak  # noqa: E402
+
 from minilm_inf.checkpoint import checkpoint, load_model, shards  # noqa: E402
 
 ALLOWANCE = 2 << 20

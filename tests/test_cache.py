@@ -67,15 +67,6 @@ def test_full_attention_keeps_every_key(model):
         assert length * per_key <= cache.nbytes <= 2 * length * per_key
 
 
-def test_rows_of_a_batch_do_not_mix(model):
-    """Catches a cache that writes one row's keys over another's."""
-    tokens = some_tokens(N, batch=3)
-    together = read_in_chunks(model, tokens, LM, [5, 1])
-    for row in range(3):
-        alone = read_in_chunks(model, tokens[row : row + 1], LM, [5, 1])
-        assert (together[row : row + 1] - alone).abs().max() <= 1e-12
-
-
 def test_two_caches_of_one_model_do_not_mix(model):
     """Catches state that lives in the model instead of in its cache."""
     a, b = some_tokens(N, seed=1), some_tokens(N, seed=2)
@@ -86,18 +77,6 @@ def test_two_caches_of_one_model_do_not_mix(model):
             out.append(model(text[:, i : i + 1], LM, cache=cache))
     for text, out in zip((a, b), logits):
         assert (torch.cat(out, 1) - model(text, LM)).abs().max() <= 1e-10
-
-
-def test_the_starting_keys_stay_while_the_window_moves(model):
-    """Catches a ring that runs over the starting tokens: they are what keeps a stream alive."""
-    tokens = some_tokens(60)
-    cache = model.new_cache(1, LM)
-    model(tokens[:, :20], LM, cache=cache)
-    layer = cache.layers[0]
-    ring, starting = layer.ring.clone(), layer.starting.clone()
-    model(tokens[:, 20:], LM, cache=cache)
-    assert torch.equal(starting, layer.starting) and starting.shape[3] == LM.n_global
-    assert not torch.equal(ring, layer.ring)
 
 
 def test_a_cache_of_another_kind_is_refused(model):
@@ -127,25 +106,6 @@ def test_a_refused_call_leaves_the_cache_as_it_was(model):
     assert cache.length == 9
     rest = model(tokens[:, 9:], LM, cache=cache)
     assert (rest - model(tokens, LM)[:, 9:]).abs().max() <= 1e-10
-
-
-def test_the_explicit_full_setting_is_the_vanilla_one(model):
-    """Catches a cache for lm=None that refuses LMInfinite(None, 0, None)."""
-    cache, tokens = model.new_cache(1), some_tokens(5)
-    logits = model(tokens, SETTINGS["full attention"], cache=cache)
-    assert torch.equal(logits, model(tokens))
-
-
-@pytest.mark.parametrize("first", [1, 10_000, 200_000_000])
-@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
-def test_where_a_stream_begins_is_not_felt(lm, first):
-    """Catches a first position that moves the mask, or queries and keys unequally."""
-    model, tokens = tiny_llama(dtype=torch.float32), some_tokens(N)
-    here = read_in_chunks(model, tokens, lm, [7, 1])
-    there = read_in_chunks(model, tokens, lm, [7, 1], first_position=first)
-    assert (there - here).abs().max() <= 1e-5
-    is_kept_placed = lm.distance_ceiling in (None, lm.n_local)
-    assert torch.equal(there, here) != is_kept_placed, "the keys do stand elsewhere"
 
 
 @pytest.mark.parametrize("where", ["blocks.0", "blocks.1.mlp", "norm", "head"])

@@ -65,6 +65,14 @@ def test_reencoding_is_what_it_says(context_length, batch, n_bos):
         assert found.tolist() == pytest.approx(expected, abs=1e-5), n
 
 
+def test_half_precision_is_scored_in_single():
+    """A softmax in bfloat16, which knows two digits of a probability."""
+    model, ids = tiny_llama(dtype=torch.bfloat16), some_tokens(30)[0]
+    logits = model(ids[None, :-1], LM, model.new_cache(1, LM))[0].double()
+    exact = -logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+    assert (stream_nll(model, ids.tolist(), LM, 30) - exact).abs().max() < 1e-5
+
+
 def test_too_little_to_score(model):
     """One token has nothing that follows it: an empty mean would be nan."""
     for ids in ([], [1]):

@@ -33,13 +33,12 @@ READING_ORDER = [
     "evaluate.perplexity", "evaluate.streaming_llm", "evaluate.methods", "evaluate.trials",
     "evaluate.cells", "evaluate.table", "evaluate.figure", "evaluate.retrieval",
     "evaluate.comparison", "evaluate.__main__", "card", "diagnose", "diagnose.recorder",
-    "diagnose.places", "diagnose.logits", "diagnose.states", "diagnose.theorem",
     "diagnose.measure", "diagnose.factors", "diagnose.figures", "diagnose.__main__",
     "train.recipes", "train.schedule", "train.trained_folder", "train.training",
     "train.__main__", "inspect", "inspect.probe", "inspect.folder_facts", "inspect.__main__",
     "convert", "convert.pickles", "convert.gguf_tokenizer", "convert.gguf_file",
-    "convert.__main__", "benchmark", "benchmark.sizes", "benchmark.race",
-    "benchmark.attention", "benchmark.memory", "benchmark.models", "benchmark.table",
+    "convert.__main__", "benchmark", "benchmark.memory", "benchmark.race",
+    "benchmark.attention", "benchmark.models", "benchmark.table",
     "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer

@@ -115,7 +115,7 @@ def test_a_picture_that_fails_comes_last(call, monkeypatch, name, number):
     code, out, err = call(name, "--out", "run", *drawn.get(name, []))
     assert code == (130 if number else 1)
     assert err.splitlines()[-1] == ("stopped" if number else "error: no more of that")
-    assert any(words in out for words in ("Controls:", "| method |", "factor 3, "))
+    assert any(words in out for words in ("pass key, ", "| method |", "factor 3, "))
     with open("run/diagnosis.json" if name == "diagnose" else "run", encoding="utf-8") as file:
         assert "settings" in json.load(file)
     assert not os.path.exists("a.png")
@@ -123,7 +123,8 @@ def test_a_picture_that_fails_comes_last(call, monkeypatch, name, number):
 
 def test_rows_of_a_benchmark_that_is_stopped(program, monkeypatch):
     """Ten minutes of rows that Ctrl-C in the last of them takes along."""
-    row = benchmark.Row("attention", "chunked", 64, [0.1] * 5)
+    row = benchmark.Row("attention: chunked", 64, 1, seconds=[0.1] * 5)
+    row.base = row
     monkeypatch.setattr(benchmark, "attention_rows", lambda *_: [row])
     monkeypatch.setattr(benchmark, "prefill_rows", broken(signal.SIGINT))
     code, out, err = program(benchmark.main, "--quick", "--device", "cpu")

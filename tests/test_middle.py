@@ -263,6 +263,7 @@ def test_a_file_does_not_stay_in_memory():
     assert n_bytes > 600e6 and grown < 60e6
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_file(tmp_path):
     """Catches a file that outlives a run which was interrupted."""
     environment = dict(os.environ, TMPDIR=str(tmp_path), OMP_NUM_THREADS="1")

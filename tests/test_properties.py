@@ -264,9 +264,10 @@ def test_length_invariance_needs_the_ceiling(model, reading):
     assert (logits[0] - logits[1]).abs().max() > DIFFERENT
 
 
-@pytest.mark.parametrize("name", ["LM-Infinite", "Λ without ceiling", "ceiling without Λ"])
+@pytest.mark.parametrize("name", SETTINGS)
 def test_shift_invariance_of_a_model(family, name):
-    """Catches angles that lose their precision 200 million tokens down a stream."""
+    """Catches angles that lose their precision 200 million tokens down a stream, and a first
+    position that moves the mask."""
     model, tokens = tiny_model(family, dtype=torch.float32), some_tokens(40)
     lm = SETTINGS[name]
     here = read_in_chunks(model, tokens, lm, [9, 1])

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import READINGS, SETTINGS, fuzz, some_tokens, tiny_model
+from conftest import SETTINGS, fuzz, some_tokens, tiny_model
 
 from minilm_inf.fast.reading import some_is_hidden
 
 FAMILIES = ("llama", "mpt", "gptj")
-LENGTHS = ([5, 1, 9], [1, 23], [17, 16, 2, 30], [4, 4], [30, 6, 29, 1])
+LENGTHS = ([5, 1, 9], [1, 23], [17, 16, 2, 30], [4, 4], [30, 6, 29, 1], [12])
 
 
 def padded(texts: list[torch.Tensor], longest=None, filler=0) -> torch.Tensor:
@@ -55,24 +55,13 @@ GRID = fuzz(
 def test_each_row_is_read_as_if_alone(case, small_chunks):
     """Padding that is seen, positions that count it, or another row's starting tokens."""
     small_chunks(case["chunk"])
-    model, lm = tiny_model(case["family"]), SETTINGS[case["setting"]]
-    texts = ragged(case["lengths"])
-    logits = WAYS[case["way"]](model, padded(texts), lm, case["lengths"])
-    for row, text in zip(logits, texts):
-        alone = model(text[None], lm, path="reference")[0]
-        torch.testing.assert_close(row[-len(text) :], alone, atol=1e-10, rtol=0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("lm", [None, SETTINGS["LM-Infinite"]], ids=["vanilla", "LM-Infinite"])
-def test_each_row_in_float32(family, lm):
-    """What holds in float64 only is not what people run."""
-    model, lengths = tiny_model(family).float(), [30, 3, 19]
-    texts = ragged(lengths)
-    for way in WAYS.values():
-        for row, text in zip(way(model, padded(texts), lm, lengths), texts):
-            alone = model(text[None], lm)[0]
-            torch.testing.assert_close(row[-len(text) :], alone, atol=1e-5, rtol=0)
+    lm, texts = SETTINGS[case["setting"]], ragged(case["lengths"])
+    for dtype, allowed in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        model = tiny_model(case["family"], dtype=dtype)
+        logits = WAYS[case["way"]](model, padded(texts), lm, case["lengths"])
+        for row, text in zip(logits, texts):
+            alone = model(text[None], lm, path="reference")[0]
+            torch.testing.assert_close(row[-len(text) :], alone, atol=allowed, rtol=0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -162,13 +151,3 @@ def test_lengths_that_do_not_fit_are_refused():
     for padding in ([1], [1, -1]):
         with pytest.raises(ValueError, match="padding must be 2 whole numbers"):
             model.new_cache(2, padding=padding)
-
-
-def test_readings_take_ragged_rows_of_one():
-    """A batch of one is a batch too: its padding is no text either."""
-    model, lm = tiny_model("gptj"), SETTINGS["LM-Infinite"]
-    text = some_tokens(12)
-    for reading in READINGS.values():
-        alone = reading(model, text, lm)
-        row = model(padded([text[0]], longest=20), lm, lengths=[12])
-        torch.testing.assert_close(row[:, -12:], alone, atol=1e-10, rtol=0)

@@ -1,6 +1,5 @@
 """What the documents promise: every command exists, every number is the measured one."""
 
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -15,7 +14,6 @@ import write_retrieval_page
 import write_stream_page
 from conftest import ROOT
 
-from minilm_inf.benchmark.sizes import Sizes
 from minilm_inf.train.recipes import SHAPES
 
 PAGES = sorted(
@@ -24,10 +22,7 @@ PAGES = sorted(
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SIZES = {  # flags that are made from a table, by program
     f"minilm_inf.{program}": {"--" + name.replace("_", "-") for name in names}
-    for program, names in (
-        ("train", [name for shape in SHAPES.values() for name in shape]),
-        ("benchmark", [field.name for field in dataclasses.fields(Sizes)]),
-    )
+    for program, names in (("train", [name for shape in SHAPES.values() for name in shape]),)
 }
 COMMAND = re.compile(r"python3? -m ([\w.]+)((?: [^\n`|&;]*)?)")
 
@@ -148,7 +143,7 @@ def test_the_page_of_diagnosis_is_what_was_measured():
         one, two, three = (run["factors"][f"factor_{i}"]["numbers"] for i in (1, 2, 3))
         assert run["settings"]["model"] == f"weights/{name}"
         if name != "tiny-mpt":
-            assert one["vanilla"] < 1.1 * one["vanilla_within"]
+            assert one["vanilla"] < 1.25 * one["vanilla_within"]
             assert one["vanilla_far"] > 1.25 * one["capped_far"]
             assert two["beyond"] > two["within"] and two["lambda"] - two["within"] < 0.3
         assert (run["factors"]["factor_3"]["verdict"] == "shown") == (name == "smollm2-135m")

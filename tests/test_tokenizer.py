@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import ROOT
 from fuzzed_texts import fuzzed_texts
-from tokenizer_json import piece_kinds, small_kinds, template
+from tokenizer_json import piece_kinds, small_kinds
 
 from minilm_inf.terminal.json_parts import Part
 from minilm_inf.text.sentence_pieces import SentencePieceTokenizer, model_proto
@@ -105,10 +105,10 @@ def test_what_is_out_of_range_is_refused(any_tokenizer):
 def test_tokens_added_to_a_sentencepiece_model(tmp_path):
     """A padding token after the pieces would be out of range, or letters in a prompt; a word
     that was added is text, found whole, and what follows it gets no space before it."""
-    known = {"content": "</s>", "id": 2, "special": True}
-    word = {"content": "<word>", "id": 2048, "special": False}
-    pad = {"content": "<pad>", "id": 2049, "special": True}
-    ours = load(pieces_folder(tmp_path, tokenizer={"added_tokens": [known, word, pad]}))
+    known, pad = ({"content": content, "special": True} for content in ("</s>", "<pad>"))
+    tokens = {"2": known, "2048": {"content": "<word>", "special": False}, "2049": pad}
+    about = {"added_tokens_decoder": tokens}
+    ours = load(pieces_folder(tmp_path, tokenizer_config=about))
     plain = load(ROOT / "weights" / "tiny-llama")
     assert ours.vocab_size == 2050 and plain.vocab_size == 2048
     ids, sea = plain.encode("The sea"), ours.encode("sea", bos=False, begun=True)
@@ -179,9 +179,8 @@ def shaped(kind: str) -> dict[str, object]:
     about = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True,
              "legacy": False, "added_tokens_decoder": {"2048": PAD}}  # fmt: skip
     if kind == "pieces":
-        beside = {"added_tokens": [PAD | {"id": 2049}], "post_processor": template("<s>", 1)}
-        return {"tokenizer_config.json": about, "special_tokens_map.json": dict(about),
-                "tokenizer.json": beside, "added_tokens.json": {"<x>": 2048}}  # fmt: skip
+        del about["added_tokens_decoder"]
+        return {"tokenizer_config.json": about, "added_tokens.json": {"<x>": 2048}}
     raw = piece_kinds()["Llama, first"] if kind == "Llama" else small_kinds()["NeoX, NFC"]
     return {"tokenizer.json": raw, "tokenizer_config.json": about}
 

@@ -196,7 +196,8 @@ REMOVED = split(GPT2) | {"behavior": "Removed"}
 BARE = LEVEL | {"use_regex": False}
 APART = (("a", "b"), ("b", "c"), ("ab", "c"), ("b", "b"), ("a", "bc"))  # abc, then abc again
 MERGES = PIECES["Llama 2"]["model"]["merges"]
-SPACED = [added(2048, "a b", normalized=True)]
+
+NORMAL = [added(2048, "<x>", normalized=True)]
 REFUSED = [
     (tiny, "pre_tokenizer must be ByteLevel", {"pre_tokenizer": {"type": "Whitespace"}}),
     (tiny, "ByteLevel, after Digits", {"pre_tokenizer": sequence(LEVEL, digits(True))}),
@@ -211,7 +212,7 @@ REFUSED = [
     (tiny, 'must be null or "ByteLevel"', {"decoder": {"type": "Metaspace"}}),
     (tiny, "do not stand together", {"merges": APART}),
     (tiny, "more than 256", {"merges": [("a" * 8, "a" * 249)], "extra": ["a" * 8, "a" * 249]}),
-    (tiny, "normalized", {"added_tokens": SPACED, "normalizer": {"type": "NFC"}}),
+    (tiny, "normalized", {"added_tokens": NORMAL, "normalizer": {"type": "NFC"}}),
     (llama, "pre_tokenizer must be", {"normalizer": None}),
     (llama, "pre_tokenizer must be", {"pre_tokenizer": metaspace("first", True)}),
     (llama, "must be Replace, ByteFallback", {"decoder": {"type": "WordPiece"}}),
@@ -230,7 +231,7 @@ REFUSED = [
     (llama, '"<s>" has the id 7', {"added_tokens": [added(7, "<s>")]}),
     (llama, '"<x>" has the id 1', {"added_tokens": [added(1, "<x>")]}),
     (llama, "lstrip", {"added_tokens": [added(2048, "<x>") | {"lstrip": True}]}),
-    (llama, "normalized", {"added_tokens": [added(2048, "<x>", normalized=True)]}),
+    (llama, "normalized", {"added_tokens": NORMAL}),
     (llama, 'type must be null or "BPE"', {"model": {"type": "Unigram", "vocab": []}}),
     (llama, "model.vocab must be an object", {"model": {}}),
 ]  # fmt: skip

@@ -12,8 +12,10 @@
 # 2. **Too many keys.** Proposition 1, in words: as long as logits stay between -w_max and
 #    w_max, attention over n keys has an entropy of at least ln n - 2 w_max. It must spread as n
 #    grows.
-# 3. **Starting tokens that are lost.** A model leans on its first tokens. This concerns not the
-#    plain model, which never loses them, but the obvious cure: a window that moves on.
+# 3. **Starting tokens that are lost.** Nothing stands before the first tokens of a text, so
+#    their keys and values occupy a region of feature space of their own: an implicit absolute
+#    position, on which models rely. This concerns not the plain model, which never loses them,
+#    but the obvious cure: a window that moves on.
 #
 # To tell them apart, take them away one by one, by the two parts of LM-Infinite. **Λ**: only
 # the last 246 tokens and the first 10 are seen (lesson 05). **Ceiling**: no token seems further
@@ -30,8 +32,7 @@ import torch
 import torch.nn.functional as F
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.diagnose.logits import Rows
-from minilm_inf.diagnose.recorder import recording
+from minilm_inf.diagnose.recorder import Rows, recording
 
 N, L, BINS = 4096, 256, list(range(0, 4097, 128))  # bins of distances
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
@@ -69,8 +70,8 @@ vanilla, capped = seen["vanilla"][0], watched(settings["vanilla"], ceiling)[0]
 # **Claim.** Factor 1 does most of the harm, factor 2 some, factor 3 next to none here.
 #
 # First, logits. The same queries and keys of the vanilla model, once at their true distance,
-# once felt at 256: further away than any trained distance, the highest logit of a head is more
-# than twice what it would be at the ceiling.
+# once as if 256 away: further away than any trained distance, the highest logit of a head is
+# more than twice what it would be at the ceiling.
 
 # %%
 # of each head the highest in the bins from 256 on, and their mean over layers and heads
@@ -144,11 +145,11 @@ for name, weights in real.items():  # a query every 50 positions: 5 of them with
     assert max(a, b) < 6 if name == "tiny Llama" else min(a, b) > 25 and min(weights) > 0.19
 
 # %% [markdown]
-# `python -m minilm_inf.diagnose` takes all these measurements of any checkpoint, with intervals
-# and Theorem 1's own bound: [diagnosis.md](../weights/diagnosis.md).
+# `python -m minilm_inf.diagnose` takes all these measurements of any checkpoint, with
+# intervals: [diagnosis.md](../weights/diagnosis.md).
 #
-# **Where this lives.** [logits.py](../minilm_inf/diagnose/logits.py) and
-# [theorem.py](../minilm_inf/diagnose/theorem.py), of
+# **Where this lives.** [recorder.py](../minilm_inf/diagnose/recorder.py) and
+# [factors.py](../minilm_inf/diagnose/factors.py), of
 # [diagnose/](../minilm_inf/diagnose/__main__.py).
 #
 # ## Exercises

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 
 from minilm_inf import LMInfinite, load
 from minilm_inf.config import FULL_ATTENTION
-from minilm_inf.diagnose.logits import Rows
-from minilm_inf.diagnose.recorder import recording
+from minilm_inf.diagnose.recorder import Rows, recording
 from minilm_inf.distance_ceiling import capped_logits
 from minilm_inf.evaluate.compare import stream_nll
 from minilm_inf.lambda_mask import lambda_mask

@@ -1,1 +1,1 @@
-"""python -m minilm_inf.benchmark: sizes, timing, memory, three races, and a table of them."""
+"""python -m minilm_inf.benchmark: three races, their memory, and a table of them."""

@@ -2,26 +2,21 @@
 
 The rules, on means over all heads and layers:
 
-    factor 1    shown: the running maximum of |logit| grows at least GROWS-fold from the trained
-                length to the end of the text. In part: it does not, but keys further away than
-                any trained distance reach logits GROWS times as large as the same keys would,
-                felt at the trained length: they gain weight, though not beyond the size that
-                the negative logits of other keys had already.
+    factor 1    shown: the largest |logit| of any row is at least GROWS times as large in the
+                whole text as within the trained length. In part: it is not, but keys further
+                away than any trained distance reach logits GROWS times as large as the same
+                keys would, felt at the trained length: they gain weight, though not beyond the
+                size that the negative logits of other keys had already.
     factor 2    shown: from the last octave within the trained length to the last of the text
                 the vanilla rows' entropy grows by at least SHARE_OF_LOG of what it would, were
                 the attention uniform, which is ln of how often more keys are visible.
-    factor 3    apart: in some layer the first positions stand APART and more from the rest, in
-                units of its spread, and OVER_OTHERS times as far as any other stretch.
-                Costly: without the starting tokens the nll beyond the window is at least COST
-                nats higher, and its interval lies above 0. Shown: both, or apart where the cost
-                was not measured; in part: one of the two.
-
-Where the text is no longer than the trained length, factors 1 and 2 are not measured.
+    factor 3    apart: in some layer the mean of the first positions' hidden states stands APART
+                and more from that of the rest, in units of the rest's spread. Costly: without
+                the starting tokens the nll beyond the window is at least COST nats higher, and
+                its interval lies above 0. Shown: both; in part: one of them.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -32,117 +27,20 @@ from .measure import SIDES, Diagnosis
 GROWS = 1.25
 SHARE_OF_LOG = 0.25
 APART = 1.0
-OVER_OTHERS = 2.0
 COST = 0.05
 
-SHOWN, IN_PART, NOT_SHOWN, NOT_MEASURED = "shown", "in part", "not shown", "not measured"
+VERDICTS = NOT_SHOWN, IN_PART, SHOWN = "not shown", "in part", "shown"
 
 
 def factors_of(d: Diagnosis) -> tuple[dict[str, dict], dict[str, dict]]:
     """For each factor: verdict, the numbers that it rests on, and a line of words; and the
     curves that figures.py draws, by name."""
-    curves = {
-        "logits": logits(d), "entropy": entropy(d), "mass": mass(d), "theorem": theorem(d),
-        "states": d.separations(), "nll": nll(d),
-    }  # fmt: skip
-    return {f"factor_{i}": make(d, curves) for i, make in enumerate(MAKERS, 1)}, curves
-
-
-def result(verdict: str, numbers: dict, words: str) -> dict:
-    return {"verdict": verdict, "numbers": numbers, "words": f"{verdict}: {words}"}
-
-
-def too_short(d: Diagnosis) -> dict:
-    return result(
-        NOT_MEASURED, {},
-        f"the text's {d.n:,} tokens are not beyond the trained length of {d.trained:,}; take a "
-        "larger --length",
-    )  # fmt: skip
-
-
-# ---- factor 1
-
-
-def over_heads(numbers: Tensor) -> dict[str, list[float]]:
-    """Mean and deviation over all layers and heads: (N, H, M) -> M of each."""
-    numbers = numbers.flatten(0, 1)
-    deviation = numbers.std(0, correction=0)
-    return {"mean": numbers.mean(0).tolist(), "deviation": deviation.tolist()}
-
-
-def logits(d: Diagnosis) -> dict[str, dict]:
-    """Of each side, up to each distance: the running maximum of |logit| over all texts and
-    rows; as `highest` that of the logit itself, which a falling bias does not raise; and as
-    `far` its largest at distances beyond the trained length, None where no key is seen."""
-    found, is_far = {}, torch.tensor(d.edges[:-1]) >= d.trained
-    for side in SIDES:
-        largest = torch.stack([rows.largest for rows in d.rows[side]]).amax(0)
-        highest = torch.stack([rows.highest for rows in d.rows[side]]).amax(0)
-        found[side] = {"distance": d.edges[1:], **over_heads(largest.cummax(-1).values)}
-        found[side]["highest"] = over_heads(highest.cummax(-1).values)["mean"]
-        far = float(highest[..., is_far].amax(-1).mean()) if is_far.any() else math.inf
-        found[side]["far"] = far if math.isfinite(far) else None
-    return found
-
-
-def theorem(d: Diagnosis) -> dict[str, dict]:
-    """Theorem 1 at lengths n, means over heads: alpha(n), the bound and the observed supremum.
-    Under the ceiling (lambda) there are no more than ceiling + 1 distances."""
-    lengths = [n for n in d.octaves if n >= 2]
-    most = d.n if d.lm.distance_ceiling is None else d.lm.distance_ceiling + 1
-    both = {"vanilla": lengths, "lambda": [min(n, most) for n in lengths]}
-    asked = sorted({n for some in both.values() for n in some})
-    columns = {name: over_heads(x)["mean"] for name, x in zip(NAMES, d.theorems(asked))}
-    return {
-        side: {"n": lengths}
-        | {name: [x[asked.index(n)] for n in some] for name, x in columns.items()}
-        for side, some in both.items()
-    }
-
-
-NAMES = ("alpha", "bound", "sup")
-
-
-def factor_1(d: Diagnosis, curves: dict) -> dict:
-    if d.n <= d.trained:
-        return too_short(d)
-    inside, numbers = d.edges.index(d.trained) - 1, {}
-    for side, curve in curves["logits"].items():
-        mean = curve["mean"]
-        numbers |= {f"{side}_within": mean[inside], side: mean[-1], f"{side}_far": curve["far"]}
-    numbers |= {name: curves["theorem"]["vanilla"][name][-1] for name in NAMES}
-    verdict, ours = verdict_1(numbers), numbers["lambda_far"]
-    words = (
-        f"the largest |logit| goes from {numbers['vanilla_within']:.1f} at {d.trained:,} "
-        f"tokens to {numbers['vanilla']:.1f} at {d.n:,} (LM-Infinite {numbers['lambda']:.1f}); "
-        f"keys {d.trained:,} and more away reach a logit of {numbers['vanilla_far']:.1f} (felt "
-        f"at {d.trained:,} the same keys {numbers['capped_far']:.1f}"
-        f"{'' if ours is None else f'; LM-Infinite {ours:.1f}'})"
-    )
-    if verdict == SHOWN and not rises(numbers):
-        words += ", so it grows downward only"
-        words += ", as ALiBi's bias does" if d.model.scheme.has_bias else ""
-    words += (
-        f"; since {numbers['alpha']:.0f} distances are told apart, Theorem 1 asks for a "
-        f"|logit| of {numbers['bound']:.2f}, and its sample has {numbers['sup']:.1f}"
-    )
-    return result(verdict, numbers, words)
-
-
-def rises(numbers: dict) -> bool:
-    """Whether far keys reach larger logits than they would, felt at the trained length."""
-    return (
-        numbers["vanilla_far"] > 0 and numbers["vanilla_far"] >= GROWS * numbers["capped_far"]
-    )
-
-
-def verdict_1(numbers: dict) -> str:
-    if numbers["vanilla"] >= GROWS * numbers["vanilla_within"] > 0:
-        return SHOWN
-    return IN_PART if rises(numbers) else NOT_SHOWN
-
-
-# ---- factor 2
+    factors, curves = {}, {}
+    for number, (name, make) in enumerate(MAKERS.items(), 1):
+        verdict, numbers, words, curves[name] = make(d)
+        words = f"{verdict}: {words}"
+        factors[f"factor_{number}"] = {"verdict": verdict, "numbers": numbers, "words": words}
+    return factors, curves
 
 
 def joined(d: Diagnosis, side: str, name: str) -> Tensor:
@@ -150,115 +48,113 @@ def joined(d: Diagnosis, side: str, name: str) -> Tensor:
     return torch.cat([getattr(rows, name) for rows in d.rows[side]], -1)
 
 
-def entropy(d: Diagnosis) -> dict[str, dict]:
-    """Of each side and octave of positions: the entropy of its rows in nats, how many keys they
-    see, and what bounds it: ln of those, less 2B (Proposition 1), of each row its own; and from
-    above, as `ln_most`, ln(n_local + n_global)."""
-    found = {}
+def factor_1(d: Diagnosis) -> tuple[str, dict, str, dict]:
+    """Logits by distance. Means over layers and heads: the largest |logit| of a row within the
+    trained length, and of any; the highest logit up to each distance, and as `far` that at
+    distances beyond the trained length."""
+    curves, is_far = {}, torch.tensor(d.edges[:-1]) >= d.trained
+    for side in SIDES:
+        at, bound = joined(d, side, "q_positions"), joined(d, side, "bound")
+        highest = torch.stack([rows.highest for rows in d.rows[side]]).amax(0)
+        curves[side] = {
+            "within": float(bound[..., at < d.trained].amax(-1).mean()),
+            "largest": float(bound.amax(-1).mean()),
+            "far": float(highest[..., is_far].amax(-1).mean()),
+            "distance": d.edges[1:],
+            "highest": highest.cummax(-1).values.mean((0, 1)).tolist(),
+        }
+    vanilla, capped, ours = (curves[side] for side in SIDES)
+    numbers = {
+        "vanilla_within": vanilla["within"], "vanilla": vanilla["largest"],
+        "lambda": ours["largest"], "vanilla_far": vanilla["far"], "capped_far": capped["far"],
+        "lambda_far": ours["far"],
+    }  # fmt: skip
+    words = (
+        f"the largest |logit| goes from {vanilla['within']:.1f} within {d.trained:,} tokens to "
+        f"{vanilla['largest']:.1f} within {d.n:,} (LM-Infinite {ours['largest']:.1f}); keys "
+        f"{d.trained:,} and more away reach a logit of {vanilla['far']:.1f} (felt at "
+        f"{d.trained:,} the same keys {capped['far']:.1f}; LM-Infinite {ours['far']:.1f})"
+    )
+    rises = vanilla["far"] > 0 and vanilla["far"] >= GROWS * capped["far"]
+    grows = vanilla["largest"] >= GROWS * vanilla["within"] > 0
+    return SHOWN if grows else IN_PART if rises else NOT_SHOWN, numbers, words, curves
+
+
+def factor_2(d: Diagnosis) -> tuple[str, dict, str, dict]:
+    """Entropy by number of keys. Of each side and octave of positions: the mean entropy of its
+    rows in nats, how many keys they see, and ln of those."""
+    curves, octaves = {}, list(zip(d.octaves, d.octaves[1:]))
     for side in ("vanilla", "lambda"):
         at, visible = joined(d, side, "q_positions"), joined(d, side, "visible").double()
-        nats = joined(d, side, "entropy")
-        lowest = visible.log() - 2 * joined(d, side, "bound")
-        most = d.settings[side].most_visible
-        octaves = list(zip(d.octaves, d.octaves[1:]))
-        each = [(at >= first) & (at < last) for first, last in octaves]
-        found[side] = {
+        each, nats = [(at >= a) & (at < b) for a, b in octaves], joined(d, side, "entropy")
+        curves[side] = {
             "first": d.octaves[:-1], "last": d.octaves[1:],
-            **over_heads(torch.stack([nats[..., here].mean(-1) for here in each], -1)),
+            "mean": [float(nats[..., here].mean()) for here in each],
             "visible": [float(visible[here].mean()) for here in each],
             "ln_visible": [float(visible[here].log().mean()) for here in each],
-            "proposition_1": [float(lowest[..., here].mean()) for here in each],
-            "ln_most": None if most is None else math.log(most),
         }  # fmt: skip
-    return found
+    inside = d.octaves.index(d.trained) - 1
+    (within, beyond), (few, many), (low, high) = (
+        (curves["vanilla"][name][inside], curves["vanilla"][name][-1])
+        for name in ("mean", "visible", "ln_visible")
+    )
+    ours, seen = curves["lambda"]["mean"][-1], curves["lambda"]["visible"][-1]
+    numbers = {"within": within, "beyond": beyond, "lambda": ours, "grows": beyond - within,
+               "uniform_would_grow": high - low}  # fmt: skip
+    words = (
+        f"the entropy of attention goes from {within:.2f} nats over {few:,.0f} keys to "
+        f"{beyond:.2f} over {many:,.0f} ({beyond - within:+.2f}; uniform attention "
+        f"{high - low:+.2f}); LM-Infinite {ours:.2f} over {seen:,.0f}"
+    )
+    shown = beyond - within >= SHARE_OF_LOG * (high - low)
+    return SHOWN if shown else NOT_SHOWN, numbers, words, curves
 
 
-def factor_2(d: Diagnosis, curves: dict) -> dict:
-    if d.n <= d.trained:
-        return too_short(d)
-    curve, flat = curves["entropy"]["vanilla"], curves["entropy"]["lambda"]
-    inside = curve["last"].index(d.trained)
-    early, late = ({name: curve[name][i] for name in ("mean", "visible", "ln_visible")}
-                   for i in (inside, -1))  # fmt: skip
+def factor_3(d: Diagnosis) -> tuple[str, dict, str, dict]:
+    """The starting tokens. How far they stand apart, in the layer where that is most; the
+    vanilla attention on them, of each layer, beside their share of the visible keys, in the
+    trained length's last octave; and what it costs to drop them."""
+    states = [torch.stack(texts) for texts in d.states]  # (texts, n_first + OTHERS, E) of each
+    far = [apart(x[:, : d.n_first], x[:, d.n_first :]) for x in states]
+    layer = max(range(len(far)), key=far.__getitem__)
+    # The very first token, mostly BOS, can draw the mean along alone.
+    later = apart(states[layer][:, 1 : d.n_first], states[layer][:, d.n_first :])
+    at = joined(d, "vanilla", "q_positions")
+    here = (at >= d.octaves[d.octaves.index(d.trained) - 1]) & (at < d.trained)
+    share = float((d.lm.n_global / (at[here] + 1)).clamp(max=1).mean())
+    by_layer = joined(d, "vanilla", "mass")[..., here].mean((1, 2))
+    weight, (cost, ends) = float(by_layer.mean()), cost_of_dropping(d)
     numbers = {
-        "within": early["mean"], "beyond": late["mean"], "lambda": flat["mean"][-1],
-        "grows": late["mean"] - early["mean"],
-        "uniform_would_grow": late["ln_visible"] - early["ln_visible"],
-        "proposition_1": curve["proposition_1"][-1], "ln_most_visible": flat["ln_most"],
+        "layer": layer, "apart": far[layer], "without_token_0": later, "mass": weight,
+        "share": share, "cost": cost, "cost_interval": ends,
     }  # fmt: skip
-    shown = numbers["grows"] >= SHARE_OF_LOG * numbers["uniform_would_grow"]
     words = (
-        f"the entropy of attention goes from {early['mean']:.2f} nats over "
-        f"{early['visible']:,.0f} keys to {late['mean']:.2f} over {late['visible']:,.0f} "
-        f"({numbers['grows']:+.2f}; uniform attention {numbers['uniform_would_grow']:+.2f}); "
-        f"LM-Infinite {flat['mean'][-1]:.2f} over {flat['visible'][-1]:,.0f}"
+        f"after layer {layer} the first {d.n_first} positions stand {far[layer]:.2f} spreads "
+        f"from the rest (without token 0 {later:.2f}); {weight:.1%} of the attention is on the "
+        f"first {d.lm.n_global} tokens ({share:.1%} were it uniform); dropping them costs "
+        f"{cost:+.3f} nat ({ends[0]:+.3f} to {ends[1]:+.3f}) at n_local {d.lm.n_local:,}"
     )
-    return result(SHOWN if shown else NOT_SHOWN, numbers, words)
+    verdict = VERDICTS[(far[layer] >= APART) + (cost >= COST and ends[0] > 0)]
+    return verdict, numbers, words, {"share": share, "mean": by_layer.tolist()}
 
 
-# ---- factor 3
+def apart(some: Tensor, rest: Tensor) -> float:
+    """How far the mean of some states (..., E) lies from the rest's, in units of the rest's
+    spread: |mean(some) - mean(rest)| / sqrt(mean |x - mean(rest)|^2)."""
+    some, rest = (x.flatten(0, -2).double() for x in (some, rest))
+    spread = (rest - rest.mean(0)).square().sum(-1).mean().sqrt()
+    return float((some.mean(0) - rest.mean(0)).norm() / spread)
 
 
-def mass(d: Diagnosis) -> dict[str, dict]:
-    """The attention on the starting tokens, of each layer, beside their share of the visible
-    keys. Vanilla: the rows of the trained length's last octave; lambda: those from which they
-    are out of the window."""
-    n, count, found = min(d.n, d.trained), d.n_starting, {}
-    octave = d.octaves[d.octaves.index(n) - 1]
-    ranges = {"vanilla": (max(octave, count), n), "lambda": (d.lm.n_local + count, d.n)}
-    for side, (first, last) in ranges.items():
-        at = joined(d, side, "q_positions")
-        here = (at >= first) & (at < last)
-        if bool(here.any()):
-            tokens = count if side == "vanilla" else d.lm.n_global
-            share = (tokens / joined(d, side, "visible")[here]).mean()
-            by_layer = joined(d, side, "mass")[..., here].mean((1, 2)).tolist()
-            found[side] = {"first": first, "last": last, "tokens": tokens,
-                           "share": float(share), "mean": by_layer}  # fmt: skip
-    return found
+def cost_of_dropping(d: Diagnosis) -> tuple[float, list[float]]:
+    """Nats per token that it costs to drop the starting tokens, from where they are out of the
+    window, and its interval, over blocks of all texts."""
+    cost = torch.stack(d.nll["dropped"]) - torch.stack(d.nll["lambda"])
+    cost = cost[:, d.lm.n_local :]
+    pieces = cost.tensor_split(torch.tensor(blocks(0, cost.shape[1]))[1:-1], -1)
+    sums = torch.stack([piece.sum(-1) for piece in pieces]).flatten()
+    sizes = torch.tensor([[piece.shape[1]] * len(cost) for piece in pieces]).flatten()
+    return float(cost.mean()), interval(sums.numpy(), sizes.numpy(), [d.seed])
 
 
-def nll(d: Diagnosis) -> dict:
-    """Nats per token of each reading beyond the trained length; and from where the starting
-    tokens are out of the window, what it costs to drop them, with its interval."""
-    numbers = {name: torch.stack(x) for name, x in d.nll.items()}
-    beyond = min(d.trained, d.n - 1)
-    found = {name: float(x[:, beyond:].mean()) for name, x in numbers.items()}
-    if "dropped" in numbers:
-        cost = (numbers["dropped"] - numbers["with"])[:, d.lm.n_local :]
-        edges = blocks(0, cost.shape[1]).tolist()
-        sums = torch.stack([cost[:, a:b].sum(-1) for a, b in zip(edges, edges[1:])], -1)
-        sizes = torch.tensor(edges).diff().double().expand_as(sums)
-        units = sums.flatten().numpy(), sizes.flatten().numpy()
-        found["cost"], found["interval"] = float(cost.mean()), interval(*units, [d.seed])
-    return found
-
-
-def factor_3(d: Diagnosis, curves: dict) -> dict:
-    layer, best = max(enumerate(curves["states"]), key=lambda row: row[1]["apart"])
-    apart = best["apart"] >= max(APART, OVER_OTHERS * best["largest_other"])
-    numbers = {"layer": layer, **best}
-    words = (
-        f"after layer {layer} the first positions stand {best['apart']:.2f} spreads from the "
-        f"rest (other stretches at most {best['largest_other']:.2f}; without token 0 "
-        f"{best['without_token_0']:.2f})"
-    )
-    seen = curves["mass"].get("vanilla")
-    if seen:
-        numbers["mass"], numbers["share"] = sum(seen["mean"]) / len(seen["mean"]), seen["share"]
-        words += (
-            f"; {numbers['mass']:.1%} of the attention is on the first {seen['tokens']} tokens "
-            f"({seen['share']:.1%} were it uniform)"
-        )
-    if "cost" not in curves["nll"]:
-        words += f"; what they are worth is not measured: the window holds all {d.n:,}"
-        return result(SHOWN if apart else NOT_SHOWN, numbers, words)
-    cost, ends = curves["nll"]["cost"], curves["nll"]["interval"]
-    numbers["cost"], numbers["cost_interval"] = cost, ends
-    costly = cost >= COST and (ends is None or ends[0] > 0)
-    between = f" ({ends[0]:+.3f} to {ends[1]:+.3f})" if ends else ""
-    words += f"; dropping them costs {cost:+.3f} nat{between} at n_local {d.lm.n_local:,}"
-    return result((NOT_SHOWN, IN_PART, SHOWN)[apart + costly], numbers, words)
-
-
-MAKERS = (factor_1, factor_2, factor_3)
+MAKERS = {"logits": factor_1, "entropy": factor_2, "mass": factor_3}

@@ -1,10 +1,8 @@
 """The curves of a diagnosis as one picture, for a slide and for print.
 
-The three factors and Theorem 1, vanilla beside LM-Infinite. They differ in colour (orange and
-blue, which colour-blind readers tell apart), in lightness and in line, so that greyscale shows
-them too. No time is written into the file: the same numbers give the same bytes.
-
-This room alone needs matplotlib; the program imports it where figures are drawn.
+A panel for each factor, vanilla beside LM-Infinite. They differ in colour (orange and blue,
+which colour-blind readers tell apart), in lightness and in line, so that greyscale shows them
+too. No time is written into the file: the same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +14,8 @@ SIDES = {
     "lambda": dict(color="#0a4f82", marker="s", linestyle="--", label="LM-Infinite"),
 }
 GREY = "#767676"
-STYLE = {
-    "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "lines.linewidth": 2,
-    "axes.spines.right": False, "lines.markersize": 5, "legend.edgecolor": "none",
-    "axes.titlelocation": "left", "legend.fontsize": 9.5,
-}  # fmt: skip
+STYLE = {"font.size": 11, "axes.titlesize": 12, "lines.linewidth": 2, "lines.markersize": 5,
+         "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
 
 
 def draw(factors: dict, curves: dict, facts: dict) -> bytes:
@@ -30,11 +25,19 @@ def draw(factors: dict, curves: dict, facts: dict) -> bytes:
 
     content = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 8), layout="constrained")
-        panels = figure.subplots(2, 2).flatten()
-        for number, panel in enumerate((_logits, _entropy, _mass), 1):
-            panel(panels[number - 1], curves, facts, factors[f"factor_{number}"])
-        _theorem(panels[3], curves["theorem"], facts)
+        figure = Figure(figsize=(15, 4.6), layout="constrained")
+        panels = figure.subplots(1, 3)
+        titles = (
+            _logits(panels[0], curves["logits"], facts),
+            _entropy(panels[1], curves["entropy"], facts),
+            _mass(panels[2], curves["mass"], facts),
+        )
+        for number, (panel, title) in enumerate(zip(panels, titles), 1):
+            verdict = factors[f"factor_{number}"]["verdict"]
+            panel.set_title(f"Factor {number}, {verdict}: {title}")
+            low, high = panel.get_ylim()
+            panel.set_ylim(low, low + 1.35 * (high - low))  # the legend lies on no data
+            panel.legend(loc="upper left")
         name = facts["model"].rstrip("/").rpartition("/")[2]
         figure.suptitle(
             f"{name}: trained on {facts['context_length']:,} tokens, read to {facts['n']:,}; "
@@ -49,92 +52,35 @@ def _trained(axes, facts: dict):
     """A line at the trained length, on a logarithmic axis of tokens."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{round(x):,}")
-    if facts["context_length"] <= facts["n"]:
-        axes.axvline(facts["context_length"], color=GREY, linewidth=1, linestyle=":")
-        axes.annotate(
-            " trained", (facts["context_length"], 0.02), xycoords=("data", "axes fraction"),
-            color=GREY, fontsize=9.5,
-        )  # fmt: skip
+    axes.axvline(facts["context_length"], color=GREY, linewidth=1, linestyle=":",
+                 label="trained length")  # fmt: skip
 
 
-def _with_spread(axes, x, curve: dict, side: str):
-    """A line through means, and a band of one deviation; without the first bin, which is one
-    token."""
-    x, both = x[1:], list(zip(curve["mean"], curve["deviation"]))[1:]
-    axes.plot(x, curve["mean"][1:], **SIDES[side])
-    low, high = ([m + sign * s for m, s in both] for sign in (-1, 1))
-    axes.fill_between(x, low, high, color=SIDES[side]["color"], alpha=0.18, linewidth=0)
-
-
-def _logits(axes, curves, facts, factor):
-    found = [curves["logits"][side] for side in SIDES]
-    for side, curve in zip(SIDES, found):
-        _with_spread(axes, curve["distance"], curve, side)
-        style = SIDES[side] | {"label": None, "linestyle": ":", "marker": ""}
-        axes.plot(curve["distance"][1:], curve["highest"][1:], **style)
-    axes.plot([], [], color=GREY, linestyle=":", label="the largest logit, without | |")
-    means = [mean for curve in found for mean in curve["mean"] if mean]
-    if max(means) > 20 * min(means):
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=min(means) / 2)
-    axes.plot([], [], color=GREY, alpha=0.3, linewidth=8, label="one deviation over heads")
+def _logits(axes, curves, facts) -> str:
+    for side, style in SIDES.items():
+        axes.plot(curves[side]["distance"][1:], curves[side]["highest"][1:], **style)
     _trained(axes, facts)
-    axes.set(title=f"Factor 1, {factor['verdict']}: logits by distance",
-             xlabel="distance up to, tokens", ylabel="running maximum of |logit|")  # fmt: skip
-    axes.legend(loc="upper left")
+    axes.set(xlabel="distance up to, tokens", ylabel="highest logit, mean over heads")
+    return "logits by distance"
 
 
-def _entropy(axes, curves, facts, factor):
-    for side, curve in curves["entropy"].items():
+def _entropy(axes, curves, facts) -> str:
+    for side, curve in curves.items():
         x = [(a * (b - 1)) ** 0.5 for a, b in zip(curve["first"], curve["last"])]
-        _with_spread(axes, x, curve, side)
+        axes.plot(x[1:], curve["mean"][1:], **SIDES[side])
         if side == "vanilla":
             axes.plot(x[1:], curve["ln_visible"][1:], color=GREY, linewidth=1, linestyle="-.",
-                      label="ln n")  # fmt: skip
-            lower = [point for point in zip(x, curve["proposition_1"]) if point[1] > 0]
-            label = "ln n - 2B" if lower else "ln n - 2B is below 0"
-            axes.plot(*(zip(*lower) if lower else ([], [])), color=GREY, linewidth=1,
-                      label=label)  # fmt: skip
-        if curve["ln_most"] is not None and facts["n"] > facts["n_local"]:
-            axes.axhline(curve["ln_most"], color=SIDES[side]["color"], linewidth=1,
-                         linestyle=":", label="ln(n_local + n_global)")  # fmt: skip
+                      label="ln n: uniform attention")  # fmt: skip
     _trained(axes, facts)
-    axes.set(title=f"Factor 2, {factor['verdict']}: entropy by visible keys", ylim=(0, None),
-             xlabel="tokens read: n, the keys that vanilla sees",
+    axes.set(xlabel="tokens read: n, the keys that vanilla sees", ylim=(0, None),
              ylabel="entropy of attention, nats")  # fmt: skip
-    axes.legend(loc="upper left")
+    return "entropy by visible keys"
 
 
-def _mass(axes, curves, facts, factor):
-    labels = {"vanilla": "vanilla, within the trained length",
-              "lambda": "LM-Infinite, beyond its window"}  # fmt: skip
-    for side, curve in curves["mass"].items():
-        style = SIDES[side]
-        axes.plot(range(facts["n_layer"]), curve["mean"], **style | {"label": labels[side]})
-        axes.axhline(curve["share"], color=style["color"], linewidth=1, linestyle=":")
-    axes.plot([], [], color=GREY, linestyle=":", label="their share of the keys")
-    if "cost" in factor["numbers"]:
-        axes.plot(
-            [], [], " ", label=f"dropping them costs {factor['numbers']['cost']:+.3f} nat"
-        )
-    count = facts["n_global"] or 10
-    axes.set(title=f"Factor 3, {factor['verdict']}: the first {count} tokens", xlabel="layer",
-             ylabel="share of the attention", ylim=(0, None))  # fmt: skip
+def _mass(axes, curve, facts) -> str:
+    within = SIDES["vanilla"] | {"label": "vanilla, within the trained length"}
+    axes.plot(range(facts["n_layer"]), curve["mean"], **within)
+    axes.axhline(curve["share"], color=GREY, linestyle=":", label="their share of the keys")
+    axes.set(xlabel="layer", ylabel="share of the attention", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="best")
-
-
-def _theorem(axes, curves, facts):
-    for side, style in SIDES.items():
-        curve = curves[side]
-        axes.plot(curve["n"][1:], curve["sup"][1:],
-                  **style | {"label": f"sup |w|, {style['label']}"})  # fmt: skip
-        asked = [(n, low) for n, low in zip(curve["n"], curve["bound"]) if n > 2 and low > 0]
-        if asked:
-            axes.plot(*zip(*asked), **style | {"label": "what the theorem asks", "alpha": 0.55})
-    axes.set_yscale("log")
-    _trained(axes, facts)
-    told = {side: curves[side]["alpha"][-1] for side in SIDES}
-    title = "Theorem 1: {vanilla:.0f} distances told apart (LM-Infinite {lambda:.0f})"
-    axes.set(title=title.format(**told), xlabel="distances below n", ylabel="|logit|")
-    axes.legend(loc="best")
+    return f"the first {facts['n_global']} tokens"

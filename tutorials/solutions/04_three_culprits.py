@@ -14,8 +14,7 @@ import torch
 
 from minilm_inf import load
 from minilm_inf.config import FULL_ATTENTION
-from minilm_inf.diagnose.logits import Rows
-from minilm_inf.diagnose.recorder import recording
+from minilm_inf.diagnose.recorder import Rows, recording
 
 torch.set_num_threads(1)
 for n in (10, 1000, 100_000):
