@@ -21,7 +21,7 @@ from ..checkpoint.shards import find_tensors
 from ..checks import fitting
 from ..terminal import options as flags
 from ..terminal.ending import signals_noted
-from ..terminal.files import PICTURE, RESULT, check_outputs, shown, sweep, write_beside
+from ..terminal.files import PICTURE, RESULT, check_output, shown, sweep, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 
@@ -61,7 +61,7 @@ def carry_out(task, options) -> int:
     for readers; and, where --figure asks for it, picture(result) -> bytes.
     """
     facts, tensors, out = {}, {}, options.resume or options.out
-    check_outputs(out=(out, RESULT))
+    check_output(out, RESULT)
     if options.resume:
         if out.is_file() and not state_path(out).exists():
             print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
@@ -76,8 +76,9 @@ def carry_out(task, options) -> int:
         options.out = out
     elif out and state_path(out).exists():
         raise ValueError(f"{out} was stopped: --resume it, or delete {state_path(out)}")
-    flags.check_drawing(options, "figure")
-    check_outputs(figure=(options.figure, PICTURE))
+    if options.figure and not flags.can_draw():
+        raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
+    check_output(options.figure, PICTURE, "--figure")
     run = task.prepared(options)
     run.settings = json.loads(as_json(run.settings))
     if tensors:
