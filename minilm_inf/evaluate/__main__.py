@@ -96,12 +96,18 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
     asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
-        asked.add_argument("--methods", type=flags.some_of(methods), default=list(methods),
+        asked.add_argument("--methods", type=several(one_of(methods)), default=list(methods),
                            metavar="NAME,NAME", help=f"of {', '.join(methods)} (all); topk "
                            f"takes --top-k-middle {TOP_K} unless told")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw it (needs matplotlib)")  # fmt: skip
-    flags.add_saving(result)
+    result.add_argument("--out", type=Path, metavar="RUN.json",
+                        help="write it there, and while it runs a state beside it; without "
+                        "--out nothing is saved, and an interrupted run is lost")  # fmt: skip
+    result.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
+                        help="how often the state is saved (%(default)s)")  # fmt: skip
+    result.add_argument("--resume", type=Path, metavar="RUN.json",
+                        help="go on with an interrupted run; takes no other flag")  # fmt: skip
     flags.add_model(task)
     flags.add_sight(task, queries)
     return asked
@@ -164,6 +170,17 @@ def add_retrieval(tasks, name: str, what: str):
 def several(kind):
     """An argparse type: values of an argparse type with commas between them, each once."""
     return lambda text: list(dict.fromkeys(map(kind, text.split(","))))
+
+
+def one_of(known):
+    """An argparse type: a name of `known`."""
+
+    def name(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+        return text
+
+    return name
 
 
 def swept(text: str) -> tuple[str, list[int]]:

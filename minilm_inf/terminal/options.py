@@ -115,30 +115,6 @@ def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
     return group
 
 
-def some_of(known):
-    """An argparse type: names of `known`, with commas between them."""
-
-    def names(text: str) -> list[str]:
-        found = list(dict.fromkeys(text.split(",")))
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return found
-
-    return names
-
-
-def add_saving(group):
-    """The flags of a long run that can be interrupted, and go on."""
-    group.add_argument("--out", type=Path, metavar="RUN.json",
-                       help="write it there, and while it runs a state beside it; without "
-                       "--out nothing is saved, and an interrupted run is lost")  # fmt: skip
-    group.add_argument("--save-every", type=at_least(0), default=60, metavar="SECONDS",
-                       help="how often the state is saved (%(default)s)")  # fmt: skip
-    group.add_argument("--resume", type=Path, metavar="RUN.json",
-                       help="go on with an interrupted run; takes no other flag")  # fmt: skip
-
-
 def check_attention(options):
     """Raise ValueError for flags that contradict --attention."""
     is_full, reaches = options.attention == "full", options.top_k_middle
@@ -192,15 +168,6 @@ def device(name: str) -> torch.device:
 def can_draw() -> bool:
     """Whether there is something to draw with."""
     return importlib.util.find_spec("matplotlib") is not None
-
-
-def check_drawing(options, *names: str):
-    """Raise ValueError where one of these flags asks for a picture, and nothing can draw it."""
-    for name in names:
-        if getattr(options, name) and not can_draw():
-            raise ValueError(
-                f"--{name} draws with matplotlib: install it, or leave out --{name}"
-            )
 
 
 def load(options):
