@@ -68,13 +68,13 @@ def main() -> int:
     random.Random(0).shuffle(texts)
     transformers.logging.set_verbosity_error()
     total = 0
-    for name, (_, template, marks) in KNOWN.items():
+    for name, (template, marks) in KNOWN.items():
         for spaced, kind in SPACED.items() if marks is None else [("", "")]:
             with tempfile.TemporaryDirectory() as place:
                 if marks is None:
                     llama_folder(Path(place), template, kind)
                 else:
-                    byte_level_folder(Path(place), name, {"chat_template": template})
+                    byte_level_folder(Path(place), marks, template)
                 count, wrong = differing(Path(place), name, texts)
             title = f"{name}{f', a space before {spaced}' if spaced else ''}"
             print(f"{title:<50} {count:>6} turns, {wrong} with other ids")

@@ -39,37 +39,12 @@ def test_a_signal_while_the_program_is_imported(name):
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_a_program_that_has_ended(monkeypatch, name):
-    """An exit code that says the work was not done, when it was."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(ending, "is_program", lambda: True)
-    try:
-        assert ending.guarded(lambda: 0) == 0
-        signal.raise_signal(name)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
-def test_two_signals_are_one(name, capsys):
-    """A traceback for who presses Ctrl-C twice."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def impatient():
-        try:
-            signal.raise_signal(name)
-        finally:
-            ending.say = lambda text: (signal.raise_signal(name), say(text))
-
-    say = ending.say
-    try:
-        assert ending.guarded(impatient) == 128 + name
-    finally:
-        ending.say = say
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert capsys.readouterr().err == "\nstopped\n"
+def test_two_signals_are_one(name, capsys, monkeypatch):
+    """A traceback for who presses Ctrl-C twice; a handler that outlives its program."""
+    say, before = ending.say, signal.getsignal(name)
+    monkeypatch.setattr(ending, "say", lambda text: (signal.raise_signal(name), say(text)))
+    assert ending.guarded(lambda: signal.raise_signal(name)) == 128 + name
+    assert capsys.readouterr().err == "\nstopped\n" and signal.getsignal(name) == before
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_an_output_is_no_device_and_nobody_elses(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "book.txt")
     for name in ("book.txt", "link", "fifo", "."):
         with pytest.raises(ValueError, match="--figure"):
-            files.check_outputs(out=(None, b""), figure=(tmp_path / name, b"{"))
+            files.check_output(tmp_path / name, b"{", "--figure")
     (tmp_path / "earlier").write_text("{}")
     for name in ("earlier", "new", "a/new"):
         files.check_output(tmp_path / name, begins=b"{")

@@ -115,7 +115,7 @@ def test_a_picture_that_fails_comes_last(call, monkeypatch, name, number):
     code, out, err = call(name, "--out", "run", *drawn.get(name, []))
     assert code == (130 if number else 1)
     assert err.splitlines()[-1] == ("stopped" if number else "error: no more of that")
-    assert any(words in out for words in ("Controls:", "| method |", "factor 3, "))
+    assert any(words in out for words in ("pass key, ", "| method |", "factor 3, "))
     with open("run/diagnosis.json" if name == "diagnose" else "run", encoding="utf-8") as file:
         assert "settings" in json.load(file)
     assert not os.path.exists("a.png")

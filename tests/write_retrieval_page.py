@@ -10,7 +10,7 @@ from pathlib import Path
 from pages import read, written
 
 from minilm_inf.evaluate.cells import pooled
-from minilm_inf.evaluate.retrieval import by_length, needles, swept
+from minilm_inf.evaluate.retrieval import needles, sweeps
 from minilm_inf.evaluate.table import grid, percent
 from minilm_inf.evaluate.trials import ABSENT, ALONE
 
@@ -97,7 +97,7 @@ def of_model(name: str, result: dict) -> str:
     )
     return MODEL.format(
         name=name, context=settings["context_length"], controls=controls,
-        lengths=grid(by_length(result, settings["asked"]), "length", "method"),
+        lengths=grid(pooled(needles(cells, settings["asked"]), "length", "method"), "length", "method"),
         places=grid(result["results"]["by_place"], "where", "method", corner="lies in"),
         cells=grid(needles(cells, ["topk"]), "depth", "length",
                    lambda cell: f"{cell['accuracy']:.0%}"),
@@ -107,8 +107,8 @@ def of_model(name: str, result: dict) -> str:
 def of_sweeps(result: dict) -> str:
     """The tables of what was swept."""
     return "\n\n".join(
-        grid(by_length(result, methods), "method", "length", corner=f"{name}, by tokens")
-        for name, methods in swept(result).items()
+        grid(rows, "method", "length", corner=f"{name}, by tokens")
+        for name, rows in sweeps(result).items()
     )
 
 
@@ -127,7 +127,7 @@ def page(runs: dict[str, dict], sweeps: dict, commands: dict[str, str], note: st
         sweep_command=commands["sweeps"], sweeps=of_sweeps(sweeps),
         fading=", ".join(
             f"{row['accuracy']:.0%} at {row['length']:,}"
-            for row in by_length(runs["tiny-mpt"], ["full"])
+            for row in pooled(needles(runs["tiny-mpt"]["results"]["cells"], ["full"]), "length")
             if row["length"] > settings["context_length"]
         ),
     )  # fmt: skip

@@ -12,8 +12,10 @@
 # 2. **Too many keys.** Proposition 1, in words: as long as logits stay between -w_max and
 #    w_max, attention over n keys has an entropy of at least ln n - 2 w_max. It must spread as n
 #    grows.
-# 3. **Starting tokens that are lost.** A model leans on its first tokens. This concerns not the
-#    plain model, which never loses them, but the obvious cure: a window that moves on.
+# 3. **Starting tokens that are lost.** Nothing stands before the first tokens of a text, so
+#    their keys and values occupy a region of feature space of their own: an implicit absolute
+#    position, on which models rely. This concerns not the plain model, which never loses them,
+#    but the obvious cure: a window that moves on.
 #
 # To tell them apart, take them away one by one, by the two parts of LM-Infinite. **Λ**: only
 # the last 246 tokens and the first 10 are seen (lesson 05). **Ceiling**: no token seems further
@@ -68,8 +70,8 @@ vanilla, capped = seen["vanilla"][0], watched(settings["vanilla"], ceiling)[0]
 # **Claim.** Factor 1 does most of the harm, factor 2 some, factor 3 next to none here.
 #
 # First, logits. The same queries and keys of the vanilla model, once at their true distance,
-# once felt at 256: further away than any trained distance, the highest logit of a head is more
-# than twice what it would be at the ceiling.
+# once as if 256 away: further away than any trained distance, the highest logit of a head is
+# more than twice what it would be at the ceiling.
 
 # %%
 # of each head the highest in the bins from 256 on, and their mean over layers and heads

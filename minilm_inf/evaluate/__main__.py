@@ -18,6 +18,7 @@ from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..terminal.files import shown
 from ..train.practice import NAMES
+from ..writing import plan
 from . import comparison, perplexity, retrieval
 from .methods import LABELS
 from .resume import carry_out
@@ -29,7 +30,18 @@ SEED = "--seed", 0, 0, "of all that is drawn (%(default)s)", 2**63 - 1
 
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(sys.argv[1:] if arguments is None else arguments)
+    if options.plan:
+        return guarded(lambda: planned(options), "--chunk or --n-local")
     return guarded(lambda: carry_out(options.room, options), "--chunk or --n-local")
+
+
+def planned(options) -> int:
+    """What perplexity will take: printed, and nothing is run."""
+    net = plan.network(options)
+    if options.length is None:
+        raise ValueError("--plan reads no text: say by --length how many tokens there will be")
+    lm, how = flags.attention(options, net.config), (0, options.chunk, options.middle)
+    return plan.show(net, plan.plan(net, lm, [options.length], *how), options.json)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -75,7 +87,7 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
         name, help=what, description=room.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    task.set_defaults(room=room, figure=None)
+    task.set_defaults(room=room, figure=None, plan=False)
     text = task.add_argument_group("text, from one of these").add_mutually_exclusive_group()
     text.add_argument("--text", type=Path, nargs="+", metavar="FILE",
                       help="your own UTF-8 files")  # fmt: skip
@@ -84,12 +96,18 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
     asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
-        asked.add_argument("--methods", type=flags.some_of(methods), default=list(methods),
+        asked.add_argument("--methods", type=several(one_of(methods)), default=list(methods),
                            metavar="NAME,NAME", help=f"of {', '.join(methods)} (all); topk "
                            f"takes --top-k-middle {TOP_K} unless told")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw it (needs matplotlib)")  # fmt: skip
-    flags.add_saving(result)
+    result.add_argument("--out", type=Path, metavar="RUN.json",
+                        help="write it there, and while it runs a state beside it; without "
+                        "--out nothing is saved, and an interrupted run is lost")  # fmt: skip
+    result.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
+                        help="how often the state is saved (%(default)s)")  # fmt: skip
+    result.add_argument("--resume", type=Path, metavar="RUN.json",
+                        help="go on with an interrupted run; takes no other flag")  # fmt: skip
     flags.add_model(task)
     flags.add_sight(task, queries)
     return asked
@@ -100,10 +118,13 @@ def add_perplexity(tasks):
     asked = task_of(tasks, "perplexity", perplexity, what)
     asked.add_argument("--stream", action="store_true",
                        help="the documents come again and again, until --length")  # fmt: skip
+    asked.add_argument("--plan", action="store_true",
+                       help="print the memory and the arithmetic of reading --length tokens, "
+                       "and run nothing")  # fmt: skip
     flags.add_counts(
         asked,
         ("--length", 2, None, "tokens that are read (all documents, once)"),
-        ("--chunk", 1, 2048, "tokens read at a time (%(default)s)"),
+        ("--chunk --prefill-chunk", 1, 2048, "tokens read at a time (%(default)s)"),
         SEED,
     )
 
@@ -116,7 +137,7 @@ def add_compare(tasks):
     flags.add_counts(
         asked,
         ("--length", 2, None, "tokens of each document (16 x context_length)"),
-        ("--chunk", 1, 512, "tokens read at a time (%(default)s)"),
+        ("--chunk --prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"),
         ("--trials", 0, 50, "pass keys that each method is asked for (%(default)s)",
          MOST_TRIALS),
     )  # fmt: skip
@@ -141,7 +162,7 @@ def add_retrieval(tasks, name: str, what: str):
     flags.add_counts(
         asked,
         ("--trials", 1, 20, "per length, depth and method (%(default)s)", MOST_TRIALS),
-        ("--chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
+        ("--chunk --prefill-chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
         SEED,
     )
 
@@ -149,6 +170,17 @@ def add_retrieval(tasks, name: str, what: str):
 def several(kind):
     """An argparse type: values of an argparse type with commas between them, each once."""
     return lambda text: list(dict.fromkeys(map(kind, text.split(","))))
+
+
+def one_of(known):
+    """An argparse type: a name of `known`."""
+
+    def name(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+        return text
+
+    return name
 
 
 def swept(text: str) -> tuple[str, list[int]]:

@@ -55,10 +55,6 @@ class Asked(Run):
     def done(self) -> int:
         return int(self.lengths @ (self.right >= 0).sum(1))
 
-    def fact(self) -> str:
-        cell = self.cells[min((self.right >= 0).all(1).sum(), len(self.cells) - 1)]
-        return f"{cell.method}, {cell.length:,} tokens"
-
     def step(self):
         """Read some trials of the first cell that is not complete, in one go."""
         at, device = (self.right >= 0).all(1).argmin(), self.model.embed.weight.device

@@ -79,11 +79,6 @@ class Run(resume.Run):
     def done(self) -> int:
         return int(self.read[0]) * self.nll.shape[2] + (self.asked.done if self.asked else 0)
 
-    def fact(self) -> str:
-        if self.asked and self.asked.done:
-            return f"pass keys: {self.asked.fact()}"
-        return self.distinct[int(self.read[0] - 1) % len(self.distinct)].label
-
     def step(self):
         """Read one document by one method, or ask one of them."""
         if self.read[0] == self.seconds.size:
@@ -188,17 +183,12 @@ def pass_keys(model, tokenizer, methods, documents, lm: LMInfinite, options) -> 
 
 def result(run: Run) -> dict:
     """What was measured of each method, and of what was swept."""
-    found = {"methods": [entry(run, name) for name in run.settings["asked"]]}
-    if run.settings["sweep"]:
-        found["sweep"] = [
-            {"setting": name, "beyond": beyond(run, name), "less": beyond(run, name, REFERENCE)}
-            for name in run.methods if "=" in name
-        ]  # fmt: skip
-    return {"results": found}
+    asked = [name for name in run.methods if name in run.settings["asked"] or "=" in name]
+    return {"results": {"methods": [entry(run, name) for name in asked]}}
 
 
 def entry(run: Run, name: str) -> dict:
-    """What was measured of a method, but for a sweep's."""
+    """What was measured of a method."""
     nll, method, config = run.of(name), run.methods[name], run.model.config
     n, context = nll.shape[1], config.context_length
     keys = sum(method.kept(n, layer) for layer in range(config.n_layer))
@@ -238,9 +228,7 @@ def means_of(nll: np.ndarray, edges: list[int]) -> list[dict]:
 def words(result: dict) -> str:
     """The same for a reader."""
     parts = [methods_table(result), notes(result)]
-    if "sweep" in result["results"]:
-        parts.append(sweep_table(result))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts + [sweep_table(result)] * result["settings"]["sweep"])
 
 
 def picture(result: dict) -> bytes:
@@ -248,4 +236,5 @@ def picture(result: dict) -> bytes:
     told = result["settings"]
     context, name = told["context_length"], Path(told["model"]).name
     title = f"{name}, trained on {context:,} tokens: nats per token by position"
-    return figure.curves(title, result["results"]["methods"], context)
+    asked = [x for x in result["results"]["methods"] if x["name"] in told["asked"]]
+    return figure.curves(title, asked, context)

@@ -65,9 +65,6 @@ class Run(resume.Run):
     def done(self) -> int:
         return int(self.counts[0])
 
-    def fact(self) -> str:
-        return f"nll {self.bins['all'].sums.sum() / self.done:.4f}"
-
     @torch.inference_mode()
     def step(self):
         """Read the next chunk, and score what follows each of its tokens."""

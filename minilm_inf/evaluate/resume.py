@@ -21,7 +21,7 @@ from ..checkpoint.shards import find_tensors
 from ..checks import fitting
 from ..terminal import options as flags
 from ..terminal.ending import signals_noted
-from ..terminal.files import PICTURE, RESULT, check_outputs, shown, sweep, write_beside
+from ..terminal.files import PICTURE, RESULT, check_output, shown, sweep, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 
@@ -30,8 +30,7 @@ class Run:
     """What a task measures, a step at a time; each task says how.
 
     settings: all that the numbers depend on. total, done: tokens to be read, and those that
-    were; fact(): what is known so far, in words. step() measures some more. arrays(): what
-    holds all that was measured, by name.
+    were. step() measures some more. arrays(): what holds all that was measured, by name.
     """
 
     settings: dict
@@ -62,7 +61,7 @@ def carry_out(task, options) -> int:
     for readers; and, where --figure asks for it, picture(result) -> bytes.
     """
     facts, tensors, out = {}, {}, options.resume or options.out
-    check_outputs(out=(out, RESULT))
+    check_output(out, RESULT)
     if options.resume:
         if out.is_file() and not state_path(out).exists():
             print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
@@ -77,12 +76,15 @@ def carry_out(task, options) -> int:
         options.out = out
     elif out and state_path(out).exists():
         raise ValueError(f"{out} was stopped: --resume it, or delete {state_path(out)}")
-    flags.check_drawing(options, "figure")
-    check_outputs(figure=(options.figure, PICTURE))
+    if options.figure and not flags.can_draw():
+        raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
+    check_output(options.figure, PICTURE, "--figure")
     run = task.prepared(options)
     run.settings = json.loads(as_json(run.settings))
     if tensors:
-        check_same(run.settings, facts["settings"])
+        changed = [name for name, x in run.settings.items() if facts["settings"].get(name) != x]
+        if changed:
+            raise ValueError(f"the run began with another {', '.join(changed)}: put it back")
         try:
             run.restore(tensors)
         except ValueError as error:
@@ -132,7 +134,7 @@ def steps(run: Run):
     try:
         while not run.is_done:
             run.step()
-            progress.show(run.done, run.fact(), now=run.is_done)
+            progress.show(run.done, "", now=run.is_done)
             yield
     finally:
         progress.end()
@@ -172,13 +174,3 @@ def model_facts(options, model) -> dict:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_same(settings: dict, before: dict):
-    """Raise ValueError where the run that is to go on would read, or be, another one."""
-    changed = [name for name in settings if settings[name] != before.get(name)]
-    if changed:
-        raise ValueError(
-            f"the run began with another {', '.join(changed)}: put back what was there, or "
-            "delete its state and start again"
-        )

@@ -25,14 +25,13 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..terminal import options as flags
-from ..terminal.tables import markdown
 from ..train.practice import Practice
 from . import figure
 from .cells import WHERE, Asked, Cell, pooled
 from .documents import digest, texts_of
 from .methods import LABELS, Method, Truncated
 from .resume import model_facts
-from .table import grid, percent
+from .table import grid
 from .trials import ABSENT, ALONE, Maker, Pairs, PassKey, check_filler
 
 METHODS = ("full", "truncate", "lambda", "topk")
@@ -102,14 +101,9 @@ def cells(asked: list[str], methods, lengths, depths, inside: int) -> list[Cell]
 
 def trial(maker: Maker, seed: int, cell: Cell, number: int):
     """The number-th trial of a cell; the same for every method."""
-    place = [seed, cell.length, number, 0]
-    if cell.depth == ALONE:
-        place = [seed, number]
-    elif cell.depth == ABSENT:
-        place[-1] = 1
-    else:
-        place.append(round(1e6 * cell.depth))
-    return maker.trial(cell.length, cell.depth, place)
+    controls = {ALONE: [seed, number], ABSENT: [seed, cell.length, number, 1]}
+    drawn = controls.get(cell.depth) or [seed, cell.length, number, 0, round(1e6 * cell.depth)]
+    return maker.trial(cell.length, cell.depth, drawn)
 
 
 # ---- what was found
@@ -132,57 +126,44 @@ def needles(cells: list[dict], methods: list[str]) -> list[dict]:
     return [c for c in cells if c["method"] in methods and c["depth"] not in controls]
 
 
-def by_length(result: dict, methods: list[str]) -> list[dict]:
-    """The shares of some methods, all depths together, at the lengths that were asked for."""
-    cells, lengths = result["results"]["cells"], result["settings"]["lengths"]
-    cells = [cell for cell in needles(cells, methods) if cell["length"] in lengths]
-    return pooled(cells, "length", "method")
-
-
-def swept(result: dict) -> dict[str, list[str]]:
-    """The methods of each sweep by its name, k, distance or from-layer."""
+def sweeps(result: dict) -> dict[str, list[dict]]:
+    """The shares of each sweep, k, distance or from-layer, by value and length."""
     found = {}
-    for method in result["settings"]["methods"]:
-        if "=" in method:
-            found.setdefault(method.partition("=")[0], []).append(method)
-    return found
+    for cell in result["results"]["cells"]:
+        name, _, value = cell["method"].partition("=")
+        if value:
+            found.setdefault(name, []).append(cell)
+    return {name: pooled(cells, "method", "length") for name, cells in found.items()}
 
 
 def words(result: dict) -> str:
     """The same for a reader."""
     found, told = result["results"], result["settings"]
-    parts = [
-        f"{TITLES[result['task']]}, {Path(told['model']).name}, {told['trials']} trials a cell",
-        "Controls:\n\n" + controls(result),
-        "By length:\n\n" + grid(by_length(result, told["asked"]), "length", "method"),
-        "By where the needle lies for LM-Infinite, in the longer texts:\n\n"
-        + grid(found["by_place"], "where", "method", corner="lies in"),
-    ]
-    for name, methods in swept(result).items():
-        table = grid(by_length(result, methods), "method", "length", corner=name)
-        parts.append(f"LM-Infinite + top-k by {name}:\n\n{table}")
-    parts.append("In brackets Wilson's 95% interval; an answer counts if all of it is written.")
-    return "\n\n".join(parts)
-
-
-def controls(result: dict) -> str:
-    """The controls as a table."""
-    cells, inside = result["results"]["cells"], result["settings"]["context_length"]
-    within = [c for c in needles(cells, ["full"]) if c["length"] == inside]
-    worst = min(within, key=lambda cell: cell["accuracy"])
-    low = f"; least at depth {worst['depth']:g}: {percent(worst)}"
-    lines = [[f"inside the context, {inside:,} tokens", percent(*pooled(within)) + low]]
-    for row in pooled([c for c in cells if c["depth"] == ALONE]):
-        lines.append(["question alone", percent(row)])
-    for row in pooled([c for c in cells if c["depth"] == ABSENT], "method"):
-        lines.append([f"needle absent, {LABELS[row['method']]}", percent(row)])
-    return markdown(["control", "answers that are right"], lines)
+    cells = [cell for cell in found["cells"] if "=" not in cell["method"]]
+    by_length = pooled(needles(cells, told["methods"]), "length", "method")
+    tables = {
+        f"Trained on {told['context_length']:,} tokens; by length:": grid(
+            by_length, "length", "method"
+        ),
+        "By depth, and the question alone, and where nothing states the answer:": grid(
+            pooled(cells, "depth", "method"), "depth", "method"
+        ),
+        "By where it lies for LM-Infinite, in the longer texts:": grid(
+            found["by_place"], "where", "method", corner="lies in"
+        ),
+    }
+    for name, rows in sweeps(result).items():
+        tables[f"LM-Infinite + top-k by {name}:"] = grid(rows, "method", "length", corner=name)
+    head = (
+        f"{TITLES[result['task']]}, {Path(told['model']).name}, {told['trials']} trials a cell"
+    )
+    note = "In brackets Wilson's 95% interval; an answer counts if all of it is written."
+    return "\n\n".join([head, *(f"{x}\n\n{table}" for x, table in tables.items()), note])
 
 
 def picture(result: dict) -> bytes:
     """The shares by depth and length, a panel for each method."""
-    told = result["settings"]
-    cells = [c for c in result["results"]["cells"] if c["length"] in told["lengths"]]
+    told, cells = result["settings"], result["results"]["cells"]
     panels = {LABELS[method]: needles(cells, [method]) for method in told["asked"]}
     name = Path(told["model"]).name
     return figure.heatmaps(f"{TITLES[result['task']]}, {name}: % that are right", panels)

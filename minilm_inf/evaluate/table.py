@@ -6,7 +6,7 @@ from ..terminal.progress import scaled
 from ..terminal.tables import markdown
 from .methods import LABELS
 
-TITLES = {**LABELS, "starting": "starting tokens", "window": "window"}
+TITLES = {**LABELS, "starting": "starting tokens", "window": "window", "absent": "not stated"}
 
 
 def title(value: str | float) -> str:
@@ -68,7 +68,7 @@ def difference(found: dict | None) -> str:
 
 def methods_table(result: dict) -> str:
     """A row per method. The columns for what was not measured are left out."""
-    found = result["results"]["methods"]
+    found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
     head = ["method", "keys a token sees"]
     head += [f"{row['first']:,} to {row['last']:,}" for row in found[0]["nll"]]
     compared = any(entry["beyond_less_lm_infinite"] for entry in found)
@@ -94,27 +94,27 @@ def duration(seconds: float) -> str:
     return f"{1e6 * seconds:.0f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
 
 
-NOTES = """\
-Nats per token by position, of the first {length:,} tokens of each of {n} documents, with 95%
-intervals over documents; the trained length is {context_length:,}. Every token sees at most
-{budget:,} keys, but where it sees all. Time: of reading and scoring by this package's own code,
-which is plain but for LM-Infinite and full attention, in the second half of the texts, on
-{device}, threads: {threads}. Cache: keys and values that the next token needs. Pass keys:
-{passkeys}."""
-
-
 def notes(result: dict) -> str:
     """How the table is to be read."""
     told, keys = result["settings"], result["results"]["methods"][0]["passkey"]
-    keys = keys and f"{keys['trials']} for each method, in {keys['length']:,} tokens"
-    return NOTES.format(n=len(told["documents"]), passkeys=keys or "none", **told)
+    keys = f" Pass keys: {keys['trials']}, in {keys['length']:,} tokens." if keys else ""
+    return (
+        f"The first {told['length']:,} tokens of each of {len(told['documents'])} documents, "
+        "nats per token, with 95% intervals over documents; trained on "
+        f"{told['context_length']:,} tokens.\nEvery token sees at most {told['budget']:,} "
+        "keys, but where it sees all. Time: of the second half of the texts, on "
+        f"{told['device']}, threads: {told['threads']}.{keys}"
+    )
 
 
 def sweep_table(result: dict) -> str:
     """A row for each setting of a sweep."""
     head = ["setting", f"beyond {result['settings']['context_length']:,}", "less LM-Infinite"]
-    rows = [[row["setting"].replace("=", " "), mean(row["beyond"]), difference(row["less"])]
-            for row in result["results"]["sweep"]]  # fmt: skip
+    rows = [
+        [entry["name"].replace("=", " "), mean(entry["beyond"]),
+         difference(entry["beyond_less_lm_infinite"])]
+        for entry in result["results"]["methods"] if "=" in entry["name"]
+    ]  # fmt: skip
     return markdown(head, rows)
 
 

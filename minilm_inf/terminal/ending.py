@@ -6,12 +6,10 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 
 import torch
 
 from .files import named
-from .startup import is_program
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,7 +23,7 @@ def guarded(run, smaller: str = "model") -> int:
     smaller: what takes less memory where it is smaller, for the sentence that says so.
     """
     forgive(sys.stdout, "replace")  # a terminal that lacks a character must not end a program
-    with interruptible():
+    with handled(interrupt):
         try:
             code = run()
             sys.stdout.flush()  # here, where a reader that left can be noticed
@@ -34,9 +32,8 @@ def guarded(run, smaller: str = "model") -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except KeyboardInterrupt as stop:
-            for number in (signal.SIGINT, signal.SIGTERM):  # one more changes nothing
-                signal.signal(number, signal.SIG_IGN)
-            say("\nstopped")
+            with handled(signal.SIG_IGN):  # one more changes nothing
+                say("\nstopped")
             return 143 if isinstance(stop, Terminated) else 130
         except (ValueError, OSError) as error:
             say(f"error: {sentence(error)}")
@@ -59,37 +56,28 @@ def sentence(error: ValueError | OSError) -> str:
 
 
 @contextlib.contextmanager
-def interruptible():
-    """Within it, Ctrl-C and SIGTERM raise KeyboardInterrupt wherever the program is. After it,
-    a program has come to its end, and only tidies up: nothing can stop it any more."""
-
-    def terminate(*_):
-        raise Terminated
-
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # only the main thread may set them
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+def handled(handler, *numbers: int):
+    """Within it, Ctrl-C and SIGTERM, or the given signals, are handled so."""
+    numbers = numbers or (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if is_program() else handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def interrupt(number: int, _frame):
+    """A signal's handler: raise KeyboardInterrupt wherever the program is."""
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def signals_noted():
-    """Within it, Ctrl-C and SIGTERM stop nothing, but enter the list that it gives."""
+def signals_noted(*numbers: int):
+    """Within it, these signals stop nothing, but enter the list that it gives."""
     came: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {
-        name: signal.signal(name, lambda number, _: came.append(number)) for name in names
-    }
-    try:
+    with handled(lambda number, _: came.append(number), *numbers):
         yield came
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def say(text: str):

@@ -2,7 +2,7 @@
 
 read_...       up to a size that memory can bear; UTF-8, and JSON that is an object
 beside         written under a name of its own, then renamed: never there in part
-check_outputs  are no device, and no work of somebody else's
+check_output   is no device, and no work of somebody else's
 """
 
 from __future__ import annotations
@@ -157,9 +157,11 @@ def sweep(path: Path):
             part.unlink(missing_ok=True)
 
 
-def check_output(path: Path, begins: bytes = b"", flag: str = "--out"):
+def check_output(path: Path | None, begins: bytes = b"", flag: str = "--out"):
     """Raise ValueError where a file may not be written: where there is something else of that
     name, and where it exists but is no earlier result of ours, which would begin so."""
+    if path is None:
+        return
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -173,14 +175,6 @@ def check_output(path: Path, begins: bytes = b"", flag: str = "--out"):
             raise ValueError(f"{named(path)} cannot be written: {nearest} takes no new files")
     except OSError as error:
         raise ValueError(f"{named(path)} cannot be written: {reason(error)}") from error
-
-
-def check_outputs(**files: tuple[Path | None, bytes]):
-    """check_output for the files that a run's flags name, each with what an earlier one of ours
-    would begin with; None where the flag was not given."""
-    for name, (path, begins) in files.items():
-        if path is not None:
-            check_output(path, begins, f"--{name}")
 
 
 def begins_with(path: Path, begins: bytes) -> bool:

@@ -72,10 +72,10 @@ threads = at_least(1, max(256, os.cpu_count() or 1))
 
 
 def add_counts(group, *rows):
-    """Flags that take whole numbers: name, least, default, words, and most, where there is."""
-    for name, least, default, words, *most in rows:
-        kind = at_least(least, *most)
-        group.add_argument(name, type=kind, default=default, metavar="N", help=words)
+    """Flags that take whole numbers: names, least, default, words, and most, where there is."""
+    for names, least, default, words, *most in rows:
+        whole = dict(type=at_least(least, *most), default=default, metavar="N", help=words)
+        group.add_argument(*names.split(), **whole)
 
 
 def add_model(parser: argparse.ArgumentParser):
@@ -113,30 +113,6 @@ def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
                        "the folder for temporary files, which TMPDIR names (ram)")  # fmt: skip
     parser.set_defaults(top_k_queries=queries)
     return group
-
-
-def some_of(known):
-    """An argparse type: names of `known`, with commas between them."""
-
-    def names(text: str) -> list[str]:
-        found = list(dict.fromkeys(text.split(",")))
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return found
-
-    return names
-
-
-def add_saving(group):
-    """The flags of a long run that can be interrupted, and go on."""
-    group.add_argument("--out", type=Path, metavar="RUN.json",
-                       help="write it there, and while it runs a state beside it; without "
-                       "--out nothing is saved, and an interrupted run is lost")  # fmt: skip
-    group.add_argument("--save-every", type=at_least(0), default=60, metavar="SECONDS",
-                       help="how often the state is saved (%(default)s)")  # fmt: skip
-    group.add_argument("--resume", type=Path, metavar="RUN.json",
-                       help="go on with an interrupted run; takes no other flag")  # fmt: skip
 
 
 def check_attention(options):
@@ -192,15 +168,6 @@ def device(name: str) -> torch.device:
 def can_draw() -> bool:
     """Whether there is something to draw with."""
     return importlib.util.find_spec("matplotlib") is not None
-
-
-def check_drawing(options, *names: str):
-    """Raise ValueError where one of these flags asks for a picture, and nothing can draw it."""
-    for name in names:
-        if getattr(options, name) and not can_draw():
-            raise ValueError(
-                f"--{name} draws with matplotlib: install it, or leave out --{name}"
-            )
 
 
 def load(options):

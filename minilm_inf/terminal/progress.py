@@ -10,10 +10,10 @@ EVERY = 0.5  # seconds between two lines
 
 
 class Progress:
-    """Progress towards `total`, from `done`, in units such as "tokens"."""
+    """Progress towards `total` tokens, from `done`."""
 
-    def __init__(self, total: int, done: int = 0, unit: str = "tokens"):
-        self.total, self.first, self.unit = total, done, unit
+    def __init__(self, total: int, done: int = 0):
+        self.total, self.first = total, done
         self.began = self.shown = time.monotonic()
         self.width = 0
 
@@ -25,10 +25,8 @@ class Progress:
         self.shown = clock
         speed = (done - self.first) / max(clock - self.began, 1e-9)
         minutes = f"{(self.total - done) / speed / 60:,.1f}" if speed else "?"
-        line = (
-            f"{done:,}/{self.total:,} {self.unit}  {fact}  {speed:,.0f} {self.unit}/s  "
-            f"{minutes} min left"
-        )
+        facts = f"{done:,}/{self.total:,} tokens", fact, f"{speed:,.0f} tokens/s"
+        line = "  ".join([*filter(None, facts), f"{minutes} min left"])
         print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
         self.width = len(line)
 

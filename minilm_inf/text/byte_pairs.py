@@ -115,25 +115,22 @@ def byte_level_json(
     token before every text, if any.
     """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [
-        {"id": vocab[token], "content": token, "special": special, **flags}
-        for token, special in marks.items()
-    ]
     first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
     begin = {"SpecialToken": {"id": bos, "type_id": 0}}
-    before = bos and {
-        "type": "TemplateProcessing", "single": [begin, first],
-        "pair": [begin, first, begin, second],
-        "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
-    }  # fmt: skip
-    model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-        "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges,
-    }  # fmt: skip
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": ignore_merges}
     raw = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": before,
-        "decoder": LEVEL, "model": model,
+        "version": "1.0",
+        "added_tokens": [
+            {"id": vocab[token], "content": token, "special": special, **flags}
+            for token, special in marks.items()
+        ],
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": bos and {
+            "type": "TemplateProcessing", "single": [begin, first],
+            "pair": [begin, first, begin, second],
+            "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+        },
+        "decoder": LEVEL,
+        "model": model,
     }  # fmt: skip
     return json.dumps(raw, ensure_ascii=False, indent=1) + "\n"

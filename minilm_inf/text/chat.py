@@ -15,7 +15,7 @@ texts alone the ids differ.) Where a mark has no id of its own, a text that hold
 
 from __future__ import annotations
 
-import re
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,24 +26,28 @@ from .chat_template import Piece, Reader
 from .template_syntax import UNTOLD, UnknownTemplate, parsed
 
 KNOWN = "ChatML, Llama 2, Llama 3, Mistral and Zephyr (TinyLlama)"
-PRIVATE = re.compile("[\ue000-\uf8ff]")  # Unicode's private use
-BOS, EOS, SYSTEM, USER, REPLY = "\ue000\ue001\ue002\ue003\ue004"
-STANDS_FOR = {"bos": BOS, "eos": EOS, "system": SYSTEM, "user": USER, "assistant": REPLY}
+BOS, EOS = Piece("bos", "bos"), Piece("eos", "eos")
 
 
 class Form(NamedTuple):
-    """The marks around turns, that which ends a reply, whether each must be an id of its own,
+    """The marks around turns, the one that ends a reply, whether each must be an id of its own,
     and what else cannot be told from them in a vocabulary in which they are letters."""
 
     marks: tuple[str, ...]
-    end: str
+    end: Piece
     whole: bool
     others: tuple[str, ...] = ()
 
+    def fits(self, own: str, end: Piece) -> bool:
+        """Whether a template that writes this, and this after a reply, is of the form."""
+        ends = end.who == self.end.who and end.words.startswith(self.end.words)
+        return ends and all(mark in own for mark in self.marks)
 
+
+EOT = "<|eot_id|>"
 FORMS = (
-    Form(("<|im_start|>", "<|im_end|>"), "<|im_end|>", True),
-    Form(("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>", True),
+    Form(("<|im_start|>", "<|im_end|>"), Piece("", "<|im_end|>"), True),
+    Form(("<|start_header_id|>", "<|end_header_id|>", EOT), Piece("", EOT), True),
     Form(("<|user|>", "<|assistant|>"), EOS, False, ("<|system|>",)),
     Form(("[INST]", "[/INST]"), EOS, False, ("<<SYS>>", "<</SYS>>")),
 )
@@ -66,27 +70,17 @@ class Chat:
         text = template_text(Path(folder))
         try:
             self.statements = parsed(text)
-            whole, following = self._shapes([])
-            [form] = [form for form in FORMS if fits(form, whole, following or "")]
+            form, written = self._recognised()
         except UNTOLD as error:
             has = "a chat template of a form that is not known" if text else "no chat template"
+            more = ", or that takes no system message" * bool(text and self.system)
             raise ValueError(
-                f"{place} has {has}: --chat knows the forms of {KNOWN}; without --chat the "
-                "prompt is read as it stands"
+                f"{place} has {has}{more}: --chat knows the forms of {KNOWN}; without --chat "
+                "the prompt is read as it stands"
             ) from error
-        if self.system:
-            try:
-                whole, following = self._shapes(self.system)
-            except UNTOLD:
-                whole = ""
-            if SYSTEM not in whole:
-                raise ValueError(
-                    f"the chat template in {place} takes no system message: leave out --system"
-                )
-        self.goes_on = following is not None
-        self._find_marks(form, whole, place)
+        self._find_marks(form, written, place)
         self._check(system or "")
-        self.stop_ids = (self.marks[("eos", "eos") if form.end == EOS else ("", form.end)],)
+        self.stop_ids = (self.marks[form.end],)
 
     def prompt(self, text: str, first: bool) -> list[int]:
         """The ids from the end of the reply before, or from the very beginning where there is
@@ -103,48 +97,40 @@ class Chat:
                 "this model's chat template moves the system message on to every new turn, "
                 "which cannot be done in a text that was read: leave out --system"
             )
-        return self._ids(self._following(text))
-
-    def _following(self, text: str) -> list[Piece]:
-        """What is written from the end of a reply to where the next one begins."""
         turns = [*self.system, ("user", "x"), ("assistant", "x"), ("user", text)]
-        pieces = Reader(self.statements, turns).pieces
-        return pieces[1 + [piece.who for piece in pieces].index("assistant") :]
+        return self._ids(after_reply(Reader(self.statements, turns).pieces))
 
-    def _shapes(self, system: list) -> tuple[str, str | None]:
-        """What is written for three questions, with a character for who speaks and a number for
-        what is said; and from a reply's end to the next reply. This is None where it is not
-        the same for every turn, or goes back to what was said before."""
-        texts = []
-        for count in (1, 3, 5):
-            turns = [(("user", "assistant")[at % 2], str(at)) for at in range(count)]
-            pieces = Reader(self.statements, [*system, *turns]).pieces
-            if any(PRIVATE.search(words) for _, words in pieces):
-                raise UnknownTemplate
-            texts.append("".join(STANDS_FOR.get(who, "") + words for who, words in pieces))
-        first, second, third = texts
-        following = second.rpartition(f"{REPLY}1")[2]
-        again = following.replace(f"{USER}2", f"{USER}4")
-        pattern = rf"(\s*){REPLY}1{re.escape(following)}\1{REPLY}3{re.escape(again)}"
-        same = third.startswith(first) and re.fullmatch(pattern, third[len(first) :])
-        own = following.count(USER) == following.count(f"{USER}2")
-        return third, following if same and own else None
+    def _recognised(self) -> tuple[Form, list[Piece]]:
+        """The template's form, and what it writes for three questions. Raises one of UNTOLD for
+        another form, and for one whose turns are not all alike."""
+        turns = [*self.system, ("user", "0"), *[("assistant", "x"), ("user", "x")] * 2]
+        texts = [Reader(self.statements, turns[:end]).pieces for end in (-4, -2, len(turns))]
+        following, own = after_reply(texts[1]), "".join(p.words for p in texts[2] if not p.who)
+        self.goes_on = ("user", "0") not in following and following == after_reply(texts[2])
+        for one, other in pairwise(texts):  # spaces before a reply are the model's to write
+            same = without_space(other[: len(one)]) == without_space(one)
+            self.goes_on &= same and other[len(one)].who == "assistant"
+        end, *_ = [piece for piece in following if piece.words.strip()]
+        [form] = [form for form in FORMS if form.fits(own, end)]
+        if "system" not in [who for who, _ in texts[0]] if self.system else not self.goes_on:
+            raise UnknownTemplate
+        return form, texts[2]
 
-    def _find_marks(self, form: Form, whole: str, place: str):
+    def _find_marks(self, form: Form, written: list[Piece], place: str):
         """Tell marks that are ids of their own, BOS and EOS among them, from those that are
         only letters. Raises ValueError where a mark must be an id and is none."""
         tokenizer, marks = self.tokenizer, (*form.marks, *form.others)
-        ids = {("", mark): tokenizer.mark_id(mark) for mark in (*tokenizer.marks, *marks)}
-        ids |= {("bos", "bos"): tokenizer.bos_token_id, ("eos", "eos"): tokenizer.eos_id}
-        for (who, mark), id in ids.items():
-            if id is None and (STANDS_FOR[who] in whole if who else form.whole):
+        ids = {Piece("", m): tokenizer.mark_id(m) for m in (*tokenizer.marks, *marks)}
+        ids |= {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
+        for mark, id in ids.items():
+            if id is None and (mark in written if mark.who else form.whole):
                 raise ValueError(
-                    f"the tokenizer in {place} has no {who.upper() or mark} of its own, of "
-                    "which its chat template is made: the two do not belong together"
+                    f"the tokenizer in {place} has no {mark.who.upper() or mark.words} of its "
+                    "own, of which its chat template is made: the two do not belong together"
                 )
         self.marks = {mark: id for mark, id in ids.items() if id is not None}
-        self.letters = [mark for mark in marks if ids["", mark] is None]
-        self.cut = longest_first(mark for who, mark in self.marks if not who)
+        self.letters = [mark.words for mark, id in ids.items() if id is None and not mark.who]
+        self.cut = longest_first(mark.words for mark in self.marks if not mark.who)
 
     def _ids(self, pieces: list[Piece], before: str | None = ".") -> list[int]:
         """The ids of pieces; before: what they follow, a reply, whatever it ends with."""
@@ -169,9 +155,8 @@ class Chat:
     def _check(self, text: str):
         """Raise ValueError for a text that would be read as a mark of the template."""
         found = [mark for mark in self.letters if mark in text]
-        ids = set(
-            self._letters(text)
-        )  # a token that is not called special is found in any text
+        # A token that its file does not call special is found in any text.
+        ids = set(self._letters(text))
         found += [mark for (_, mark), id in self.marks.items() if id in ids]
         if found:
             raise ValueError(
@@ -180,9 +165,14 @@ class Chat:
             )
 
 
-def fits(form: Form, whole: str, following: str) -> bool:
-    """Whether a conversation, and what follows a reply in it, are made of a form's marks."""
-    return following.lstrip().startswith(form.end) and all(mark in whole for mark in form.marks)
+def after_reply(pieces: list[Piece]) -> list[Piece]:
+    """What is written after the last reply."""
+    return pieces[max(at for at, piece in enumerate(pieces) if piece.who == "assistant") + 1 :]
+
+
+def without_space(pieces: list[Piece]) -> list[Piece]:
+    """Pieces without spaces at their end."""
+    return [*pieces[:-1], pieces[-1]._replace(words=pieces[-1].words.rstrip())]
 
 
 def template_text(folder: Path) -> str:

@@ -32,9 +32,14 @@ class Said:
     """A text that is not all the template's own: it can be joined and trimmed, no more."""
 
     def __init__(self, *pieces: Piece):
-        if len(pieces) > MOST_PIECES:
+        self.pieces: list[Piece] = []
+        for piece in pieces:
+            if self.pieces and not piece.who and not self.pieces[-1].who:
+                piece = Piece("", self.pieces.pop().words + piece.words)
+            self.pieces.append(piece)
+        own = sum(len(words) for who, words in self.pieces if not who)
+        if own > LONGEST or len(self.pieces) > MOST_PIECES:
             raise UnknownTemplate
-        self.pieces = pieces
 
     def __bool__(self) -> bool:
         raise UnknownTemplate
@@ -52,8 +57,7 @@ class Reader:
     """
 
     def __init__(self, statements: list[ast.stmt], turns: list[tuple[str, str]]):
-        self.pieces: list[Piece] = []
-        self.steps = 0
+        self.written, self.steps = "", 0
         said = [(role, Said(Piece(role, words))) for role, words in turns]
         self.names = dict.fromkeys(FUNCTIONS, object()) | {
             "messages": [{"role": role, "content": words} for role, words in said],
@@ -61,10 +65,11 @@ class Reader:
             "bos_token": Said(Piece("bos", "bos")), "eos_token": Said(Piece("eos", "eos")),
         }  # fmt: skip
         self.follow(statements)
+        self.pieces = pieces(self.written)
 
     def step(self):
         self.steps += 1
-        if self.steps > MOST_STEPS or len(self.pieces) > MOST_PIECES:
+        if self.steps > MOST_STEPS:
             raise UnknownTemplate
 
     def follow(self, statements: list[ast.stmt]):
@@ -75,7 +80,7 @@ class Reader:
                 case ast.Pass():
                     pass
                 case ast.Expr(ast.Call(ast.Name("write"), [node], [])):
-                    self.pieces += pieces(self.value(node))
+                    self.written = joined(self.written, self.value(node))
                 case ast.Assign([target], node):
                     self.assign(target, node)
                 case ast.If(test, body, other):
@@ -170,17 +175,17 @@ def joined(a, b):
     """The sum of two texts, or of two numbers."""
     if type(a) is type(b) is int:
         return a + b
-    both = pieces(a) + pieces(b)
-    return a + b if isinstance(a, str) and isinstance(b, str) else Said(*both)
+    both = Said(*pieces(a), *pieces(b))
+    return a + b if isinstance(a, str) and isinstance(b, str) else both
 
 
-def pieces(text) -> tuple[Piece, ...]:
+def pieces(text) -> list[Piece]:
     """The pieces of a text. Raises UnknownTemplate for a value that is none."""
     if isinstance(text, Said):
         return text.pieces
     if not isinstance(text, str) or len(text) > LONGEST:
         raise UnknownTemplate
-    return (Piece("", text),)
+    return [Piece("", text)]
 
 
 def filtered(name: str, value):

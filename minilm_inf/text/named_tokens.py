@@ -1,8 +1,7 @@
 """What stands in files beside a tokenizer's own: added tokens, and which are BOS and EOS.
 
-tokenizer_config.json      bos_token, eos_token, added_tokens_decoder
-special_tokens_map.json    bos_token, eos_token
-added_tokens.json          content -> id
+tokenizer_config.json    bos_token and add_bos_token, the same of eos, added_tokens_decoder
+added_tokens.json        content -> id
 """
 
 from __future__ import annotations
@@ -31,9 +30,6 @@ def listed_tokens(folder: Path, unless_said: bool) -> list[Added]:
             added_token(raw, Part(int(id) if re.fullmatch("[0-9]{1,9}", id) else id, raw.file))
             for id, raw in decoder.fields().items()
         ]
-    whole = part_of(folder / "tokenizer.json")["added_tokens"]
-    if not whole.is_null:
-        return [added_token(raw) for raw in whole.items()]
     ids = part_of(folder / "added_tokens.json").ids()
     return [Added(token, id, special=unless_said) for token, id in ids.items()]
 
@@ -58,12 +54,10 @@ def ends(folder: Path, ids: dict[str, int], bos: bool = False, **own: int | None
     one that is named and is no token is None. bos: whether BOS stands before a text where
     tokenizer_config.json does not say it.
     """
-    about, other = (
-        part_of(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")
-    )
+    about = part_of(folder / "tokenizer_config.json")
     found = {"bos_token": None, "eos_token": None} | own
     for name in found:
-        said = about[name] if not about[name].is_null else other[name]
+        said = about[name]
         if not said.is_null:
             token = said["content"] if isinstance(said.value, dict) else said
             found[name] = ids.get(token.text())

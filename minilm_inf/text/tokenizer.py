@@ -20,7 +20,7 @@ from .around import Added, Around, Tokenizer
 from .byte_level import GPT2, from_rank_file, is_rank_file, of_letters
 from .named_tokens import check_added, ends, listed_tokens
 from .sentence_pieces import SentencePieceTokenizer, processor_of
-from .tokenizer_json import around, from_tokenizer_json
+from .tokenizer_json import from_tokenizer_json
 
 LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
 END_OF_TEXT = "<|endoftext|>"
@@ -73,9 +73,6 @@ def sentence_pieces(path: Path, content: bytes) -> SentencePieceTokenizer:
     ids = pieces | {token.content: token.id for token in added}
     bos, eos = (None if id < 0 else id for id in (model.bos_id(), model.eos_id()))
     fields = ends(folder, ids, bos=True, bos_token=bos, eos_token=eos)
-    template = part_of(folder / "tokenizer.json")["post_processor"]
-    if not template.is_null:  # then it alone tells what stands around a text
-        fields |= zip(("before", "after"), around(template))
     added = tuple(token for token in added if token.id >= len(pieces))
     spaced = part_of(folder / "tokenizer_config.json")["legacy"].flag()
     return SentencePieceTokenizer(content, path, Around(added=added, **fields), spaced=spaced)

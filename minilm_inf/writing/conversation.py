@@ -11,7 +11,7 @@ import contextlib
 import signal
 import sys
 
-from ..terminal.ending import Terminated, forgive
+from ..terminal.ending import Terminated, forgive, signals_noted
 from .reply import Reply, replies, show_now, statistics
 from .session import Session
 
@@ -58,7 +58,7 @@ class Conversation:
             torn = any("\ud800" <= letter <= "\udfff" for letter in text)
             say("that was not UTF-8 text; it was left out" if torn else error)
             return
-        with interrupts() as came:
+        with signals_noted(signal.SIGINT) as came:
             [self.last] = replies(
                 self.session, self.turns, [ids], self.options, [self.generator], show_now,
                 enough=lambda: bool(came),
@@ -109,14 +109,3 @@ def read_line(mark: str) -> str:
 def say(text):
     """Print a line that is no part of the conversation."""
     print(text, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def interrupts():
-    """Inside, Ctrl-C only enters the list that it gives."""
-    came = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGINT, before)
