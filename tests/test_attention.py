@@ -1,4 +1,5 @@
-"""attention.py: attend() against loops over batch, head, i and j."""
+"""attention.py: attend() against loops over batch, head, i and j; and what attend and
+chunked_attend both promise of any call."""
 
 import math
 
@@ -7,30 +8,28 @@ import torch
 import torch.nn.functional as F
 from conftest import SCHEMES, SETTINGS, logit_of, specification, vectors
 
-from minilm_inf.attention import attend
-from minilm_inf.config import FULL_ATTENTION, LMInfinite
-from minilm_inf.positions import Alibi, Rotary
+from minilm_inf import Alibi, LMInfinite, Rotary, attend, chunked_attend
+from minilm_inf.config import FULL_ATTENTION
 
 LM = SETTINGS["LM-Infinite"]
+PATHS = pytest.mark.parametrize("path", [attend, chunked_attend])
 N = 12
 
 
-def loops(q, k, v, positions, scheme, lm, scale=None):
-    """The specification where queries and keys share their positions, in every row."""
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    rows = [positions.tolist()] * q.shape[0] if positions.dim() == 1 else positions.tolist()
+def loops(q, k, v, scheme, lm, scale=8**-0.5):
+    """The specification of a text at positions 0, 1, ... in every row."""
+    rows = [list(range(q.shape[2]))] * q.shape[0]
     return specification(q, k, v, rows, rows, scheme, lm, scale)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-@pytest.mark.parametrize("lm", SETTINGS.values(), ids=SETTINGS)
-def test_attend_is_the_loops(scheme, lm):
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_attend_is_the_loops(scheme, setting):
     """Catches every slip in mask, ceiling, scale, softmax or grouping of heads."""
-    q, k, v = vectors(N, batch=1)
-    positions = torch.arange(N)
-    got = attend(q, k, v, positions, positions, scheme, lm)
-    expected = loops(q, k, v, positions, scheme, lm)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    (q, k, v), n = vectors(N, batch=1), torch.arange(N)
+    scheme, lm = SCHEMES[scheme], SETTINGS[setting]
+    got = attend(q, k, v, n, n, scheme, lm)
+    torch.testing.assert_close(got, loops(q, k, v, scheme, lm), rtol=0, atol=1e-12)
 
 
 def test_positions_in_any_order_and_padding():
@@ -47,129 +46,152 @@ def test_positions_in_any_order_and_padding():
         assert got.isfinite().all()
 
 
-def test_padding_on_the_left_changes_nothing():
-    """Catches a padded row whose window or starting tokens are counted from its padding."""
-    q, k, v = vectors(N)
-    positions = torch.arange(N) - torch.tensor([[0], [4]])
-    padded = attend(q, k, v, positions, positions, Rotary(8), LM)
-    text = torch.arange(N - 4)
-    alone = attend(*(x[1:, :, 4:] for x in (q, k, v)), text, text, Rotary(8), LM)
-    torch.testing.assert_close(padded[1:, :, 4:], alone, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_grouped_heads_are_repeated_heads(scheme):
-    """Catches query heads dealt to the key heads in turn (0, 1, 0, 1) instead of in groups."""
-    q, k, v = vectors(N)
-    positions = torch.arange(N)
-    grouped = attend(q, k, v, positions, positions, scheme, LM)
-    k, v = (x[:, [0, 0, 1, 1]] for x in (k, v))
-    assert torch.equal(grouped, attend(q, k, v, positions, positions, scheme, LM))
+def test_the_ceiling_is_the_window_and_nothing_else():
+    """Negative control: catches tests that would let a ceiling of L - 1 or L + 1 pass, and a
+    specification that is itself blind to distance."""
+    (q, k, v), n = vectors(N, batch=1), torch.arange(N)
+    query, key = q[0, 0, 0].tolist(), k[0, 0, 0].tolist()
+    for scheme in SCHEMES.values():
+        expected = loops(q, k, v, scheme, LM)
+        for wrong in (LMInfinite(6, 2, 5), LMInfinite(6, 2, 7), LMInfinite(5, 2, 6)):
+            assert (attend(q, k, v, n, n, scheme, wrong) - expected).abs().max() > 1e-3
+        logits = [logit_of(scheme, query, key, d, 0, 1.0) for d in range(4)]
+        product = sum(a * b for a, b in zip(query, key))
+        assert logits[0] == pytest.approx(product, abs=1e-12)
+        assert all(abs(a - b) > 1e-3 for a, b in zip(logits, logits[1:]))
 
 
 def test_no_setting_is_the_vanilla_model():
-    """Catches lm=None that falls back to some window."""
-    q, k, v = vectors(N)
-    n = torch.arange(N)
+    """Catches lm=None that falls back to some window, and query heads dealt to the key heads in
+    turn (0, 1, 0, 1) instead of in groups."""
+    (q, k, v), n = vectors(N), torch.arange(N)
     got = attend(q, k, v, n, n, Rotary(8), None)
+    assert torch.equal(got, attend(q, k, v, n, n, Rotary(8), FULL_ATTENTION))
     place = Rotary(8).at(n, q.dtype)
-    k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    k, v = (x[:, [0, 0, 1, 1]] for x in (k, v))
     expected = F.scaled_dot_product_attention(place(q), place(k), v, is_causal=True)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
-    assert torch.equal(got, attend(q, k, v, n, n, Rotary(8), FULL_ATTENTION))
 
 
-def test_the_scale_is_the_callers_or_one_over_root_d():
+@pytest.mark.parametrize("scale", [0.0, 1e-300, 1.0, 0.05, -1.0])
+def test_the_scale_is_the_callers(scale):
     """Catches a scale of 0 or 1 that is taken for "not given", and a scale applied twice."""
-    q, k, v = vectors(N, batch=1)
-    n = torch.arange(N)
-    for scale in (0.0, 1.0, 0.05):
-        got = attend(q, k, v, n, n, Alibi(4), LM, scale)
-        expected = loops(q, k, v, n, Alibi(4), LM, scale)
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-    default = attend(q, k, v, n, n, Rotary(8), LM)
-    assert torch.equal(default, attend(q, k, v, n, n, Rotary(8), LM, 1 / math.sqrt(8)))
+    (q, k, v), n = vectors(N, batch=1), torch.arange(N)
+    got = attend(q, k, v, n, n, Alibi(4), LM, scale)
+    expected = loops(q, k, v, Alibi(4), LM, scale)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_a_query_that_sees_nothing_gathers_zeros():
-    """Catches the softmax of an empty row, which is an average over what must not be seen."""
-    q, k, v = vectors(3, 4)
-    got = attend(q, k, v, torch.tensor([4, 20, 3]), torch.tensor([4, 5, 6, 7]), Rotary(8), LM)
-    assert got[:, :, 0].ne(0).all()
-    assert got[:, :, 1:].eq(0).all()
-    none = attend(q, k[:, :, :0], v[:, :, :0], torch.arange(3), torch.arange(0), Rotary(8), LM)
+@PATHS
+def test_a_query_that_sees_nothing_gathers_zeros(path):
+    """Catches the softmax of an empty row, which is an average over what must not be seen, and
+    a refusal where there are no queries or no keys."""
+    (q, k, v), n = vectors(3, 4), torch.arange(3)
+    got = path(q, k, v, torch.tensor([3, 4, 20]), torch.arange(4, 8), Rotary(8), LM)
+    assert got[:, :, 1].ne(0).all() and got[:, :, [0, 2]].eq(0).all()
+    none = path(q, k[:, :, :0], v[:, :, :0], n, n[:0], Rotary(8), LM)
     assert none.shape == q.shape and none.eq(0).all()
+    assert path(q[:, :, :0], k, v, n[:0], torch.arange(4), Rotary(8), LM).shape[2] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_half_precision_is_rounded_once_at_the_end(dtype, scheme):
-    """Catches a softmax in half precision (as the authors have it): its sum drifts."""
-    q, k, v = vectors(400, batch=1, dtype=dtype)
-    lm, n = LMInfinite(300, 10, 300), torch.arange(400)
-    got = attend(q, k, v, n, n, scheme, lm)
-    exact = attend(*(x.double() for x in (q, k, v)), n, n, scheme, lm)
-    assert got.dtype == dtype
-    best = (exact.to(dtype).double() - exact).abs().max()
-    assert (got.double() - exact).abs().max() <= 1.05 * best
+@PATHS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_half_precision_is_rounded_once_at_the_end(path, dtype, scheme):
+    """Catches a softmax in half precision (as the authors have it), whose sum drifts."""
+    (q, k, v), n = vectors(400, batch=1, dtype=dtype), torch.arange(400)
+    for setting in SETTINGS.values():
+        sizes = setting.n_local, setting.n_global, setting.distance_ceiling
+        lm = LMInfinite(*(size and 50 * size for size in sizes))
+        got = path(q, k, v, n, n, SCHEMES[scheme], lm)
+        exact = attend(*(x.double() for x in (q, k, v)), n, n, SCHEMES[scheme], lm)
+        error = (got.double() - exact).abs().max()
+        assert got.dtype == dtype
+        if path is chunked_attend and scheme != "alibi":  # keys kept placed: rounded once more
+            assert error <= 4 * torch.finfo(dtype).eps
+        else:
+            assert error <= 1.05 * (exact.to(dtype).double() - exact).abs().max()
 
 
-def test_large_logits_do_not_overflow():
-    """Catches exp before the maximum is taken off, and logits that leave float16's range."""
-    q, k, v = vectors(N, batch=1, dtype=torch.float16)
-    x, n = (300 * q, 300 * k, v), torch.arange(N)
-    got = attend(*x, n, n, Rotary(8), LM)
-    assert got.isfinite().all()
-    exact = attend(*(t.double() for t in x), n, n, Rotary(8), LM)
-    assert (got.double() - exact).abs().max() < 2e-3
+@PATHS
+def test_large_logits_do_not_overflow(path, small_chunks):
+    """Catches exp before the maximum is taken off, be it in one run of keys or in joining two,
+    and logits that leave float16's range."""
+    small_chunks(4)
+    n = torch.arange(20)
+    for size, dtype, allowed in ((1e4, torch.float64, 1e-10), (300, torch.float16, 2e-3)):
+        q, k, v = vectors(20, dtype=dtype)
+        x = (size * q, k if size > 1000 else size * k, v)
+        for scheme in SCHEMES.values():
+            got = path(*x, n, n, scheme, LM)
+            assert got.isfinite().all()
+            exact = attend(*(t.double() for t in x), n, n, scheme, LM)
+            if path is attend or dtype == torch.float64:  # else keys are kept placed, rounded
+                assert (got.double() - exact).abs().max() <= allowed
 
 
-def test_the_ceiling_is_the_window_and_nothing_else():
-    """Negative control: catches tests that would let a ceiling of L - 1 or L + 1 pass."""
-    q, k, v = vectors(N, batch=1)
-    n = torch.arange(N)
+@PATHS
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8], ids=str)
+def test_any_integer_counts_positions(path, dtype):
+    """Catches distances that wrap around in a small or unsigned integer, and "no limit", kept
+    as 2^62, that overflows in one."""
+    n, x = torch.arange(15), vectors(15)
+    for lm in SETTINGS.values():
+        expected = path(*x, n, n, Rotary(8), lm)
+        assert torch.equal(path(*x, n.to(dtype), n.to(dtype), Rotary(8), lm), expected)
+        rows = n.expand(2, -1).to(dtype)
+        assert (path(*x, rows, rows, Rotary(8), lm) - expected).abs().max() < 1e-12
+
+
+@PATHS
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_is_given_stays_as_it_is(path, setting, small_chunks):
+    """Catches keys that are placed where the caller's own lie, over and over."""
+    small_chunks(2)
+    n, x = torch.arange(60), vectors(60, dtype=torch.float32)
+    before = [t.clone() for t in x]
     for scheme in SCHEMES.values():
-        expected = loops(q, k, v, n, scheme, LM)
-        for wrong in (LMInfinite(6, 2, 5), LMInfinite(6, 2, 7), LMInfinite(5, 2, 6)):
-            assert (attend(q, k, v, n, n, scheme, wrong) - expected).abs().max() > 1e-3
+        path(*x, n, n, scheme, SETTINGS[setting])
+    assert all(map(torch.equal, before, x))
 
 
-@pytest.mark.parametrize(
-    "shapes, message",
-    [
-        (dict(q=(2, 4, 3)), "q must be"),
-        (dict(v=(2, 2, 5, 4)), "q must be"),
-        (dict(k=(2, 3, 5, 8), v=(2, 3, 5, 8)), "multiple of H_kv"),
-        (dict(q=(1, 4, 3, 8)), "agree in B and D"),
-        (dict(q=(2, 4, 3, 6)), "agree in B and D"),
-        (dict(q_positions=(4,)), "q_positions"),
-        (dict(k_positions=(3, 5)), "k_positions"),
-        (dict(k_positions=(1, 5)), "k_positions"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused(shapes, message):
+@pytest.mark.parametrize("scale", [None, 0.0, -0.7])
+def test_gradients_are_those_of_the_definition(scale, small_chunks):
+    """Catches a fast path that cannot train: a detached run, an in-place step in its way, or a
+    sign that is turned on the way there and not on the way back."""
+    small_chunks(4)
+    n = torch.arange(15)
+    for lm in (LM, SETTINGS["ceiling below the window"], None):
+        gradients = []
+        for path in (attend, chunked_attend):
+            x = [t.requires_grad_() for t in vectors(15)]
+            out = path(*x, n, n, Rotary(8), lm, scale)
+            gradients.append(torch.autograd.grad((out * vectors(15, seed=1)[0]).sum(), x))
+        for slow, fast in zip(*gradients):
+            assert (slow - fast).abs().max() <= 1e-10
+        assert gradients[0][2].abs().max() > 0.1 and math.isfinite(gradients[0][0].sum())
+
+
+SHAPES = {  # what does not fit -> (another shape of a tensor or of positions, the message)
+    "three dimensions": (dict(q=(2, 4, 3)), "q must be"),
+    "values of another size": (dict(v=(2, 2, 5, 4)), "q must be"),
+    "three key heads for four": (dict(k=(2, 3, 5, 8), v=(2, 3, 5, 8)), "multiple of H_kv"),
+    "another batch": (dict(q=(1, 4, 3, 8)), "agree in B and D"),
+    "another width": (dict(q=(2, 4, 3, 6)), "agree in B and D"),
+    "a position too many": (dict(q_positions=(4,)), "q_positions"),
+    "rows too many": (dict(k_positions=(3, 5)), "k_positions"),
+    "rows too few": (dict(k_positions=(1, 5)), "k_positions"),
+}
+
+
+@PATHS
+@pytest.mark.parametrize("what", SHAPES)
+def test_shapes_that_do_not_fit_are_refused(what, path):
     """Catches shapes that would broadcast into numbers that look right."""
+    others, message = SHAPES[what]
     right = dict(q=(2, 4, 3, 8), k=(2, 2, 5, 8), v=(2, 2, 5, 8))
-    shapes = right | dict(q_positions=(3,), k_positions=(5,)) | shapes
+    shapes = right | dict(q_positions=(3,), k_positions=(5,)) | others
     q, k, v = (torch.zeros(shapes[name]) for name in "qkv")
     positions = (torch.zeros(shapes[f"{name}_positions"], dtype=torch.long) for name in "qk")
     with pytest.raises(ValueError, match=message):
-        attend(q, k, v, *positions, Rotary(8), LM)
-
-
-def test_positions_are_integers():
-    """Catches positions in floating point, which stop counting at 2^24."""
-    q, k, v = vectors(3)
-    with pytest.raises(ValueError, match="k_positions must be integers"):
-        attend(q, k, v, torch.arange(3), torch.arange(3.0), Rotary(8), LM)
-
-
-def test_the_specification_knows_distance_and_ceiling():
-    """Catches a specification that is itself blind to distance, or not a product at 0."""
-    q, k, _ = vectors(1, batch=1, n_head=1, n_kv_head=1)
-    query, key = q.flatten().tolist(), k.flatten().tolist()
-    product = sum(a * b for a, b in zip(query, key))
-    for scheme in SCHEMES.values():
-        logits = [logit_of(scheme, query, key, d, 0, 1.0) for d in range(4)]
-        assert logits[0] == pytest.approx(product, abs=1e-12)
-        assert all(abs(a - b) > 1e-3 for a, b in zip(logits, logits[1:]))
+        path(q, k, v, *positions, Rotary(8), LM)

@@ -2,29 +2,18 @@
 
 import pytest
 import torch
-from conftest import SETTINGS, interrupted, read_in_chunks, some_tokens, tiny_llama
+from conftest import SETTINGS, interrupted, some_tokens, tiny_llama
 
 from minilm_inf.config import LMInfinite
 from minilm_inf.writing.saved_cache import state_of
 
 LM = SETTINGS["LM-Infinite"]
 N = 23
-SIZES = [[1], [2], [3], [5], [6], [7], [8], [13], [22], [23], [4, 1], [6, 1], [12, 1], [1, 22]]
 
 
 @pytest.fixture(scope="module")
 def model():
     return tiny_llama()
-
-
-@pytest.mark.parametrize("lm", [None, *SETTINGS.values()], ids=["vanilla", *SETTINGS])
-def test_chunks_of_any_size_read_the_same(model, lm):
-    """Catches a ring read in the wrong order, an early eviction, a chunk across the wrap."""
-    tokens = some_tokens(N, batch=2)
-    whole = model(tokens, lm)
-    assert (whole - model(tokens, lm, path="reference")).abs().max() <= 1e-10
-    for sizes in SIZES:
-        assert (read_in_chunks(model, tokens, lm, sizes) - whole).abs().max() <= 1e-10, sizes
 
 
 @pytest.mark.parametrize("sizes", [[1], [4], [9], [50], [30, 1]])

@@ -1,5 +1,5 @@
 """The same code on a GPU: every path against its own numbers on the CPU. Where there is no GPU,
-what can be said without one is in test_band.py and test_decoding.py."""
+what can be said without one is in test_chunked.py and test_decoding.py."""
 
 import pytest
 import torch

@@ -35,7 +35,7 @@ def test_chunked_is_the_definition(draw, small_blocks):
     """Catches a key that is lost between two searches, a tie that goes to another page, and a
     row's padding among its middle keys."""
     lm, (q, k, v), _, positions = drawn(draw)
-    arguments = (q, k, v, positions, positions, SCHEMES[draw["scheme"]], lm, 0.35)
+    arguments = (q, k, v, positions, positions, SCHEMES[draw["scheme"]], lm, draw["scale"])
     text = positions.expand(2, -1)[:, None, :, None] >= 0
     difference = (chunked_attend(*arguments) - attend(*arguments)) * text
     assert difference.abs().max() <= 1e-10

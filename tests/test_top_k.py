@@ -55,6 +55,7 @@ DRAWS = fuzz(
     scheme=list(SCHEMES),
     padding=[0, 3],
     repeated=[False, True],
+    scale=[0.35, 0.35, 0.0, -1.0],
 )
 
 
@@ -80,8 +81,8 @@ def test_attend_is_the_definition(draw):
     lm, (q, k, v), starts, positions = drawn(draw)
     scheme, n = SCHEMES[draw["scheme"]], draw["n"]
     reaching = {n - 1} if draw["queries"] == "last" else set(range(n))
-    right, _ = specification(q, k, v, starts, scheme, lm, 0.35, reaching)
-    found = attend(q, k, v, positions, positions, scheme, lm, 0.35)
+    right, _ = specification(q, k, v, starts, scheme, lm, draw["scale"], reaching)
+    found = attend(q, k, v, positions, positions, scheme, lm, draw["scale"])
     assert (found - right).abs().max() <= 1e-10
 
 
