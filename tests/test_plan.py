@@ -14,8 +14,10 @@ import torch
 from conftest import ROOT, SETTINGS, fuzz, tiny_llama, tiny_model
 from live_bytes import LiveBytes
 
-from minilm_inf.checkpoint import checkpoint, save
+from minilm_inf.checkpoint import checkpoint, load_model, save
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
+from minilm_inf.evaluate.__main__ import main as evaluate
+from minilm_inf.evaluate.compare import nll_of
 from minilm_inf.fast.band import window_mask
 from minilm_inf.generate import main as generate
 from minilm_inf.terminal.progress import scaled
@@ -124,6 +126,23 @@ def test_the_peak_is_that_of_the_tensors_that_exist(draw):
     kept = sum(weight.nbytes for weight in model.parameters()) + cache.nbytes
     predicted = kept + working_bytes(net, lm, before, tokens, batch)
     assert predicted == pytest.approx(kept + live.peak - (cache.nbytes - full), rel=0.25)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_scored_text_is_planned(dtype, program):
+    """Catches logits of a chunk that are counted as those of one token, or in one dtype."""
+    flags = ["--length", 900, "--chunk", 300, "--dtype", dtype, "--device", "cpu"]
+    code, out, err = program(evaluate, "perplexity", *flags, "--plan", "--json")
+    assert code == 0, err
+    model = load_model(SHIPPED, dtype=getattr(torch, dtype))
+    tokens = torch.ones(1, 300, dtype=torch.long)
+    with torch.inference_mode():
+        hidden = model.read(tokens)[0]
+        with LiveBytes() as live:
+            nll_of(model, hidden, tokens[0])
+    assert json.loads(out)["logits_bytes"] == pytest.approx(live.peak, rel=0.05)
+    code, out, err = program(evaluate, "perplexity", "--plan")
+    assert code == 1 and "--length" in err
 
 
 @pytest.mark.parametrize("lm", [FULL_ATTENTION, *SETTINGS.values(), TOP_K], ids=str)
