@@ -11,12 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, fuzz, tiny_llama, tiny_model
+from conftest import ROOT, SETTINGS, tiny_llama, tiny_model
 from live_bytes import LiveBytes
 
 from minilm_inf.checkpoint import checkpoint, save
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
-from minilm_inf.fast.band import window_mask
 from minilm_inf.generate import main as generate
 from minilm_inf.terminal.progress import scaled
 from minilm_inf.writing.costs import cache_bytes, flops, visible_pairs, working_bytes
@@ -91,39 +90,26 @@ def test_the_peak_of_memory_is_the_predicted_one(tmp_path, planned):
     assert found["total_bytes"] == pytest.approx(measured, rel=0.25), found
 
 
-LMS = {
-    "vanilla": FULL_ATTENTION,
-    "LM-Infinite": LMInfinite(512, 10, 512),
-    "ceiling below the window": LMInfinite(512, 10, 256),
-}
-NETWORKS = {"llama": {}, "gptj": dict(rotary_dim=16), "mpt": dict(clip_qkv=None, qk_ln=False)}
-
-
 @pytest.mark.parametrize(
-    "draw",
-    fuzz(3, 5, family=NETWORKS, lm=LMS, dtype=["float32", "bfloat16"],
-         read=[(0, 512, 1), (256, 256, 2)]),
-    ids=str,
+    "family, lm, facts",
+    [("llama", FULL_ATTENTION, {}), ("llama", LMInfinite(512, 10, 256), {}),
+     ("mpt", LMInfinite(512, 10, 512), dict(clip_qkv=None, qk_ln=False))],
 )  # fmt: skip
 @torch.inference_mode()
-def test_the_peak_is_that_of_the_tensors_that_exist(draw):
-    """A large buffer of one family, setting, dtype or path that the run above lacks. Tensors
-    are counted one by one as they come and go, so that the measured number is exact."""
-    before, tokens, batch = draw["read"]
-    lm, dtype = LMS[draw["lm"]], getattr(torch, draw["dtype"])
+def test_working_buffers_are_those_that_exist(family, lm, facts):
+    """A large buffer of one family or setting that the run above lacks. Tensors are counted one
+    by one as they come and go, so that the measured number is exact."""
     sizes = dict(n_head=8, n_kv_head=8, n_embd=256, n_inner=1024, head_dim=32, vocab_size=64)
-    model = tiny_model(draw["family"], dtype=dtype, **sizes, **NETWORKS[draw["family"]])
-    window_mask.cache_clear()  # it stays for the next text, and belongs to the first
-    cache = model.new_cache(batch, lm)
-    if before:
-        model.read(torch.zeros(batch, before, dtype=torch.long), lm, cache)
-    full = cache.nbytes
+    model = tiny_model(family, n_layer=2, dtype=torch.float32, **sizes, **facts)
+    cache, tokens = model.new_cache(1, lm), torch.zeros(1, 256, dtype=torch.long)
+    for _ in range(3):  # masks that stay for the next text are made, and the window is full
+        model.read(tokens, lm, cache)
     with LiveBytes() as live:
-        model.read(torch.zeros(batch, tokens, dtype=torch.long), lm, cache)
-    net = SimpleNamespace(config=model.config, dtype=dtype)
-    kept = sum(weight.nbytes for weight in model.parameters()) + cache.nbytes
-    predicted = kept + working_bytes(net, lm, before, tokens, batch)
-    assert predicted == pytest.approx(kept + live.peak - (cache.nbytes - full), rel=0.25)
+        model.read(tokens, lm, cache)
+    net = SimpleNamespace(config=model.config, dtype=torch.float32)
+    rest = cache.nbytes + sum(weight.nbytes for weight in model.parameters())
+    predicted = rest + working_bytes(net, lm, 768, 256)
+    assert predicted == pytest.approx(rest + live.peak, rel=0.25)
 
 
 @pytest.mark.parametrize("lm", [FULL_ATTENTION, *SETTINGS.values(), TOP_K], ids=str)
@@ -168,16 +154,13 @@ def test_arithmetic_counts_what_is_seen_and_scored():
         each = [lm.visible(i) for i in range(1, 41)]
         for n in (0, 1, 3, 7, 8, 40):
             assert visible_pairs(n, lm) == sum(each[:n])
-        assert flops(net, lm, 0, 40, 3) == 80_600 + 2 * of_a_key * sum(each)
-        assert flops(net, lm, 39, 40, 1) == 2200 + 2 * of_a_key * each[-1]
-    assert flops(net, None, 0, 40, 3) == flops(net, FULL_ATTENTION, 0, 40, 3)
-    for n in (3, 9, 30):
-        middles = [max(0, i - LM.n_local - LM.n_global) for i in range(1, n + 1)]
-        for queries, some in (("last", middles[-1:]), ("all", middles)):
-            lm = replace(TOP_K, top_k=1, top_k_queries=queries)
-            more = flops(net, lm, 0, n, 1) - flops(net, LM, 0, n, 1)
-            back = sum(min(1, m) for m in some)
-            assert more == of_a_key // 2 * (sum(some) + 2 * back)
+        assert flops(net, lm, 0, 40) == 80_200 + 2 * of_a_key * sum(each)
+        assert flops(net, lm, 39, 40) == 2200 + 2 * of_a_key * each[-1]
+    assert flops(net, None, 0, 40) == flops(net, FULL_ATTENTION, 0, 40)
+    for n in (3, 8, 9, 30):  # the last token of a prompt reaches back
+        middle = max(0, n - LM.n_local - LM.n_global)
+        more = flops(net, TOP_K, 0, n) - flops(net, LM, 0, n)
+        assert more == of_a_key // 2 * (middle + 2 * min(2, middle))
     assert scaled(999) == "999.00 B" and scaled(1_672_896, "FLOP") == "1.67 MFLOP"
 
 

@@ -82,8 +82,8 @@ def plan(net: Network, lm: LMInfinite | None, lengths: list[int], options) -> di
         "weights_bytes": weights, "cache_bytes": cache - on_disk, "working_bytes": working,
         "logits_bytes": logits, "loading_bytes": loading, "total_bytes": max(loading, running),
         "in_file_bytes": on_disk,
-        "reading_flops": sum(flops(net, lm, 0, length, 1) for length in lengths),
-        "token_flops": sum(flops(net, lm, at - 1, at, 1) for at in ends) if new > 1 else None,
+        "reading_flops": sum(flops(net, lm, 0, length) for length in lengths),
+        "token_flops": sum(flops(net, lm, at - 1, at) for at in ends) if new > 1 else None,
     }  # fmt: skip
 
 
