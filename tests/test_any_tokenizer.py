@@ -24,28 +24,6 @@ BOS = {  # kind of tokenizer -> what it puts before a text
 }  # fmt: skip
 
 
-def folder_of(kind: str, folder):
-    """A random model of 2 layers with a tokenizer of that kind."""
-    save(tiny_llama(vocab_size=2048, context_length=256, dtype=torch.float32), folder)
-    if kind == "pieces":
-        shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", folder)
-        return folder
-    if kind == "two files":
-        for name in ("vocab.json", "merges.txt"):
-            shutil.copy(ROOT / "tests" / "fixtures" / "tokenizers" / name, folder)
-        return folder
-    source = ROOT / "weights" / "tiny-gptj"
-    about = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    about["post_processor"]["single"] += about["post_processor"]["single"][:1] * (
-        kind == "around"
-    )
-    about["post_processor"] = None if kind == "no bos" else about["post_processor"]
-    (folder / "tokenizer.json").write_text(json.dumps(about), encoding="utf-8")
-    if kind not in ("no eos", "no bos"):
-        shutil.copy(source / "tokenizer_config.json", folder)
-    return folder
-
-
 @pytest.fixture(scope="module", params=BOS)
 def kind(request):
     return request.param
@@ -53,19 +31,28 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def folder(kind, tmp_path_factory):
-    return folder_of(kind, tmp_path_factory.mktemp("model"))
+    """A random model of 2 layers with a tokenizer of that kind."""
+    folder, weights = tmp_path_factory.mktemp("model"), ROOT / "weights"
+    save(tiny_llama(vocab_size=2048, context_length=256, dtype=torch.float32), folder)
+    if kind == "pieces":
+        shutil.copy(weights / "tiny-llama" / "tokenizer.model", folder)
+    elif kind == "two files":
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(ROOT / "tests" / "fixtures" / "tokenizers" / name, folder)
+    else:
+        raw = json.loads((weights / "tiny-gptj" / "tokenizer.json").read_text("utf-8"))
+        single = raw["post_processor"]["single"]
+        single += single[:1] if kind == "around" else []
+        raw["post_processor"] = None if kind == "no bos" else raw["post_processor"]
+        (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+        if kind not in ("no eos", "no bos"):
+            shutil.copy(weights / "tiny-gptj" / "tokenizer_config.json", folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def known(folder):
     return load(folder)
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def test_a_text_begins_as_its_tokenizer_says(known, kind):
@@ -102,11 +89,13 @@ def test_truncation_without_bos_reads_the_last_tokens():
 
 
 @pytest.mark.parametrize("kind", ["no bos", "around"], indirect=True)
-def test_what_measures_runs(program, kind, folder, text, tmp_path, monkeypatch):
+def test_what_measures_runs(program, kind, folder, tmp_path, monkeypatch):
     """A program that adds None to a number where nothing stands before a text; pass keys that
     end it after minutes of reading, and take its table along."""
     monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
-    run, out = ["-m", folder, "--text", text], tmp_path / "run.json"
+    text, out = tmp_path / "text.txt", tmp_path / "run.json"
+    text.write_text(TEXT, encoding="utf-8")
+    run = ["-m", folder, "--text", text]
     for task in ("passkey", "recall"):
         few = ["--lengths", "1,2", "--depths", "0,1", "--trials", 1]
         code, said, err = program(evaluate.main, task, *run, *few, "--out", out)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SETTINGS, some_tokens, tiny_llama
 
-from minilm_inf.evaluate.compare import reencoded_nll, stream_nll
+from minilm_inf.evaluate.compare import reencoded_nll, reencoded_pieces, stream_nll
 from minilm_inf.evaluate.comparison import by_position
 from minilm_inf.evaluate.table import card_table
 
@@ -60,9 +60,10 @@ def test_reencoding_is_what_it_says(context_length, batch, n_bos):
     model = tiny_llama(n_layer=1, context_length=context_length)
     for n in [2, 3, *range(context_length, 3 * context_length + 3), 41]:
         ids = some_tokens(n, seed=n)[0].tolist()
-        found = reencoded_nll(model, ids, batch, n_bos)
+        found = torch.cat(list(reencoded_pieces(model, ids, context_length, batch, n_bos)))
         expected = reencoded(model, ids, context_length, n_bos)
         assert found.tolist() == pytest.approx(expected, abs=1e-5), n
+        assert torch.equal(found, reencoded_nll(model, ids, n_bos)) or batch < 16
 
 
 def test_half_precision_is_scored_in_single():

@@ -507,7 +507,7 @@ def test_the_factors_of_llama_3_1(run, gguf, tmp_path, monkeypatch):
 
 
 NOT_UNDERSTOOD = [  # a field, its value, and words of the sentence
-    ("general.architecture", "gemma", '"gemma"; only "llama"'),
+    ("general.architecture", "gemma", '"llama"|not "gemma"'),
     ("llama.expert_count", 8, "llama.expert_count"),
     ("llama.attention.sliding_window", 4096, "llama.attention.sliding_window"),
     ("llama.rope.scaling.type", "yarn", 'llama.rope.scaling.type|"yarn"'),
@@ -549,8 +549,8 @@ def test_tensors_that_are_not_understood(run, tmp_path, monkeypatch):
         refusal(run, file.install(monkeypatch, tmp_path / "a.gguf"), *words)
 
     for name, word in (
-        ("blk.0.attn_sinks.weight", "not known"),
-        ("blk.0.attn_q.scale", "not known"),
+        ("blk.0.attn_sinks.weight", "no place"),
+        ("blk.{0}.attn_q.scale", "no place"),
         ("token_embd.bias", "no place"),
     ):
         extra = gguf_tensor(name, torch.ones(2, 2))

@@ -45,7 +45,7 @@ MISTRAL = LLAMA_2 | {
     "max_position_embeddings": 32768, "model_type": "mistral", "num_key_value_heads": 8,
     "rope_theta": 10000.0, "sliding_window": 4096,
 }  # fmt: skip
-EVERY_DEFAULT = {  # what to_dict() of transformers 4 adds to any config
+EVERY_DEFAULT = {  # what to_dict() of transformers 4 adds to any config, but for what is null
     "return_dict": True, "output_hidden_states": False, "output_attentions": False,
     "torchscript": False, "use_bfloat16": False, "tf_legacy_loss": False, "pruned_heads": {},
     "chunk_size_feed_forward": 0, "is_encoder_decoder": False, "is_decoder": False,
@@ -54,13 +54,8 @@ EVERY_DEFAULT = {  # what to_dict() of transformers 4 adds to any config
     "early_stopping": False, "num_beam_groups": 1, "diversity_penalty": 0.0, "top_k": 50,
     "temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0,
     "length_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None, "num_return_sequences": 1, "output_scores": False,
-    "return_dict_in_generate": False, "forced_bos_token_id": None, "sep_token_id": None,
-    "forced_eos_token_id": None, "remove_invalid_values": False, "suppress_tokens": None,
-    "exponential_decay_length_penalty": None, "begin_suppress_tokens": None, "prefix": None,
-    "finetuning_task": None, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
-    "tokenizer_class": None, "decoder_start_token_id": None, "task_specific_params": None,
-    "problem_type": None,
+    "num_return_sequences": 1, "output_scores": False, "return_dict_in_generate": False,
+    "remove_invalid_values": False, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
 }  # fmt: skip
 
 ATTENTION = {
@@ -102,12 +97,6 @@ NATIVE = {  # what transformers 4.40.2 saves: of attn_config, what differs from 
     "n_layers": 24, "no_bias": True, "norm_type": "low_precision_layernorm",
     "resid_pdrop": 0.0, "transformers_version": "4.40.2", "use_cache": False, "verbose": 0,
     "vocab_size": 50368,
-}  # fmt: skip
-WHOLE = {  # what to_dict() of transformers 5.23.0 adds to any config, and to attn_config
-    "architectures": None, "output_hidden_states": False, "return_dict": True, "dtype": None,
-    "chunk_size_feed_forward": 0, "is_encoder_decoder": False, "id2label": {"0": "LABEL_0"},
-    "label2id": {"LABEL_0": 0}, "problem_type": None, "_name_or_path": "",
-    "output_attentions": False,
 }  # fmt: skip
 LLAMA = llama.LlamaConfig(
     family="llama", vocab_size=32000, n_layer=32, n_head=32, n_kv_head=32, n_embd=4096,
@@ -184,11 +173,12 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
         MPT,
     ),
     "llm-foundry, 2024": (NEWER, MPT),
-    "transformers 5": (NATIVE | WHOLE | {"attn_config": ATTENTION | WHOLE}, MPT_2),
+    "transformers, every default": (
+        NATIVE | EVERY_DEFAULT | {"attn_config": ATTENTION | EVERY_DEFAULT}, MPT_2,
+    ),
     "transformers 4": (NATIVE, replace(MPT_2, alibi_bias_max=16, clip_qkv=6)),
     "transformers 4, defaults": (NATIVE | {"attn_config": {"model_type": ""}}, MPT_2),
     "gpt-j-6b": (SIX_B, GPTJ),
-    "gpt-j, transformers 5": (SIX_B | WHOLE, GPTJ),
     "Pygmalion": (SIX_B | EVERY_DEFAULT | dict(n_ctx=2048), GPTJ),
 }  # fmt: skip
 

@@ -56,7 +56,8 @@ def llama(**parts):
     """The commonest kind of a Llama with some of its parts, or of its model's, replaced."""
     raw = json.loads(json.dumps(PIECES["Llama 2"]))
     for name, part in parts.items():
-        (raw if name in raw else raw["model"])[name] = part
+        in_model = name in ("dropout", "end_of_word_suffix", *raw["model"])
+        (raw["model"] if in_model else raw)[name] = part
     return raw
 
 
@@ -199,15 +200,15 @@ MERGES = PIECES["Llama 2"]["model"]["merges"]
 
 NORMAL = [added(2048, "<x>", normalized=True)]
 REFUSED = [
-    (tiny, "pre_tokenizer must be ByteLevel", {"pre_tokenizer": {"type": "Whitespace"}}),
-    (tiny, "ByteLevel, after Digits", {"pre_tokenizer": sequence(LEVEL, digits(True))}),
-    (tiny, '"Removed"', {"pre_tokenizer": sequence(REMOVED, BARE)}),
-    (tiny, "individual_digits", {"pre_tokenizer": sequence(digits(False), LEVEL)}),
-    (tiny, "use_regex must be false", {"pre_tokenizer": sequence(split(QWEN2), LEVEL)}),
-    (tiny, "use_regex", {"pre_tokenizer": BARE}),
-    (tiny, "Regex must be", {"pre_tokenizer": sequence(split("(a+)+$"), BARE)}),
-    (tiny, "add_prefix_space", {"pre_tokenizer": LEVEL | {"add_prefix_space": True}}),
-    (tiny, "NFKC", {"normalizer": {"type": "NFKC"}}),
+    (tiny, "pre_tokenizer must be", {"pre_tokenizer": {"type": "Whitespace"}}),
+    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(LEVEL, digits(True))}),
+    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(REMOVED, BARE)}),
+    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(digits(False), LEVEL)}),
+    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(split(QWEN2), LEVEL)}),
+    (tiny, "pre_tokenizer must be", {"pre_tokenizer": BARE}),
+    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(split("(a+)+$"), BARE)}),
+    (tiny, "pre_tokenizer must be", {"pre_tokenizer": LEVEL | {"add_prefix_space": True}}),
+    (tiny, "pre_tokenizer must be", {"normalizer": {"type": "NFKC"}}),
     (tiny, "RobertaProcessing", {"post_processor": {"type": "RobertaProcessing"}}),
     (tiny, 'must be null or "ByteLevel"', {"decoder": {"type": "Metaspace"}}),
     (tiny, "do not stand together", {"merges": APART}),

@@ -54,17 +54,9 @@ def template(token: str, id: int) -> dict:
 
 def whole(vocab, merges, pre_tokenizer, added_tokens, ignore_merges=False, **more) -> dict:
     """A tokenizer.json of a byte-level BPE; `more` replaces its other parts."""
-    model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-        "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges,
-    }  # fmt: skip
-    raw = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added_tokens,
-        "normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": None,
-        "decoder": LEVEL, "model": model,
-    }  # fmt: skip
-    return raw | more
+    model = {"type": "BPE", "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges}
+    parts = {"pre_tokenizer": pre_tokenizer, "added_tokens": added_tokens, "model": model}
+    return {"version": "1.0", "normalizer": None, "decoder": LEVEL, **parts, **more}
 
 
 def kinds(vocab: dict[str, int], merges: list[str]) -> dict[str, dict]:

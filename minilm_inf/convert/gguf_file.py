@@ -29,7 +29,7 @@ from ..checkpoint.shards import Stored
 from ..models import llama
 from ..models.raw_config import close
 from ..positions import SCALINGS, Rotary
-from ..terminal.files import named, shown
+from ..terminal.files import named
 from ..terminal.json_parts import Part
 from .gguf_tokenizer import tokenizer_files
 
@@ -78,14 +78,9 @@ class GGUF:
 
     def __init__(self, path: Path):
         self.path, (self.fields, tensors, self.dequantize) = path, read(path)
-        architecture = self.fields.get("general.architecture")
-        if architecture != "llama":
-            raise ValueError(
-                f'{path} holds the architecture {shown(architecture)}; only "llama" is '
-                "implemented"
-            )
+        Part(self.fields, path)["general.architecture"].only("llama")
         self.factors = next((x for x in tensors if x.name == ROPE_FACTORS), None)
-        self.tensors = {self._their_name(x.name): x for x in tensors if x.name != ROPE_FACTORS}
+        self.tensors = {their_name(x.name): x for x in tensors if x.name != ROPE_FACTORS}
         self.config = self._config()
         stored = {
             name: Stored(path, x.name, "F16", shape_of(x)) for name, x in self.tensors.items()
@@ -96,17 +91,6 @@ class GGUF:
         self.files = tokenizer_files(path, self.fields, self.config.context_length)
         raw = llama.config_to_hf(self.config) | {"torch_dtype": "float16"}
         self.files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
-
-    def _their_name(self, name: str) -> str:
-        """The checkpoint's name of a tensor. Raises ValueError for one that is unknown."""
-        stem, _, leaf = name.rpartition(".")
-        layer = re.match(r"blk\.(\d+)\.", stem)
-        pattern = stem.replace(layer[0], "blk.{}.", 1) if layer else stem
-        if pattern not in NAMES or leaf not in ("weight", "bias"):
-            raise ValueError(
-                f"{self.path} holds the tensor {named(name)}, which is not known in a Llama"
-            )
-        return NAMES[pattern].format(layer and layer[1]) + "." + leaf
 
     def _config(self) -> llama.LlamaConfig:
         """The network's config. Raises ValueError for metadata that is missing or unknown."""
@@ -129,11 +113,12 @@ class GGUF:
             config = llama.config_from_hf(raw)
         except ValueError as error:
             raise ValueError(f"{self.path}, as a config.json: {error}") from error
-        for name in ("attention.value_length", "rope.dimension_count"):
-            keys[name].only(None, config.head_dim)
-        for name in ("expert_count", "expert_used_count"):
-            keys[name].only(None, 0)
-        keys["vocab_size"].only(None, config.vocab_size)
+        implied = {
+            "attention.value_length": config.head_dim, "rope.dimension_count": config.head_dim,
+            "vocab_size": config.vocab_size, "expert_count": 0, "expert_used_count": 0,
+        }  # fmt: skip
+        for name, value in implied.items():
+            keys[name].only(None, value)
         config = replace(config, rope_scaling=self._scaling(keys, config))
         close(keys, {"tensor_data_layout"})
         return config
@@ -224,6 +209,15 @@ def rows_in_halves(rows: int, head_dim: int) -> np.ndarray:
     """
     pairs = np.arange(rows).reshape(-1, head_dim // 2, 2)  # head, pair, first or second
     return pairs.swapaxes(1, 2).reshape(rows)
+
+
+def their_name(name: str) -> str:
+    """The checkpoint's name of a tensor; an unknown one stays, and finds no place."""
+    stem, _, leaf = name.rpartition(".")
+    layer = re.match(r"blk\.(\d+)\.", stem)
+    number = layer[1] if layer else ""
+    pattern = stem.replace(layer[0], "blk.{}.", 1) if layer else stem
+    return NAMES.get(pattern, stem).replace("{}", number) + "." + leaf
 
 
 def _shortest(value):

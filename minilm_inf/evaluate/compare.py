@@ -53,14 +53,11 @@ def stream_pieces(
         yield nll_of(model, read(here)[0], following[0])
 
 
-def reencoded_nll(
-    model: Transformer, ids: list[int], batch: int | None = None, n_bos: int = 1
-) -> Tensor:
+def reencoded_nll(model: Transformer, ids: list[int], n_bos: int = 1) -> Tensor:
     """The same entries as stream_nll's, each scored within a fresh window of the trained
-    length; batch: how many windows are read together (as many as have 4,096 tokens)."""
+    length."""
     length = model.config.context_length
-    batch = batch or max(1, 4096 // length)
-    return torch.cat(list(reencoded_pieces(model, ids, length, batch, n_bos)))
+    return torch.cat(list(reencoded_pieces(model, ids, length, max(1, 4096 // length), n_bos)))
 
 
 @torch.inference_mode()

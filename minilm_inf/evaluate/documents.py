@@ -91,10 +91,10 @@ class Stream:
     def one_pass(self, number: int) -> np.ndarray:
         """The places of all tokens in the order in which a pass, from 0, reads them."""
         if self.at_hand[0] != number:
-            sizes = np.array([len(ids) for ids in self.documents])
-            starts, order = np.cumsum(sizes) - sizes, np.arange(len(sizes))
+            order = np.arange(len(self.documents))
             if number:
-                order = np.random.default_rng([self.seed, number]).permutation(len(order))
-            found = [starts[d] + np.arange(sizes[d]) for d in order]
-            self.at_hand = number, np.concatenate(found)
+                order = np.random.default_rng([self.seed, number]).permutation(order)
+            ends = np.cumsum([len(ids) for ids in self.documents])
+            places = np.split(np.arange(ends[-1]), ends[:-1])  # of each document
+            self.at_hand = number, np.concatenate([places[d] for d in order])
         return self.at_hand[1]

@@ -25,11 +25,9 @@ STYLES = {  # method -> colour, dashes, marker
 
 def new(width: float, height: float, title: str):
     """An empty figure, which is laid out by itself."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
     return figure
 
@@ -37,7 +35,7 @@ def new(width: float, height: float, title: str):
 def png(figure) -> bytes:
     """A figure as the content of a file."""
     content = io.BytesIO()
-    figure.canvas.print_png(content)
+    figure.savefig(content, format="png")
     return content.getvalue()
 
 

@@ -82,7 +82,9 @@ def carry_out(task, options) -> int:
     run = task.prepared(options)
     run.settings = json.loads(as_json(run.settings))
     if tensors:
-        check_same(run.settings, facts["settings"])
+        changed = [name for name, x in run.settings.items() if facts["settings"].get(name) != x]
+        if changed:
+            raise ValueError(f"the run began with another {', '.join(changed)}: put it back")
         try:
             run.restore(tensors)
         except ValueError as error:
@@ -172,13 +174,3 @@ def model_facts(options, model) -> dict:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_same(settings: dict, before: dict):
-    """Raise ValueError where the run that is to go on would read, or be, another one."""
-    changed = [name for name in settings if settings[name] != before.get(name)]
-    if changed:
-        raise ValueError(
-            f"the run began with another {', '.join(changed)}: put back what was there, or "
-            "delete its state and start again"
-        )

@@ -101,14 +101,9 @@ def cells(asked: list[str], methods, lengths, depths, inside: int) -> list[Cell]
 
 def trial(maker: Maker, seed: int, cell: Cell, number: int):
     """The number-th trial of a cell; the same for every method."""
-    place = [seed, cell.length, number, 0]
-    if cell.depth == ALONE:
-        place = [seed, number]
-    elif cell.depth == ABSENT:
-        place[-1] = 1
-    else:
-        place.append(round(1e6 * cell.depth))
-    return maker.trial(cell.length, cell.depth, place)
+    controls = {ALONE: [seed, number], ABSENT: [seed, cell.length, number, 1]}
+    drawn = controls.get(cell.depth) or [seed, cell.length, number, 0, round(1e6 * cell.depth)]
+    return maker.trial(cell.length, cell.depth, drawn)
 
 
 # ---- what was found

@@ -96,9 +96,8 @@ class Maker:
 
     def _with_digits(self, ids: list[int], first: int = 0) -> list[int]:
         """The places of the ids that hold digits, counted from `first`."""
-        return [
-            at for at, id in enumerate(ids, first) if any(map(str.isdigit, self.decode([id])))
-        ]
+        texts = enumerate((self.decode([id]) for id in ids), first)
+        return [at for at, text in texts if any(map(str.isdigit, text))]
 
     def _filler(self, rng, place: int, room: int) -> list[int]:
         """`room` ids of text from a place where a sentence ends after the first `place`."""

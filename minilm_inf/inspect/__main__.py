@@ -4,8 +4,7 @@
 
 reads config.json, the tokenizer and the headers of the weights, not the weights, so a folder of
 any size takes a second. It ends with the sentence, and the exit code 1, with which load_model
-would refuse the folder. One thing takes the weights to know: whether a tied head that is stored
-too is the embedding.
+would refuse the folder; only whether a tied head that is stored too is the embedding is left.
 
     python -m minilm_inf.inspect FOLDER --probe
 

@@ -25,9 +25,8 @@ class Progress:
         self.shown = clock
         speed = (done - self.first) / max(clock - self.began, 1e-9)
         minutes = f"{(self.total - done) / speed / 60:,.1f}" if speed else "?"
-        line = (
-            f"{done:,}/{self.total:,} tokens  {fact}  {speed:,.0f} tokens/s  {minutes} min left"
-        )
+        facts = f"{done:,}/{self.total:,} tokens", fact, f"{speed:,.0f} tokens/s"
+        line = "  ".join([*filter(None, facts), f"{minutes} min left"])
         print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
         self.width = len(line)
 

@@ -12,35 +12,34 @@ import unicodedata
 from pathlib import Path
 
 from ..terminal.json_parts import Part, part_of
+from . import sentence_pieces as pieces
 from .around import Around, Tokenizer
 from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, of_letters
 from .merges import ranked
 from .named_tokens import added_token, check_added, ends
-from .sentence_pieces import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    SPACE,
-    UNKNOWN,
-    SentencePieceTokenizer,
-    model_proto,
-)  # fmt: skip
+from .sentence_pieces import SPACE, SentencePieceTokenizer
 
 NFC = {"type": "NFC"}
+LEVEL, DIGITS = {"type": "ByteLevel"}, {"type": "Digits", "individual_digits": True}
+WORDS = [([LEVEL], GPT2), ([DIGITS, LEVEL], EVERY_DIGIT_THEN_GPT2)]
+for pattern in (GPT2, LLAMA3_PATTERN, QWEN2):
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    WORDS.append(([split, LEVEL | {"use_regex": False}], pattern))
+"""A byte-level pre_tokenizer, and the expression that cuts a text into words as it does."""
+
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "split": False}
-SCHEMES = {  # a Llama's normalizer, its pre_tokenizer and when they put a space before a text
-    "each": ([PREPEND, SPACES], []),
-    "never": ([SPACES], []),
-    "always": ([], [METASPACE | {"prepend_scheme": "always"}]),
-    "first": ([], [METASPACE | {"prepend_scheme": "first"}]),
-}
-DECODER = [
-    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-    {"type": "ByteFallback"},
-    {"type": "Fuse"},
+SCHEMES = [
+    ([PREPEND, SPACES], [], "each"),
+    ([SPACES], [], "never"),
+    ([], [METASPACE | {"prepend_scheme": "always"}], "always"),
+    ([], [METASPACE | {"prepend_scheme": "first"}], "first"),
 ]
+"""A Llama's normalizer, its pre_tokenizer, and when they put a space before a text."""
+
+BACK = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+DECODER = [BACK, {"type": "ByteFallback"}, {"type": "Fuse"}]
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 NEWER_MARKS = re.compile(
     "([\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1ace"
@@ -76,70 +75,50 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
     fields = ends(path.parent, vocab | {token.content: token.id for token in added})
     fields |= zip(("before", "after"), around(raw["post_processor"]))
     parts = Around(added=tuple(added), normalise=nfc if NFC in normalizer else str, **fields)
-    if not any(step["type"].value == "ByteLevel" for step in flat(raw["pre_tokenizer"])):
-        return _llama(raw, vocab, normalizer, parts)
-    if normalizer not in ([], [NFC]):
-        raise raw["normalizer"].wrong("null or NFC (nothing else is implemented)")
-    raw["decoder"]["type"].only(None, "ByteLevel")
-    pattern = pattern_of(raw["pre_tokenizer"])
-    return of_letters(model, vocab, parts, pattern, model["ignore_merges"].flag())
+    cuts = values(raw["pre_tokenizer"], "pretokenizers")
+    for steps, pattern in WORDS:
+        if steps == cuts and normalizer in ([], [NFC]):
+            raw["decoder"]["type"].only(None, "ByteLevel")
+            return of_letters(model, vocab, parts, pattern, model["ignore_merges"].flag())
+    for *steps, scheme in SCHEMES:
+        if steps == [normalizer, cuts]:
+            return _llama(raw, vocab, parts, scheme)
+    raise raw["pre_tokenizer"].wrong(
+        "with its normalizer that of a byte-level tokenizer or of a Llama (only those are "
+        "implemented that MPT, GPT-J and Llamas have: copy the model's tokenizer.model there)"
+    )
 
 
-def pattern_of(raw: Part) -> str:
-    """The expression by which a pre_tokenizer cuts a text into words: GPT-2's, perhaps with
-    every digit alone (SmolLM2), or a file's own, if that is known. Raises ValueError for any
-    other."""
-    *before, last = flat(raw)
-    kinds = [step["type"].value for step in (*before, last)]
-    if kinds not in (["ByteLevel"], ["Digits", "ByteLevel"], ["Split", "ByteLevel"]):
-        raise raw.wrong("ByteLevel, after Digits or one Split (nothing else is implemented)")
-    last["add_prefix_space"].only(False)
-    last["use_regex"].only(*((False,) if "Split" in kinds else (None, True)))
-    if not before:
-        return GPT2
-    if "Digits" in kinds:
-        before[0]["individual_digits"].only(True)
-        return EVERY_DIGIT_THEN_GPT2
-    before[0]["behavior"].only("Isolated")
-    before[0]["invert"].only(None, False)
-    return before[0]["pattern"]["Regex"].only(LLAMA3_PATTERN, QWEN2, GPT2)
-
-
-def _llama(raw: Part, vocab: dict, normalizer: list, parts: Around) -> SentencePieceTokenizer:
+def _llama(raw: Part, vocab: dict, parts: Around, scheme: str) -> SentencePieceTokenizer:
     """The tokenizer of a Llama's file, which is made of a sentencepiece model, and is made one
     here again."""
-    model, cuts = raw["model"], values(raw["pre_tokenizer"])
-    known = [scheme for scheme, steps in SCHEMES.items() if steps == (normalizer, cuts)]
-    if not known:
-        raise raw["pre_tokenizer"].wrong(
-            "ByteLevel, or with its normalizer that of a Llama (nothing else is implemented: "
-            "copy the model's tokenizer.model there)"
-        )
+    model = raw["model"]
     decoder = values(raw["decoder"], "decoders")
     if decoder not in (DECODER, [*DECODER, STRIP]):
         raise raw["decoder"].wrong("Replace, ByteFallback, Fuse and perhaps Strip")
-    kinds = {f"<0x{byte:02X}>": BYTE for byte in range(256)}
+    kinds = {f"<0x{byte:02X}>": pieces.BYTE for byte in range(256)}
     if not (model["byte_fallback"].flag() and vocab.keys() >= kinds.keys()):
         raise model["byte_fallback"].wrong("true, with a token for each byte")
     model["ignore_merges"].only(None, False)
     unknown, tokens = model["unk_token"].text(), sorted(vocab, key=vocab.get)
     if unknown not in vocab or vocab[tokens[-1]] >= len(tokens):
         raise model["vocab"].wrong("one with its unk_token, and with all ids")
-    kinds[unknown] = UNKNOWN
+    kinds[unknown] = pieces.UNKNOWN
     ranks = ranked(model, vocab, ())
 
     def piece(token: str) -> tuple[str, float, int]:
         # A control piece is never joined, as a token that no merge makes.
-        kind = NORMAL if len(token) == 1 or token in ranks else CONTROL
+        joinable = len(token) == 1 or token in ranks
+        kind = pieces.NORMAL if joinable else pieces.CONTROL
         return token, -float(ranks.get(token, 0)), kinds.get(token, kind)
 
-    content = model_proto(list(map(piece, tokens)), {}, prefix=False, extra=False)
+    content = pieces.model_proto(list(map(piece, tokens)), {}, prefix=False, extra=False)
     return SentencePieceTokenizer(
-        content, raw.file, parts, tokens=tokens, scheme=known[0], strips=STRIP in decoder
+        content, raw.file, parts, tokens=tokens, scheme=scheme, strips=STRIP in decoder
     )
 
 
-def flat(raw: Part, name: str = "pretokenizers") -> list[Part]:
+def flat(raw: Part, name: str) -> list[Part]:
     """A part that may be a sequence of steps (under this name), as a list; none for null."""
     found, waiting = [], [raw]
     while waiting:
@@ -151,12 +130,16 @@ def flat(raw: Part, name: str = "pretokenizers") -> list[Part]:
     return found
 
 
-def values(raw: Part, name: str = "pretokenizers") -> list[dict]:
-    """The same steps as they are written, without what older files add to them."""
-    return [
-        {key: value for key, value in step.value.items() if key != "add_prefix_space"}
-        for step in flat(raw, name)
-    ]
+def values(raw: Part, name: str) -> list[dict]:
+    """The same steps as they are written, but for what is the default, or changes no ids."""
+    usual = {"trim_offsets": (True, False), "use_regex": (True,), "invert": (False,)}
+    found = []
+    for step in flat(raw, name):
+        more = {"add_prefix_space": (step["type"].value == "Metaspace",)}
+        same = (usual | more).items()
+        left = {key for key, values in same if step[key].value in (*values, None)}
+        found.append({key: value for key, value in step.value.items() if key not in left})
+    return found
 
 
 def around(raw: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
