@@ -168,7 +168,8 @@ def run_plan(options) -> int:
     turns = turns_of(load_tokenizer(options.model), options)
     prompts = [read_prompt(options, text) for text in options.prompt or [PROMPT]]
     lengths = [len(encode_prompt(turns, prompt, lm, options)) for prompt in prompts]
-    return plan.show(net, plan.plan(net, lm, lengths, options), options.json)
+    how = options.max_new_tokens, options.prefill_chunk, options.middle
+    return plan.show(net, plan.plan(net, lm, lengths, *how), options.json)
 
 
 def encode_prompt(turns, prompt: str, lm, options) -> list[int]:

@@ -34,7 +34,7 @@ READING_ORDER = [
     "evaluate.cells", "evaluate.table", "evaluate.figure", "evaluate.retrieval",
     "evaluate.comparison", "evaluate.__main__", "card", "diagnose", "diagnose.recorder",
     "diagnose.measure", "diagnose.factors", "diagnose.figures", "diagnose.__main__",
-    "train.recipes", "train.schedule", "train.trained_folder", "train.training",
+    "train.recipes", "train.schedule", "train.training",
     "train.__main__", "inspect", "inspect.probe", "inspect.folder_facts", "inspect.__main__",
     "convert", "convert.pickles", "convert.gguf_tokenizer", "convert.gguf_file",
     "convert.__main__", "benchmark", "benchmark.memory", "benchmark.race",

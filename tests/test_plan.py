@@ -14,8 +14,10 @@ import torch
 from conftest import ROOT, SETTINGS, tiny_llama, tiny_model
 from live_bytes import LiveBytes
 
-from minilm_inf.checkpoint import checkpoint, save
+from minilm_inf.checkpoint import checkpoint, load_model, save
 from minilm_inf.config import FULL_ATTENTION, LMInfinite
+from minilm_inf.evaluate.__main__ import main as evaluate
+from minilm_inf.evaluate.compare import nll_of
 from minilm_inf.generate import main as generate
 from minilm_inf.terminal.progress import scaled
 from minilm_inf.writing.costs import cache_bytes, flops, visible_pairs, working_bytes
@@ -112,6 +114,23 @@ def test_working_buffers_are_those_that_exist(family, lm, facts):
     assert predicted == pytest.approx(rest + live.peak, rel=0.25)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_scored_text_is_planned(dtype, program):
+    """Catches logits of a chunk that are counted as those of one token, or in one dtype."""
+    flags = ["--length", 900, "--chunk", 300, "--dtype", dtype, "--device", "cpu"]
+    code, out, err = program(evaluate, "perplexity", *flags, "--plan", "--json")
+    assert code == 0, err
+    model = load_model(SHIPPED, dtype=getattr(torch, dtype))
+    tokens = torch.ones(1, 300, dtype=torch.long)
+    with torch.inference_mode():
+        hidden = model.read(tokens)[0]
+        with LiveBytes() as live:
+            nll_of(model, hidden, tokens[0])
+    assert json.loads(out)["logits_bytes"] == pytest.approx(live.peak, rel=0.05)
+    code, out, err = program(evaluate, "perplexity", "--plan")
+    assert code == 1 and "--length" in err
+
+
 @pytest.mark.parametrize("lm", [FULL_ATTENTION, *SETTINGS.values(), TOP_K], ids=str)
 def test_the_cache_has_the_predicted_bytes(lm):
     """A buffer that grows by another rule than the formula's, in chunks or one by one; a block
@@ -154,13 +173,16 @@ def test_arithmetic_counts_what_is_seen_and_scored():
         each = [lm.visible(i) for i in range(1, 41)]
         for n in (0, 1, 3, 7, 8, 40):
             assert visible_pairs(n, lm) == sum(each[:n])
-        assert flops(net, lm, 0, 40) == 80_200 + 2 * of_a_key * sum(each)
-        assert flops(net, lm, 39, 40) == 2200 + 2 * of_a_key * each[-1]
-    assert flops(net, None, 0, 40) == flops(net, FULL_ATTENTION, 0, 40)
-    for n in (3, 8, 9, 30):  # the last token of a prompt reaches back
-        middle = max(0, n - LM.n_local - LM.n_global)
-        more = flops(net, TOP_K, 0, n) - flops(net, LM, 0, n)
-        assert more == of_a_key // 2 * (middle + 2 * min(2, middle))
+        assert flops(net, lm, 0, 40, 3) == 80_600 + 2 * of_a_key * sum(each)
+        assert flops(net, lm, 39, 40, 1) == 2200 + 2 * of_a_key * each[-1]
+    assert flops(net, None, 0, 40, 3) == flops(net, FULL_ATTENTION, 0, 40, 3)
+    for n in (3, 9, 30):
+        middles = [max(0, i - LM.n_local - LM.n_global) for i in range(1, n + 1)]
+        for queries, some in (("last", middles[-1:]), ("all", middles)):
+            lm = replace(TOP_K, top_k=1, top_k_queries=queries)
+            more = flops(net, lm, 0, n, 1) - flops(net, LM, 0, n, 1)
+            back = sum(min(1, m) for m in some)
+            assert more == of_a_key // 2 * (sum(some) + 2 * back)
     assert scaled(999) == "999.00 B" and scaled(1_672_896, "FLOP") == "1.67 MFLOP"
 
 

@@ -27,7 +27,7 @@ from tokenizer_json import (
 from minilm_inf.terminal.json_parts import Part
 from minilm_inf.text import byte_level
 from minilm_inf.text.around import Around
-from minilm_inf.text.byte_level import GPT2, QWEN2, byte_letters, of_letters
+from minilm_inf.text.byte_level import GPT2, byte_letters, of_letters
 from minilm_inf.text.byte_pairs import WORDS, learn_merges, merged, tokenizer_json
 from minilm_inf.text.tokenizer import load
 from minilm_inf.text.tokenizer_json import nfc
@@ -73,11 +73,6 @@ def test_every_kind_gives_the_ids_of_the_tokenizers_library(tmp_path, kind):
         ids = [source.randrange(source.choice((259, ours.vocab_size))) for _ in range(12)]
         stream = ours.stream()
         assert "".join(map(stream.push, ids)) + stream.flush() == ours.decode(ids)
-
-
-def test_the_kinds_differ():
-    """A checksum that does not depend on the kind would let every kind pass as another."""
-    assert len({found["ids"] for found in EXPECTED.values()}) >= len(EXPECTED) - 1
 
 
 def specified(word: str, merges, ids: dict[str, int], whole_words: bool) -> list[int]:
@@ -200,11 +195,8 @@ MERGES = PIECES["Llama 2"]["model"]["merges"]
 
 NORMAL = [added(2048, "<x>", normalized=True)]
 REFUSED = [
-    (tiny, "pre_tokenizer must be", {"pre_tokenizer": {"type": "Whitespace"}}),
     (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(LEVEL, digits(True))}),
     (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(REMOVED, BARE)}),
-    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(digits(False), LEVEL)}),
-    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(split(QWEN2), LEVEL)}),
     (tiny, "pre_tokenizer must be", {"pre_tokenizer": BARE}),
     (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(split("(a+)+$"), BARE)}),
     (tiny, "pre_tokenizer must be", {"pre_tokenizer": LEVEL | {"add_prefix_space": True}}),
@@ -268,15 +260,6 @@ def test_a_long_word_takes_no_square_of_its_length(tmp_path):
     for text in ("ab" * 20_000, "漢" * 10_000, " " * 40_000):
         assert ours.decode(ours.encode(text)) == text
     assert time.monotonic() - began < 20
-
-
-def test_digits_cut_before_gpt2_does(tmp_path):
-    """A run of spaces before a digit ends there: as one expression GPT-2's would leave one."""
-    space = (("Ġ", "Ġ"), ("1", "2"))
-    raw = tiny(merges=space, pre_tokenizer=sequence(digits(True), LEVEL))
-    ours, one, two = load(folder_of(tmp_path, raw)), raw["model"]["vocab"]["Ġ"], 256
-    assert ours.encode("a  12") == [97, two, 49, 50]
-    assert ours.encode("a  b") == [97, one, one, 98]  # a word takes the space before it
 
 
 def test_a_rank_file_is_llama_3(tmp_path, monkeypatch):

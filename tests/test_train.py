@@ -17,18 +17,17 @@ import torch
 from conftest import ROOT
 
 from minilm_inf import generate, load
-from minilm_inf.checkpoint import run_state, tensor_file
 from minilm_inf.models import llama
 from minilm_inf.train import __main__ as train
 from minilm_inf.train import practice as exercises
-from minilm_inf.train import recipes, trained_folder, training
+from minilm_inf.train import recipes, training
 
-SIZES = """--vocab-size 640 --n-layer 1 --n-head 2 --n-kv-head 1 --head-dim 8 --n-embd 16
+SIZES = """--vocab-size 400 --n-layer 1 --n-head 2 --n-kv-head 1 --head-dim 8 --n-embd 16
 --n-inner 24 --tokens-per-step 512 --threads 1""".split()
-STEPS = 20
+STEPS = 8
 
 
-def made_up_text(words: int = 12_000) -> str:
+def made_up_text(words: int = 6000) -> str:
     """Sentences of a few common words and those of the exercises, the same in every run."""
     rng = random.Random(0)
     own = (*exercises.STATE_KEY, exercises.ASK_KEY, *exercises.STATE_NUMBER,
@@ -61,7 +60,7 @@ def as_it_was():
 
 
 def flags(text, out, *more) -> list[str]:
-    run = ["--out", out, "--text", text, "--tokens", 512 * STEPS, "--every", 8, *SIZES, *more]
+    run = ["--out", out, "--text", text, "--tokens", 512 * STEPS, "--every", 3, *SIZES, *more]
     return [str(flag) for flag in run]
 
 
@@ -139,12 +138,12 @@ def test_a_run_writes_a_folder_that_load_reads(unbroken, text):
 
     record = json.loads((unbroken / "training.json").read_text())
     assert record["command"].startswith("python -m minilm_inf.train --out ")
-    assert "--every 8" in record["command"]
+    assert "--every 3" in record["command"]
     assert record["documents"] == 1 and record["held_out"] == [str(text)]
     assert record["settings"]["tokens"] == 512 * STEPS
     assert len(record["phases"]) == len(train.PHASES)
-    assert [entry["step"] for entry in record["log"]] == [8, 16, STEPS]
-    assert [entry["tokens"] for entry in record["log"]] == [8 * 512, 16 * 512, STEPS * 512]
+    assert [entry["step"] for entry in record["log"]] == [3, 6, STEPS]
+    assert [entry["tokens"] for entry in record["log"]] == [3 * 512, 6 * 512, STEPS * 512]
     for entry in record["log"]:
         assert 2.0 < entry["train_loss"] < 7.0 and 2.0 < entry["held_out_nll"] < 7.0
         assert 0.0 <= entry["pass_key_accuracy"] <= 1.0
@@ -152,44 +151,35 @@ def test_a_run_writes_a_folder_that_load_reads(unbroken, text):
     for written in ("The  sea", " 204 ship\n\n", "\tnaïve ﬁ 漢字 👩", "²"):
         assert tokenizer.decode(tokenizer.encode(written)) == written
         assert tokenizer.processor.unk_id() not in tokenizer.encode(written)
-    assert len(tokenizer.encode("204204", bos=False)) >= 6 and tokenizer.vocab_size == 640
+    assert len(tokenizer.encode("204204", bos=False)) >= 6 and tokenizer.vocab_size == 400
 
 
 def test_the_model_learns_and_its_seed_decides(unbroken, run, tmp_path):
     """A gradient that is dropped, or of the wrong sign, leaves the model as it was; the same
     command on the same machine must give the same weights."""
-    assert run("--learning-rate", 0.2)[0] == 0
+    assert run("--learning-rate", 0.5, "--seed", 2)[0] == 0
     first, *_, last = log_of(tmp_path / "model")
-    assert last["held_out_nll"] < first["held_out_nll"] - 0.5
-    assert last["train_loss"] < first["train_loss"] - 0.3
+    assert last["held_out_nll"] < first["held_out_nll"] - 0.2
+    assert log_of(tmp_path / "model") != log_of(unbroken)
     assert run()[0] == 0
     assert_same_run(tmp_path / "model", unbroken)
-    assert run("--seed", 2)[0] == 0
-    assert log_of(tmp_path / "model") != log_of(unbroken)
 
 
 # ---- stopping and going on
 
 
-@pytest.mark.parametrize("steps, name", [([0], signal.SIGTERM), ([7], signal.SIGINT),
-                                         ([2, 3, 15], signal.SIGINT)])  # fmt: skip
+@pytest.mark.parametrize("steps, name", [([0], signal.SIGTERM), ([1, 2, 6], signal.SIGINT)])
 def test_a_resumed_run_is_the_unbroken_run(unbroken, run, stopped, tmp_path, steps, name):
     """To the last bit: weights, both moments, the step's windows, and the mean loss of the log.
-    Step 7 is interrupted where the log has an entry; the others between two."""
+    Step 2 is interrupted where the log has an entry; the others between two."""
     more = []
     for step in steps:
         assert stopped(step, *more, name=name) == 128 + name
         assert not (tmp_path / "model").exists() and state_in(tmp_path).exists()
         more = ["--resume"]
-    assert run("--resume")[0] == 0
+    assert stopped(STEPS - 1, "--resume") == 0, "at the last step it is no interruption"
     assert_same_run(tmp_path / "model", unbroken)
     assert names_in(tmp_path) == ["model"]
-
-
-def test_an_interrupt_at_the_last_step_is_no_interruption(unbroken, stopped, tmp_path):
-    """A finished run that asks to be resumed."""
-    assert stopped(STEPS - 1) == 0
-    assert_same_run(tmp_path / "model", unbroken)
 
 
 @pytest.mark.slow
@@ -218,49 +208,23 @@ def test_a_real_signal_stops_a_real_run(text, tmp_path):
 
 def test_what_is_not_resumed(run, stopped, tmp_path):
     """--resume that quietly starts from nothing; half a run of one kind and half of another;
-    an hour of training that a forgotten --resume would throw away."""
+    an hour of training that a forgotten --resume would throw away; a disk that was full, or
+    that changed a byte."""
     code, said = run("--resume")
     assert code == 1 and "no run to resume" in said and not names_in(tmp_path)
     assert stopped(0) == 130
-    state = state_in(tmp_path).read_bytes()
-    for other in (
-        ("--tokens", 1024), ("--seed", 2), ("--learning-rate", 1e-2), ("--n-layer", 2),
-        ("--n-inner", 16), ("--n-head", 4, "--n-kv-head", 2, "--head-dim", 4),  # same shapes
-    ):  # fmt: skip
+    path = state_in(tmp_path)
+    whole = path.read_bytes()
+    for other in (("--tokens", 1024), ("--seed", 2), ("--n-inner", 16)):
         code, said = run("--resume", *other)
         assert code == 1 and "other settings" in said
     code, said = run()
-    assert code == 1 and "--resume it, or delete it" in said
-    assert state_in(tmp_path).read_bytes() == state
-
-
-def test_a_damaged_state_is_one_sentence(run, stopped, tmp_path):
-    """A disk that was full, or that changed a byte; a step, a log or tensors of another
-    kind."""
-    assert stopped(0) == 130
-    path = state_in(tmp_path)
-    whole = path.read_bytes()
+    assert code == 1 and "--resume it, or delete it" in said and path.read_bytes() == whole
     edited = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
-    tensor_file.write_tensors(path, {"x": torch.zeros(3)}, {"run": '{"step": 1}'})
-    for content, told in ((whole[:1000], "no whole state"), (edited, "was edited or damaged"),
-                          (path.read_bytes(), "no state of this version")):  # fmt: skip
+    for content, told in ((whole[:1000], "no whole state"), (edited, "was edited or damaged")):
         path.write_bytes(content)
         code, said = run("--resume")
         assert code == 1 and told in said and path.read_bytes() == content
-    path.write_bytes(whole)
-    known, held = run_state.read_state(path)
-    held = {name: x.clone() for name, x in held.items()}
-    name = "weight.norm.weight"
-    for facts, tensors in (
-        ({"step": 10**9}, {}), ({"log": 5}, {}), ({"log": [5]}, {}), ({"losses": [None]}, {}),
-        ({}, {name: torch.zeros(1)}),  # would spread
-        ({}, {"first.norm.weight": torch.zeros(16, dtype=torch.half)}),
-        ({}, {name: None}), ({}, {"weight.other": torch.zeros(1)}),
-    ):  # fmt: skip
-        wrong = {name: x for name, x in (held | tensors).items() if x is not None}
-        run_state.write_state(path, wrong, known | facts)
-        code, said = run("--resume")
-        assert code == 1 and "not a whole state" in said, facts
 
 
 @pytest.mark.slow
@@ -294,24 +258,20 @@ def test_a_full_disk_leaves_the_last_state(unbroken, run, tmp_path, monkeypatch,
     assert_same_run(tmp_path / "model", unbroken)
 
 
-BYTE_LEVEL = {
-    "mpt": "--n-head 3 --n-embd 24",
-    "gptj": "--n-head 2 --n-embd 16 --n-inner 24 --rotary-dim 4",
-}
-
-
-@pytest.mark.parametrize("family", BYTE_LEVEL)
-def test_the_other_families_are_trained_too(family, text, tmp_path, run, stopped):
+@pytest.mark.parametrize("family, sizes", [
+    ("mpt", "--n-head 3 --n-embd 24"),
+    ("gptj", "--n-head 2 --n-embd 16 --n-inner 24 --rotary-dim 4"),
+])  # fmt: skip
+def test_the_other_families_are_trained_too(family, sizes, text, tmp_path, run, stopped):
     """A family whose run cannot be resumed, or whose folder cannot be read; llama's tokenizer
     left beside its own, or somebody's notes gone."""
     out = tmp_path / "model"
-    words = f"--tokens 1536 --tokens-per-step 512 --every 2 --threads 1 {BYTE_LEVEL[family]} "
+    words = f"--tokens 1536 --tokens-per-step 512 --every 2 --threads 1 {sizes} "
     words += f"--n-layer 1 --vocab-size 300 --family {family}"
     command = ["--out", out, "--text", text, *words.split()]
-    for folder in (out, tmp_path / "model.part"):
-        folder.mkdir()
-        (folder / "tokenizer.model").write_text("of an earlier run")
-    (out / trained_folder.LOG_FILE).write_bytes(trained_folder.LOG_BEGINS)
+    out.mkdir()
+    (out / "tokenizer.model").write_text("of an earlier run")
+    (out / training.LOG_FILE).write_bytes(training.LOG_BEGINS)
     (out / "notes.txt").write_text("somebody's own")
     assert stopped(1, *command, own=False) == 130
     assert run(*command, "--resume", own=False)[0] == 0
@@ -328,20 +288,17 @@ def test_the_other_families_are_trained_too(family, text, tmp_path, run, stopped
 # ---- what it writes over
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "merges.txt"]
-)
-def test_a_model_of_others_is_not_mixed_with_ours(run, tmp_path, name):
-    """Half a folder of one model, half of another; or somebody's tokenizer, deleted."""
-    out = tmp_path / "model"
-    out.mkdir()
-    (out / name).write_text("theirs")
+@pytest.mark.parametrize("folder, name", [
+    ("model", "config.json"), ("model", "training.json"), ("model.part", "notes"),
+])  # fmt: skip
+def test_folders_of_somebody_else(run, tmp_path, folder, name):
+    """Half a folder of one model, half of another; a folder that happens to be called so, and
+    is emptied."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / name).write_text("theirs")
     code, said = run()
-    assert code == 1 and f"{name} was not written by this program" in said
-    assert names_in(out) == [name] and names_in(tmp_path) == ["model"]
-    (out / trained_folder.LOG_FILE).write_text("theirs, too")
-    code, said = run()
-    assert code == 1 and "was not written by" in said
+    assert code == 1 and "was not written by this program" in said
+    assert names_in(tmp_path / folder) == [name] and names_in(tmp_path) == [folder]
 
 
 @pytest.mark.parametrize("out", [".", "..", "/", "text.txt", "fifo"])
@@ -350,18 +307,9 @@ def test_where_no_model_can_be_written(run, tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("a text")
     os.mkfifo(tmp_path / "fifo")
-    code, said = run("--out", out, "--text", "text.txt", own=0)
-    assert code == 1 and "--out" in said
+    code, said = run("--out", out, "--text", "text.txt", own=False)
+    assert code == 1 and said.startswith("error: ") and (out in said or "--out" in said)
     assert names_in(tmp_path) == ["fifo", "text.txt"]
-
-
-def test_folders_of_somebody_else(run, tmp_path):
-    """A tokenizer of one run, and a model of the other; a folder that happens to be called so,
-    and is emptied."""
-    (tmp_path / "model.part").mkdir()
-    (tmp_path / "model.part" / "notes").write_text("theirs")
-    code, said = run()
-    assert code == 1 and "notes was not written by this program" in said
 
 
 def test_a_run_that_fails_leaves_the_model_that_was_there(unbroken, run, tmp_path, monkeypatch):
@@ -398,39 +346,31 @@ def test_the_learning_rate_and_the_steps():
         assert train.Settings(tokens, 1, 512, 1e-3, 320).steps == steps
 
 
-class Recorder:
-    """A practice that only notes what it is asked for."""
-
-    def __init__(self):
-        self.asked = []
-        for kind in ("repeats", "retrieval", "ordinary"):
-            setattr(self, kind, lambda *given, kind=kind: self.note(kind, *given))
-
-    def note(self, kind, rng, length, followed=0.0):
-        self.asked.append((kind, length, followed))
-        return [1] * length
-
-
-def test_every_phase_has_its_mix_and_its_windows():
+def test_every_phase_has_its_mix_and_its_windows(tokenizer):
     """A phase that begins too early, a share that is taken of the rest only, or one that is
     recorded and not used."""
     settings = train.Settings(4096 * 2000, 3, 4096, 1e-3, 2048)
-    begins = 0
+    asked, begins = [], 0
+
+    def noting(kind):
+        return lambda rng, length, followed=0.0: asked.append((kind, length, followed)) or [1]
+
+    practice = type("Practice", (), {})()
+    for kind in ("repeats", "retrieval", "ordinary"):
+        setattr(practice, kind, noting(kind))
     for phase in train.PHASES:
         ends = math.ceil(phase.until * settings.steps)
         assert settings.phase(begins) == settings.phase(ends - 1) == phase
-        practice = Recorder()
+        asked.clear()
         for step in range(begins, begins + 60):
-            rows = train.windows(settings, practice, step)
-            assert rows.shape == (4096 // phase.window, phase.window + 1)
-        kinds = [kind for kind, _, _ in practice.asked]
-        assert {length for _, length, _ in practice.asked} == {phase.window + 1}
+            assert len(train.windows(settings, practice, step)) == 4096 // phase.window
+        kinds = [kind for kind, _, _ in asked]
+        assert {length for _, length, _ in asked} == {phase.window + 1}
         for kind in ("repeats", "retrieval"):
             share = getattr(phase, kind)
             found = kinds.count(kind) / len(kinds)
             assert abs(found - share) <= 4 * math.sqrt(share * (1 - share) / len(kinds)), kind
-        followed = {f for kind, _, f in practice.asked if kind == "retrieval"}
-        assert followed <= {phase.followed}
+        assert {f for kind, _, f in asked if kind == "retrieval"} <= {phase.followed}
         begins = ends
     assert begins == settings.steps
     other = dataclasses.replace(settings, repeats=0.2)
@@ -486,44 +426,34 @@ def test_initial_weights():
 # ---- what people get wrong
 
 
-@pytest.mark.parametrize(
-    "content, more, sentence",
-    [
-        (b"caf\xe9" * 1000, "", "not UTF-8"),
-        (made_up_text(2500).encode(), "", "too short for windows"),
-        (made_up_text(300).encode(), "--vocab-size 20", "no tokenizer can be trained"),
-        (b"", "", "no tokenizer can be trained"),
-        (made_up_text(6000).encode(), "--n-head 3 --n-kv-head 2", "multiple of"),
-        (made_up_text(6000).encode(), "--n-layer 1000 --n-embd 65536 --n-inner 65536",
-         "GB are free: take smaller sizes"),
-        (None, "--text none", "cannot read"),
-        (None, "--corpus none", "run python -m minilm_inf.corpus"),
-        (None, "--text text.txt --family mpt --vocab-size 300 --n-head 7",
-         "d_model (144) must be a multiple of n_heads (7)"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("content, more, sentence", [
+    (b"caf\xe9" * 1000, "", "not UTF-8"),
+    (made_up_text(800).encode(), "", "too short for windows"),
+    (made_up_text(300).encode(), "--vocab-size 20", "no tokenizer can be trained"),
+    (b"", "", "no tokenizer can be trained"),
+    (made_up_text(300).encode(), "--family mpt --vocab-size 20", "it needs 256 for the bytes"),
+    (made_up_text().encode(), "--n-head 3 --n-kv-head 2", "multiple of"),
+    (None, "--text none", "cannot read"),
+    (None, "--corpus none", "run python -m minilm_inf.corpus"),
+])  # fmt: skip
 def test_text_and_sizes_that_do_not_do(run, tmp_path, monkeypatch, content, more, sentence):
     """sentencepiece, numpy and the system say what is wrong in their own terms, and at length,
     or not at all."""
     monkeypatch.chdir(tmp_path)
-    words = made_up_text(6000).encode() if content is None else content
-    (tmp_path / "text.txt").write_bytes(words)
-    sizes = ["--text", "text.txt", *SIZES] if content is not None else []
-    code, said = run("--out", "model", *sizes, *more.split(), own=False)
+    (tmp_path / "text.txt").write_bytes(content or b"")
+    source = ["--text", "text.txt"] if content is not None else []
+    sizes = SIZES if "mpt" not in more else []
+    code, said = run("--out", "model", *source, *sizes, *more.split(), own=False)
     assert code == 1 and said.startswith("error: ") and sentence in said
     assert names_in(tmp_path) == ["text.txt"]
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["--tokens 0", "--tokens-per-step 128", "--seed -1", "--every 0", "--n-layer 0",
-     "--vocab-size -3", "--n-layer 1001", "--threads 1000000", f"--head-dim {2**40}",
-     f"--seed {2**64}", f"--tokens {2**62}", f"--tokens-per-step {2**30}",
-     "--learning-rate nan", "--learning-rate inf", "--learning-rate 0",
-     "--learning-rate 1e300", "--learning-rate=-1", "--repeats -0.1", "--repeats 0.35",
-     "--repeats nan", "--rotary-dim 4", "--n-inner 4 --family mpt",
-     "--head-dim 4 --family gptj"],
-)  # fmt: skip
+@pytest.mark.parametrize("words", [
+    "--tokens 0", "--tokens-per-step 128", "--seed -1", "--every 0", "--n-layer 0",
+    "--vocab-size -3", f"--head-dim {2**40}", f"--tokens-per-step {2**30}",
+    "--learning-rate nan", "--learning-rate 0", "--learning-rate=-1", "--repeats 0.35",
+    "--rotary-dim 4", "--n-inner 4 --family mpt",
+])  # fmt: skip
 def test_flags_that_make_no_sense(run, words):
     """Steps without a window, a log that divides by zero, a first phase that ends after the
     second; a flag without effect, of another family."""

@@ -18,6 +18,7 @@ from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..terminal.files import shown
 from ..train.practice import NAMES
+from ..writing import plan
 from . import comparison, perplexity, retrieval
 from .methods import LABELS
 from .resume import carry_out
@@ -29,7 +30,18 @@ SEED = "--seed", 0, 0, "of all that is drawn (%(default)s)", 2**63 - 1
 
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(sys.argv[1:] if arguments is None else arguments)
+    if options.plan:
+        return guarded(lambda: planned(options), "--chunk or --n-local")
     return guarded(lambda: carry_out(options.room, options), "--chunk or --n-local")
+
+
+def planned(options) -> int:
+    """What perplexity will take: printed, and nothing is run."""
+    net = plan.network(options)
+    if options.length is None:
+        raise ValueError("--plan reads no text: say by --length how many tokens there will be")
+    lm, how = flags.attention(options, net.config), (0, options.chunk, options.middle)
+    return plan.show(net, plan.plan(net, lm, [options.length], *how), options.json)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -75,7 +87,7 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
         name, help=what, description=room.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    task.set_defaults(room=room, figure=None)
+    task.set_defaults(room=room, figure=None, plan=False)
     text = task.add_argument_group("text, from one of these").add_mutually_exclusive_group()
     text.add_argument("--text", type=Path, nargs="+", metavar="FILE",
                       help="your own UTF-8 files")  # fmt: skip
@@ -106,10 +118,13 @@ def add_perplexity(tasks):
     asked = task_of(tasks, "perplexity", perplexity, what)
     asked.add_argument("--stream", action="store_true",
                        help="the documents come again and again, until --length")  # fmt: skip
+    asked.add_argument("--plan", action="store_true",
+                       help="print the memory and the arithmetic of reading --length tokens, "
+                       "and run nothing")  # fmt: skip
     flags.add_counts(
         asked,
         ("--length", 2, None, "tokens that are read (all documents, once)"),
-        ("--chunk", 1, 2048, "tokens read at a time (%(default)s)"),
+        ("--chunk --prefill-chunk", 1, 2048, "tokens read at a time (%(default)s)"),
         SEED,
     )
 
@@ -122,7 +137,7 @@ def add_compare(tasks):
     flags.add_counts(
         asked,
         ("--length", 2, None, "tokens of each document (16 x context_length)"),
-        ("--chunk", 1, 512, "tokens read at a time (%(default)s)"),
+        ("--chunk --prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"),
         ("--trials", 0, 50, "pass keys that each method is asked for (%(default)s)",
          MOST_TRIALS),
     )  # fmt: skip
@@ -147,7 +162,7 @@ def add_retrieval(tasks, name: str, what: str):
     flags.add_counts(
         asked,
         ("--trials", 1, 20, "per length, depth and method (%(default)s)", MOST_TRIALS),
-        ("--chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
+        ("--chunk --prefill-chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
         SEED,
     )
 

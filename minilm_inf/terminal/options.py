@@ -72,10 +72,10 @@ threads = at_least(1, max(256, os.cpu_count() or 1))
 
 
 def add_counts(group, *rows):
-    """Flags that take whole numbers: name, least, default, words, and most, where there is."""
-    for name, least, default, words, *most in rows:
-        kind = at_least(least, *most)
-        group.add_argument(name, type=kind, default=default, metavar="N", help=words)
+    """Flags that take whole numbers: names, least, default, words, and most, where there is."""
+    for names, least, default, words, *most in rows:
+        whole = dict(type=at_least(least, *most), default=default, metavar="N", help=words)
+        group.add_argument(*names.split(), **whole)
 
 
 def add_model(parser: argparse.ArgumentParser):

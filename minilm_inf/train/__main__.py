@@ -31,13 +31,14 @@ from ..terminal import options as flags
 from ..terminal.ending import guarded, signals_noted
 from ..terminal.files import read_text
 from ..terminal.options import at_least
-from ..terminal.progress import Progress, available_memory
+from ..terminal.progress import Progress
 from ..text.tokenizer import load as load_tokenizer
 from .practice import Practice
 from .recipes import SHAPES, network, train_tokenizer
 from .schedule import PHASES, Settings, windows
-from .trained_folder import STATE_FILE, check_folder, clear, part_of, publish, working_in
-from .training import Run
+from .training import STATE_FILE, Run, check_folder, publish, working_in  # noqa: F401
+
+SIZES = tuple(dict.fromkeys(name for shape in SHAPES.values() for name in shape))
 
 
 def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
@@ -45,12 +46,10 @@ def load_text(options) -> tuple[dict[str, str], dict[str, str]]:
     if not options.text:
         folder = options.corpus
         return corpus.documents(folder, held_out=False), corpus.documents(folder, held_out=True)
-    kept, held_out = {}, {}
-    for path in options.text:
-        text = read_text(path)
-        cut = len(text) * 19 // 20
-        kept[str(path)], held_out[str(path)] = text[:cut], text[cut:]
-    return kept, held_out
+    texts = {str(path): read_text(path) for path in options.text}
+    cuts = {name: len(text) * 19 // 20 for name, text in texts.items()}
+    return ({name: text[: cuts[name]] for name, text in texts.items()},
+            {name: text[cuts[name] :] for name, text in texts.items()})  # fmt: skip
 
 
 def encode_all(tokenizer, documents: dict[str, str]) -> np.ndarray:
@@ -80,16 +79,6 @@ def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped)
     return True
 
 
-def share(text: str) -> float:
-    """An argparse type: a number that ends the first phase before the second ends."""
-    end = PHASES[1].until
-    return flags.between(0, math.nextafter(end, 0))(text)
-
-
-LARGEST = {"n_layer": 1000, "n_head": 1024, "n_kv_head": 1024, "head_dim": 4096}
-SIZES = tuple(dict.fromkeys(name for shape in SHAPES.values() for name in shape))
-
-
 def parser() -> flags.Parser:
     parser = flags.Parser(prog="python -m minilm_inf.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -101,6 +90,7 @@ def parser() -> flags.Parser:
     source.add_argument("--text", type=Path, nargs="+",
                         help="your own UTF-8 files, instead of the corpus")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run that OUT.part holds")
+    share = flags.between(0, math.nextafter(PHASES[1].until, 0))
     for flag, kind, default, told in (
         ("--tokens", at_least(1), 30_200_000, "tokens to learn from"),
         ("--tokens-per-step", at_least(256, 2**20), 4096, ""),
@@ -115,21 +105,18 @@ def parser() -> flags.Parser:
     add("--family", choices=SHAPES, default="llama", help="(%(default)s)")
     for name in SIZES:
         known = [f"{shape[name]} in {f}" for f, shape in SHAPES.items() if name in shape]
-        add("--" + name.replace("_", "-"), type=at_least(1, LARGEST.get(name, 2**16)),
-            metavar="N", help=f"({', '.join(known)})")  # fmt: skip
+        add("--" + name.replace("_", "-"), type=at_least(1, 4096), metavar="N",
+            help=f"({', '.join(known)})")  # fmt: skip
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments, line = sys.argv[1:] if arguments is None else arguments, parser()
     options = line.parse_args(arguments)
-    options.sizes = SHAPES[options.family].copy()
-    for name in SIZES:
-        size = getattr(options, name)
-        if size is not None and name not in options.sizes:
-            line.error(f"--{name.replace('_', '-')} has no meaning for {options.family}")
-        if size is not None:
-            options.sizes[name] = size
+    given = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
+    for name in given.keys() - SHAPES[options.family].keys():
+        line.error(f"--{name.replace('_', '-')} has no meaning for {options.family}")
+    options.sizes = SHAPES[options.family] | given
     fresh = [argument for argument in arguments if argument != "--resume"]
     options.command = shlex.join(["python", "-m", "minilm_inf.train", *fresh])
     torch.set_flush_denormal(True)  # numbers near 0 are many times slower on some CPUs
@@ -140,21 +127,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_from(options) -> int:
     """A whole run, from text to the finished folder; a signal's exit code where one came."""
-    folder = part_of(options.out)
     check_folder(options.out)
-    with working_in(folder):
-        if options.resume and not (folder / STATE_FILE).is_file():
-            raise ValueError(
-                f"there is no run to resume in {folder}: start one without --resume"
-            )
-        if not options.resume and (folder / STATE_FILE).exists():
-            raise ValueError(
-                f"{folder} holds a run that was stopped: --resume it, or delete it"
-            )
+    folder = options.out.with_name(options.out.name + ".part")
+    with working_in(folder, options.resume):
         texts, held_out_texts = load_text(options)
-        folder.mkdir(parents=True, exist_ok=True)
         if not options.resume:
-            clear(folder)  # of a run that was killed before it had a state
             train_tokenizer(options.family, list(texts.values()), options.vocab_size, folder)
         run, practice, held_out = begun(options, folder, texts, held_out_texts)
         with signals_noted() as came:
@@ -171,17 +148,6 @@ def run_from(options) -> int:
     return 0
 
 
-def check_memory(model):
-    """Raise ValueError where weights, gradients and both moments of a model, in float32, take
-    more memory than there is: a system may give it out, and then end the program."""
-    needed, there = 16 * sum(x.numel() for x in model.parameters()), available_memory()
-    if there is not None and needed > there:
-        raise ValueError(
-            f"training this model takes {needed / 1e9:,.1f} GB, and {there / 1e9:,.1f} GB are "
-            "free: take smaller sizes"
-        )
-
-
 def begun(options, folder: Path, texts: dict[str, str], held_out_texts: dict[str, str]):
     """The run, where it starts or where its state was saved, and what it learns from and is
     measured on. Raises ValueError for a text that is too short for either."""
@@ -194,8 +160,6 @@ def begun(options, folder: Path, texts: dict[str, str], held_out_texts: dict[str
         options.tokens, options.seed, options.tokens_per_step, options.learning_rate,
         options.vocab_size, options.repeats,
     )  # fmt: skip
-    with torch.device("meta"):
-        check_memory(network(options.family, options.sizes, tokenizer))
     model = network(options.family, options.sizes, tokenizer)
     for part in (practice, held_out):  # or it would be told after an hour
         part.excerpt(np.random.default_rng(0), model.config.context_length + 1)

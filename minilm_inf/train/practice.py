@@ -1,10 +1,10 @@
 """Exercises in looking back: windows in which something said early must be copied late.
 
-Text alone teaches a small model no copying within the budget of a laptop. Two exercises do, in
-this order: spans of random tokens that occur again and again, and then facts (a pass key, a
-person's number) that are stated once in ordinary text and asked for at the window's end. A
-window is a row of `length` ids that begins with BOS, where the tokenizer puts one before a
-text; every random choice comes from the generator that is handed in.
+Text alone teaches a small model no copying within the budget of a laptop. Two exercises do:
+spans of random tokens that occur again and again, and then facts (a pass key, a person's
+number) that are stated once in ordinary text and asked for at the window's end. A window is a
+row of `length` ids that begins with BOS, where the tokenizer puts one before a text; every
+random choice comes from the generator that is handed in.
 """
 
 from __future__ import annotations
@@ -23,34 +23,28 @@ Oliver Oscar Peter Philip Rachel Robert Rose Samuel Sarah Simon Susan Thomas Wal
 William""".split()
 
 STATE_KEY = (
-    "The pass key is {}.",
-    "The pass key is {}. Remember it.",
+    "The pass key is {}.", "The pass key is {}. Remember it.",
     "Remember the pass key: it is {}.",
     "There is a pass key, and the pass key is {}. Do not forget it.",
-)
+)  # fmt: skip
 ASK_KEY = "What is the pass key? The pass key is {}"
 STATE_NUMBER = (
-    "The number of {} is {}.",
-    "Remember that the number of {} is {}.",
-    "{}'s number is {}.",
-)
+    "The number of {} is {}.", "Remember that the number of {} is {}.", "{}'s number is {}.",
+)  # fmt: skip
 ASK_NUMBER = "What is the number of {}? The number of {} is {}"
 
 
 class Practice:
     """Windows made from a tokenizer's pieces and ordinary text.
 
-    tokenizer: as tokenizer.load gives it.
-    text: ids (N,) of ordinary text.
-    bos: what every window begins with, an id or none. last: the ids that end a sentence.
+    text: ids (N,) of ordinary text. bos: what every window begins with, an id or none. last:
+    the ids that end a sentence.
     """
 
     def __init__(self, tokenizer, text: np.ndarray):
         space = "" if begins_with_space(tokenizer) else " "
         self.encode = lambda words: tokenizer.encode(space + words, bos=False)
-        self.bos = opening(tokenizer)
-        self.text = text
-        self.tokenizer = tokenizer
+        self.bos, self.text, self.tokenizer = opening(tokenizer), text, tokenizer
         pieces = {id: tokenizer.decode([id]) for id in np.unique(text).tolist()}
         marks = (".", "!", "?", "\n")
         last = [id for id in pieces if pieces[id].rstrip('"').endswith(marks)]
@@ -83,17 +77,14 @@ class Practice:
     def repeats(self, rng: np.random.Generator, length: int) -> list[int]:
         """BOS, then one random span of 8 to length/2 tokens, over and over."""
         span = int(rng.integers(8, length // 2))
-        ids = self.ids
-        if rng.random() < 0.5:
-            ids = rng.choice(ids, 64, replace=False)
+        ids = self.ids if rng.random() >= 0.5 else rng.choice(self.ids, 64, replace=False)
         row = np.tile(rng.choice(ids, span), length // span + 1)
         return [*self.bos, *row.tolist()][:length]
 
     def retrieval(
         self, rng: np.random.Generator, length: int, followed: float = 0.0
     ) -> list[int]:
-        """BOS, text with one to four facts somewhere in it, then a question and answer for
-        each.
+        """BOS, text with one to four facts in it, then a question and answer for each.
 
         followed: the share of windows in which other text follows, up to a quarter of the
         window; without any, a model that writes on past its answers only asks again. Where a
@@ -126,26 +117,22 @@ class Practice:
                 after = []
 
     def pass_key(self, rng: np.random.Generator, length: int) -> tuple[list[int], int]:
-        """A window with one pass key, its question, and the five digits at the very end.
-
-        Returns the window and the place of the first digit.
-        """
+        """A window with one pass key, its question, and the five digits at the very end; and
+        the place of the first digit."""
         digits = "".join(str(d) for d in rng.integers(0, 10, 5))
         fact = rng.choice(STATE_KEY).format(digits)
-        row = self.hidden(rng, length, [fact], ASK_KEY.format(digits))
-        return row, length - 5
+        return self.hidden(rng, length, [fact], ASK_KEY.format(digits)), length - 5
 
     def hidden(self, rng, length: int, facts: list[str], ending: str) -> list[int]:
         """BOS, text with the facts after random sentences, then the ending: `length` ids."""
-        pieces = [self.encode(fact) for fact in facts]
-        end = self.encode(ending)
-        room = length - len(self.bos) - len(end) - sum(len(piece) for piece in pieces)
+        pieces, end = [self.encode(fact) for fact in facts], self.encode(ending)
+        room = length - len(self.bos) - len(end) - sum(map(len, pieces))
         if room < 0:
             raise ValueError(f"{length} tokens have no room for: {' '.join(facts)} {ending}")
         filler = self.excerpt(rng, room)
         places = np.array([0, *self.sentence_ends(filler)])
         row = list(self.bos)
-        cuts = [0, *sorted(int(cut) for cut in rng.choice(places, len(pieces))), room]
+        cuts = [0, *sorted(rng.choice(places, len(pieces)).tolist()), room]
         for piece, here, there in zip([*pieces, end], cuts, cuts[1:]):
             row += filler[here:there] + piece
         return row
@@ -162,8 +149,7 @@ def pass_key_accuracy(model, practice: Practice, window: int, count: int = 100, 
 
     The digits stand in the window, so this is exactly what greedy decoding would write.
     """
-    rng = np.random.default_rng(seed)
-    found = 0
+    rng, found = np.random.default_rng(seed), 0
     for _ in range(count):
         row, first = practice.pass_key(rng, window)
         row = torch.tensor([row], device=model.embed.weight.device)

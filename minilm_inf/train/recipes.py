@@ -20,6 +20,7 @@ from ..terminal.files import write_beside
 from ..text import byte_pairs
 
 CONTEXT_LENGTH = 256
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 SHAPES = {
     "llama": dict(n_layer=4, n_head=6, n_kv_head=2, head_dim=32, n_embd=192, n_inner=384),
     "mpt": dict(n_layer=4, n_head=6, n_embd=144),
@@ -36,36 +37,31 @@ def network(family: str, sizes: dict[str, int], tokenizer):
            "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}  # fmt: skip
     names = {
         "llama": dict(n_layer="num_hidden_layers", n_head="num_attention_heads",
-                      n_kv_head="num_key_value_heads", head_dim="head_dim",
-                      n_embd="hidden_size", n_inner="intermediate_size"),
+                      n_kv_head="num_key_value_heads", n_embd="hidden_size",
+                      n_inner="intermediate_size"),
         "mpt": dict(n_layer="n_layers", n_head="n_heads", n_embd="d_model"),
-        "gptj": dict(n_layer="n_layer", n_head="n_head", n_embd="n_embd",
-                     n_inner="n_inner", rotary_dim="rotary_dim"),
+    }.get(family, {})  # fmt: skip
+    raw |= {names.get(name, name): size for name, size in sizes.items()}
+    raw |= {
+        "llama": {"max_position_embeddings": CONTEXT_LENGTH, "rms_norm_eps": 1e-5,
+                  "tie_word_embeddings": True},
+        "mpt": {"max_seq_len": CONTEXT_LENGTH, "attn_config": {"alibi": True}},
+        "gptj": {"n_positions": CONTEXT_LENGTH},
     }[family]  # fmt: skip
-    raw |= {names[name]: size for name, size in sizes.items()}
-    if family == "llama":
-        raw |= {"max_position_embeddings": CONTEXT_LENGTH, "rms_norm_eps": 1e-5,
-                "tie_word_embeddings": True}  # fmt: skip
-        return llama.build(llama.config_from_hf(raw))
-    if family == "mpt":
-        raw |= {"max_seq_len": CONTEXT_LENGTH, "attn_config": {"alibi": True}}
-        return mpt.build(mpt.config_from_hf(raw))
-    return gptj.build(gptj.config_from_hf(raw | {"n_positions": CONTEXT_LENGTH}))
+    file = {"llama": llama, "mpt": mpt, "gptj": gptj}[family]
+    return file.build(file.config_from_hf(raw))
 
 
 def initialise(model, seed: int):
     """GPT-2's initialisation: normal of deviation 0.02, smaller where a block adds to x."""
     generator = torch.Generator().manual_seed(seed)
-    added = ("o.weight", "down.weight")
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.zeros_(weight)
-        if weight.dim() < 2:
-            continue
-        deviation = 0.02
-        if name.endswith(added):
-            deviation /= math.sqrt(2 * model.config.n_layer)
-        torch.nn.init.normal_(weight, std=deviation, generator=generator)
+        if weight.dim() == 2:
+            adds = name.endswith(("o.weight", "down.weight"))
+            deviation = 0.02 / math.sqrt(2 * model.config.n_layer) if adds else 0.02
+            torch.nn.init.normal_(weight, std=deviation, generator=generator)
 
 
 def train_tokenizer(family: str, texts: list[str], vocab_size: int, folder: Path):
@@ -94,17 +90,11 @@ def sentencepiece_model(texts: list[str], vocab_size: int) -> bytes:
     lines = (line for text in texts for line in text.split("\n") if len(line) < 4000)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=written,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            character_coverage=0.9999,
-            minloglevel=2,
-        )
+            sentence_iterator=lines, model_writer=written, model_type="bpe",
+            vocab_size=vocab_size, byte_fallback=True, split_digits=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False,
+            character_coverage=0.9999, minloglevel=2,
+        )  # fmt: skip
     except RuntimeError as error:  # after the place in its source, its reason
         reason = str(error).rpartition("] ")[2]
         raise ValueError(f"no tokenizer can be trained on this text: {reason}") from error

@@ -16,17 +16,13 @@ from .practice import Practice
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of training: up to which share of all tokens, in which windows, of what mix.
+    """A stretch of training."""
 
-    repeats, retrieval: shares of the windows; the others are ordinary text.
-    followed: the share of the retrieval windows whose answers are followed by text.
-    """
-
-    until: float
-    window: int
-    repeats: float
+    until: float  # which share of all tokens
+    window: int  # tokens
+    repeats: float  # a share of the windows, as the next; the others are ordinary text
     retrieval: float
-    followed: float = 0.0
+    followed: float = 0.0  # the share of the latter whose answers are followed by text
 
 
 PHASES = (
@@ -42,17 +38,14 @@ writes on asks again for ever)."""
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run depends on; a resumed run must have the same.
-
-    repeats: where the first phase, of repeats alone, ends: a share of all tokens.
-    """
+    """What a run depends on; a resumed run must have the same."""
 
     tokens: int
     seed: int
     tokens_per_step: int
     learning_rate: float
     vocab_size: int
-    repeats: float = PHASES[0].until
+    repeats: float = PHASES[0].until  # where the first phase, of repeats alone, ends
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -75,15 +68,13 @@ class Settings:
 def windows(settings: Settings, practice: Practice, step: int) -> torch.Tensor:
     """The windows of a step, one id longer than the model reads: (B, window + 1)."""
     rng = np.random.default_rng([settings.seed, step])
-    phase = settings.phase(step)
-    rows = []
+    phase, rows = settings.phase(step), []
     for _ in range(settings.tokens_per_step // phase.window):
-        draw = rng.random()
+        draw, length = rng.random(), phase.window + 1
         if draw < phase.repeats:
-            row = practice.repeats(rng, phase.window + 1)
+            rows.append(practice.repeats(rng, length))
         elif draw < phase.repeats + phase.retrieval:
-            row = practice.retrieval(rng, phase.window + 1, phase.followed)
+            rows.append(practice.retrieval(rng, length, phase.followed))
         else:
-            row = practice.ordinary(rng, phase.window + 1)
-        rows.append(row)
+            rows.append(practice.ordinary(rng, length))
     return torch.tensor(rows)

@@ -51,7 +51,7 @@ def working_bytes(net, lm: LMInfinite, before: int, tokens: int, batch: int = 1)
     queries, keys = (n * config.head_dim for n in (config.n_head, config.n_kv_head))
     seen = before + tokens if lm.n_local is None else min(before, lm.n_local) + tokens
     is_band = config.family == "mpt" or lm.distance_ceiling in (None, lm.n_local)
-    if is_band:  # of one key head's queries
+    if is_band and not (lm.top_k and lm.top_k_queries == "all"):  # of one key head's queries
         near = min(seen, (lm.n_local or seen) + QUERIES_AT_ONCE)
         logits = min(config.n_head // config.n_kv_head * tokens * near, BLOCK_LOGITS)
         logits += config.n_head * ROWS * near if config.family == "mpt" else 0  # their biases
@@ -73,27 +73,34 @@ def visible_pairs(n: int, lm: LMInfinite) -> int:
     >>> visible_pairs(8, LMInfinite(n_local=3, n_global=2))
     30
     """
-
-    def sum_of_least(n: int, most: int) -> int:
-        """min(1, most) + min(2, most) + ... + min(n, most)."""
-        below = min(n, most)
-        return below * (below + 1) // 2 + most * (n - below)
-
     if lm.n_local is None:
         return n * (n + 1) // 2
-    return sum_of_least(n, lm.n_local) + sum_of_least(max(0, n - lm.n_local), lm.n_global)
+    return sum_of_least(n, lm.n_local) + sum_of_least(n - lm.n_local, lm.n_global)
 
 
-def flops(net, lm: LMInfinite | None, first: int, last: int) -> int:
-    """Operations for the tokens first to last - 1 of a text, the last of which is asked what
-    follows, and reaches back to the middle. net: a plan.Network."""
+def sum_of_least(n: int, most: int) -> int:
+    """min(1, most) + min(2, most) + ... + min(n, most); 0 where n is below 1.
+
+    >>> sum_of_least(5, 3)
+    12
+    """
+    n = max(0, n)
+    below = min(n, most)
+    return below * (below + 1) // 2 + most * (n - below)
+
+
+def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> int:
+    """Operations for the tokens first to last - 1 of a text, n_logits of which are asked what
+    follows. net: a plan.Network."""
     lm, config = lm or FULL_ATTENTION, net.config
     per_key = 2 * config.head_dim * config.n_head  # in a layer
     seen = visible_pairs(last, lm) - visible_pairs(first, lm)
-    found = 2 * (net.in_layers * (last - first) + net.in_head)
+    found = 2 * (net.in_layers * (last - first) + net.in_head * n_logits)
     found += 2 * per_key * config.n_layer * seen
     if lm.top_k:
-        middle = max(0, last - lm.n_local - lm.n_global)
-        reaching = max(0, config.n_layer - lm.top_k_from_layer)
-        found += per_key * reaching * (middle + 2 * min(lm.top_k, middle))
+        ends = last - lm.reaching(last - first), last
+        before, after = (max(0, n - lm.n_local - lm.n_global) for n in ends)  # middle keys
+        scored = sum_of_least(after, after) - sum_of_least(before, before)
+        back = sum_of_least(after, lm.top_k) - sum_of_least(before, lm.top_k)
+        found += per_key * max(0, config.n_layer - lm.top_k_from_layer) * (scored + 2 * back)
     return found

@@ -61,19 +61,24 @@ def network(options) -> Network:
     )
 
 
-def plan(net: Network, lm: LMInfinite | None, lengths: list[int], options) -> dict:
-    """The plan of prompts of these lengths that are read side by side, and written on: bytes at
-    the peak, and operations of all texts together, named as in JSON."""
-    batch, n, new = len(lengths), max(lengths), options.max_new_tokens
-    written, now = max(0, new - 1), min(options.prefill_chunk, n)  # the last is never read
+def plan(
+    net: Network, lm: LMInfinite | None, lengths: list[int], new: int, chunk: int, middle: str
+) -> dict:
+    """The plan of prompts of these lengths that are read side by side, and `new` tokens that
+    are written after each, or none, where each token is scored: bytes at the peak, and
+    operations of all texts together, named as in JSON."""
+    batch, n = len(lengths), max(lengths)
+    written, now = max(0, new - 1), min(chunk, n)  # the last is never read
     end = net.dtype, batch, min(lengths) + written
     cache, on_disk = cache_bytes(net.config, n + written, lm, *end), 0
-    if options.middle == "disk":
+    if middle == "disk":
         on_disk = cache - cache_bytes(net.config, n + written, replace(lm, top_k=0), *end)
     working = working_bytes(net, lm or FULL_ATTENTION, n - now, now, batch)
-    # Of each text what the head gives, and of one at a time what sampling makes of it.
-    logits = batch * net.dtype.itemsize + 4 * torch.float32.itemsize
-    logits *= net.config.vocab_size
+    width, exact = net.dtype.itemsize, torch.float32.itemsize
+    if new:  # of each text what the head gives, and of one at a time what sampling makes of it
+        logits = (batch * width + 4 * exact) * net.config.vocab_size
+    else:  # of a chunk what the head gives, and the same in float32
+        logits = now * (width + exact * (width < exact)) * net.config.vocab_size
     weights = net.parameters * net.dtype.itemsize
     loading, running = weights + net.largest, weights + cache - on_disk + max(working, logits)
     ends = [length + written for length in lengths]
@@ -82,8 +87,8 @@ def plan(net: Network, lm: LMInfinite | None, lengths: list[int], options) -> di
         "weights_bytes": weights, "cache_bytes": cache - on_disk, "working_bytes": working,
         "logits_bytes": logits, "loading_bytes": loading, "total_bytes": max(loading, running),
         "in_file_bytes": on_disk,
-        "reading_flops": sum(flops(net, lm, 0, length) for length in lengths),
-        "token_flops": sum(flops(net, lm, at - 1, at) for at in ends) if new > 1 else None,
+        "reading_flops": sum(flops(net, lm, 0, at, 1 if new else at) for at in lengths),
+        "token_flops": sum(flops(net, lm, at - 1, at, 1) for at in ends) if new > 1 else None,
     }  # fmt: skip
 
 
