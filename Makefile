@@ -82,7 +82,7 @@ stream-200m: corpus  ## read one stream of 200 million tokens (about an hour on 
 		--stream --length 200000000 --threads 1 --out weights/$@.json
 
 stream-page:  ## write weights/README.md from what stream-200m measured
-	@$(PYTHON) tests/write_stream_page.py
+	@$(PYTHON) weights/pages/stream.py
 
 retrieval: corpus .venv/lessons  ## ask the tiny models for pass keys, up to 64 x their context (hours on two cores, minutes on a GPU)
 	@mkdir -p weights/retrieval && rm -f weights/retrieval/*.json
@@ -95,7 +95,7 @@ retrieval: corpus .venv/lessons  ## ask the tiny models for pass keys, up to 64 
 		from-layer=0,1,2,3 --out weights/retrieval/sweeps.json
 
 retrieval-page:  ## write weights/retrieval.md from what retrieval measured
-	@PYTHONPATH=. $(BIN)/python tests/write_retrieval_page.py
+	@PYTHONPATH=. $(BIN)/python weights/pages/retrieval.py
 
 diagnosis: corpus .venv/lessons $(SMOLLM2)/model.safetensors  ## look for the paper's three factors in all models (a quarter of an hour)
 	@mkdir -p weights/diagnosis
@@ -113,10 +113,10 @@ methods: corpus .venv/lessons  ## eight methods with the same number of visible 
 		--methods full,lambda --n-local 256 --length 16384 --figure weights/reading.png
 
 methods-page:  ## write weights/methods.md from what methods measured
-	@PYTHONPATH=. $(BIN)/python tests/write_methods_page.py
+	@PYTHONPATH=. $(BIN)/python weights/pages/methods.py
 
 diagnosis-page:  ## write weights/diagnosis.md from what diagnosis measured
-	@$(PYTHON) tests/write_diagnosis_page.py
+	@$(PYTHON) weights/pages/diagnosis.py
 
 cards: corpus  ## measure the models of weights/ and write their cards
 	@for name in tiny-llama tiny-mpt tiny-gptj nano-llama; do \
@@ -125,7 +125,7 @@ cards: corpus  ## measure the models of weights/ and write their cards
 smollm2: $(SMOLLM2)/model.safetensors  ## fetch SmolLM2-135M-Instruct (93 MB, Apache-2.0) and convert it
 
 check-smollm2: .venv/checks $(SMOLLM2)/model.safetensors  ## SmolLM2: logits, ids and chat against transformers; replies
-	@$(BIN)/python tests/measure_smollm2.py $(SMOLLM2)
+	@$(BIN)/python tutorials/measure_smollm2.py $(SMOLLM2)
 
 tutorials: .venv/lessons  ## run every lesson of the course, and write its page and figure again
 	@$(BIN)/python tutorials/render.py

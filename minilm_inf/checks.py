@@ -41,15 +41,11 @@ def check_vectors(q, k, v):
             f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
         )
     (batch, n_head, _, dim), n_kv_head = q.shape, k.shape[1]
-    if not (batch and n_head and n_kv_head and dim):
+    is_empty = not (batch and n_head and n_kv_head and dim)
+    if is_empty or (k.shape[0], k.shape[3]) != (batch, dim) or n_head % n_kv_head:
         raise ValueError(
-            f"q {tuple(q.shape)} and k {tuple(k.shape)} must have a text, a head and a "
-            "dimension at least"
-        )
-    if (k.shape[0], k.shape[3]) != (batch, dim) or n_head % n_kv_head:
-        raise ValueError(
-            "q and k must agree in B and D, and H must be a multiple of H_kv, not "
-            f"{tuple(q.shape)} and {tuple(k.shape)}"
+            "q and k must agree in B and D, H must be a multiple of H_kv, and there must be a "
+            f"text, a head and a dimension at least, not {tuple(q.shape)} and {tuple(k.shape)}"
         )
     if len({(x.dtype, x.device) for x in (q, k, v)}) > 1:
         found = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))

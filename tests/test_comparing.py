@@ -372,7 +372,7 @@ def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path, monkeypatch):
     (["--corpus", "."], 1, "no held-out documents"),
     (["--text", "a", "--length", 9, "-m", "nowhere"], 1, "nowhere"),
     (["--text", "a", "--length", 9], 1, "--trials 0"),
-    (["--text", "a", "--length", 9, "--n-global", 300], 1, "n_local"),
+    (["--text", "a", "--length", 9, "--n-global", 256], 1, "no window: give --n-local"),
     (["--text", "a", "--length", 9, "--top-k-from-layer", 4], 1, "the model's 4 layers"),
     (["--text", "a", "--figure", "x.png"], 1, "--figure draws with matplotlib"),
     (["--length", 1], 2, "--length"), (["--attention", "full"], 2, "--attention"),

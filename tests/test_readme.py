@@ -1,21 +1,23 @@
 """What the documents promise: every command exists, every number is the measured one."""
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import write_diagnosis_page
-import write_methods_page
-import write_retrieval_page
-import write_stream_page
 from conftest import ROOT
 
 from minilm_inf.train.recipes import SHAPES
 
+sys.path.insert(0, str(ROOT / "weights" / "pages"))  # programs, and no package
+diagnosis, methods, retrieval, stream = (
+    importlib.import_module(name) for name in ("diagnosis", "methods", "retrieval", "stream")
+)
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "tutorials").rglob("*.md"), *(ROOT / "weights").rglob("*.md")]
 )
@@ -124,9 +126,9 @@ def test_the_readme_s_numbers_are_the_cards():
 
 def test_the_page_of_diagnosis_is_what_was_measured():
     """Sentences that were written by hand, or a prose that the numbers do not bear out."""
-    runs = write_diagnosis_page.load()
+    runs = diagnosis.load()
     shown = (ROOT / "weights" / "diagnosis.md").read_text(encoding="utf-8")
-    assert shown == write_diagnosis_page.page(runs)
+    assert shown == diagnosis.page(runs)
     for name, run in runs.items():
         one, two, three = (run["factors"][f"factor_{i}"]["numbers"] for i in (1, 2, 3))
         assert run["settings"]["model"] == f"weights/{name}"
@@ -140,9 +142,9 @@ def test_the_page_of_diagnosis_is_what_was_measured():
 
 def test_the_page_of_methods_is_what_was_measured():
     """A table of an earlier run, here or in the README."""
-    result = write_methods_page.load()
+    result = methods.load()
     shown = (ROOT / "weights" / "methods.md").read_text(encoding="utf-8")
-    assert shown == write_methods_page.page(result)
+    assert shown == methods.page(result)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")][1:9]
     for row in rows:
@@ -156,7 +158,7 @@ def test_the_page_of_methods_is_what_was_measured():
 def test_the_readme_s_pass_keys_are_the_page_s():
     """A share that an earlier run found, or of another place in the text."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    runs, _ = write_retrieval_page.load()
+    runs, _ = retrieval.load()
     for name, run in runs.items():
         places = [row for row in run["results"]["by_place"] if row["where"] == "middle"]
         shares = [f"{row['accuracy']:.1%}" for row in places]
@@ -168,10 +170,10 @@ def test_the_readme_s_pass_keys_are_the_page_s():
 def test_the_page_of_retrieval_is_what_was_measured():
     """Tables that were drawn by hand, or of an earlier run; and a middle that does not come
     back in a model that is said to bring it back."""
-    runs, sweeps = write_retrieval_page.load()
+    runs, sweeps = retrieval.load()
     shown = (ROOT / "weights" / "retrieval.md").read_text(encoding="utf-8")
-    commands, note = write_retrieval_page.COMMANDS, write_retrieval_page.NOTE
-    assert shown == write_retrieval_page.page(runs, sweeps, commands, note)
+    commands, note = retrieval.COMMANDS, retrieval.NOTE
+    assert shown == retrieval.page(runs, sweeps, commands, note)
     for name, run in runs.items():
         assert run["settings"]["trials"] >= 50 and run["settings"]["model"] == f"weights/{name}"
         found = {row["where"]: row["accuracy"] for row in run["results"]["by_place"]
@@ -189,7 +191,7 @@ def test_the_stream_s_page_is_what_was_measured():
     """A curve that was drawn by hand, or of an earlier run, or that is not flat."""
     found = json.loads((ROOT / "weights" / "stream-200m.json").read_text(encoding="utf-8"))
     shown = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
-    assert shown == write_stream_page.page(found)
+    assert shown == stream.page(found)
     assert found["results"]["tokens"] == 200_000_000
     assert len(found["results"]["linear"]) == 200
     early_and_late = found["results"]["early_and_late"]
@@ -228,7 +230,7 @@ def test_pages_of_results_that_are_none(tmp_path, monkeypatch, capsys, results):
     """A traceback, or a page that a result of another shape has emptied."""
     (tmp_path / "methods.json").write_text(results)
     (tmp_path / "methods.md").write_text("as before")
-    monkeypatch.setattr(write_methods_page, "WEIGHTS", tmp_path)
-    assert write_methods_page.main() == 1
+    monkeypatch.setattr(methods, "WEIGHTS", tmp_path)
+    assert methods.main() == 1
     assert capsys.readouterr().err.startswith("error: the results that methods.md shows are")
     assert (tmp_path / "methods.md").read_text() == "as before"

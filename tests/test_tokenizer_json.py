@@ -278,7 +278,7 @@ def test_a_rank_file_is_llama_3(tmp_path, monkeypatch):
     assert ours.vocab_size == 260 + 256 and ours.eos_id == 261
     assert ours.decode(ours.encode("x ab1234")) == "x ab1234"
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg 1\n")
-    with pytest.raises(ValueError, match="no token and rank"):
+    with pytest.raises(ValueError, match="ranks of Llama 3 in their order"):
         load(tmp_path)
 
 

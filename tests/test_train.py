@@ -227,37 +227,6 @@ def test_what_is_not_resumed(run, stopped, tmp_path):
         assert code == 1 and told in said and path.read_bytes() == content
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_last_state(unbroken, run, tmp_path, monkeypatch, call):
-    """A state that is written over its predecessor is lost with it when the disk is full;
-    whichever write it is, the run goes on from the last good state. Nothing is left over."""
-    real, count = getattr(os, call), [0]
-
-    def full(*arguments, **more):
-        count[0] += 1
-        if count[0] == at:
-            raise OSError(28, "No space left on device")
-        return real(*arguments, **more)
-
-    at, codes = 1, []
-    while 0 not in codes:
-        more = ["--resume"] if state_in(tmp_path).exists() else []
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, full)
-            code, said = run(*more)
-        codes.append(code)
-        if code:
-            assert "No space left on device" in said and "model" in said
-            left = [
-                path.name for path in tmp_path.rglob("*") if path != tmp_path / "model.part"
-            ]
-            assert not [name for name in left if name.endswith((".part", ".lock"))], left
-        at, count[0] = at + 1, 0
-    assert len(codes) > 1 and set(codes[:-1]) == {1}
-    assert_same_run(tmp_path / "model", unbroken)
-
-
 @pytest.mark.parametrize("family, sizes", [
     ("mpt", "--n-head 3 --n-embd 24"),
     ("gptj", "--n-head 2 --n-embd 16 --n-inner 24 --rotary-dim 4"),
@@ -333,17 +302,12 @@ def test_a_run_that_fails_leaves_the_model_that_was_there(unbroken, run, tmp_pat
 def test_the_learning_rate_and_the_steps():
     """A cosine that ends at 0 before the run does, or a warm-up that never ends; rounding down
     would train on less than the card says."""
-    settings = train.Settings(4096 * 1000, 1, 4096, 1e-3, 2048)
-    assert settings.steps == 1000
+    settings = train.Settings(4096 * 1000 - 5, 1, 4096, 1e-3, 2048)
     rates = [settings.rate(step) for step in range(1000)]
-    assert rates[0] == pytest.approx(1e-3 / 100)
-    assert max(rates) == rates[99] == pytest.approx(1e-3, rel=0.03)
-    assert all(a < b for a, b in zip(rates[:99], rates[1:100]))
-    assert all(a > b for a, b in zip(rates[99:], rates[100:]))
-    assert rates[500] == pytest.approx(0.55e-3)
-    assert rates[-1] == pytest.approx(1e-4, rel=1e-3)
-    for tokens, steps in ((512, 1), (513, 2), (1023, 2), (1024, 2)):
-        assert train.Settings(tokens, 1, 512, 1e-3, 320).steps == steps
+    assert settings.steps == 1000 and rates[:100] == sorted(rates[:100])
+    assert rates[99:] == sorted(rates[99:], reverse=True)
+    found = [rates[step] for step in (0, 99, 500, 999)]
+    assert found == pytest.approx([1e-5, 1e-3, 0.55e-3, 1e-4], rel=0.03)
 
 
 def test_every_phase_has_its_mix_and_its_windows(tokenizer):
@@ -380,18 +344,13 @@ def test_every_phase_has_its_mix_and_its_windows(tokenizer):
 
 def test_windows_depend_on_seed_and_step_only(tokenizer):
     """A generator that runs on from step to step cannot be resumed."""
-    text = np.array(tokenizer.encode(made_up_text(3000), bos=False))
-    practice = exercises.Practice(tokenizer, text)
+    practice = exercises.Practice(tokenizer, np.array(tokenizer.encode(made_up_text(3000))))
     settings = train.Settings(1024 * 100, 1, 1024, 1e-3, 2048)
     for step in (0, 20, 50, 99):
-        rows = train.windows(settings, practice, step)
-        assert (rows[:, 0] == tokenizer.bos_id).all()
-        assert torch.equal(rows, train.windows(settings, practice, step))
-        other = dataclasses.replace(settings, seed=2)
-        assert not torch.equal(rows, train.windows(other, practice, step))
-        assert len({tuple(row) for row in rows.tolist()}) == len(rows)
-    later = train.windows(settings, practice, 51)
-    assert not torch.equal(train.windows(settings, practice, 50), later)
+        rows, again = (train.windows(settings, practice, step) for _ in "12")
+        assert torch.equal(rows, again) and (rows[:, 0] == tokenizer.bos_id).all()
+        for other in ((dataclasses.replace(settings, seed=2), step), (settings, step + 1)):
+            assert not torch.equal(rows, train.windows(other[0], practice, other[1]))
 
 
 def test_what_is_held_out_and_how_a_document_ends(text, tokenizer):

@@ -25,7 +25,6 @@ Unless --n-local says otherwise, a token sees as many keys as a training text ha
 from __future__ import annotations
 
 import time
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,10 +124,11 @@ def prepared(options) -> Run:
     """The run that the flags ask for."""
     texts = texts_of(options)
     model, tokenizer = flags.load(options)
-    context, n_global = model.config.context_length, options.n_global
+    context = model.config.context_length
     if options.n_local is None:
-        n_local = context - (10 if n_global is None else n_global)
-        options = Namespace(**{**vars(options), "n_local": n_local})
+        options.n_local = context - (10 if options.n_global is None else options.n_global)
+        if options.n_local < 1:
+            raise ValueError("--n-global leaves no window: give --n-local too")
     lm = flags.attention(options, model.config)
     chosen = methods(options.methods, lm, model.config, len(opening(tokenizer)))
     if options.sweep:

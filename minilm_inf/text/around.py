@@ -66,6 +66,8 @@ class Tokenizer:
         self.words = longest_first(t.content for t in around.added if not t.special)
         self.bos_id = around.before[-1] if around.before else None
         self.bos_token_id, self.eos_id = around.bos_token_id, around.eos_id
+        for id in (*around.before, *around.after):
+            self.checked(id)
 
     def encode(
         self, text: str, bos: bool = True, special: bool = True, begun: bool = False

@@ -112,17 +112,15 @@ def spelled(found: re.Match) -> str:
 
 def statement(word: str, rest: str) -> str:
     """A line of Python for a statement's first word, and the rest of it."""
-    if word in ("if", "elif"):
-        return word + readable(f"if {rest}:", "if _():")[2:]
-    if word == "for":
-        return readable(f"for {rest}:", "for _ in _():")
-    if word == "else":
-        return "else:"
-    if word == "set":
-        return readable(rest, "_()")
-    # generation: where a reply stands, in training
-    if word in ("endif", "endfor", "generation", "endgeneration"):
-        return "pass"
+    match word:
+        case "if" | "elif":
+            return word + readable(f"if {rest}:", "if _():")[2:]
+        case "for":
+            return readable(f"for {rest}:", "for _ in _():")
+        case "set":
+            return readable(rest, "_()")
+        case "else" | "endif" | "endfor":
+            return {"else": "else:"}.get(word, "pass")
     raise UnknownTemplate
 
 

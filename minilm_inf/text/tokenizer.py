@@ -30,14 +30,6 @@ def load(folder) -> Tokenizer:
     """The tokenizer that a checkpoint's folder holds. Raises ValueError, in one sentence, where
     it holds none, or one that cannot be used exactly."""
     folder = existing_folder(folder)
-    tokenizer = _load(folder)
-    for id in (*tokenizer.around.before, *tokenizer.around.after):
-        tokenizer.checked(id)
-    return tokenizer
-
-
-def _load(folder: Path) -> Tokenizer:
-    """The first kind of tokenizer that is there."""
     if (folder / "tokenizer.model").is_file():
         content = read_bytes(folder / "tokenizer.model", LARGEST_MODEL)
         read = from_rank_file if is_rank_file(content) else sentence_pieces

@@ -91,7 +91,6 @@ class Run:
         facts = {
             "settings": dataclasses.asdict(self.settings),
             "model": dataclasses.asdict(self.model.config),
-            "phases": [dataclasses.asdict(phase) for phase in self.settings.phases],
             "text": self.text,
         }
         return json.loads(json.dumps(facts))

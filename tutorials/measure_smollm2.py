@@ -1,7 +1,7 @@
 """A real model, SmolLM2-135M-Instruct: `make check-smollm2`, or this file with its FOLDER.
 
 Held to transformers, on the same folder and the same text:
-1. the logits, in float32, and in float64;
+1. the logits, in float32;
 2. the ids of texts, and of conversations (apply_chat_template, which runs the template).
 Then, by ourselves: replies to questions, and a conversation of two turns.
 
@@ -26,7 +26,6 @@ from minilm_inf.text.chat import Chat
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOAT32 = 1e-5  # the largest difference that is allowed, as a share of the largest logit
-FLOAT64 = 1e-12
 QUESTIONS = (
     "What is the capital of France, and what is it known for?",
     "Explain in two sentences why the sky is blue.",
@@ -34,56 +33,25 @@ QUESTIONS = (
 SYSTEMS = (None, "You answer in one short sentence.", "")
 
 
-def transformers_logits(folder: Path, tokens, dtype, attention: str) -> torch.Tensor:
-    """LlamaForCausalLM's logits; in float64 without what it computes in float32 all the same,
-    which is the angles and the norms."""
-    model = transformers.LlamaForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention
-    )
-    if dtype == torch.float64:
-        dim, theta = model.config.head_dim, model.config.rope_parameters["rope_theta"]
-        turns = theta ** -(torch.arange(0, dim, 2, dtype=dtype) / dim)
-
-        def angles(x, position_ids):
-            both = (position_ids[..., None] * turns).repeat(1, 1, 2)
-            return both.cos(), both.sin()
-
-        model.model.rotary_emb.forward = angles
-        for module in model.modules():
-            if isinstance(module, transformers.models.llama.modeling_llama.LlamaRMSNorm):
-                module.forward = lambda x, m=module: torch.rms_norm(
-                    x, m.weight.shape, m.weight, m.variance_epsilon
-                )
-    with torch.no_grad():
-        return model(tokens).logits
-
-
+@torch.no_grad()
 def check_logits(folder: Path, tokens: torch.Tensor) -> bool:
     """Print the largest differences on tokens (1, T); whether they are small enough."""
-
-    def ours(dtype, path="chunked"):
-        with torch.no_grad():
-            return load_model(folder, dtype=dtype)(tokens, path=path)
-
-    def difference(between: str, one, other) -> float:
-        found = (one - other).abs().max().item()
-        print(f"  {between:<52}{found:9.1e}")
-        return found
-
-    eager = transformers_logits(folder, tokens, torch.float32, "eager")
-    sdpa = transformers_logits(folder, tokens, torch.float32, "sdpa")
-    chunked, largest = ours(torch.float32), eager.abs().max().item()
-    print(
-        f"{tokens.shape[1]} tokens, logits up to {largest:.1f}; the largest difference between"
-    )
-    worst = difference("our chunked path and transformers, eager", chunked, eager)
-    worst = max(worst, difference("our chunked path and transformers, sdpa", chunked, sdpa))
-    reference = ours(torch.float32, "reference")
-    worst = max(worst, difference("our reference path and transformers", reference, eager))
-    difference("transformers, eager, and transformers, sdpa", eager, sdpa)
-    exact = transformers_logits(folder, tokens, torch.float64, "sdpa")
-    exactly = difference("ours and transformers, float64", ours(torch.float64), exact)
-    return worst <= FLOAT32 * largest and exactly <= FLOAT64 * largest
+    model = load_model(folder, dtype=torch.float32)
+    ours = {path: model(tokens, path=path) for path in ("chunked", "reference")}
+    theirs, worst = {}, 0.0
+    for kind in ("eager", "sdpa"):
+        theirs[kind] = transformers.LlamaForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=kind
+        )(tokens).logits
+        for path, logits in ours.items():
+            found = (logits - theirs[kind]).abs().max().item()
+            print(f"  our {path} path and transformers, {kind:<12}{found:9.1e}")
+            worst = max(worst, found)
+    found = (theirs["eager"] - theirs["sdpa"]).abs().max().item()
+    largest = theirs["eager"].abs().max().item()
+    print(f"  transformers, eager, and transformers, sdpa {found:9.1e}")
+    print(f"{tokens.shape[1]} tokens, logits up to {largest:.1f}")
+    return worst <= FLOAT32 * largest
 
 
 def check_ids(folder: Path, tokenizer, texts: list[str]) -> bool:

@@ -7,11 +7,11 @@ The page shows what `make methods` measured, and nothing else: test_readme.py ho
 import sys
 from pathlib import Path
 
-from pages import read, written
+from page import read, written
 
 from minilm_inf.evaluate import table
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1]
 
 PAGE = """\
 # Eight ways to read past the trained length

@@ -7,14 +7,14 @@ The page shows what `make retrieval` measured, and nothing else: test_readme.py 
 import sys
 from pathlib import Path
 
-from pages import read, written
+from page import read, written
 
 from minilm_inf.evaluate.cells import pooled
 from minilm_inf.evaluate.retrieval import needles, sweeps
 from minilm_inf.evaluate.table import grid, percent
 from minilm_inf.evaluate.trials import ABSENT, ALONE
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1]
 RUNS = WEIGHTS / "retrieval"
 MODELS = ("tiny-llama", "tiny-gptj", "tiny-mpt")
 ALL_LENGTHS = "1,2,4,8,16,32,64"

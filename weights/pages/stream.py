@@ -8,9 +8,9 @@ that.
 import sys
 from pathlib import Path
 
-from pages import read, written
+from page import read, written
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1]
 RESULT = WEIGHTS / "stream-200m.json"
 
 PAGE = """\

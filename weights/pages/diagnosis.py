@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from pages import read, written
+from page import read, written
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1]
 RUNS = WEIGHTS / "diagnosis"
 MODELS = ("smollm2-135m", "tiny-llama", "tiny-gptj", "tiny-mpt")
 
