@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,22 +35,12 @@ NANO = ROOT / "weights" / "nano-llama"
 TEXT = ROOT / "tutorials" / "text.txt"
 
 
-def stream(folder: Path) -> int:
-    """A text of 3,000 tokens in chunks of 64, its state saved after each."""
+def scoring(more: str, folder: Path) -> int:
+    """A text in chunks of 64, its state saved after each."""
     out = folder / "run.json"
     if (folder / "run.json.state").exists():
         return evaluate.main(["perplexity", "--resume", str(out)])
-    flags = f"perplexity -m {NANO} --text {TEXT} --length 3000 --chunk 64 --threads 1"
-    return evaluate.main([*flags.split(), "--save-every", "0", "--out", str(out)])
-
-
-def top_k(folder: Path) -> int:
-    """The same with the top-k middle, which is kept in a file."""
-    out = folder / "run.json"
-    if (folder / "run.json.state").exists():
-        return evaluate.main(["perplexity", "--resume", str(out)])
-    flags = f"perplexity -m {NANO} --text {TEXT} --length 1500 --chunk 64 --threads 1"
-    flags += " --top-k-middle 3 --middle disk --save-every 0"
+    flags = f"perplexity -m {NANO} --text {TEXT} --chunk 64 --threads 1 --save-every 0 {more}"
     return evaluate.main([*flags.split(), "--out", str(out)])
 
 
@@ -63,26 +54,25 @@ def training(folder: Path) -> int:
 
 
 def conversion(folder: Path) -> int:
-    """Two shards of nano-llama, as pickles."""
+    """Two shards of nano-llama, which are pickles as long as there is no config.json."""
+    if not (folder / "config.json").exists():
+        pieces = {name: x.clone() for name, x in named_pieces(load_model(NANO)).items()}
+        weight_map = {}
+        for number in (1, 2):
+            file = f"pytorch_model-0000{number}-of-00002.bin"
+            half = {name: pieces[name] for name in list(pieces)[number - 1 :: 2]}
+            torch.save(half, folder / file)
+            weight_map |= dict.fromkeys(half, file)
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (folder / "pytorch_model.bin.index.json").write_text(index)
+        shutil.copy(NANO / "config.json", folder)
     return convert.main([str(folder)])
 
 
-def pickled(folder: Path):
-    """What conversion begins with."""
-    shutil.copy(NANO / "config.json", folder)
-    pieces = {name: piece.clone() for name, piece in named_pieces(load_model(NANO)).items()}
-    halves = [list(pieces)[0::2], list(pieces)[1::2]]
-    files = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
-    for names, file in zip(halves, files):
-        torch.save({name: pieces[name] for name in names}, folder / file)
-    weight_map = {name: file for names, file in zip(halves, files) for name in names}
-    index = json.dumps({"metadata": {}, "weight_map": weight_map})
-    (folder / "pytorch_model.bin.index.json").write_text(index)
-
-
 KINDS = {
-    "stream": (stream, None), "top-k": (top_k, None), "train": (training, None),
-    "convert": (conversion, pickled),
+    "stream": partial(scoring, "--length 3000"),
+    "top-k": partial(scoring, "--length 1500 --top-k-middle 3 --middle disk"),
+    "train": training, "convert": conversion,
 }  # fmt: skip
 
 
@@ -110,47 +100,35 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def unbroken(run, folder: Path) -> float:
-    """Take a run to its end: the seconds that it took."""
-    start = time.monotonic()
-    _, status = os.waitpid(begin(run, folder), 0)
-    assert status == 0, f"{run.__name__} ends with {os.waitstatus_to_exitcode(status)}"
-    return time.monotonic() - start
-
-
-def killed(run, folder: Path, seconds: float, source: random.Random) -> int:
-    """Take a run to its end through kills: how many there were."""
+def taken_on(run, folder: Path, seconds: float, source: random.Random) -> int:
+    """Take a run to its end, through kills where there are seconds: how many there were."""
     kills = 0
     while True:
         child = begin(run, folder)
-        time.sleep(source.uniform(0, seconds))
-        os.kill(child, signal.SIGKILL)
+        if seconds:
+            time.sleep(source.uniform(0, seconds))
+            os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code != -signal.SIGKILL:
-            assert code == 0, f"{run.__name__} ends with {code}"
+            assert code == 0, f"it ends with {code}"
             return kills
         kills += 1
 
 
-def hold(kind: str, count: int, source: random.Random):
+def hold(kind: str, count: int, source: random.Random) -> bool:
     """Kill runs of a kind `count` times, and print what became of them."""
-    run, prepare = KINDS[kind]
-    kills, runs, wrong = 0, 0, []
+    run, kills, runs, wrong = KINDS[kind], 0, 0, []
     with tempfile.TemporaryDirectory() as whole:
-        if prepare:
-            prepare(Path(whole))
-        pristine = contents(Path(whole))
-        seconds = unbroken(run, Path(whole))
-        expected = contents(Path(whole))
-        while kills < count:
-            with tempfile.TemporaryDirectory() as folder:
-                for name, content in pristine.items():
-                    (Path(folder) / name).write_bytes(content)
-                kills += killed(run, Path(folder), seconds, source)
-                runs += 1
-                found = contents(Path(folder))
-                names = {*found, *expected}
-                wrong += [name for name in names if found.get(name) != expected.get(name)]
+        start = time.monotonic()
+        taken_on(run, Path(whole), 0, source)
+        seconds, expected = time.monotonic() - start, contents(Path(whole))
+    while kills < count:
+        with tempfile.TemporaryDirectory() as folder:
+            kills += taken_on(run, Path(folder), seconds, source)
+            runs += 1
+            found = contents(Path(folder))
+        names = {*found, *expected}
+        wrong += [name for name in names if found.get(name) != expected.get(name)]
     print(f"{kind}: {kills} kills in {runs} runs of {seconds:.1f} s, differing: {wrong or 0}",
           flush=True)  # fmt: skip
     return not wrong

@@ -257,16 +257,13 @@ def test_a_bin_that_is_refused(wrong, run, tmp_path):
 
 def test_an_index_that_does_not_fit(run, tmp_path):
     """Catches files opened elsewhere on the disk, and an index that names none."""
-    save(tiny_llama(dtype=torch.float32), tmp_path)
-    as_bin(tmp_path, parts=2)
     index = tmp_path / "pytorch_model.bin.index.json"
-    weight_map = json.loads(index.read_text())["weight_map"]
-    for file in ("../pytorch_model.bin", "/etc/x.bin", "a\\b.bin", "", "gone.bin"):
-        index.write_text(json.dumps({"weight_map": weight_map | {"model.norm.weight": file}}))
-        refusal(run, tmp_path, index.name, repr(file), "does not stand beside it")
-    for changed in ({}, {"model.norm.weight": 7}):
-        index.write_text(json.dumps({"weight_map": changed}))
-        refusal(run, tmp_path, "no weight_map")
+    for weight_map, words in (
+        ({"a": "../x.bin"}, "does not stand beside it"),
+        ({}, "no weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        refusal(run, tmp_path, index.name, words)
 
 
 def test_arguments_that_make_no_sense(run, tmp_path):
@@ -283,7 +280,7 @@ def test_arguments_that_make_no_sense(run, tmp_path):
 # ---- GGUF files, and a stand-in for the package that reads them
 
 
-F32, BYTES, UNKNOWN_KIND = 0, 24, 99  # kinds of tensors; BYTES holds each number x as x + 128
+F32, BYTES = 0, 24  # kinds of tensors; BYTES holds each number x as x + 128
 
 
 def gguf_tensor(name: str, numbers: torch.Tensor, kind=F32):
@@ -293,7 +290,8 @@ def gguf_tensor(name: str, numbers: torch.Tensor, kind=F32):
 
 
 class Gguf:
-    """A GGUF file of these fields and tensors, and what was asked of the stand-in."""
+    """A GGUF file of these fields and tensors, as the package gguf reads it, and how many
+    numbers it was asked to dequantise at a time."""
 
     def __init__(self, fields: dict, tensors: list):
         self.fields, self.tensors, self.asked = fields, tensors, []
@@ -304,21 +302,10 @@ class Gguf:
             raise NotImplementedError(kind)
         return data if kind == F32 else data.astype(np.float32) - 128
 
-    def read(self, reader):
-        """Let the package's GGUFReader hold what this file does."""
-        reader.fields = {
-            name: SimpleNamespace(contents=lambda value=value: value)
-            for name, value in self.fields.items()
-        }
-        reader.tensors = self.tensors
-
     def install(self, monkeypatch, path: Path) -> Path:
-        """Let the stand-in be what is imported as gguf, and `path` a file for it to read."""
-        package, quants = types.ModuleType("gguf"), types.ModuleType("gguf.quants")
-        package.GGUFReader = type("GGUFReader", (), {"__init__": lambda r, _: self.read(r)})
-        quants.dequantize = self.dequantize
-        monkeypatch.setitem(sys.modules, "gguf", package)
-        monkeypatch.setitem(sys.modules, "gguf.quants", quants)
+        """Let this be what is read of any GGUF, and `path` be one."""
+        known = self.fields, self.tensors, self.dequantize
+        monkeypatch.setattr(gguf_file, "read", lambda path: known)
         path.write_bytes(b"GGUF")
         return path
 
@@ -561,15 +548,21 @@ def test_tensors_that_are_not_understood(run, tmp_path, monkeypatch):
     refused(lambda tensors: vars(tensors[2]).update(data=tensors[2].data * 1e5), "float16")
 
 
-def test_a_file_that_is_no_gguf(run, tmp_path, monkeypatch):
+def test_what_the_package_reads(run, tmp_path, monkeypatch):
     """Catches an ImportError's traceback, and the package's own."""
-    file = as_gguf(rounded_llama())
-    path = file.install(monkeypatch, tmp_path / "a.gguf")
-    for error in (IndexError("a\nb" * 999), RecursionError(), KeyError("x")):
-        monkeypatch.setattr(file, "read", lambda _, error=error: raises(error))
-        refusal(run, path, "not a whole GGUF file", "fetch it again")
-    path.unlink()
+    package, quants = types.ModuleType("gguf"), types.ModuleType("gguf.quants")
+    monkeypatch.setitem(sys.modules, "gguf", package)
+    monkeypatch.setitem(sys.modules, "gguf.quants", quants)
+    field, tensors = SimpleNamespace(contents=lambda: 5), [gguf_tensor("x", torch.ones(1))]
+    package.GGUFReader = lambda path: SimpleNamespace(fields={"a": field}, tensors=tensors)
+    quants.dequantize = raises
+    path = tmp_path / "a.gguf"
     refusal(run, path, "does not exist")
+    path.touch()
+    assert gguf_file.read(path) == ({"a": 5}, tensors, raises)
+    for error in (IndexError("a\nb" * 999), RecursionError(), KeyError("x")):
+        package.GGUFReader = lambda path, error=error: raises(error)
+        refusal(run, path, "not a whole GGUF file", "fetch it again")
     monkeypatch.setitem(sys.modules, "gguf", None)
     refusal(run, path, "pip install gguf")
 

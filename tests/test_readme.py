@@ -104,36 +104,24 @@ python -m minilm_inf.config
     ]  # fmt: skip
 
 
-def test_the_readme_s_two_commands():
-    """A newcomer types what the README says, before reading anything else."""
-    targets, _ = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert {"demo", "test"} <= targets
-
-
 def nll_rows(text: str) -> list[str]:
     """The rows of every table of nll by position in a page."""
     tables = re.findall(r"^\| positions \|.*\n(?:\|.*\n?)+", text, re.MULTILINE)
     return [row.strip() for table in tables for row in table.splitlines()]
 
 
-def test_the_readme_s_numbers_are_the_card_s():
-    """A table of an earlier model beside the weights of a later one."""
-    readme = nll_rows((ROOT / "README.md").read_text(encoding="utf-8"))
-    card = nll_rows((ROOT / "weights" / "tiny-llama" / "README.md").read_text(encoding="utf-8"))
-    assert len(card) > 5
-    assert readme == card
-
-
-def test_the_readme_s_families_are_their_cards():
-    """A row of the other families that an earlier model made."""
+def test_the_readme_s_numbers_are_the_cards():
+    """A table of an earlier model beside the weights of a later one; a row of the other
+    families that an earlier model made."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = {name: nll_rows((ROOT / "weights" / name / "README.md").read_text("utf-8"))
+              for name in ("tiny-llama", "tiny-mpt", "tiny-gptj")}  # fmt: skip
+    assert nll_rows(readme) == tables.pop("tiny-llama") and len(nll_rows(readme)) > 5
     shown = re.findall(r"^\| \[([\w-]+)\]\(weights/\1/README.md\) \| [^|]+ \| (.*) \|$",
                        readme, re.MULTILINE)  # fmt: skip
-    assert [name for name, _ in shown] == ["tiny-mpt", "tiny-gptj"]
-    for name, numbers in shown:
-        card = nll_rows((ROOT / "weights" / name / "README.md").read_text(encoding="utf-8"))
-        assert card[-1].startswith("| 8,192 to 16,384 |")
-        assert numbers.split(" | ") == [cell.strip() for cell in card[-1].split("|")[2:5]]
+    for (name, numbers), (other, rows) in zip(shown, tables.items(), strict=True):
+        assert name == other and rows[-1].startswith("| 8,192 to 16,384 |")
+        assert numbers.split(" | ") == [cell.strip() for cell in rows[-1].split("|")[2:5]]
 
 
 def test_the_page_of_diagnosis_is_what_was_measured():
@@ -213,42 +201,31 @@ def test_the_stream_s_page_is_what_was_measured():
     assert found["settings"]["weights_sha256"] == {"model.safetensors": digest}
 
 
+def make(*arguments: str) -> str:
+    """What make prints."""
+    command = ["make", "--no-print-directory", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_make_help_lists_every_target():
     """A target that nobody can find, or a help that went stale."""
-    done = subprocess.run(
-        ["make", "--no-print-directory", "help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0
-    listed = {line.split()[0] for line in done.stdout.splitlines()}
-    assert listed == TARGETS
-    alone = subprocess.run(
-        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert alone.stdout == done.stdout
+    assert {line.split()[0] for line in make("help").splitlines()} == TARGETS
+    assert make() == make("help")
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS - {"help"}))
-def test_what_a_target_would_run_exists(target):
+def test_what_the_targets_would_run_exists():
     """A Makefile that calls a module or a script that was renamed."""
-    done = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", target],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    indented = "".join(f"    {line}\n" for line in done.stdout.splitlines())
-    assert not faults(indented, ROOT / "Makefile")
-    for script in re.findall(r"python (\S+\.py)", done.stdout):
-        assert (ROOT / script).is_file(), script
+    for target in TARGETS - {"help"}:
+        printed = make("--dry-run", target)
+        indented = "".join(f"    {line}\n" for line in printed.splitlines())
+        assert not faults(indented, ROOT / "Makefile"), target
+        for script in re.findall(r"python (\S+\.py)", printed):
+            assert (ROOT / script).is_file(), script
 
 
-@pytest.mark.parametrize("results", ["[]", "{", '{"methods": 3}', '{"methods": [{"nll": 1}]}'])
+@pytest.mark.parametrize("results", ["{", '{"methods": [{"nll": 1}]}'])
 def test_pages_of_results_that_are_none(tmp_path, monkeypatch, capsys, results):
     """A traceback, or a page that a result of another shape has emptied."""
     (tmp_path / "methods.json").write_text(results)

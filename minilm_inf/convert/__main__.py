@@ -30,18 +30,10 @@ PYTORCH = {"format": "pt"}  # transformers reads no file that does not say so
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m minilm_inf.convert", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="FOLDER|MODEL.gguf",
-        help="a folder with pytorch_model.bin, whole or in shards; or a GGUF",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="where a GGUF's model goes (beside it, under its name)",
-    )
+    parser.add_argument("source", type=Path, metavar="FOLDER|MODEL.gguf",
+                        help="with pytorch_model.bin, or its shards; or a GGUF")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FOLDER",
+                        help="for a GGUF's model (beside it, under its name)")  # fmt: skip
     options = parser.parse_args(arguments)
     source = options.source
     if source.suffix == ".gguf" and not source.is_dir():
@@ -121,9 +113,9 @@ def tell(folder: Path) -> int:
     """Print what the folder holds now. Returns the exit code."""
     tensors = shards.find_tensors(folder).values()
     size = sum(stored.nbytes for stored in tensors)
-    files = len({stored.path for stored in tensors})
-    plural = "s" * (files > 1)
-    print(f"{folder} holds {len(tensors)} tensors in {files} file{plural}, {size / 1e9:.2f} GB")
+    n = len({stored.path for stored in tensors})
+    files = f"{n} file{'s' * (n > 1)}"
+    print(f"{folder} holds {len(tensors)} tensors in {files}, {size / 1e9:.2f} GB")
     return 0
 
 

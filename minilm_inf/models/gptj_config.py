@@ -40,11 +40,10 @@ def config_from_hf(raw: dict) -> GptjConfig:
     Raises ValueError with the key's name for whatever is missing, unknown or not implemented.
     """
     keys = Part(raw)
-    keys["model_type"].only("gptj")
     keys["activation_function"].only(None, "gelu_new")
     for name in ("rotary", "scale_attn_weights"):
         keys[name].only(None, True)
-    plain_decoder(keys)
+    plain_decoder(keys, "gptj")
     head_dim = head_size(keys, "n_embd", "n_head")
     facts = facts_of(keys, FACTS, n_inner=4 * keys["n_embd"].integer())
     if facts["rotary_dim"] % 2 or facts["rotary_dim"] > head_dim:

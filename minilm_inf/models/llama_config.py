@@ -51,7 +51,7 @@ def config_from_hf(raw: dict) -> LlamaConfig:
     Raises ValueError with the key's name for whatever is missing, unknown or not implemented.
     """
     keys = Part(raw)
-    mistral = keys["model_type"].only("llama", "mistral") == "mistral"
+    mistral = plain_decoder(keys, "llama", "mistral") == "mistral"
     _only_what_is_implemented(keys, mistral)
     defaults = {
         "n_kv_head": keys["num_attention_heads"].integer(),
@@ -74,7 +74,6 @@ def _only_what_is_implemented(keys: Part, mistral: bool):
     keys["hidden_act"].only(None, "silu", "swish")  # two names of one function
     keys["partial_rotary_factor"].only(None, 1)
     keys["rope_interleaved"].only(None, False)
-    plain_decoder(keys)
     window = keys["sliding_window"]
     if mistral and "sliding_window" not in keys:
         window.value = "absent, which means 4096"

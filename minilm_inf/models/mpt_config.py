@@ -61,8 +61,7 @@ def config_from_hf(raw: dict) -> MptConfig:
     Raises ValueError with the key's name for whatever is missing, unknown or not implemented.
     """
     keys = Part(raw)
-    keys["model_type"].only("mpt")
-    plain_decoder(keys)
+    plain_decoder(keys, "mpt")
     attention = keys["attn_config"]
     _only_what_is_implemented(keys, attention)
     head_dim = head_size(keys, "d_model", "n_heads")

@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..terminal.files import named
 from ..terminal.json_parts import Part
 
-HARMLESS = re.compile(
+HARMLESS = re.compile(  # keys that change no logit of a trained model, in any family's file
     # what the file says of itself, its tokens and the programs that wrote or read it
     r"_.*|architectures|auto_map|model_max_length|dtype|torch_dtype|transformers\.js_config|"
     r".*version|.*_token_ids?|(bos|eos|unk|pad|sep|cls|mask)_token|tokenizer_.*|unsloth_.*|"
@@ -29,22 +29,15 @@ HARMLESS = re.compile(
     r"early_stopping|num_(beams|beam_groups|return_sequences)|.*no_repeat_ngram_size|"
     r"bad_words_ids|.*suppress_tokens|remove_invalid_values"
 )
-"""Keys that any family's config.json may hold, and that change no logit of a trained model."""
 
 
 def facts_of(keys: Part, table: dict[str, tuple], **defaults) -> dict:
     """The facts of a table: our name -> the key of config.json, the method of Part that takes
-    it, and its default where it has one. defaults: those that depend on other keys.
-
-    >>> facts_of(Part({"n_layer": 2}), {"n_layer": ("n_layer", Part.integer)})
-    {'n_layer': 2}
-    """
-    found = {}
-    for name, (key, take, *default) in table.items():
-        if name in defaults:
-            default = [defaults[name]]
-        found[name] = take(keys[key], *default)
-    return found
+    it, and its default where it has one. defaults: those that depend on other keys."""
+    return {
+        name: take(keys[key], *([defaults[name]] if name in defaults else default))
+        for name, (key, take, *default) in table.items()
+    }
 
 
 def keys_of(config: ModelConfig, table: dict[str, tuple]) -> dict:
@@ -102,8 +95,8 @@ def special_ids(keys: Part, bos: tuple[int, ...], eos: tuple[int, ...]) -> dict:
     return {"bos_id": bos[0] if bos else None, "eos_ids": eos}
 
 
-def plain_decoder(keys: Part):
-    """A decoder alone, and no quantization_config, nor what MLX calls it."""
+def plain_decoder(keys: Part, *model_types: str) -> str:
+    """The model_type of a decoder alone, and without quantization_config, as MLX has it too."""
     for name in ("is_encoder_decoder", "add_cross_attention"):
         keys[name].only(None, False)
     for name in ("quantization_config", "quantization"):
@@ -112,3 +105,4 @@ def plain_decoder(keys: Part):
                 f"{name} says that the weights are quantised, which is not implemented: use "
                 "the model's own, in float16, bfloat16 or float32"
             )
+    return keys["model_type"].only(*model_types)

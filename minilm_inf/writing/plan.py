@@ -87,7 +87,7 @@ def plan(
         "weights_bytes": weights, "cache_bytes": cache - on_disk, "working_bytes": working,
         "logits_bytes": logits, "loading_bytes": loading, "total_bytes": max(loading, running),
         "in_file_bytes": on_disk,
-        "reading_flops": sum(flops(net, lm, 0, length, 1) for length in lengths),
+        "reading_flops": sum(flops(net, lm, 0, at, 1 if new else at) for at in lengths),
         "token_flops": sum(flops(net, lm, at - 1, at, 1) for at in ends) if new > 1 else None,
     }  # fmt: skip
 
