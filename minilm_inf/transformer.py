@@ -108,18 +108,13 @@ class Transformer(nn.Module):
             self.config.softmax_scale, n_reaching,
         )  # fmt: skip
 
-    def prefill(
-        self, tokens: Tensor, lm, cache: Cache, chunk: int, enough=lambda: False
-    ) -> Tensor | None:
-        """read in chunks of at most `chunk` tokens; the hidden states of the last. None where
-        `enough()`, asked between chunks, is true: the rest is left unread."""
+    def prefill(self, tokens: Tensor, lm, cache: Cache, chunk: int) -> Tensor:
+        """read in chunks of at most `chunk` tokens; the hidden states of the last."""
         chunks = tokens.split(chunk, 1)
         # If of a prompt the last token alone reaches back, that is the last of all.
         reaching = 0 if lm and lm.top_k and lm.top_k_queries == "last" else None
         for piece in chunks[:-1]:
             self.read(piece, lm, cache, n_reaching=reaching)
-            if enough():
-                return None
         return self.read(chunks[-1], lm, cache)
 
     def decode(self, tokens: Tensor, cache: Cache, position: Tensor, rings=None) -> Tensor:

@@ -13,9 +13,12 @@ def leftovers(folder):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     """Catches a half-written result; a .part that a failure, or a kill, leaves lying about; a
-    conversion that writes over weights which came there meanwhile."""
+    conversion that writes over weights which came there meanwhile, or takes away what another
+    process is writing."""
     path = tmp_path / "r.json"
-    for name in (".r.json.123.part", ".r.json2.123.part", ".mine.part"):
+    gone, running = 2**30, os.getppid()  # processes
+    here = f".r.json.{running}.part"
+    for name in (f".r.json.{gone}.part", here, f".r.json2.{gone}.part", ".mine.part"):
         (tmp_path / name).write_bytes(b"ha")
     files.write_beside(path, b"old")
     with pytest.raises(RuntimeError), files.beside(path) as part:
@@ -24,9 +27,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="there already"), files.beside(path, False) as part:
         part.write_bytes(b"ours")
     assert path.read_bytes() == b"old"
-    assert leftovers(tmp_path) == [".mine.part", ".r.json2.123.part", "r.json"]
+    assert leftovers(tmp_path) == [".mine.part", here, f".r.json2.{gone}.part", "r.json"]
     files.sweep(tmp_path)
-    assert leftovers(tmp_path) == [".mine.part", "r.json"]
+    assert leftovers(tmp_path) == [".mine.part", here, "r.json"]
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "file/x", "folder"])

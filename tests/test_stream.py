@@ -322,7 +322,7 @@ def test_an_edited_or_damaged_state_is_refused(stopped, call):
         tensor_file.write_tensors(path, {"x": torch.zeros(3)}, metadata)
         assert "no state of this version" in error(call, "--resume", stopped)
     path.write_bytes(whole)
-    (stopped.parent / ".run.json.state.12345.part").write_bytes(b"half")
+    (stopped.parent / ".run.json.state.1073741824.part").write_bytes(b"half")
     assert call("--resume", stopped)[0] == 0
     names = sorted(path.name for path in stopped.parent.iterdir())
     assert names == ["a", "b", "model", "run.json"], "what a killed run left is gone"

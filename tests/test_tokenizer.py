@@ -116,6 +116,15 @@ def test_tokens_added_to_a_sentencepiece_model(tmp_path):
         ours.decode([2050])
 
 
+def test_a_token_without_an_embedding_is_text(tmp_path):
+    """Catches a [PAD] that was added to the tokenizer alone, as in many finetunes of Llama 2:
+    an id that the model cannot look up, or a folder that is refused for it."""
+    parts = dict(config={"vocab_size": 2049}, added_tokens={"<word>": 2048, "[PAD]": 2049})
+    ours, plain = load(pieces_folder(tmp_path, **parts)), load(ROOT / "weights" / "tiny-llama")
+    assert ours.vocab_size == 2049 and ours.encode("<word>", bos=False) == [2048]
+    assert ours.encode("a [PAD] b") == plain.encode("a [PAD] b")
+
+
 @pytest.mark.parametrize("add_bos, add_eos", [(None, None), (True, False), (False, True)])
 def test_bos_and_eos_stand_where_tokenizer_config_says(tmp_path, add_bos, add_eos):
     """A model that was trained without BOS, or with EOS, reads a text that it never saw."""
@@ -136,6 +145,10 @@ def test_bos_and_eos_are_those_that_are_named(tmp_path):
     assert ours.eos_id == 2048 and ours.encode("")[0] == 2
     assert ours.mark_id("<|im_start|>") == 2049 and ours.mark_id("<s>") == 1
     assert ours.mark_id("sea") is None and ours.mark_id("no token") is None
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(about))
+    ours = load(tmp_path)
+    assert ours.eos_id == 2048 and ours.encode("")[0] == 2
     sea = ours.encode("sea", bos=False, begun=True)
     assert ours.encode("<|im_start|>sea", bos=False) == [2049, *sea]
     about |= {"legacy": True}

@@ -27,7 +27,10 @@ HARMLESS = re.compile(  # keys that change no logit of a trained model, in any f
     r"summary_.*|tie_encoder_decoder|cross_attention_hidden_size|"
     r"(min|max)_(new_tokens|length)|.*_penalty|do_sample|top_[kp]|temperature|typical_p|"
     r"early_stopping|num_(beams|beam_groups|return_sequences)|.*no_repeat_ngram_size|"
-    r"bad_words_ids|.*suppress_tokens|remove_invalid_values"
+    r"bad_words_ids|.*suppress_tokens|remove_invalid_values|"
+    # what KoboldAI shows and how it draws
+    r"welcome|antemplate|newlinemode|badwordsids|nobreakmodel|adventure|chatmode|dynamicscan|"
+    r"formatoptns|sampler_order|temp|tfs|typical|top_a|rep_pen.*"
 )
 
 

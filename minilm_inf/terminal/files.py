@@ -154,7 +154,20 @@ def sweep(path: Path):
     """Remove what killed runs left of a file, or of all files of a folder."""
     for folder, name in ((path.parent, glob.escape(path.name)), (path, "*")):
         for part in folder.glob(f".{name}.[0-9]*.part"):
-            part.unlink(missing_ok=True)
+            if not is_running(part.suffixes[-2][1:]):
+                part.unlink(missing_ok=True)
+
+
+def is_running(number: str) -> bool:
+    """Whether there is a process of that number, which may still write."""
+    try:
+        if os.name == "posix":
+            os.kill(int(number), 0)  # asks, and sends nothing
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def check_output(path: Path | None, begins: bytes = b"", flag: str = "--out"):

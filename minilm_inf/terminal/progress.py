@@ -24,9 +24,10 @@ class Progress:
             return
         self.shown = clock
         speed = (done - self.first) / max(clock - self.began, 1e-9)
-        minutes = f"{(self.total - done) / speed / 60:,.1f}" if speed else "?"
+        seconds = (self.total - done) / max(speed, 1e-9)
+        left = f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min"
         facts = f"{done:,}/{self.total:,} tokens", fact, f"{speed:,.0f} tokens/s"
-        line = "  ".join([*filter(None, facts), f"{minutes} min left"])
+        line = "  ".join([*filter(None, facts), f"{left} left"])
         print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
         self.width = len(line)
 

@@ -1,7 +1,8 @@
 """What stands in files beside a tokenizer's own: added tokens, and which are BOS and EOS.
 
-tokenizer_config.json    bos_token and add_bos_token, the same of eos, added_tokens_decoder
-added_tokens.json        content -> id
+tokenizer_config.json      bos_token and add_bos_token, the same of eos, added_tokens_decoder
+special_tokens_map.json    bos_token, eos_token
+added_tokens.json          content -> id
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ def listed_tokens(folder: Path, unless_said: bool) -> list[Added]:
     return [Added(token, id, special=unless_said) for token, id in ids.items()]
 
 
-def check_added(added: list[Added], vocab: dict[str, int], path: Path):
-    """Raise ValueError where an added token or its id is given twice, or the vocabulary has it
-    otherwise; path: for the sentence."""
+def kept(added: list[Added], vocab: dict[str, int], path: Path) -> tuple[Added, ...]:
+    """The added tokens of a tokenizer at `path` that the model beside it has an embedding of,
+    as its config.json says; the others, such as a [PAD] that was added without one, are text.
+
+    Raises ValueError where a token or its id is given twice, or the vocabulary has it
+    otherwise.
+    """
     ids, owners = dict(vocab), {id: token for token, id in vocab.items()}
     for token in added:
         id = ids.setdefault(token.content, token.id)
@@ -45,6 +50,8 @@ def check_added(added: list[Added], vocab: dict[str, int], path: Path):
                 f"{path}: the added token {shown(token.content)} has the id {token.id}, but "
                 "the token or the id is given twice"
             )
+    size = part_of(path.parent / "config.json")["vocab_size"]
+    return tuple(token for token in added if size.is_null or token.id < size.id())
 
 
 def ends(folder: Path, ids: dict[str, int], bos: bool = False, **own: int | None) -> dict:
@@ -54,10 +61,12 @@ def ends(folder: Path, ids: dict[str, int], bos: bool = False, **own: int | None
     one that is named and is no token is None. bos: whether BOS stands before a text where
     tokenizer_config.json does not say it.
     """
-    about = part_of(folder / "tokenizer_config.json")
+    about, other = (
+        part_of(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
     found = {"bos_token": None, "eos_token": None} | own
     for name in found:
-        said = about[name]
+        said = other[name] if about[name].is_null else about[name]
         if not said.is_null:
             token = said["content"] if isinstance(said.value, dict) else said
             found[name] = ids.get(token.text())

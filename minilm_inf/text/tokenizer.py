@@ -18,7 +18,7 @@ from ..terminal.files import read_bytes, read_text
 from ..terminal.json_parts import Part, part_of
 from .around import Added, Around, Tokenizer
 from .byte_level import GPT2, from_rank_file, is_rank_file, of_letters
-from .named_tokens import check_added, ends, listed_tokens
+from .named_tokens import ends, kept, listed_tokens
 from .sentence_pieces import SentencePieceTokenizer, processor_of
 from .tokenizer_json import from_tokenizer_json
 
@@ -60,8 +60,7 @@ def sentence_pieces(path: Path, content: bytes) -> SentencePieceTokenizer:
     """
     folder, model = path.parent, processor_of(content, path)
     pieces = {model.IdToPiece(id): id for id in range(model.GetPieceSize())}
-    added = listed_tokens(folder, unless_said=True)
-    check_added(added, pieces, path)
+    added = kept(listed_tokens(folder, unless_said=True), pieces, path)
     ids = pieces | {token.content: token.id for token in added}
     bos, eos = (None if id < 0 else id for id in (model.bos_id(), model.eos_id()))
     fields = ends(folder, ids, bos=True, bos_token=bos, eos_token=eos)
@@ -81,9 +80,9 @@ def from_vocab_and_merges(folder: Path) -> Tokenizer:
     added = listed_tokens(folder, unless_said=False)
     if END_OF_TEXT in vocab and all(token.content != END_OF_TEXT for token in added):
         added.append(Added(END_OF_TEXT, vocab[END_OF_TEXT], special=True))
-    check_added(added, vocab, path)
+    added = kept(added, vocab, path)
     ids, own = vocab | {token.content: token.id for token in added}, vocab.get(END_OF_TEXT)
-    parts = Around(added=tuple(added), **ends(folder, ids, bos_token=own, eos_token=own))
+    parts = Around(added=added, **ends(folder, ids, bos_token=own, eos_token=own))
     part_of(folder / "tokenizer_config.json")["add_prefix_space"].only(None, False)
     lines = (line for line in read_text(merges).splitlines() if line[:8] != "#version")
     return of_letters(Part({"merges": [*filter(None, lines)]}, merges), vocab, parts, GPT2)

@@ -16,7 +16,7 @@ from . import sentence_pieces as pieces
 from .around import Around, Tokenizer
 from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, of_letters
 from .merges import ranked
-from .named_tokens import added_token, check_added, ends
+from .named_tokens import added_token, ends, kept
 from .sentence_pieces import SPACE, SentencePieceTokenizer
 
 NFC = {"type": "NFC"}
@@ -67,14 +67,14 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
     if not vocab:
         raise model["vocab"].wrong("an object of tokens and their ids")
     added = [added_token(entry) for entry in raw["added_tokens"].items()]
-    check_added(added, vocab, path)
     for entry, token in zip(raw["added_tokens"].items(), added):
         # NFC leaves spaces alone: they are found in a text as in the normalised one.
         if normalizer and (normalizer != [NFC] or token.content.strip(" ")):
             entry["normalized"].only(None, False)
+    added = kept(added, vocab, path)
     fields = ends(path.parent, vocab | {token.content: token.id for token in added})
     fields |= zip(("before", "after"), around(raw["post_processor"]))
-    parts = Around(added=tuple(added), normalise=nfc if NFC in normalizer else str, **fields)
+    parts = Around(added=added, normalise=nfc if NFC in normalizer else str, **fields)
     cuts = values(raw["pre_tokenizer"], "pretokenizers")
     for steps, pattern in WORDS:
         if steps == cuts and normalizer in ([], [NFC]):
