@@ -17,7 +17,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 READING_ORDER = [
     "terminal", "terminal.startup", "terminal.files", "terminal.json_parts", "config",
-    "positions", "lambda_mask", "distance_ceiling", "top_k", "checks", "attention",
+    "positions", "lambda_mask", "distance_ceiling", "top_k", "terminal.checks", "attention",
     "terminal.blocks", "fast", "fast.band", "fast.chunk", "fast.middle", "fast.chunked",
     "fast.cache", "fast.reading", "transformer", "fast.compiled", "models.raw_config",
     "models.llama_config", "models.mpt_config", "models.gptj_config", "models.layers",
@@ -59,7 +59,7 @@ TOP_LEVEL = {
 
 ROOMS = {
     "__init__.py", "config.py", "positions.py", "lambda_mask.py", "distance_ceiling.py",
-    "top_k.py", "attention.py", "checks.py", "fast", "transformer.py", "models", "checkpoint",
+    "top_k.py", "attention.py", "fast", "transformer.py", "models", "checkpoint",
     "text", "writing", "terminal", "generate.py", "corpus.py", "card.py", "evaluate",
     "diagnose", "train", "inspect", "convert", "benchmark",
 }  # fmt: skip
