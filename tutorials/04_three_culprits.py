@@ -56,21 +56,17 @@ settings = {
 
 # %%
 queries, edges = torch.arange(31, N, 32), list(range(128, N, 128))
-vanilla, capped = (
-    entropy_and_logits(model, ids, queries, as_if=setting, edges=edges)
-    for setting in (None, ceiling)
-)
+vanilla = entropy_and_logits(model, ids, queries, edges=edges)
+capped = entropy_and_logits(model, ids, queries, as_if=ceiling, edges=edges)
 # of each head the highest at 256 and further away, and their mean over layers and heads
 far, near = (float(rows.highest[..., 2:].amax(-1).mean()) for rows in (vanilla, capped))
 print(f"keys 256 and more away: highest logit {far:.1f}, and {near:.1f} as if at 256")
 assert far > 2 * near
 
 drawing, axes = plot.figure()
-for rows, role, name in (
-    (vanilla, "vanilla", "at their true distance"),
-    (capped, "ceiling without Λ", "the same keys, as if 256 away"),
-):
-    plot.steps(axes, [0, *edges, N], rows.highest.mean((0, 1)).tolist(), role, label=name)
+high, low = (rows.highest.mean((0, 1)).tolist() for rows in (vanilla, capped))
+plot.steps(axes, [0, *edges, N], high, "vanilla", label="at their true distance")
+plot.steps(axes, [0, *edges, N], low, "ceiling without Λ", label="as if at most 256 away")
 plot.trained(axes, L)
 axes.set(xlabel="true distance of the key", ylabel="highest logit, mean over heads", ylim=0)
 plot.show(drawing, "Factor 1: keys at new distances get logits that are too high")

@@ -98,9 +98,13 @@ def found(pieces: dict) -> dict:
 real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())["nll"]
 real = {name: torch.tensor(steps[4:]) for name, steps in real.items()}  # beyond 520
 drawing, panels = plot.figure(2, sharey=True)
-for axes, (name, pieces) in zip(panels, {"tiny Llama": tiny, "SmolLM2-135M": real}.items()):
+for axes, (name, pieces) in zip(
+    panels, {"tiny Llama": tiny, "SmolLM2-135M, another scale": real}.items()
+):
     for y, (method, (mean, around)) in enumerate(found(pieces).items()):
-        print(f"{name:12} {method:14} {pieces[method].mean():.3f}   {mean:+.3f} ± {around:.3f}")
+        print(
+            f"{name:.12} {method:14} {pieces[method].mean():.3f}   {mean:+.3f} ± {around:.3f}"
+        )
         style = {"fmt": "o", "color": plot.COLOURS[method], "capsize": 4}
         axes.errorbar(mean, y, xerr=around, **style)
         assert abs(mean) + around < 0.05 or (method, pieces is real) == ("sliding window", True)

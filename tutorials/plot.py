@@ -39,7 +39,7 @@ from minilm_inf.evaluate.figure import KEYS, STYLES  # noqa: E402
 METHODS = {  # as the lessons call them -> as the programs' flags do
     "vanilla": "full", "re-encoding": "truncate", "sliding window": "window",
     "Λ without ceiling": "no-ceiling", "ceiling without Λ": "no-lambda",
-    "StreamingLLM": "streaming", "LM-Infinite": "lambda",
+    "StreamingLLM": "streaming", "LM-Infinite": "lambda", "LM-Infinite + top-k": "topk",
 }  # fmt: skip
 STYLE_OF = {name: STYLES[flag][:2] for name, flag in METHODS.items()}
 STYLE_OF |= {"other": ("#5f5f5f", (0, (3, 1.5))), "third": ("#9a9a9a", (0, (1.5, 1.5)))}
@@ -137,6 +137,20 @@ def numbers(axes, values, kinds):
             if kind[j] > UNSEEN:
                 ink = INK if kind[j] == CEILING else "white"
                 axes.text(j, i, value, ha="center", va="center", color=ink, weight="bold")
+
+
+def shares(axes, values: list[list[float]], rows, columns):
+    """A matrix of shares, each written in its square as a percentage."""
+    if matplotlib is None:
+        return
+    axes.imshow(values, vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            ink = "white" if value > 0.6 else INK
+            axes.text(x, y, f"{100 * value:.0f}%", ha="center", va="center", color=ink)
+    grid(axes, len(rows), len(columns))
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), [f"{n:,}" for n in columns])
 
 
 def trained(axes, length: int):

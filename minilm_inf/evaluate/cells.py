@@ -16,7 +16,7 @@ from ..config import LMInfinite
 from .intervals import share
 from .methods import Method, answers
 from .resume import Run
-from .trials import Trial
+from .trials import Maker, Trial
 
 WHERE = ("starting", "middle", "window")
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # of trials that are read side by side
@@ -91,6 +91,14 @@ def pooled(rows: list[dict], *axes: str) -> list[dict]:
         found, trials = counts.get(key, (0, 0))
         counts[key] = found + row["found"], trials + row["trials"]
     return [dict(zip(axes, key)) | share(*count) for key, count in counts.items()]
+
+
+def share_found(model, lm: LMInfinite | None, maker: Maker, length: int, depth, count=10):
+    """The share of `count` questions of one length and depth that a model answers rightly."""
+    rows = [maker.trial(length, depth, [length, number]).ids for number in range(count)]
+    rows = torch.tensor(rows, device=model.embed.weight.device)
+    right = answers(model, Method("", lm), rows, maker.width)
+    return sum(n == maker.width for n in right) / count
 
 
 def where_it_lies(trial: Trial, lm: LMInfinite) -> int:
