@@ -21,11 +21,10 @@ from pathlib import Path
 from ..terminal.files import named, read_text
 from ..terminal.json_parts import part_of
 from .around import longest_first
-from .chat_template import BOS, EOS, LEFT, RIGHT, Reader, filled
+from .chat_template import BOS, EOS, LEFT, RIGHT, SYMBOL, SYMBOLS, Reader, trimmed
 from .template_syntax import UNTOLD, UnknownTemplate, parsed
 
-# What stands for words that are not said yet.
-SYSTEM, FIRST, REPLY, LATER = map(chr, range(0xE004, 0xE008))
+SYSTEM, FIRST, REPLY, LATER = SYMBOLS[4:8]  # what stands for words that are not said yet
 KNOWN = "ChatML, Llama 2, Llama 3, Mistral and Zephyr (TinyLlama)"
 FORMS = (
     (("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
@@ -53,6 +52,7 @@ class Chat:
         place, text = named(folder), template_text(Path(folder))
         try:
             marks, end = self._recognised(parsed(text))
+            self._find_marks(marks)
         except UNTOLD as error:
             has = "a chat template of a form that is not known" if text else "no chat template"
             more = ", or that takes no system message" if text and system is not None else ""
@@ -60,9 +60,16 @@ class Chat:
                 f"{place} has {has}{more}: --chat knows the forms of {KNOWN}; without --chat "
                 "the prompt is read as it stands"
             ) from error
-        self._find_marks(marks, end, place)
+        written = self.first + self.following
+        missing = [mark for mark in self.letters if end != EOS]
+        missing += [name for name, symbol in (("BOS", BOS), ("EOS", EOS)) if symbol in written]
+        if missing:
+            raise ValueError(
+                f"the tokenizer in {place} has no {missing[0]} of its own, of which its chat "
+                "template is made: the two do not belong together"
+            )
         self._check(system or "")
-        self.stop_ids = (self.marks[end],)
+        self.stop_ids = (self.ids[end],)
 
     def prompt(self, text: str, first: bool) -> list[int]:
         """The ids from the end of the reply before, or from the very beginning where there is
@@ -78,15 +85,11 @@ class Chat:
                 "which cannot be done in a text that was read: leave out --system"
             )
         words = {SYSTEM: self.system, FIRST: text, LATER: text}
-        ids, letters, before = [], "", "" if first else "."  # a reply, whatever it ends with
-        for own, part in filled(self.first if first else self.following, words):
-            for at, piece in enumerate(self.cut.split(part) if own else [part]):
-                if at % 2:
-                    ids += [*self._letters(letters, before), self.marks[piece]]
-                    letters, before = "", None
-                else:
-                    letters += piece
-        return ids + self._letters(letters, before)
+        written = (self.first if first else self.following).translate(str.maketrans(words))
+        ids, before = [], "" if first else "."  # a reply, whatever it ends with
+        for at, part in enumerate(SYMBOL.split(trimmed(written))):
+            ids += [self.ids[part]] if at % 2 else self._letters(part, None if at else before)
+        return ids
 
     def _recognised(self, template: list) -> tuple[tuple[str, ...], str]:
         """The form of a template, and in `first` and `following` what it writes for a question
@@ -101,33 +104,32 @@ class Chat:
             one = one.rstrip()
             rest = other.removeprefix(one).replace(LEFT, "").lstrip()
             self.goes_on &= other.startswith(one) and rest.startswith(REPLY)
-        filled(self.following, {})  # where a part to be trimmed is torn, this cannot be done
+        alike = self.goes_on if self.system is None else SYSTEM in self.first
+        if not alike or RIGHT in trimmed(self.following):
+            raise UnknownTemplate
         ends, written = self.following.lstrip(), texts[2]
         [form] = [
             (marks, end) for marks, end in FORMS
             if ends.startswith(end) and all(mark in written for mark in marks[:2])
         ]  # fmt: skip
-        if not self.goes_on if self.system is None else SYSTEM not in self.first:
-            raise UnknownTemplate
         return form
 
-    def _find_marks(self, marks: tuple[str, ...], end: str, place: str):
-        """Tell marks that are ids of their own, BOS and EOS among them, from those that are
-        only letters. Raises ValueError where a mark must be an id and is none."""
+    def _find_marks(self, marks: tuple[str, ...]):
+        """Put symbols where marks are written that are ids of their own, BOS and EOS among
+        them; `letters` are the marks that are none."""
         tokenizer = self.tokenizer
         ids = {mark: tokenizer.mark_id(mark) for mark in (*tokenizer.marks, *marks)}
         ids |= {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
-        needed = [mark for mark in (BOS, EOS) if mark in self.first + self.following]
-        for mark in needed + [*marks] * (end != EOS):
-            if ids[mark] is None:
-                name = {BOS: "BOS", EOS: "EOS"}.get(mark, mark)
-                raise ValueError(
-                    f"the tokenizer in {place} has no {name} of its own, of which its chat "
-                    "template is made: the two do not belong together"
-                )
-        self.marks = {mark: id for mark, id in ids.items() if id is not None}
         self.letters = [mark for mark in marks if ids[mark] is None]
-        self.cut = longest_first(self.marks)
+        self.ids = {mark: id for mark, id in ids.items() if id is not None}
+        finder = longest_first(self.ids)
+        written = dict.fromkeys(finder.findall(self.first + self.following))
+        symbols = {mark: SYMBOLS[8 + at] for at, mark in enumerate(written)}
+        self.first, self.following = (
+            finder.sub(lambda mark: symbols[mark[0]], text)
+            for text in (self.first, self.following)
+        )
+        self.ids |= {symbol: self.ids[mark] for mark, symbol in symbols.items()}
 
     def _letters(self, text: str, before: str | None = "") -> list[int]:
         """The ids of a text in which marks are only letters; before: the text that it goes on
@@ -139,10 +141,10 @@ class Chat:
 
     def _check(self, text: str):
         """Raise ValueError for a text that would be read as a mark of the template."""
-        found = [mark for mark in self.letters if mark in text]
+        found = [mark for mark in (*self.letters, *SYMBOLS) if mark in text]
         # A token that its file does not call special is found in any text.
         ids = set(self._letters(text))
-        found += [mark for mark, id in self.marks.items() if id in ids]
+        found += [mark for mark, id in self.ids.items() if id in ids]
         if found:
             raise ValueError(
                 f"the text holds {found[0]}, which this model could not tell from the marks "

@@ -3,8 +3,8 @@
 A template is a program that comes with the weights. It is read, and never run: its statements
 are followed as far as known templates need it. Names are looked up in a dict, texts are joined
 and trimmed, loops go over the messages. What people say decides nothing: it is not known yet,
-and one private character stands for all of it. Whatever else a template does is unknown, and so
-is the template then.
+and a symbol stands for it, one of Unicode's 32 characters that occur in no text. Whatever else
+a template does is unknown, and so is the template then.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .template_syntax import LONGEST, UNTOLD, UnknownTemplate
 
 MOST_STEPS = 5000  # of one conversation; known templates take some hundreds
 MOST_SAID = 200
-BOS, EOS, LEFT, RIGHT = map(chr, range(0xE000, 0xE004))
-"""What stands in a text for the two tokens, and for the ends of what is to be trimmed."""
-PRIVATE = re.compile("([\ue000-\uf8ff])")
+SYMBOLS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+SYMBOL = re.compile(f"([{SYMBOLS[0]}-{SYMBOLS[-1]}])")
+BOS, EOS, LEFT, RIGHT = SYMBOLS[:4]  # the tokens, and the ends of what is to be trimmed
 UNDEFINED, UNKNOWN = (), object()  # the value of a name without one; of one that is not told
 
 
@@ -38,7 +38,7 @@ class Reader:
             "strftime_now": object(), "namespace": object(), "raise_exception": object(),
         }  # fmt: skip
         self.follow(statements)
-        if len(PRIVATE.findall(self.written)) > MOST_SAID:
+        if len(SYMBOL.findall(self.written)) > MOST_SAID:
             raise UnknownTemplate
 
     def step(self):
@@ -148,7 +148,7 @@ def item(value, at):
 
 def told(value):
     """A value that decides something. Raises UnknownTemplate where it holds what people say."""
-    if isinstance(value, dict) or (isinstance(value, str) and PRIVATE.search(value)):
+    if isinstance(value, dict) or (isinstance(value, str) and SYMBOL.search(value)):
         raise UnknownTemplate
     return value
 
@@ -170,31 +170,20 @@ def filtered(name: str, value):
     if name == "length" and isinstance(value, list):
         return len(value)
     if name == "trim" and isinstance(value, str):
-        return f"{LEFT}{value}{RIGHT}" if PRIVATE.search(value) else value.strip()
+        return f"{LEFT}{value}{RIGHT}" if SYMBOL.search(value) else value.strip()
     tests = {"defined": value is not UNDEFINED, "undefined": value is UNDEFINED,
              "none": value is None, "string": isinstance(value, str)}  # fmt: skip
     return tests[name.removeprefix("is_").removeprefix("not_")] == ("is_not_" not in name)
 
 
-def filled(text: str, words: dict[str, str]) -> list[tuple[bool, str]]:
-    r"""The parts of what a template wrote, with the words that are said: whether a part is the
-    template's own, and its text.
+def trimmed(text: str) -> str:
+    """A text without the spaces at the ends of those parts that are to be trimmed.
 
-    >>> filled(f"[{LEFT} a \ue010{RIGHT}]", {"\ue010": " b "})
-    [(True, '['), (True, 'a '), (False, ' b'), (True, ']')]
+    >>> trimmed(f"[{LEFT} a {LEFT} {RIGHT}{RIGHT}]")
+    '[a]'
     """
-    parts: list[list] = []
-    opened: list[int] = []  # where parts begin that are to be trimmed
-    for part in PRIVATE.split(text):
-        if part == LEFT:
-            opened.append(len(parts))
-        elif part == RIGHT:
-            inside = parts[opened.pop() :]
-            for order, strip in ((inside, str.lstrip), (inside[::-1], str.rstrip)):
-                for one in order:  # where one is nothing but spaces, the next one ends the text
-                    one[1] = strip(one[1])
-                    if one[1]:
-                        break
-        else:
-            parts.append([part not in words, words.get(part, part)])
-    return [(own, text) for own, text in parts if text]
+    while LEFT in text:
+        text = re.sub(
+            f"{LEFT}([^{LEFT}{RIGHT}]*){RIGHT}", lambda inside: inside[1].strip(), text
+        )
+    return text
