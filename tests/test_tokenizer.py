@@ -185,7 +185,10 @@ def test_ids_are_whole_numbers_and_each_given_once(tmp_path, name, id):
 
 def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path):
     """sentencepiece's own errors, and those of its texts, name no file."""
-    with pytest.raises(ValueError, match="holds no tokenizer: copy"):
+    with pytest.raises(ValueError, match="holds no tokenizer that can be read: copy"):
+        load(tmp_path)
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # Llama 3's, of ranks
+    with pytest.raises(ValueError, match="copy the model's tokenizer.json there"):
         load(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps(small_kinds()["SmolLM2"])[:-9])
     with pytest.raises(ValueError, match="no JSON object"):

@@ -8,11 +8,11 @@ tokenizers library both read.
 
 from __future__ import annotations
 
-import heapq
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 from .byte_level import byte_letters
 
@@ -37,38 +37,31 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
     weights = list(counts.values())
     frequency: Counter = Counter()
     places = defaultdict(set)  # the words that hold a pair, or once did
-    for number, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            frequency[pair] += weights[number]
+
+    def add(number: int, sign: int):
+        for pair in pairwise(words[number]):
+            frequency[pair] += sign * weights[number]
             places[pair].add(number)
-    queue = [(-n, pair) for pair, n in frequency.items()]
-    heapq.heapify(queue)
-    merges: list[tuple[bytes, bytes]] = []
-    tokens = set()
+
+    for number in range(len(words)):
+        add(number, 1)
+    merges: dict[bytes, tuple[bytes, bytes]] = {}  # by what they make
     while len(merges) < count:
-        if not queue:
+        most, pair = min(((-n, pair) for pair, n in frequency.items()), default=(0, ()))
+        if most >= 0:
             raise ValueError(
                 f"the text has only {len(merges)} pairs to merge, not {count}: give more text "
                 "or a smaller vocabulary"
             )
-        n, pair = heapq.heappop(queue)
-        if -n != frequency[pair] or pair[0] + pair[1] in tokens:
-            continue  # it changed since, and stands elsewhere in the queue
-        merges.append(pair)
-        tokens.add(pair[0] + pair[1])
-        changed = set()
-        for number in sorted(places.pop(pair)):
-            old, new = words[number], merged(words[number], pair)
-            for sign, word in ((-1, old), (1, new)):
-                for other in zip(word, word[1:]):
-                    frequency[other] += sign * weights[number]
-                    places[other].add(number)
-                    changed.add(other)
-            words[number] = new
-        for other in changed:
-            if frequency[other] > 0:
-                heapq.heappush(queue, (-frequency[other], other))
-    return merges
+        if pair[0] + pair[1] in merges:
+            del frequency[pair]  # another pair makes this token
+            continue
+        merges[pair[0] + pair[1]] = pair
+        for number in places.pop(pair):
+            add(number, -1)
+            words[number] = merged(words[number], pair)
+            add(number, 1)
+    return list(merges.values())
 
 
 def merged(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:

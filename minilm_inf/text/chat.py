@@ -164,6 +164,6 @@ def template_text(folder: Path) -> str:
         return read_text(folder / "chat_template.jinja")
     given = part_of(folder / "tokenizer_config.json")["chat_template"]
     if isinstance(given.value, list):
-        named_default = [part for part in given.items() if part["name"].text("") == "default"]
-        return named_default[0]["template"].text("") if named_default else ""
+        several = {part["name"].text(""): part["template"].text("") for part in given.items()}
+        return several.get("default", "")
     return given.text("")

@@ -40,12 +40,11 @@ def ranked(
     Raises ValueError where these ranks would not find the same tokens as the merges.
     """
     listed: dict[str, list] = {}  # token -> the pairs of which merges make it
-    newest = None
-    for a, b in merges_of(model, vocab):
-        if a + b in listed and a + b != newest:
-            raise model.error(f"the merges that make {shown(a + b)} do not stand together")
-        newest = a + b
-        listed.setdefault(newest, []).append([a, b])
+    merges = merges_of(model, vocab)
+    for a, b in merges:
+        listed.setdefault(a + b, []).append([a, b])
+    if [pair for pairs in listed.values() for pair in pairs] != merges:
+        raise model.error("its merges that make the same token do not stand together")
     every = dict.fromkeys([*singles, *listed, *words])
     ranks = {token: rank for rank, token in enumerate(every)}
     for token in {**listed, **dict.fromkeys(words)}:
