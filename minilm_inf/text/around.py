@@ -35,13 +35,14 @@ class Added:
 class Around:
     """All of a tokenizer but its vocabulary and merges.
 
+    normalise: what a text becomes first; the second argument says whether it continues another.
     before, after: the ids that stand around every text.
     bos_token_id: the id of the token that a folder names as BOS, whether or not it stands
         before every text; None where it names none.
     """
 
     added: tuple[Added, ...] = ()
-    normalise: Callable[[str], str] = str
+    normalise: Callable[[str, bool], str] = lambda text, begun: text
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     bos_token_id: int | None = None
@@ -89,7 +90,8 @@ class Tokenizer:
             if at % 2:  # between two parts of the text stands a token
                 ids.append(self.marks[part])
             elif part:
-                ids += self._encode_text(self.around.normalise(part), begun or at > 0)
+                inside = begun or at > 0
+                ids += self._encode_text(self.around.normalise(part, inside), inside)
         return [*self.around.before, *ids, *self.around.after] if bos else ids
 
     def mark_id(self, content: str) -> int | None:

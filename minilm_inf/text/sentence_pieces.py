@@ -17,46 +17,20 @@ WITHOUT_SPACE = b"\x1a\x02\x18\x00"  # appended to a model: normalizer_spec.add_
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model.
 
-    content: its bytes; path: of the file, for a sentence.
-    spaced: whether text after an added token gets a space before it, as at the beginning.
-
-    Of a tokenizer.json, which is no sentencepiece model yet:
-    tokens: the pieces' texts; strips: whether the space before a decoded text goes.
-    scheme: when a space is put before a text: "each", "always" (where there is none), "first"
-        (the same, where nothing is before it), or "never".
-    Raises ValueError for bytes that sentencepiece cannot read.
+    processor: it at work; inside: the same within a text, where it mostly puts no space before
+    what it reads. tokens: the pieces' texts by their ids, but of those that are no text.
+    strips: whether the space before a decoded text goes.
     """
 
     errors = EACH_BYTE
 
-    def __init__(
-        self,
-        content: bytes,
-        path: Path,
-        around: Around,
-        spaced: bool = False,
-        tokens: list[str] | None = None,
-        strips: bool | None = None,
-        scheme: str = "never",
-    ):
-        self.processor = processor = processor_of(content, path)
-        # The same model inside a text: no space is put before what it reads.
-        self.inside = processor if spaced else processor_of(content + WITHOUT_SPACE, path)
-        self.scheme, self.n_pieces = scheme, processor.GetPieceSize()
+    def __init__(self, around: Around, processor, inside, tokens: dict[int, str], strips: bool):
+        self.processor, self.inside, self.strips = processor, inside, strips
+        self.n_pieces = processor.GetPieceSize()
         super().__init__(around, max([self.n_pieces, *(a.id + 1 for a in around.added)]))
-        if tokens is None:
-            pieces = ((id, processor.IdToPiece(id)) for id in range(self.n_pieces))
-            self.tokens = {id: piece for id, piece in pieces if not processor.IsControl(id)}
-            first = next((id for id, piece in self.tokens.items() if piece[:1] == SPACE), 0)
-            strips = len(processor.DecodeIds([first])) < len(self.tokens.get(first, ""))
-        else:
-            self.tokens = dict(enumerate(tokens))
-        self.strips, self.tokens = strips, self.tokens | {a.id: a.content for a in around.added}
+        self.tokens = tokens | {token.id: token.content for token in around.added}
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
-        wanted = self.scheme == "always" or (self.scheme == "first" and not begun)
-        if self.scheme == "each" or (wanted and not text.startswith((" ", SPACE))):
-            text = " " + text
         return (self.inside if begun else self.processor).EncodeAsIds(text)
 
     def mark_id(self, content: str) -> int | None:

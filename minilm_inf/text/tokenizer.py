@@ -20,7 +20,7 @@ from ..terminal.json_parts import Part, part_of
 from .around import Added, Around, Tokenizer
 from .byte_level import GPT2, of_letters
 from .named_tokens import ends, kept, listed_tokens
-from .sentence_pieces import SentencePieceTokenizer, processor_of
+from .sentence_pieces import WITHOUT_SPACE, SentencePieceTokenizer, processor_of
 from .tokenizer_json import from_tokenizer_json
 
 LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
@@ -68,9 +68,12 @@ def sentence_pieces(path: Path, content: bytes) -> SentencePieceTokenizer:
     own = dict(bos_token=model.bos_id(), eos_token=model.eos_id())
     own = {name: id for name, id in own.items() if id >= 0}
     fields = ends(folder, added, pieces, bos=True, **own)
-    added = tuple(token for token in added if token.id >= len(pieces))
-    spaced = part_of(folder / "tokenizer_config.json")["legacy"].flag()
-    return SentencePieceTokenizer(content, path, Around(added=added, **fields), spaced=spaced)
+    around = Around(added=tuple(t for t in added if t.id >= len(pieces)), **fields)
+    tokens = {id: piece for piece, id in pieces.items() if not model.IsControl(id)}
+    spaceless = processor_of(content + WITHOUT_SPACE, path)
+    strips = model.EncodeAsIds("a") != spaceless.EncodeAsIds("a")
+    inside = model if part_of(folder / "tokenizer_config.json")["legacy"].flag() else spaceless
+    return SentencePieceTokenizer(around, model, inside, tokens, strips)
 
 
 def from_vocab_and_merges(folder: Path) -> Tokenizer:

@@ -8,7 +8,7 @@ stand around a text is told by its post_processor alone, as in transformers.
 from __future__ import annotations
 
 import unicodedata
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from ..terminal.files import named
@@ -18,7 +18,7 @@ from .around import Around, Tokenizer
 from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, of_letters
 from .merges import ranked
 from .named_tokens import added_token, ends, kept
-from .sentence_pieces import SPACE, SentencePieceTokenizer
+from .sentence_pieces import SPACE, SentencePieceTokenizer, processor_of
 
 NFC = {"type": "NFC"}
 LEVEL, DIGITS = {"type": "ByteLevel"}, {"type": "Digits", "individual_digits": True}
@@ -32,12 +32,13 @@ PREPEND = {"type": "Prepend", "prepend": SPACE}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "split": False}
 SCHEMES = [
-    ([PREPEND, SPACES], [], "each"),
-    ([SPACES], [], "never"),
-    ([], [METASPACE | {"prepend_scheme": "always"}], "always"),
-    ([], [METASPACE | {"prepend_scheme": "first"}], "first"),
-]
-"""A Llama's normalizer, its pre_tokenizer, and when they put a space before a text."""
+    ([PREPEND, SPACES], [], lambda text, begun: " " + text),
+    ([SPACES], [], lambda text, begun: text),
+    ([], [METASPACE | {"prepend_scheme": "always"}], lambda text, begun: spaced(text)),
+    ([], [METASPACE | {"prepend_scheme": "first"}],
+     lambda text, begun: text if begun else spaced(text)),
+]  # fmt: skip
+"""A Llama's normalizer, its pre_tokenizer, and where they put a space before a text."""
 
 BACK = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
 DECODER = [BACK, {"type": "ByteFallback"}, {"type": "Fuse"}]
@@ -63,17 +64,16 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
     added = kept(added, vocab, path)
     fields = ends(path.parent, added, vocab)
     fields |= zip(("before", "after"), around(raw["post_processor"]))
-    # The library's tables are those of Unicode 9: newer combining marks it leaves in place.
-    nfc = partial(unicodedata.normalize, "NFC")
-    parts = Around(added=added, normalise=nfc if NFC in normalizer else str, **fields)
+    parts = Around(added=added, **fields)
     cuts = values(raw["pre_tokenizer"], "pretokenizers")
     for steps, pattern in WORDS:
         if steps == cuts and normalizer in ([], [NFC]):
+            parts = replace(parts, normalise=nfc) if normalizer else parts
             raw["decoder"]["type"].only(None, "ByteLevel")
             return of_letters(model, vocab, parts, pattern, model["ignore_merges"].flag())
     for *steps, scheme in SCHEMES:
         if steps == [normalizer, cuts]:
-            return _llama(raw, vocab, parts, scheme)
+            return _llama(raw, vocab, replace(parts, normalise=scheme))
     names = ", ".join(str(step.get("type")) for step in [*normalizer, *cuts])
     raise raw.error(
         f"it prepares a text for BPE ({named(names or 'no steps')}) in another way than GPT-2, "
@@ -82,7 +82,7 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
     )
 
 
-def _llama(raw: Part, vocab: dict, parts: Around, scheme: str) -> SentencePieceTokenizer:
+def _llama(raw: Part, vocab: dict, parts: Around) -> SentencePieceTokenizer:
     """The tokenizer of a Llama's file, which is made of a sentencepiece model, and is made one
     here again."""
     model = raw["model"]
@@ -105,8 +105,9 @@ def _llama(raw: Part, vocab: dict, parts: Around, scheme: str) -> SentencePieceT
         return token, -float(ranks.get(token, 0)), kinds.get(token, other)
 
     content = pieces.model_proto(list(map(piece, tokens)), {}, prefix=False, extra=False)
+    model = processor_of(content, raw.file)
     return SentencePieceTokenizer(
-        content, raw.file, parts, tokens=tokens, scheme=scheme, strips=STRIP in decoder
+        parts, model, model, dict(enumerate(tokens)), STRIP in decoder
     )
 
 
@@ -145,3 +146,14 @@ def around(raw: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
             raise step["single"].wrong("a template in which the text stands once")
         before, after = [*sides[0], *before], [*after, *sides[1]]
     return tuple(before), tuple(after)
+
+
+def spaced(text: str) -> str:
+    """A text with a space before it, unless it begins with one."""
+    return text if text.startswith((" ", SPACE)) else " " + text
+
+
+def nfc(text: str, begun: bool) -> str:
+    """A text in NFC, by Unicode's newest tables; the tokenizers library has those of Unicode 9,
+    and leaves combining marks that are newer where they stand."""
+    return unicodedata.normalize("NFC", text)
