@@ -33,7 +33,9 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
     Raises ValueError where the texts have no more pairs to merge.
     """
     counts = Counter(word for text in texts for word in WORDS.findall(text))
-    words = [[bytes([byte]) for byte in word.encode("utf-8")] for word in counts]
+    # A word is a string in which each token is one letter: a byte has that of its number.
+    words = [word.encode("utf-8").decode("latin-1") for word in counts]
+    tokens = {chr(byte): bytes([byte]) for byte in range(256)}
     weights = list(counts.values())
     frequency: Counter = Counter()
     places = defaultdict(set)  # the words that hold a pair, or once did
@@ -47,38 +49,24 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
         add(number, 1)
     merges: dict[bytes, tuple[bytes, bytes]] = {}  # by what they make
     while len(merges) < count:
-        most, pair = min(((-n, pair) for pair, n in frequency.items()), default=(0, ()))
-        if most >= 0:
+        found = ((-n, tokens[a], tokens[b], a, b) for (a, b), n in frequency.items())
+        n, *merge, a, b = min(found, default=(0, "", ""))
+        if n >= 0:
             raise ValueError(
                 f"the text has only {len(merges)} pairs to merge, not {count}: give more text "
                 "or a smaller vocabulary"
             )
-        if pair[0] + pair[1] in merges:
-            del frequency[pair]  # another pair makes this token
+        if b"".join(merge) in merges:
+            del frequency[a, b]  # another pair makes this token
             continue
-        merges[pair[0] + pair[1]] = pair
-        for number in places.pop(pair):
+        letter = chr(256 + len(merges))
+        tokens[letter] = b"".join(merge)
+        merges[tokens[letter]] = tuple(merge)
+        for number in places.pop((a, b)):
             add(number, -1)
-            words[number] = merged(words[number], pair)
+            words[number] = words[number].replace(a + b, letter)
             add(number, 1)
     return list(merges.values())
-
-
-def merged(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
-    """A word in which the pair, wherever it stands, is one token.
-
-    >>> merged([b"a", b"b", b"a", b"b"], (b"a", b"b"))
-    [b'ab', b'ab']
-    """
-    out, at = [], 0
-    while at < len(word):
-        if tuple(word[at : at + 2]) == pair:
-            out.append(word[at] + word[at + 1])
-            at += 2
-        else:
-            out.append(word[at])
-            at += 1
-    return out
 
 
 def tokenizer_json(merges: list[tuple[bytes, bytes]]) -> str:

@@ -8,7 +8,6 @@ stand around a text is told by its post_processor alone, as in transformers.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
 
 from ..terminal.files import named
@@ -20,25 +19,38 @@ from .merges import ranked
 from .named_tokens import added_token, ends, kept
 from .sentence_pieces import SPACE, SentencePieceTokenizer, processor_of
 
+
+def nfc(text: str, begun: bool) -> str:
+    """A text in NFC, by Unicode's newest tables; the tokenizers library has those of Unicode 9,
+    and leaves combining marks that are newer where they stand."""
+    return unicodedata.normalize("NFC", text)
+
+
+def spaced(text: str, begun: bool) -> str:
+    """A text with a space before it, unless it begins with one."""
+    return text if text.startswith((" ", SPACE)) else " " + text
+
+
 NFC = {"type": "NFC"}
 LEVEL, DIGITS = {"type": "ByteLevel"}, {"type": "Digits", "individual_digits": True}
 WORDS = [([LEVEL], GPT2), ([DIGITS, LEVEL], EVERY_DIGIT_THEN_GPT2)]
 for pattern in (GPT2, LLAMA3_PATTERN, QWEN2):
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
     WORDS.append(([split, LEVEL | {"use_regex": False}], pattern))
-"""A byte-level pre_tokenizer, and the expression that cuts a text into words as it does."""
-
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "split": False}
-SCHEMES = [
-    ([PREPEND, SPACES], [], lambda text, begun: " " + text),
-    ([SPACES], [], lambda text, begun: text),
-    ([], [METASPACE | {"prepend_scheme": "always"}], lambda text, begun: spaced(text)),
-    ([], [METASPACE | {"prepend_scheme": "first"}],
-     lambda text, begun: text if begun else spaced(text)),
-]  # fmt: skip
-"""A Llama's normalizer, its pre_tokenizer, and where they put a space before a text."""
+ALWAYS, FIRST = (METASPACE | {"prepend_scheme": scheme} for scheme in ("always", "first"))
+KINDS = [
+    *(([], cuts, lambda text, begun: text, pattern) for cuts, pattern in WORDS),
+    *(([NFC], cuts, nfc, pattern) for cuts, pattern in WORDS),
+    ([PREPEND, SPACES], [], lambda text, begun: " " + text, None),
+    ([SPACES], [], lambda text, begun: text, None),
+    ([], [ALWAYS], spaced, None),
+    ([], [FIRST], lambda text, begun: text if begun else spaced(text, begun), None),
+]
+"""A normalizer and a pre_tokenizer, what both make of a text, and the expression that cuts it
+into words as a byte-level pre_tokenizer does; None for a Llama's."""
 
 BACK = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
 DECODER = [BACK, {"type": "ByteFallback"}, {"type": "Fuse"}]
@@ -64,16 +76,14 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
     added = kept(added, vocab, path)
     fields = ends(path.parent, added, vocab)
     fields |= zip(("before", "after"), around(raw["post_processor"]))
-    parts = Around(added=added, **fields)
     cuts = values(raw["pre_tokenizer"], "pretokenizers")
-    for steps, pattern in WORDS:
-        if steps == cuts and normalizer in ([], [NFC]):
-            parts = replace(parts, normalise=nfc) if normalizer else parts
+    for *steps, normalise, pattern in KINDS:
+        if steps == [normalizer, cuts]:
+            parts = Around(added=added, normalise=normalise, **fields)
+            if pattern is None:
+                return _llama(raw, vocab, parts)
             raw["decoder"]["type"].only(None, "ByteLevel")
             return of_letters(model, vocab, parts, pattern, model["ignore_merges"].flag())
-    for *steps, scheme in SCHEMES:
-        if steps == [normalizer, cuts]:
-            return _llama(raw, vocab, replace(parts, normalise=scheme))
     names = ", ".join(str(step.get("type")) for step in [*normalizer, *cuts])
     raise raw.error(
         f"it prepares a text for BPE ({named(names or 'no steps')}) in another way than GPT-2, "
@@ -146,14 +156,3 @@ def around(raw: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
             raise step["single"].wrong("a template in which the text stands once")
         before, after = [*sides[0], *before], [*after, *sides[1]]
     return tuple(before), tuple(after)
-
-
-def spaced(text: str) -> str:
-    """A text with a space before it, unless it begins with one."""
-    return text if text.startswith((" ", SPACE)) else " " + text
-
-
-def nfc(text: str, begun: bool) -> str:
-    """A text in NFC, by Unicode's newest tables; the tokenizers library has those of Unicode 9,
-    and leaves combining marks that are newer where they stand."""
-    return unicodedata.normalize("NFC", text)
