@@ -26,7 +26,7 @@ from tokenizer_json import (
 
 from minilm_inf.terminal.json_parts import Part
 from minilm_inf.text.around import Around
-from minilm_inf.text.byte_level import GPT2, byte_letters, of_letters
+from minilm_inf.text.byte_level import GPT2, ByteLevelTokenizer, byte_letters
 from minilm_inf.text.byte_pairs import WORDS, learn_merges, tokenizer_json
 from minilm_inf.text.tokenizer import load
 
@@ -113,7 +113,7 @@ def test_any_list_of_merges_is_done_exactly_or_refused():
             vocab.setdefault(token, len(vocab))
         model = Part({"merges": [list(pair) for pair in merges]})
         try:
-            ours = of_letters(model, vocab, Around(), r"[\s\S]+", whole_words)
+            ours = ByteLevelTokenizer(model, vocab, Around(), r"[\s\S]+", whole_words)
         except ValueError:
             continue
         done += 1

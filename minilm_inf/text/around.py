@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from ..terminal.json_parts import is_unicode
 
 UNKNOWN = " ⁇ ".encode()  # what sentencepiece shows for a piece that may stand for any text
-EACH_BYTE = "minilm_inf.each_byte"  # how sentencepiece shows bytes that form no character
-codecs.register_error(EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,7 @@ class Tokenizer:
 
     bos_id is what encode puts before a text, and eos_id what ends one; None where there is
     none. vocab_size is the last id plus one, whether or not all ids before it are in use.
-    errors: what the bytes become that form no character, for Python's decoder.
     """
-
-    errors = "replace"
 
     def __init__(self, around: Around, vocab_size: int):
         self.around, self.vocab_size = around, vocab_size
@@ -132,7 +127,7 @@ class Stream:
 
     def __init__(self, tokenizer: Tokenizer, begun: bool):
         self.tokenizer, self.begun = tokenizer, begun
-        self.decoder = codecs.getincrementaldecoder("utf-8")(tokenizer.errors)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
         """The text that this id completes, perhaps none."""

@@ -28,29 +28,46 @@ LONGEST_SPACE = 200_000  # characters; tiktoken's own limit lies between 300,000
 TOO_MUCH_SPACE = re.compile(rf"\s{{{LONGEST_SPACE + 1}}}")
 
 
-class ByteLevelTokenizer(Tokenizer):
-    """Byte-level BPE at work.
+def byte_letters() -> list[str]:
+    """The character that stands for each byte in a file: itself where it can be printed.
 
-    ranks:   the tokens in order, every single byte among them, each with its id; None for a
-             byte that the vocabulary lacks.
-    tokens:  id -> its bytes.
-    pattern: the expression that cuts a text into words.
+    >>> byte_letters()[32:36]
+    ['Ġ', '!', '"', '#']
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+class ByteLevelTokenizer(Tokenizer):
+    """Byte-level BPE at work, from a vocabulary (token in letters -> id) and a model's merges.
+
+    pattern:     the expression that cuts a text into words.
+    whole_words: whether a word that is a token is taken whole, though no merges lead there.
+    Raises ValueError where tiktoken would not find the same ids.
     """
 
     def __init__(
-        self,
-        around: Around,
-        ranks: dict[bytes, int | None],
-        tokens: dict[int, bytes],
-        pattern: str,
+        self, model: Part, vocab: dict, around: Around, pattern: str, whole_words: bool = False
     ):
-        self.tokens = tokens | {token.id: token.content.encode() for token in around.added}
-        super().__init__(around, max(self.tokens) + 1)
-        self.ids = list(ranks.values())
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+
+        def spelled(token: str) -> bytes:
+            all_bytes = byte_of.keys() >= {*token}
+            return bytes(map(byte_of.get, token)) if all_bytes else token.encode()
+
+        added = {token.id: token.content for token in around.added}
+        plain = vocab.keys() - {*added.values()}
+        words = {token for token in plain if whole_words and byte_of.keys() >= {*token}}
+        ranks = ranked(model, vocab, byte_of, words)
+        self.ids = [vocab.get(token) for token in ranks]  # None for a byte without a token
         self.encoding = tiktoken.Encoding(
             "minilm_inf", pat_str=pattern, special_tokens={},
-            mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
+            mergeable_ranks={spelled(token): rank for token, rank in ranks.items()},
         )  # fmt: skip
+        self.tokens = {id: spelled(token) for token, id in vocab.items()}
+        self.tokens |= {id: content.encode() for id, content in added.items()}
+        super().__init__(around, max(self.tokens) + 1)
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
         """The ids of a text without added tokens, wherever it stands."""
@@ -71,35 +88,3 @@ class ByteLevelTokenizer(Tokenizer):
         """The bytes of one id: none for a special one, and for one that no token has."""
         hidden = self.checked(id) in self.special_ids
         return b"" if hidden else self.tokens.get(int(id), b"")
-
-
-def byte_letters() -> list[str]:
-    """The character that stands for each byte in a file: itself where it can be printed.
-
-    >>> byte_letters()[32:36]
-    ['Ġ', '!', '"', '#']
-    """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def of_letters(
-    model: Part, vocab: dict[str, int], around: Around, pattern: str, whole_words: bool = False
-) -> ByteLevelTokenizer:
-    """A tokenizer from a vocabulary (token in letters -> id) and the merges of a model.
-
-    whole_words: whether a word that is a token is taken whole, though no merges lead there.
-    Raises ValueError where tiktoken would not find the same ids.
-    """
-    byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
-
-    def spelled(token: str) -> bytes:
-        return bytes(map(byte_of.get, token)) if byte_of.keys() >= {*token} else token.encode()
-
-    plain = vocab.keys() - {token.content for token in around.added}
-    words = {token for token in plain if whole_words and byte_of.keys() >= {*token}}
-    ranks = ranked(model, vocab, byte_of, words)
-    tokens = {id: spelled(token) for token, id in vocab.items()}
-    ids = {spelled(token): vocab.get(token) for token in ranks}
-    return ByteLevelTokenizer(around, ids, tokens, pattern)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from .around import EACH_BYTE, Around, Tokenizer
+from .around import Around, Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 SPACE = "▁"
@@ -21,8 +21,6 @@ class SentencePieceTokenizer(Tokenizer):
     what it reads. tokens: the pieces' texts by their ids, but of those that are no text.
     strips: whether the space before a decoded text goes.
     """
-
-    errors = EACH_BYTE
 
     def __init__(self, around: Around, processor, inside, tokens: dict[int, str], strips: bool):
         self.processor, self.inside, self.strips = processor, inside, strips
@@ -80,41 +78,42 @@ def model_proto(pieces: list[tuple[str, float, int]], names: dict, **spaces: boo
     spaces: prefix, whether a space is put before a text; extra, whether more than one in a row
     are made one.
     """
-    proto = b"".join(
-        _field(1, _field(1, text.encode()) + _float(2, score) + _number(3, kind))
-        for text, score, kind in pieces
-    )
     unknown = next(text for text, _, kind in pieces if kind == UNKNOWN)
-    trainer = _number(3, 2) + _number(4, len(pieces))  # model_type BPE, vocab_size
-    trainer += _number(35, any(kind == BYTE for *_, kind in pieces))  # byte_fallback
     # Without a name sentencepiece takes <s>; the name of no piece means none.
-    trainer += _field(45, unknown.encode())
-    for number, name in ((46, "bos"), (47, "eos"), (48, "pad")):
-        trainer += _field(number, (names.get(name) or "none").encode())
-    normalizer = _field(1, b"identity") + _number(3, spaces["prefix"])
-    normalizer += _number(4, spaces["extra"]) + _number(5, 1)  # a space is written as ▁
-    return proto + _field(2, trainer) + _field(3, normalizer)
+    named = (names.get(name) or "none" for name in ("bos", "eos", "pad"))
+    trainer = _message(
+        (3, 2), (4, len(pieces)),  # model_type BPE, vocab_size
+        (35, any(kind == BYTE for *_, kind in pieces)),  # byte_fallback
+        *((45 + at, text.encode()) for at, text in enumerate([unknown, *named])),
+    )  # fmt: skip
+    normalizer = _message(  # a space is written as ▁
+        (1, b"identity"), (3, spaces["prefix"]), (4, spaces["extra"]), (5, 1)
+    )
+    each = (_message((1, text.encode()), (2, score), (3, kind)) for text, score, kind in pieces)
+    return _message(*((1, piece) for piece in each), (2, trainer), (3, normalizer))
 
 
-def _number(number: int, value: int, wire: int = 0) -> bytes:
-    """A field that is a whole number, in protobuf's spelling: seven bits a byte, the lowest
-    first.
+def _message(*fields: tuple[int, bytes | float | int]) -> bytes:
+    """Numbered fields in protobuf's spelling."""
+    out = []
+    for number, value in fields:
+        if isinstance(value, bytes):
+            out += _number(number << 3 | 2), _number(len(value)), value
+        elif isinstance(value, float):
+            out += _number(number << 3 | 5), struct.pack("<f", value)
+        else:
+            out += _number(number << 3), _number(int(value))
+    return b"".join(out)
 
-    >>> _number(1, 300).hex()
-    '08ac02'
+
+def _number(value: int) -> bytes:
+    """A whole number in protobuf's spelling: seven bits a byte, the lowest first.
+
+    >>> _number(300).hex()
+    'ac02'
     """
     out = []
-    for rest in (number << 3 | wire, int(value)):
-        while rest > 127:
-            out.append(rest & 127 | 128)
-            rest >>= 7
-        out.append(rest)
-    return bytes(out)
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _number(number, len(content), wire=2) + content
-
-
-def _float(number: int, value: float) -> bytes:
-    return bytes([number << 3 | 5]) + struct.pack("<f", value)
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])

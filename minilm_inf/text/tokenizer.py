@@ -18,7 +18,7 @@ from ..checkpoint.checkpoint import existing_folder
 from ..terminal.files import read_bytes, read_text
 from ..terminal.json_parts import Part, part_of
 from .around import Added, Around, Tokenizer
-from .byte_level import GPT2, of_letters
+from .byte_level import GPT2, ByteLevelTokenizer
 from .named_tokens import ends, kept, listed_tokens
 from .sentence_pieces import WITHOUT_SPACE, SentencePieceTokenizer, processor_of
 from .tokenizer_json import from_tokenizer_json
@@ -90,7 +90,9 @@ def from_vocab_and_merges(folder: Path) -> Tokenizer:
     parts = Around(added=added, **ends(folder, added, vocab, bos_token=own, eos_token=own))
     part_of(folder / "tokenizer_config.json")["add_prefix_space"].only(None, False)
     lines = (line for line in read_text(merges).splitlines() if line[:8] != "#version")
-    return of_letters(Part({"merges": [*filter(None, lines)]}, merges), vocab, parts, GPT2)
+    return ByteLevelTokenizer(
+        Part({"merges": [*filter(None, lines)]}, merges), vocab, parts, GPT2
+    )
 
 
 def opening(tokenizer: Tokenizer) -> list[int]:

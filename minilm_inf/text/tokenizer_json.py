@@ -14,7 +14,7 @@ from ..terminal.files import named
 from ..terminal.json_parts import Part, part_of
 from . import sentence_pieces as pieces
 from .around import Around, Tokenizer
-from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, of_letters
+from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, ByteLevelTokenizer
 from .merges import ranked
 from .named_tokens import added_token, ends, kept
 from .sentence_pieces import SPACE, SentencePieceTokenizer, processor_of
@@ -83,7 +83,9 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
             if pattern is None:
                 return _llama(raw, vocab, parts)
             raw["decoder"]["type"].only(None, "ByteLevel")
-            return of_letters(model, vocab, parts, pattern, model["ignore_merges"].flag())
+            return ByteLevelTokenizer(
+                model, vocab, parts, pattern, model["ignore_merges"].flag()
+            )
     names = ", ".join(str(step.get("type")) for step in [*normalizer, *cuts])
     raise raw.error(
         f"it prepares a text for BPE ({named(names or 'no steps')}) in another way than GPT-2, "
