@@ -251,7 +251,7 @@ def test_recall_has_the_same_axes_and_controls(call, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, code, words", [
-    (["passkey", "--corpus", "nowhere"], 1, "minilm_inf.corpus"),
+    (["passkey", "--corpus", "nowhere"], 1, "name your own texts with --text"),
     (["passkey", "--text", "short"], 1, "the filler has only"),
     (["passkey", "-m", "nowhere"], 1, "nowhere"),
     (["passkey", "--text", TEXT, "--lengths", "0.08"], 1, "20 tokens have no room"),

@@ -40,8 +40,8 @@ def planned(options) -> int:
     net = plan.network(options)
     if options.length is None:
         raise ValueError("--plan reads no text: say by --length how many tokens there will be")
-    lm, how = flags.attention(options, net.config), (0, options.chunk, options.middle)
-    return plan.show(net, plan.plan(net, lm, [options.length], *how), options.json)
+    lm = flags.attention(options, net.config)
+    return plan.show(net, options, lm, [options.length], new=0, chunk=options.chunk)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
