@@ -23,7 +23,8 @@ from minilm_inf.terminal import options, progress
 from minilm_inf.writing.session import Session
 
 GREEDY = {"temperature": 0.0, "stop_ids": ()}
-PROGRAMS = "generate evaluate diagnose train inspect convert benchmark card corpus".split()
+PROGRAMS = "generate evaluate diagnose train inspect convert benchmark card conformance".split()
+PROGRAMS += ["corpus"]
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,6 @@ def planned(options) -> int:
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The flags of a command line; it ends the program where they make no sense."""
     line = flags.Parser(prog="python -m minilm_inf.evaluate", description=__doc__)
-    line.formatter_class = argparse.RawDescriptionHelpFormatter
     tasks = line.add_subparsers(dest="task", required=True)
     add_perplexity(tasks)
     add_compare(tasks)
@@ -83,10 +82,7 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
 
     methods: those it asks, whose numbers it can draw. queries: who reaches back with top-k.
     """
-    task = tasks.add_parser(
-        name, help=what, description=room.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    task = tasks.add_parser(name, help=what, description=room.__doc__)
     task.set_defaults(room=room, figure=None, plan=False)
     text = task.add_argument_group("text, from one of these").add_mutually_exclusive_group()
     text.add_argument("--text", type=Path, nargs="+", metavar="FILE",
@@ -97,8 +93,8 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
         asked.add_argument("--methods", type=several(one_of(methods)), default=list(methods),
-                           metavar="NAME,NAME", help=f"of {', '.join(methods)} (all); topk "
-                           f"takes --top-k-middle {TOP_K} unless told")  # fmt: skip
+                           metavar="NAME,NAME", help=f"of {', '.join(methods)}; topk takes "
+                           f"--top-k-middle {TOP_K} unless told (default: all)")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw it (needs matplotlib)")  # fmt: skip
     result.add_argument("--out", type=Path, metavar="RUN.json",
@@ -123,7 +119,7 @@ def add_perplexity(tasks):
                        "and run nothing")  # fmt: skip
     flags.add_counts(
         asked,
-        ("--length", 2, None, "tokens that are read (all documents, once)"),
+        ("--length", 2, None, "tokens that are read (default: all documents, once)"),
         ("--chunk --prefill-chunk", 1, 2048, "tokens read at a time (%(default)s)"),
         SEED,
     )
@@ -136,7 +132,7 @@ def add_compare(tasks):
                        help="LM-Infinite with other n_global and n_local as well")  # fmt: skip
     flags.add_counts(
         asked,
-        ("--length", 2, None, "tokens of each document (16 x context_length)"),
+        ("--length", 2, None, "tokens of each document (default: 16 x context_length)"),
         ("--chunk --prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"),
         ("--trials", 0, 50, "pass keys that each method is asked for (%(default)s)",
          MOST_TRIALS),
@@ -152,10 +148,10 @@ def add_retrieval(tasks, name: str, what: str):
         flags.add_counts(asked, ("--pairs", 1, 4, told, len(NAMES)))
     asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
                        metavar="X,X", help="tokens of a trial, BOS, question and answer among "
-                       "them, as multiples of context_length (1,2,4,8)")  # fmt: skip
+                       "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip
     asked.add_argument("--depths", type=several(flags.between(0, 1)), metavar="X,X",
                        default=[i / 10 for i in range(11)], help="shares of the filler before "
-                       "what is asked for (0,0.1,...,1)")  # fmt: skip
+                       "what is asked for (default: 0,0.1,...,1)")  # fmt: skip
     asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
                        help="topk once more with each of these k, distance or "
                        "from-layer")  # fmt: skip
