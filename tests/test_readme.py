@@ -61,7 +61,7 @@ def faults(text: str, page: Path) -> list[str]:
         shared = ROOT / "minilm_inf" / "terminal" / "options.py"
         known = source + shared.read_text(encoding="utf-8")
         made = SIZES.get(module, set())
-        known = set(re.findall(r'[" ](--[a-z-]+)"', known)) | made
+        known = set(re.findall(r'[" ](--[a-z-]+)(?=[" ])', known)) | made
         found += [f"{module} {flag}" for flag in flags if flag not in known]
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"\w+:", link) and not (page.parent / link).exists():

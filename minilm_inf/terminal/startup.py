@@ -47,13 +47,16 @@ def stop(number: int, _frame):
 
 
 class OnlyNames(type):
-    """Has classes of which every attribute, and whatever a call gives, is the class again."""
+    """Has classes of which every attribute, and whatever is made of them, is the class again."""
 
     def __getattr__(cls, _):
         return cls
 
     def __call__(cls, *_, **__):
         return cls
+
+    for _name in "add radd sub rsub mul rmul truediv rtruediv pow rpow neg getitem".split():
+        locals()[f"__{_name}__"] = __call__
 
 
 class Names(metaclass=OnlyNames):
