@@ -47,13 +47,16 @@ def stop(number: int, _frame):
 
 
 class OnlyNames(type):
-    """Has classes of which every attribute, and whatever is made of them, is the class again."""
+    """Has classes of which all attributes, and what is made of them, are the class again."""
 
     def __getattr__(cls, _):
         return cls
 
     def __call__(cls, *_, **__):
         return cls
+
+    def __iter__(cls):
+        return iter(())
 
     for _name in "add radd sub rsub mul rmul truediv rtruediv pow rpow neg getitem".split():
         locals()[f"__{_name}__"] = __call__
