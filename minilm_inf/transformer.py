@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attend
-from .checks import check_call, check_new_cache, embedded, padding_of
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .fast.cache import Cache
 from .fast.chunked import chunked_attend
 from .fast.reading import OneToken, Reading, rings_of
 from .terminal.blocks import KINDS
+from .terminal.checks import check_call, check_new_cache, embedded, padding_of
 
 PATHS = {"reference": attend, "chunked": chunked_attend}
 

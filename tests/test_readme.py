@@ -133,7 +133,7 @@ def test_the_page_of_diagnosis_is_what_was_measured():
         one, two, three = (run["factors"][f"factor_{i}"]["numbers"] for i in (1, 2, 3))
         assert run["settings"]["model"] == f"weights/{name}"
         if name != "tiny-mpt":
-            assert one["vanilla"] < 1.25 * one["vanilla_within"]
+            assert one["vanilla"] < 1.1 * one["vanilla_within"]
             assert one["vanilla_far"] > 1.25 * one["capped_far"]
             assert two["beyond"] > two["within"] and two["lambda"] - two["within"] < 0.3
         assert (run["factors"]["factor_3"]["verdict"] == "shown") == (name == "smollm2-135m")

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import taken
 from ..config import LMInfinite
 from ..terminal import options as flags
+from ..terminal.checks import taken
 from ..terminal.progress import memory
 from ..terminal.tables import markdown
 from ..writing import saved_cache

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.run_state import not_whole, read_state, write_state
-from ..checks import fitting
 from ..terminal import options as flags
+from ..terminal.checks import fitting
 from ..terminal.ending import signals_noted
 from ..terminal.files import PICTURE, RESULT, check_output, sweep, write_beside
 from ..terminal.progress import Progress

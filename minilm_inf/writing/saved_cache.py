@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import fitting, taken
 from ..fast.cache import Cache, LayerCache
+from ..terminal.checks import fitting, taken
 
 
 def state_of(cache: Cache) -> dict[str, Tensor]:

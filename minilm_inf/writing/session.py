@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..checks import Guard
 from ..config import LMInfinite, require_integer
 from ..fast.compiled import compiled_step
 from ..fast.reading import starting_tokens_are_read
+from ..terminal.checks import Guard
 from ..terminal.files import shown
 from ..transformer import Transformer
 from . import sampling
