@@ -62,8 +62,11 @@ def carry_out(options) -> int:
     state = out and state_path(out)
     check_output(out, RESULT)
     if options.resume:
+        if not state.exists() and out.is_file():
+            print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
+            return 0
         if not state.is_file():
-            raise ValueError(f"nothing is to be resumed: there is no {state}")
+            raise ValueError(f"there is no {state}: start a run with --out {out}")
         before = read_state(state)
         options = options.parse(before[0]["line"])
         options.out = out
