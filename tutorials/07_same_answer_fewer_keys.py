@@ -19,7 +19,7 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, Rotary, attend, chunked_attend
-from minilm_inf.benchmark.memory import extra_bytes, work
+from minilm_inf.benchmark.race import extra_bytes, work
 from minilm_inf.lambda_mask import lambda_mask
 
 block, columns = torch.arange(24, 32), torch.arange(32)  # 8 queries, and all keys up to theirs

@@ -21,7 +21,7 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, Rotary, load
-from minilm_inf.evaluate.cells import share_found
+from minilm_inf.evaluate.retrieval import share_found
 from minilm_inf.evaluate.trials import PassKey
 from minilm_inf.top_k import bring_back
 from minilm_inf.train.practice import Practice

@@ -8,7 +8,7 @@ import here  # noqa: F401
 import torch
 
 from minilm_inf import LMInfinite, Rotary, attend, chunked_attend
-from minilm_inf.benchmark.memory import work
+from minilm_inf.benchmark.race import work
 
 torch.set_num_threads(1)
 n, scheme, positions = 1024, Rotary(32), torch.arange(1024)

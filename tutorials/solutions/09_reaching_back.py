@@ -10,7 +10,7 @@ import torch
 
 from minilm_inf import LMInfinite, load
 from minilm_inf.diagnose.recorder import recording
-from minilm_inf.evaluate.cells import share_found
+from minilm_inf.evaluate.retrieval import share_found
 from minilm_inf.evaluate.trials import PassKey
 from minilm_inf.top_k import bring_back
 from minilm_inf.train.practice import Practice
