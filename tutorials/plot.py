@@ -42,7 +42,7 @@ METHODS = {  # as the lessons call them -> as the programs' flags do
     "StreamingLLM": "streaming", "LM-Infinite": "lambda", "LM-Infinite + top-k": "topk",
 }  # fmt: skip
 STYLE_OF = {name: STYLES[flag][:2] for name, flag in METHODS.items()}
-STYLE_OF |= {"other": ("#5f5f5f", (0, (3, 1.5))), "third": ("#9a9a9a", (0, (1.5, 1.5)))}
+STYLE_OF |= {"other": ("#5f5f5f", (0, (4, 1))), "third": ("#9a9a9a", (0, (1.5, 1.5)))}
 COLOURS = KEYS | {name: colour for name, (colour, _) in STYLE_OF.items()}
 UNSEEN, WINDOW, START, CEILING = range(1, 5)  # the values of `cells`; 0 stays white
 CELLS = {"not seen": "hidden", "window": "window", "starting token": "starting"}
