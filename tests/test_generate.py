@@ -418,32 +418,6 @@ def test_a_signal_at_the_prompt(run, monkeypatch, number, code):
     assert ("stopped" in err) == (code == 143)
 
 
-@pytest.mark.slow  # above it is the same signal, within this process
-@pytest.mark.parametrize("flags, code", [(["-i"], 0), (["-p-"], 130)])
-def test_ctrl_c_from_outside(flags, code):
-    """A reader who has enough of one reply would lose the whole conversation; a traceback of
-    thirty lines for a key that everybody presses."""
-    command = [sys.executable, "-m", "minilm_inf.generate", *flags, "-n", str(10**6)]
-    program = subprocess.Popen(
-        [*command, "--ignore-eos"], cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # A shell that runs the suite in the background has it ignore Ctrl-C, and its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        program.stdin.write(b"The sea\n")
-        program.stdin.flush() if code == 0 else program.stdin.close()
-        assert program.stdout.read(20)
-        program.send_signal(signal.SIGINT)
-        program.stdin = program.stdin if code == 0 else None
-        _, err = program.communicate(b"/stats\n/exit\n" if code == 0 else None, timeout=60)
-    finally:
-        program.kill()
-    assert program.returncode == code and b"Traceback" not in err and b"stopped" in err
-    assert bool(re.search(rb"new [\d,]+ tokens", err)) == (code == 0)
-
-
 def test_outputs_of_other_kinds(monkeypatch):
     """What print has buffered for a reader that has left would fail when the interpreter ends;
     an accent would end the program where the output is ASCII; a notebook's output, or a
