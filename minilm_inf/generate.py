@@ -112,8 +112,8 @@ def check(options):
          "-p - reads all of stdin, and can be given once only"),
         (options.system is not None and not options.chat,
          "--system has no meaning without --chat"),
-        (options.compile and several, "--compile is for one text at a time: give one --prompt"),
-        (options.explain and several, "--explain is for one text at a time: give one --prompt"),
+        (several and (options.compile or options.explain),
+         "--compile and --explain are for one text at a time: give one --prompt"),
         (options.interactive and any(given),
          "--prompt, --file, --json and --explain have no meaning with --interactive"),
     ):  # fmt: skip
