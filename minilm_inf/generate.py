@@ -69,7 +69,8 @@ def add_sampling(group):
          "0 takes the likeliest token each time (%(default)s)"),
         ("--top-k --top-k-sampling", int, 50, "K",
          "only the K likeliest; 0 is off (%(default)s)"),
-        ("--top-p", float, 1.0, "P", "only the likeliest that add up to P; 1 is all (%(default)s)"),
+        ("--top-p", float, 1.0, "P",
+         "only the likeliest that add up to P; 1 is all (%(default)s)"),
         ("--seed", flags.seed, 1234, "N",
          "the same seed and settings give the same text (%(default)s)"),
     ):  # fmt: skip
