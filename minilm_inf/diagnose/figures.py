@@ -62,4 +62,5 @@ def mass(axes, curve, facts) -> str:
     axes.plot(range(facts["n_layer"]), curve["mean"], **within)
     axes.axhline(curve["share"], color=GREY, linestyle=":", label="their share of the keys")
     axes.set(xlabel="layer", ylabel="share of the attention", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     return f"the first {facts['n_global']} tokens"
