@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minilm_inf.evaluate import intervals
+from minilm_inf.evaluate.compare import edges
 from minilm_inf.evaluate.intervals import Bins, Pairs, Z, blocks, interval, wilson
 
 
@@ -34,6 +35,14 @@ def test_a_text_is_binned_as_a_loop_would(n, chunk, cuts):
         assert row["tokens"] == len(here)
         assert row["nll"] == pytest.approx(sum(here) / len(here), abs=1e-12)
     assert sum(row["tokens"] for row in rows) == n - 1
+
+
+@pytest.mark.parametrize("first, n, per", [(256, 1500, 1), (6, 5, 1), (1, 900, 3)])
+def test_edges_cover_every_position_once(first, n, per):
+    """A position between two bins, or in both; an empty bin, whose mean is no number."""
+    cuts = edges(first, n, per)
+    assert cuts[0] == 0 and cuts[-1] == n and min(np.diff(cuts)) > 0
+    assert cuts[1] == min(first, n)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_a_folder_without_texts_or_a_run(program, tmp_path, monkeypatch):
     """A mean over nothing."""
     monkeypatch.chdir(tmp_path)
     for line, words in (
-        ("compare", "no held-out documents"), ("passkey", "minilm_inf.corpus"),
+        ("compare", "minilm_inf.corpus"), ("passkey", "name your own texts with --text"),
         ("perplexity --resume run.json", "there is no run.json.state"),
     ):  # fmt: skip
         code, out, err = program(evaluate.main, *line.split())

@@ -12,7 +12,6 @@ C++ compiler must be there; nothing else needs them.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -64,12 +63,11 @@ QUICK = Sizes((1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=
 
 def main(arguments: list[str] | None = None) -> int:
     line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
-    line.formatter_class = argparse.RawDescriptionHelpFormatter
     line.add_argument("--quick", action="store_true",
                       help="smaller sizes; under a minute on two cores")  # fmt: skip
     line.add_argument("--only", choices=PARTS, help="one part of the table")
     line.add_argument("--lengths", type=flags.at_least(1, 2**20), nargs="+", metavar="N",
-                      help="tokens of attention alone (4096 16384 65536)")  # fmt: skip
+                      help="tokens of attention alone (default: 4096 16384 65536)")  # fmt: skip
     flags.add_model(line)
     options = line.parse_args(arguments)
     return guarded(lambda: run(options), "--lengths")

@@ -38,14 +38,13 @@ def planned(options) -> int:
     net = plan.network(options)
     if options.length is None:
         raise ValueError("--plan reads no text: say by --length how many tokens there will be")
-    lm, how = flags.attention(options, net.config), (0, options.chunk, options.middle)
-    return plan.show(net, plan.plan(net, lm, [options.length], *how), options.json)
+    lm = flags.attention(options, net.config)
+    return plan.show(net, options, lm, [options.length], new=0, chunk=options.chunk)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The flags of a command line; it ends the program where they make no sense."""
     line = flags.Parser(prog="python -m minilm_inf.evaluate", description=__doc__)
-    line.formatter_class = argparse.RawDescriptionHelpFormatter
     tasks = line.add_subparsers(dest="task", required=True)
     add_perplexity(tasks)
     add_compare(tasks)
@@ -81,15 +80,14 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
     methods: those it asks, whose numbers it can draw. queries: who reaches back with top-k.
     """
     task = tasks.add_parser(name, help=what, description=room.__doc__)
-    task.formatter_class = argparse.RawDescriptionHelpFormatter
     task.set_defaults(room=room, figure=None, plan=False, methods=[], sweep=[])
     add_texts(task)
     asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
         asked.add_argument("--methods", type=several(one_of(methods)), default=list(methods),
-                           metavar="NAME,NAME", help=f"of {', '.join(methods)} (all); topk "
-                           f"takes --top-k-middle {TOP_K} unless told")  # fmt: skip
+                           metavar="NAME,NAME", help=f"of {', '.join(methods)}; topk takes "
+                           f"--top-k-middle {TOP_K} unless told (default: all)")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw it (needs matplotlib)")  # fmt: skip
     result.add_argument("--out", type=Path, metavar="RUN.json",
@@ -114,7 +112,7 @@ def add_perplexity(tasks):
                        "and run nothing")  # fmt: skip
     flags.add_counts(
         asked,
-        ("--length", 2, None, "tokens that are read (all documents, once)"),
+        ("--length", 2, None, "tokens that are read (default: all documents, once)"),
         ("--chunk --prefill-chunk", 1, 2048, "tokens read at a time (%(default)s)"),
     )
 
@@ -126,7 +124,7 @@ def add_compare(tasks):
                        help="LM-Infinite with other n_global and n_local as well")  # fmt: skip
     flags.add_counts(
         asked,
-        ("--length", 2, None, "tokens of each document (16 x context_length)"),
+        ("--length", 2, None, "tokens of each document (default: 16 x context_length)"),
         ("--chunk --prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"),
         ("--trials", 0, 50, "pass keys for each method (%(default)s)", MOST_TRIALS),
     )
@@ -141,10 +139,10 @@ def add_retrieval(tasks, name: str, what: str):
         flags.add_counts(asked, ("--pairs", 1, 4, told, len(NAMES)))
     asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
                        metavar="X,X", help="tokens of a trial, BOS, question and answer among "
-                       "them, as multiples of context_length (1,2,4,8)")  # fmt: skip
+                       "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip
     asked.add_argument("--depths", type=several(flags.between(0, 1)), metavar="X,X",
                        default=[i / 10 for i in range(11)], help="shares of the filler before "
-                       "what is asked for (0,0.1,...,1)")  # fmt: skip
+                       "what is asked for (default: 0,0.1,...,1)")  # fmt: skip
     asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
                        help="topk once more with each of these k, distance or "
                        "from-layer")  # fmt: skip

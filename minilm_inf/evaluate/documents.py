@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import corpus
-from ..terminal.files import read_text
+from ..terminal.files import named, read_text
 from ..text.tokenizer import opening
 
 
@@ -23,9 +23,14 @@ def add_texts(parser):
 
 
 def texts_of(options) -> dict[str, str]:
-    """The texts that --text or --corpus names."""
+    """The texts that --text or --corpus names. Raises ValueError where there are none."""
     if options.text:
         return {str(path): read_text(path) for path in options.text}
+    if not options.corpus.is_dir():
+        raise ValueError(
+            f"there is no folder {named(options.corpus)}: make it by python -m "
+            f"minilm_inf.corpus {named(options.corpus)}, or name your own texts with --text"
+        )
     return corpus.documents(options.corpus, held_out=True)
 
 
