@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := weights/smollm2-135m
-DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
+DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos </dev/null
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all fuzz kills lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \

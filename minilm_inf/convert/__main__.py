@@ -10,7 +10,6 @@ again, and goes on with the next file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -29,11 +28,10 @@ PYTORCH = {"format": "pt"}  # transformers reads no file that does not say so
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m minilm_inf.convert", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path, metavar="FOLDER|MODEL.gguf",
                         help="with pytorch_model.bin, or its shards; or a GGUF")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FOLDER",
-                        help="for a GGUF's model (beside it, under its name)")  # fmt: skip
+                        help="for a GGUF's model (default: beside it)")  # fmt: skip
     options = parser.parse_args(arguments)
     source = folder = options.source
     if source.suffix == ".gguf" and not source.is_dir():

@@ -8,12 +8,12 @@ would refuse the folder; only whether a tied head that is stored too is the embe
 
     python -m minilm_inf.inspect FOLDER --probe
 
-loads the model and asks whether another reading of the same numbers would suit it better.
+loads the model instead and asks whether another reading of the same numbers would suit it
+better.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -61,14 +61,13 @@ def probe_table(readings: list[Reading]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     line = flags.Parser(prog="python -m minilm_inf.inspect", description=__doc__)
-    line.formatter_class = argparse.RawDescriptionHelpFormatter
     line.add_argument("model", type=Path, metavar="FOLDER", help="a checkpoint")
     line.add_argument("--dtype", choices=flags.DTYPES, default="auto",
                       help="in memory (%(default)s: float32)")  # fmt: skip
     line.add_argument("--probe", action="store_true",
                       help="load the model, and score a text as read and misread")  # fmt: skip
     line.add_argument("--device", default="auto",
-                      help="for --probe: cpu, cuda, ... (CUDA where there is one)")  # fmt: skip
+                      help="for --probe: cpu, cuda, ... (default: auto)")  # fmt: skip
     line.set_defaults(threads=None)
     options = line.parse_args(arguments)
     return guarded(lambda: run(options))
@@ -76,13 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options) -> int:
     found = look(options.model, flags.DTYPES[options.dtype] or torch.float32)
-    print(report(found), flush=True)
+    if found.refused or not options.probe:
+        print(report(found), flush=True)
     if found.refused:
         raise ValueError(found.refused)
     if options.probe:
         print("loading the weights", file=sys.stderr)
         readings = probe(*flags.load(options))
-        print("\n" + probe_table(readings), flush=True)
+        print(probe_table(readings), flush=True)
         warning = suspicion(readings)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
