@@ -10,7 +10,6 @@ from conftest import ROOT
 from fuzzed_texts import fuzzed_texts
 from tokenizer_json import small_kinds
 
-from minilm_inf.terminal.json_parts import Part
 from minilm_inf.text.sentence_pieces import SentencePieceTokenizer, model_proto
 from minilm_inf.text.tokenizer import load
 
@@ -178,11 +177,6 @@ def test_ids_are_whole_numbers_and_each_given_once(tmp_path, name, id):
     with pytest.raises(ValueError, match='(?s).*("the"|<x>)') as refusal:
         load(tmp_path)
     assert str(tmp_path) in str(refusal.value)
-    if id != 0:
-        with pytest.raises(
-            ValueError, match="f: (x must be a whole number|the key x is missing)"
-        ):
-            Part(id, "f", "x").id()
 
 
 def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path):

@@ -8,12 +8,12 @@ from collections import Counter
 
 import pytest
 from fuzzed_texts import fuzzed_texts
-from make_tokenizer_fixtures import FOLDER, SEED, TEXTS, checksums
 from tokenizer_json import (
+    FOLDER,
     LEVEL,
     STRIP,
     added,
-    digits,
+    checksums,
     metaspace,
     piece_kinds,
     sequence,
@@ -62,15 +62,10 @@ def llama(**parts):
 @pytest.mark.parametrize("kind", ["two files", *KINDS])
 def test_every_kind_gives_the_ids_of_the_tokenizers_library(tmp_path, kind):
     """A cut, a space, a byte, a normaliser or an added token that is read otherwise; text that
-    comes out differently when it is decoded at once, torn, or id by id."""
+    comes out differently when it is decoded, whole or torn."""
     ours = load(FOLDER if kind == "two files" else folder_of(tmp_path, KINDS[kind]))
-    found = checksums(fuzzed_texts(TEXTS, SEED), ours.encode, ours.decode)
+    found = checksums(fuzzed_texts(300, seed=5), ours.encode, ours.decode)
     assert {name: found[name] for name in EXPECTED[kind]} == EXPECTED[kind]
-    source = random.Random(1)
-    for _ in range(100):
-        ids = [source.randrange(source.choice((259, ours.vocab_size))) for _ in range(12)]
-        stream = ours.stream()
-        assert "".join(map(stream.push, ids)) + stream.flush() == ours.decode(ids)
 
 
 def specified(word: str, merges, ids: dict[str, int], whole_words: bool) -> list[int]:
@@ -182,40 +177,32 @@ def test_text_that_continues(tmp_path):
 REMOVED = split(GPT2) | {"behavior": "Removed"}
 BARE = LEVEL | {"use_regex": False}
 APART = (("a", "b"), ("b", "c"), ("ab", "c"), ("b", "b"), ("a", "bc"))  # abc, then abc again
-MERGES = PIECES["Llama 2"]["model"]["merges"]
-
-NORMAL = [added(2048, "<x>", normalized=True)]
+LONG = ["a" * 8, "a" * 249]
+MERGES, VOCAB = (PIECES["Llama 2"]["model"][name] for name in ("merges", "vocab"))
+NORMAL, OTHER = [added(2048, "<x>", normalized=True)], "in another way than GPT-2"
 REFUSED = [
-    (tiny, "in another way than GPT-2", {"pre_tokenizer": sequence(LEVEL, digits(True))}),
-    (tiny, "in another way than GPT-2", {"pre_tokenizer": sequence(REMOVED, BARE)}),
-    (tiny, "in another way than GPT-2", {"pre_tokenizer": BARE}),
-    (tiny, "in another way than GPT-2", {"pre_tokenizer": sequence(split("(a+)+$"), BARE)}),
-    (tiny, "in another way than GPT-2", {"pre_tokenizer": LEVEL | {"add_prefix_space": True}}),
-    (tiny, "in another way than GPT-2", {"normalizer": {"type": "NFKC"}}),
+    (tiny, OTHER, {"pre_tokenizer": sequence(REMOVED, BARE)}),
+    (tiny, OTHER, {"pre_tokenizer": sequence(split("(a+)+$"), BARE)}),
+    (tiny, OTHER, {"pre_tokenizer": LEVEL | {"add_prefix_space": True}}),
+    (tiny, "(NFKC, ByteLevel)", {"normalizer": {"type": "NFKC"}}),
     (tiny, "RobertaProcessing", {"post_processor": {"type": "RobertaProcessing"}}),
     (tiny, 'must be null or "ByteLevel"', {"decoder": {"type": "Metaspace"}}),
     (tiny, "do not stand together", {"merges": APART}),
-    (tiny, "do not make", {"merges": [("a" * 8, "a" * 249)], "extra": ["a" * 8, "a" * 249]}),
+    (tiny, "do not make", {"merges": [LONG], "extra": LONG}),
     (tiny, "normalized", {"added_tokens": NORMAL, "normalizer": {"type": "NFC"}}),
-    (llama, "in another way than GPT-2", {"normalizer": None}),
-    (llama, "in another way than GPT-2", {"pre_tokenizer": metaspace("first", True)}),
-    (llama, "must be Replace, ByteFallback", {"decoder": {"type": "WordPiece"}}),
+    (llama, OTHER, {"pre_tokenizer": metaspace("first", True)}),
+    (llama, "(no steps)", {"normalizer": None}),
     (llama, "and perhaps Strip", {"decoder": steps("decoders", STRIP)}),
     (llama, "end_of_word_suffix", {"end_of_word_suffix": "</w>"}),
-    (llama, "dropout", {"dropout": 0.1}),
     (llama, "merges[0] must be two tokens", {"merges": ["a b c"]}),
     (llama, "and both joined another", {"merges": [["zq", "qz"]]}),
-    (llama, "do not stand together", {"merges": [*MERGES, MERGES[0]]}),
     (llama, "its merges do not make", {"merges": [m for m in MERGES if m != "t he"]}),
     (llama, "unk_token", {"unk_token": "<none>"}),
     (llama, "with a token for each byte", {"byte_fallback": False}),
-    (llama, "ignore_merges", {"ignore_merges": True}),
-    (llama, "all ids", {"vocab": PIECES["Llama 2"]["model"]["vocab"] | {"zq": 9999}}),
+    (llama, "all ids", {"vocab": VOCAB | {"zq": 9999}}),
     (llama, "the text stands once", {"post_processor": template("<s>", 1) | {"single": []}}),
-    (llama, '"<s>" has the id 7', {"added_tokens": [added(7, "<s>")]}),
     (llama, '"<x>" has the id 1', {"added_tokens": [added(1, "<x>")]}),
     (llama, "lstrip", {"added_tokens": [added(2048, "<x>") | {"lstrip": True}]}),
-    (llama, "normalized", {"added_tokens": NORMAL}),
     (llama, 'type must be null or "BPE"', {"model": {"type": "Unigram", "vocab": []}}),
     (llama, "model.vocab must be an object", {"model": {}}),
 ]  # fmt: skip

@@ -55,9 +55,9 @@ class Chat:
             self._find_marks(marks)
         except UNTOLD as error:
             has = "a chat template of a form that is not known" if text else "no chat template"
-            more = ", or that takes no system message" if text and system is not None else ""
+            has += ", or that takes no system message" if text and system is not None else ""
             raise ValueError(
-                f"{place} has {has}{more}: --chat knows the forms of {KNOWN}; without --chat "
+                f"{place} has {has}: --chat knows the forms of {KNOWN}; without --chat "
                 "the prompt is read as it stands"
             ) from error
         written = self.first + self.following
@@ -125,10 +125,8 @@ class Chat:
         finder = longest_first(self.ids)
         written = dict.fromkeys(finder.findall(self.first + self.following))
         symbols = {mark: SYMBOLS[8 + at] for at, mark in enumerate(written)}
-        self.first, self.following = (
-            finder.sub(lambda mark: symbols[mark[0]], text)
-            for text in (self.first, self.following)
-        )
+        both = (self.first, self.following)
+        self.first, self.following = (finder.sub(lambda m: symbols[m[0]], t) for t in both)
         self.ids |= {symbol: self.ids[mark] for mark, symbol in symbols.items()}
 
     def _letters(self, text: str, before: str | None = "") -> list[int]:
