@@ -2,11 +2,13 @@
 
 A server imports the package once, and makes a copy of itself for each program. Such a program
 has its own arguments, streams, folder and exit code; only its first moments, which are those of
-minilm_inf/terminal/startup.py, are not those of a program that a shell starts.
+minilm_inf/terminal/startup.py, and its last are not those of a program that a shell starts: to
+take PyTorch apart again, object by object, would take most of a second.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import runpy
@@ -69,13 +71,31 @@ def become(words: list[str], cwd: str, streams: list[str], seconds: int):
         runpy.run_path(rest[0], run_name="__main__")
 
 
+def end_of(program, *arguments) -> int:
+    """The exit code of a program, once it has run and said all that it has to say."""
+    try:
+        program(*arguments)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
 def serve():
     """Take a job a line from stdin, and answer each with the exit code."""
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            become(*json.loads(line))
-            return  # the copy ends as any program does
+            os._exit(end_of(become, *json.loads(line)))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
