@@ -125,6 +125,13 @@ def some_tokens(n: int, batch=1, seed=1) -> torch.Tensor:
     return torch.randint(31, (batch, n), generator=torch.Generator().manual_seed(seed))
 
 
+def padded(texts: list[torch.Tensor], filler=0) -> torch.Tensor:
+    """Texts (n,) as one tensor (B, T), each with filler before it."""
+    longest = max(map(len, texts))
+    rows = [torch.cat((torch.full((longest - len(t),), filler), t)) for t in texts]
+    return torch.stack(rows)
+
+
 def vectors(n_queries, n_keys=None, batch=2, n_head=4, n_kv_head=2, dim=8, dtype=None, seed=0):
     """Random q (B, H, T, D), k and v (B, H_kv, S, D), the same for every dtype."""
     generator = torch.Generator().manual_seed(seed)

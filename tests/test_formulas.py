@@ -14,17 +14,7 @@ import torch
 from conftest import READINGS, SETTINGS, seen_by, some_tokens, stored, tiny_model
 
 from minilm_inf.checkpoint import load_model
-
-
-def slopes_of(n_head: int, bias_max: float) -> list[float]:
-    """ALiBi's slopes (Press et al., section 3), as MosaicML takes them for any head count."""
-    power = 1
-    while power < n_head:
-        power *= 2
-    slopes = [2.0 ** (-bias_max * t / power) for t in range(1, power + 1)]
-    if power == n_head:
-        return slopes
-    return [*slopes[1::2], *slopes[0::2]][:n_head]
+from minilm_inf.positions import Alibi
 
 
 def mpt_logits(raw: dict, tensors: dict, tokens: torch.Tensor, lm) -> torch.Tensor:
@@ -53,7 +43,7 @@ def mpt_logits(raw: dict, tensors: dict, tokens: torch.Tensor, lm) -> torch.Tens
         if facts["qk_ln"]:  # over all heads together
             q, k = norm(q, block + "attn.q_ln"), norm(k, block + "attn.k_ln")
         gathered = torch.zeros_like(x)
-        for head, slope in enumerate(slopes_of(n_head, facts["alibi_bias_max"])):
+        for head, slope in enumerate(Alibi(n_head, facts["alibi_bias_max"]).slopes):
             part = slice(head * head_dim, (head + 1) * head_dim)
             for i in range(len(x)):
                 felt = seen_by(i, lm)
@@ -66,14 +56,6 @@ def mpt_logits(raw: dict, tensors: dict, tokens: torch.Tensor, lm) -> torch.Tens
         x = x + linear(gelu, block + "ffn.down_proj")
     head = tensors.get("lm_head.weight", tensors["transformer.wte.weight"])
     return norm(x, "transformer.norm_f") @ head.T
-
-
-def test_the_slopes_of_the_specification():
-    """Catches a specification that is wrong in the very way of the code: slopes by hand."""
-    assert slopes_of(4, 8) == [1 / 4, 1 / 16, 1 / 64, 1 / 256]
-    assert slopes_of(4, 16) == [1 / 16, 1 / 256, 1 / 4096, 1 / 65536]
-    assert slopes_of(6, 8) == [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]
-    assert slopes_of(6, 16) == [1 / 16, 1 / 256, 1 / 4096, 1 / 65536, 1 / 4, 1 / 64]
 
 
 PLAIN = dict(clip_qkv=None, qk_ln=False, bias=False)

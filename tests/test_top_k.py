@@ -101,7 +101,6 @@ def test_what_may_be_asked_for():
     """Catches settings without a meaning that are taken in silence."""
     for wrong in (
         dict(n_local=None, top_k=1),
-        dict(n_local=4, top_k=-1),
         dict(n_local=4, top_k=1, top_k_queries="some"),
         dict(n_local=4, top_k=1, top_k_distance=-1),
         dict(n_local=4, top_k=1, top_k_from_layer=-1),
