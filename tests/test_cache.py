@@ -58,11 +58,13 @@ def test_memory_is_the_window_and_the_starting_keys_and_then_stays(draw):
 def test_memory_before_the_window_is_full(model):
     """Catches buffers that are allocated whole, a window of a million keys for three tokens,
     and an unlimited cache that drops keys, or grows by more than doubling."""
-    lm = LMInfinite(1_000_000, 1000, 1_000_000)
-    cache = model.new_cache(1, lm)
-    assert cache.nbytes == 0
-    model(some_tokens(3), lm, cache=cache)
-    assert cache.nbytes == (4 + 3) * PER_KEY, "the window's, doubled; starting keys again"
+    for n_global in (0, 2, 1000):
+        lm = LMInfinite(1_000_000, n_global, 1_000_000)
+        cache = model.new_cache(1, lm)
+        assert cache.nbytes == 0
+        model(some_tokens(3), lm, cache=cache)
+        kept = 4 + min(3, n_global)  # the window's, doubled; starting keys again
+        assert cache.nbytes == kept * PER_KEY
     cache = model.new_cache(1)
     for length in range(1, 40):
         model(some_tokens(1), cache=cache)
