@@ -15,7 +15,6 @@ attention.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -118,7 +117,6 @@ def documents(folder: Path, held_out: bool) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m minilm_inf.corpus", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="where to write the documents")
     folder = parser.parse_args(arguments).folder
     return guarded(lambda: write(folder))

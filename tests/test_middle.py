@@ -165,8 +165,8 @@ def test_a_file_holds_what_it_is_given_and_has_no_name(tmp_path, monkeypatch):
     k = torch.arange(2 * 5 * 4.0).view(2, 1, 5, 4)
     store.append(k, -k)
     assert list(tmp_path.iterdir()) == []
-    assert torch.equal(torch.cat([block[0] for block in store.pairs], 2)[:, :, :5], k)
-    assert torch.equal(torch.cat([block[1] for block in store.pairs], 2)[:, :, :5], -k)
+    assert torch.equal(torch.cat([block[0] for block in store.blocks], 2)[:, :, :5], k)
+    assert torch.equal(torch.cat([block[1] for block in store.blocks], 2)[:, :, :5], -k)
     store.file.file.seek(0)
     raw = torch.frombuffer(bytearray(store.file.file.read()), dtype=torch.float32)
     assert torch.equal(raw[raw > 0].sort().values, k.flatten()[1:]), "it is not in the file"

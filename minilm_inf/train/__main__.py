@@ -15,7 +15,6 @@ an earlier run wrote is written again; any other that holds a model is refused.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import math
@@ -81,7 +80,6 @@ def train(run: Run, practice: Practice, held_out: Practice, every: int, stopped)
 
 def parser() -> flags.Parser:
     parser = flags.Parser(prog="python -m minilm_inf.train", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the folder to write, which load() then reads")
     source = parser.add_mutually_exclusive_group()
@@ -101,7 +99,7 @@ def parser() -> flags.Parser:
         ("--vocab-size", at_least(1, 2**20), 2048, ""),
     ):
         add(flag, type=kind, default=default, metavar="X", help=f"{told} (%(default)s)".strip())
-    add("--threads", type=flags.threads, help="CPU threads (PyTorch's default)")
+    add("--threads", type=flags.threads, help="CPU threads (default: PyTorch's own choice)")
     add("--family", choices=SHAPES, default="llama", help="(%(default)s)")
     for name in SIZES:
         known = [f"{shape[name]} in {f}" for f, shape in SHAPES.items() if name in shape]
