@@ -10,10 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_attention
 from .config import FULL_ATTENTION, LMInfinite
 from .distance_ceiling import capped_logits
 from .lambda_mask import lambda_mask
+from .positions import PLACED
+from .terminal.checks import check_attention
 from .top_k import bring_back
 
 
@@ -34,7 +35,7 @@ def attend(
     k, v:   (B, H_kv, S, D), not yet placed; H must be a multiple of H_kv
     q_positions, k_positions: integers, (T,) or (B, T) and (S,) or (B, S), in any order, up to
             2^53; a negative position is padding, which nobody sees
-    scheme: Rotary or Alibi
+    scheme: Rotary or Alibi; None where q and k come placed, and lm has no ceiling and no top_k
     lm:     None is the vanilla model's causal attention
     scale:  factor of q . k, any finite number; None is 1/sqrt(D)
     n_reaching: with lm.top_k, how many of the last queries see middle keys as well (section
@@ -45,7 +46,7 @@ def attend(
     Raises ValueError where the arguments do not fit together; see checks.py.
     """
     check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reaching)
-    lm = lm or FULL_ATTENTION
+    scheme, lm = scheme or PLACED, lm or FULL_ATTENTION
     q_positions, k_positions = (x.to(q.device).long() for x in (q_positions, k_positions))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32

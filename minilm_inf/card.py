@@ -9,7 +9,6 @@ from there.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -164,7 +163,6 @@ def run(folder: Path, corpus_folder: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m minilm_inf.card", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="a folder that minilm_inf.train wrote")
     parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="(%(default)s)")
     options = parser.parse_args(arguments)

@@ -14,7 +14,6 @@ attention.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import re
@@ -219,7 +218,6 @@ def extract(source: Source, package: Path) -> list[tuple[str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m minilm_inf.corpus", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="where to write the documents")
     options = parser.parse_args(arguments)
     return guarded(lambda: write(options.folder))

@@ -150,7 +150,29 @@ class Rotary:
         return torch.zeros((), dtype=torch.float64, device=distance.device)
 
 
-class Alibi:
+class Placed:
+    """What scheme=None stands for: vectors that come placed, whose product is the logit. It is
+    the scheme that does nothing, in the words of the others."""
+
+    has_bias = False
+
+    def at(self, positions: Tensor, dtype: torch.dtype, device=None):
+        """The identity, as a function that places."""
+        return lambda x, rows=None: x
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def bias(self, distance: Tensor) -> Tensor:
+        """Nothing is added to a logit, whatever the distance."""
+        return torch.zeros((), dtype=torch.float64, device=distance.device)
+
+
+PLACED = Placed()
+
+
+class Alibi(Placed):
     """Linear biases (Press et al., arXiv 2108.12409): head h subtracts slope_h * distance.
 
     The slopes are a geometric series. For a head count H that is no power of two they are drawn
@@ -179,19 +201,11 @@ class Alibi:
         self.slopes = series  # (H,)
         self.moved: dict[torch.device, Tensor] = {}
 
-    def at(self, positions: Tensor, dtype: torch.dtype, device=None):
-        """ALiBi places nothing: the identity."""
-        return lambda x, rows=None: x
-
     def settle(self, device, dim: int):
         """Have the slopes ready on a device."""
         if device not in self.moved:
             with torch.inference_mode(False):
                 self.moved[device] = self.slopes.to(device)
-
-    def place(self, x: Tensor, positions: Tensor) -> Tensor:
-        """ALiBi places nothing: x itself."""
-        return x
 
     def bias(self, distance: Tensor) -> Tensor:
         """-slope_h * distance in float64: (T, S) -> (H, T, S), or (B, T, S) -> (B, H, T, S)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
 import signal
 import struct
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -155,10 +157,12 @@ READINGS = {
 
 
 @pytest.fixture
-def program(capsys):
+def program(capsys, monkeypatch):
     """A call of a program in this process: (main, arguments...) -> (exit code, stdout, stderr).
-    However many threads it asks for, they are what they were after the test."""
+    However many threads it asks for, they are what they were after the test. It has an empty
+    stdin, as long as a test gives it no other."""
     threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
 
     def call(main, *arguments) -> tuple[int, str, str]:
         try:

@@ -73,6 +73,21 @@ def test_no_setting_is_the_vanilla_model():
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
 
 
+@PATHS
+def test_without_a_scheme_vectors_come_placed(path):
+    """Catches vectors that are placed although they come placed, on a band, in chunks (gaps)
+    and with gradients."""
+    q, k, v = vectors(5, 9)
+    lm, place = LMInfinite(n_local=4, n_global=2), Rotary(8).place
+    for j in (torch.arange(9), 2 * torch.arange(9)):
+        placed = place(q, j[4:]), place(k, j), v
+        expected = attend(q, k, v, j[4:], j, Rotary(8), lm)
+        for learns in (False, True):
+            placed[0].requires_grad_(learns)
+            got = path(*placed, j[4:], j, None, lm)
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-300, 1.0, 0.05, -1.0])
 def test_the_scale_is_the_callers(scale):
     """Catches a scale of 0 or 1 that is taken for "not given", and a scale applied twice."""

@@ -87,7 +87,7 @@ def test_rows_are_the_definition(family, lm, at_once, monkeypatch):
     for layer, (q, k, _) in enumerate(layers):
         for head in range(q.shape[1]):
             keys = k[0, head // (q.shape[1] // k.shape[1])].tolist()
-            highest = [-math.inf] * (len(edges) - 1)
+            highest, largest = ([-math.inf] * (len(edges) - 1) for _ in range(2))
             for number, i in enumerate(queries.tolist()):
                 query = q[0, head, i].tolist()
                 w = {j: logit_of(model.scheme, query, keys[j], d, head, 0.4)
@@ -95,6 +95,7 @@ def test_rows_are_the_definition(family, lm, at_once, monkeypatch):
                 for j in w:
                     bin = next(b for b in range(len(edges)) if i - j < edges[b + 1])
                     highest[bin] = max(highest[bin], w[j])
+                    largest[bin] = max(largest[bin], abs(w[j]))
                 total = sum(map(math.exp, w.values()))
                 weight = {j: math.exp(w[j]) / total for j in w}
                 expected = {
@@ -106,6 +107,7 @@ def test_rows_are_the_definition(family, lm, at_once, monkeypatch):
                     found = getattr(rows, name)[layer, head, number].item()
                     assert found == pytest.approx(value, abs=1e-9), name
             assert rows.highest[layer, head].tolist() == pytest.approx(highest, abs=1e-9)
+            assert rows.largest[layer, head].tolist() == pytest.approx(largest, abs=1e-9)
 
 
 def test_apart_by_hand():
@@ -159,15 +161,14 @@ def test_curves_are_means_over_heads():
     far = torch.tensor(diagnosis.edges[:-1]) >= 6
     for side, curve in curves["logits"].items():
         texts = diagnosis.rows[side]
-        highest = torch.maximum(*(rows.highest for rows in texts))
-        running = highest.cummax(-1).values.mean((0, 1)).tolist()
-        assert curve["highest"] == pytest.approx(running)
+        for name in ("largest", "highest"):
+            highest = torch.maximum(*(getattr(rows, name) for rows in texts))
+            running = highest.cummax(-1).values.mean((0, 1)).tolist()
+            assert curve[name] == pytest.approx(running)
         assert curve["distance"] == diagnosis.edges[1:]
         assert curve["far"] == pytest.approx(highest[..., far].amax(-1).mean().item())
-        within = [rows.bound[..., rows.q_positions < 6].amax(-1) for rows in texts]
-        assert curve["within"] == pytest.approx(torch.maximum(*within).mean().item())
         largest = torch.maximum(*(rows.bound.amax(-1) for rows in texts))
-        assert curve["largest"] == pytest.approx(largest.mean().item())
+        assert curve["largest"][-1] == pytest.approx(largest.mean().item())
     vanilla = diagnosis.rows["vanilla"]
     at = torch.cat([rows.q_positions for rows in vanilla])
     mass, nats = (torch.cat([getattr(r, x) for r in vanilla], -1) for x in ("mass", "entropy"))
@@ -226,15 +227,18 @@ def test_a_model_without_a_factor_and_one_that_has_it():
     assert all(factor["words"].startswith(factor["verdict"]) for factor in found.values())
 
 
-@pytest.mark.parametrize("far, felt, verdict", [
-    (9.0, 4.0, "in part"), (4.9, 4.0, "not shown"), (-1.0, -4.0, "not shown"),
+@pytest.mark.parametrize("near, far, felt, verdict", [
+    (10, 9.0, 4.0, "in part"), (10, 4.9, 4.0, "not shown"), (10, -1.0, -4.0, "not shown"),
+    (8.1, 4.0, 4.0, "not shown"), (7.9, 4.0, 4.0, "shown"),
 ])  # fmt: skip
-def test_keys_that_gain_weight_without_a_larger_size(far, felt, verdict):
-    """Logits that rise beyond the trained length, but not beyond the largest negative ones."""
+def test_the_rule_of_the_first_factor(near, far, felt, verdict):
+    """Logits that rise beyond the trained distances, but not beyond the largest negative ones;
+    and a size that grows from `near` to 10 where the rule asks for a quarter more."""
     diagnosis = diagnosed(tiny("llama", n_layer=1))
     for side, logit in (("vanilla", far), ("capped", felt)):
         for rows in diagnosis.rows[side]:
-            rows.bound = torch.full_like(rows.bound, 10)
+            rows.largest = torch.full_like(rows.largest, 10)
+            rows.largest[..., torch.tensor(diagnosis.edges[1:]) <= 6] = near
             rows.highest = torch.full_like(rows.highest, logit)
     assert factors_of(diagnosis)[0]["factor_1"]["verdict"] == verdict
 

@@ -212,8 +212,8 @@ def test_a_file_holds_what_it_is_given_and_has_no_name(tmp_path, monkeypatch):
     k = torch.arange(2 * 5 * 4.0).view(2, 1, 5, 4)
     store.append(k, -k)
     assert list(tmp_path.iterdir()) == []
-    assert torch.equal(torch.cat([block[0] for block in store.pairs], 2)[:, :, :5], k)
-    assert torch.equal(torch.cat([block[1] for block in store.pairs], 2)[:, :, :5], -k)
+    assert torch.equal(torch.cat([block[0] for block in store.blocks], 2)[:, :, :5], k)
+    assert torch.equal(torch.cat([block[1] for block in store.blocks], 2)[:, :, :5], -k)
     store.file.file.seek(0)
     raw = torch.frombuffer(bytearray(store.file.file.read()), dtype=torch.float32)
     assert torch.equal(raw[raw > 0].sort().values, k.flatten()[1:]), "it is not in the file"
@@ -269,7 +269,7 @@ def test_ctrl_c_leaves_no_file(tmp_path):
     arguments = "-n 100000 --top-k-middle 2 --middle disk --n-local 16 -q --threads 1".split()
     run = subprocess.Popen(
         [sys.executable, "-m", "minilm_inf.generate", *arguments], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert run.stdout.read(20)  # it writes
     run.send_signal(signal.SIGINT)

@@ -58,10 +58,10 @@ def faults(text: str, page: Path) -> list[str]:
         source = Path(spec.origin).read_text(encoding="utf-8") if spec else ""
         if '__name__ == "__main__"' not in source:
             found.append(f"python -m {module}")
-        shared = ROOT / "minilm_inf" / "terminal" / "options.py"
-        known = source + shared.read_text(encoding="utf-8")
+        for shared in ("terminal/options.py", "evaluate/documents.py"):
+            source += (ROOT / "minilm_inf" / shared).read_text(encoding="utf-8")
         made = SIZES.get(module, set())
-        known = set(re.findall(r'[" ](--[a-z-]+)"', known)) | made
+        known = set(re.findall(r'[" ](--[a-z-]+)(?=[" ])', source)) | made
         found += [f"{module} {flag}" for flag in flags if flag not in known]
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"\w+:", link) and not (page.parent / link).exists():
@@ -133,7 +133,7 @@ def test_the_page_of_diagnosis_is_what_was_measured():
         one, two, three = (run["factors"][f"factor_{i}"]["numbers"] for i in (1, 2, 3))
         assert run["settings"]["model"] == f"weights/{name}"
         if name != "tiny-mpt":
-            assert one["vanilla"] < 1.25 * one["vanilla_within"]
+            assert one["vanilla"] < 1.1 * one["vanilla_within"]
             assert one["vanilla_far"] > 1.25 * one["capped_far"]
             assert two["beyond"] > two["within"] and two["lambda"] - two["within"] < 0.3
         assert (run["factors"]["factor_3"]["verdict"] == "shown") == (name == "smollm2-135m")
@@ -148,7 +148,7 @@ def test_the_page_of_methods_is_what_was_measured():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")][1:9]
     for row in rows:
-        label, *_, beyond, _, cache, keys = [cell.strip("| ") for cell in row]
+        label, *_, beyond, cache, keys = [cell.strip("| ") for cell in row]
         label = label.replace("truncation", "truncation, re-encoded")
         beyond = beyond.replace("-", "0") if beyond == "-" else beyond
         assert f"| {label} | {beyond} | {cache} | {keys.partition(' ')[0]} |" in readme, label

@@ -15,7 +15,6 @@ and writes diagnosis.json, with all numbers, and, where matplotlib is installed,
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from itertools import islice
@@ -37,7 +36,6 @@ BEGINS = b'{\n "settings": '
 
 def main(arguments: list[str] | None = None) -> int:
     parser = flags.Parser(prog="python -m minilm_inf.diagnose", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
         help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
@@ -45,11 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_counts(
         parser,
         ("--documents", 1, 4, "how many of the corpus are read (%(default)s)"),
-        ("--length", 1, None, "tokens of each (4,096, or 2 x context_length)"),
+        ("--length", 1, None, "tokens of each (default: 4,096, or 2 x context_length)"),
         ("--seed", 0, 0, "of what is sampled (%(default)s)", 2**63 - 1),
     )
     add("--out", type=Path, metavar="FOLDER",
-        help="where the files go (runs/diagnose-NAME)")  # fmt: skip
+        help="where the files go (default: runs/diagnose-NAME)")  # fmt: skip
     flags.add_model(parser)
     flags.add_sight(parser)
     options = parser.parse_args(arguments)

@@ -2,11 +2,11 @@
 
 The rules, on means over all heads and layers:
 
-    factor 1    shown: the largest |logit| of any row is at least GROWS times as large in the
-                whole text as within the trained length. In part: it is not, but keys further
-                away than any trained distance reach logits GROWS times as large as the same
-                keys would, felt at the trained length: they gain weight, though not beyond the
-                size that the negative logits of other keys had already.
+    factor 1    shown: the largest |logit| is at least GROWS times as large over all distances
+                as over the trained ones. In part: it is not, but keys further away than any
+                trained distance reach logits GROWS times as large as the same keys would at
+                the trained length: they gain weight, though not beyond the size that the
+                negative logits of other keys had already.
     factor 2    shown: from the last octave within the trained length to the last of the text
                 the vanilla rows' entropy grows by at least SHARE_OF_LOG of what it would, were
                 the attention uniform, which is ln of how often more keys are visible.
@@ -49,34 +49,35 @@ def joined(d: Diagnosis, side: str, name: str) -> Tensor:
 
 
 def factor_1(d: Diagnosis) -> tuple[str, dict, str, dict]:
-    """Logits by distance. Means over layers and heads: the largest |logit| of a row within the
-    trained length, and of any; the highest logit up to each distance, and as `far` that at
-    distances beyond the trained length."""
-    curves, is_far = {}, torch.tensor(d.edges[:-1]) >= d.trained
+    """Logits by distance. Means over layers and heads: the largest |logit| and the highest
+    logit up to each distance, and as `far` the highest at distances beyond the trained ones."""
+    curves, is_far, trained = {}, torch.tensor(d.edges[:-1]) >= d.trained, d.trained
     for side in SIDES:
-        at, bound = joined(d, side, "q_positions"), joined(d, side, "bound")
-        highest = torch.stack([rows.highest for rows in d.rows[side]]).amax(0)
+        highest, largest = (
+            torch.stack([getattr(rows, name) for rows in d.rows[side]]).amax(0)
+            for name in ("highest", "largest")
+        )
         curves[side] = {
-            "within": float(bound[..., at < d.trained].amax(-1).mean()),
-            "largest": float(bound.amax(-1).mean()),
             "far": float(highest[..., is_far].amax(-1).mean()),
             "distance": d.edges[1:],
             "highest": highest.cummax(-1).values.mean((0, 1)).tolist(),
+            "largest": largest.cummax(-1).values.mean((0, 1)).tolist(),
         }
     vanilla, capped, ours = (curves[side] for side in SIDES)
+    far, at_ceiling, ours_far = (side["far"] for side in (vanilla, capped, ours))
+    near, most = vanilla["largest"][d.edges.index(trained) - 1], vanilla["largest"][-1]
     numbers = {
-        "vanilla_within": vanilla["within"], "vanilla": vanilla["largest"],
-        "lambda": ours["largest"], "vanilla_far": vanilla["far"], "capped_far": capped["far"],
-        "lambda_far": ours["far"],
+        "vanilla_within": near, "vanilla": most, "lambda": ours["largest"][-1],
+        "vanilla_far": far, "capped_far": at_ceiling, "lambda_far": ours_far,
     }  # fmt: skip
     words = (
-        f"the largest |logit| goes from {vanilla['within']:.1f} within {d.trained:,} tokens to "
-        f"{vanilla['largest']:.1f} within {d.n:,} (LM-Infinite {ours['largest']:.1f}); keys "
-        f"{d.trained:,} and more away reach a logit of {vanilla['far']:.1f} (felt at "
-        f"{d.trained:,} the same keys {capped['far']:.1f}; LM-Infinite {ours['far']:.1f})"
+        f"the largest |logit| goes from {near:.1f} at distances below {trained:,} to "
+        f"{most:.1f} below {d.n:,} (LM-Infinite {ours['largest'][-1]:.1f}); keys {trained:,} "
+        f"and more away reach a logit of {far:.1f} (as if {trained:,} away the same keys "
+        f"{at_ceiling:.1f}; LM-Infinite {ours_far:.1f})"
     )
-    rises = vanilla["far"] > 0 and vanilla["far"] >= GROWS * capped["far"]
-    grows = vanilla["largest"] >= GROWS * vanilla["within"] > 0
+    rises = far > 0 and far >= GROWS * at_ceiling
+    grows = most >= GROWS * near > 0
     return SHOWN if grows else IN_PART if rises else NOT_SHOWN, numbers, words, curves
 
 

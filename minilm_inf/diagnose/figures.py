@@ -58,9 +58,12 @@ def _trained(axes, facts: dict):
 
 def _logits(axes, curves, facts) -> str:
     for side, style in SIDES.items():
-        axes.plot(curves[side]["distance"][1:], curves[side]["highest"][1:], **style)
+        for kind, thin in (("largest |logit|", 2), ("highest logit", 1)):
+            style = style | {"label": f"{SIDES[side]['label']}, {kind}", "linewidth": thin}
+            curve = curves[side][kind.partition(" ")[0]]
+            axes.plot(curves[side]["distance"][1:], curve[1:], **style)
     _trained(axes, facts)
-    axes.set(xlabel="distance up to, tokens", ylabel="highest logit, mean over heads")
+    axes.set(xlabel="distance up to, tokens", ylabel="logit, mean over heads")
     return "logits by distance"
 
 

@@ -66,8 +66,9 @@ class Rows:
     tokens `mass` counts. lm: what a row sees, which need not be what the model was read with:
     then the logits are those that its queries and keys would have.
 
-    highest: (N, H, bins), the highest logit of any row by true distance: a key that is felt at
-        the ceiling still counts where it stands; -inf where no row sees a key.
+    highest, largest: (N, H, bins), the highest logit and the largest |logit| of any row by true
+        distance: a key that seems to stand at the ceiling still counts where it is; -inf where
+        no row sees a key.
     entropy, bound, mass: (N, H, T), of a row's softmax the entropy in nats; the row's largest
         |logit|, which is B in Proposition 1: entropy >= ln n - 2B; and the weight of the
         starting tokens.
@@ -81,7 +82,8 @@ class Rows:
         self.scheme, self.scale = model.scheme, config.softmax_scale or config.head_dim**-0.5
         self.edges = torch.tensor(edges[1:-1])
         each = config.n_layer, config.n_head
-        self.highest = torch.full((*each, len(edges) - 1), -math.inf, dtype=torch.float64)
+        bins = torch.full((2, *each, len(edges) - 1), -math.inf, dtype=torch.float64)
+        self.highest, self.largest = bins
         kept = torch.zeros(3, *each, len(q_positions), dtype=torch.float64)
         self.entropy, self.bound, self.mass = kept
 
@@ -110,10 +112,11 @@ class Rows:
         logits = logits.masked_fill(unseen, -math.inf)
         d = distances(at, k_at).clamp(min=0)
         bins = torch.bucketize(d, self.edges.to(q.device), right=True)  # (T, S)
-        found = logits.new_full((*logits.shape[:2], self.highest.shape[-1]), -math.inf)
-        found.scatter_reduce_(-1, bins.expand_as(logits), logits, "amax")
-        self.highest[layer] = self.highest[layer].maximum(found.amax(1).double().cpu())
         weights, size = logits.softmax(-1), logits.abs().masked_fill(unseen, -math.inf)
+        for kept, values in ((self.highest, logits), (self.largest, size)):
+            found = values.new_full((*values.shape[:2], kept.shape[-1]), -math.inf)
+            found.scatter_reduce_(-1, bins.expand_as(values), values, "amax")
+            kept[layer] = kept[layer].maximum(found.amax(1).double().cpu())
         self.bound[layer][:, rows] = size.amax(-1).double().cpu()
         self.entropy[layer][:, rows] = torch.special.entr(weights).sum(-1).double().cpu()
         self.mass[layer][:, rows] = weights[..., : self.n_starting].sum(-1).double().cpu()

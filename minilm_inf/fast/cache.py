@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import Guard
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
+from ..terminal.checks import Guard
 from .middle import Middle
 
 

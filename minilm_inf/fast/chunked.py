@@ -13,8 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import check_attention
 from ..config import FULL_ATTENTION, LMInfinite
+from ..positions import PLACED
+from ..terminal.checks import check_attention
 from .band import ROWS, How, attend_band, attend_past, fits_band, sees_all_past, spare_columns
 from .chunk import attend_chunks
 
@@ -35,7 +36,7 @@ def chunked_attend(
     time is O(n^2), and n x n is still never built.
     """
     check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reaching)
-    lm = lm or FULL_ATTENTION
+    scheme, lm = scheme or PLACED, lm or FULL_ATTENTION
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     q_positions, k_positions = (x.cpu().long() for x in (q_positions, k_positions))
     for name, positions in (("q_positions", q_positions), ("k_positions", k_positions)):

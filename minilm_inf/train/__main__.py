@@ -14,7 +14,6 @@ training.json tells, is written again; any other that is not empty is refused.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -229,7 +228,6 @@ FLAGS = {name: "--" + name.replace("_", "-") for shape in SHAPES.values() for na
 
 def parser() -> flags.Parser:
     parser = flags.Parser(prog="python -m minilm_inf.train", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the folder to write, which load() then reads")
     add("--corpus", type=Path, default=Path("corpus"), help="folder of minilm_inf.corpus")

@@ -40,11 +40,10 @@ def cache_bytes(
 
 def working_bytes(net, lm: LMInfinite, before: int, tokens: int, batch: int = 1) -> int:
     """What a layer makes at its peak of the next tokens of each text, which follow `before`
-    others: an estimate.
+    others: an estimate, with room for 25% of a run's memory. net: of plan.network.
 
     It is the larger of two moments. In the MLP those are vectors of every token; in attention
-    the window's keys and values, in their order, and the logits of as many queries as are
-    looked after at a time. net: a plan.Network.
+    the window's keys and values, in their order, and logits.
     """
     config, width = net.config, net.dtype.itemsize
     exact = max(width, torch.float32.itemsize)  # bytes of a number of the softmax
@@ -59,11 +58,10 @@ def working_bytes(net, lm: LMInfinite, before: int, tokens: int, batch: int = 1)
         at_once = batch * config.n_head * min(tokens, QUERIES_AT_ONCE) * seen
         logits = 3 * min(at_once, LOGITS_AT_ONCE)
     inner = 4 if config.family == "llama" else 2  # gate, up, silu, product; up and its gelu
-    vector = batch * tokens * width
     held = 2 * config.n_embd + queries + 2 * keys  # embedding, x; queries, keys, values
-    mlp = (queries + 2 * config.n_embd + inner * config.n_inner) * vector
-    window = 2 * batch * seen * keys * exact
-    return held * vector + max(mlp, 2 * queries * vector + window + logits * exact)
+    mlp = batch * tokens * width * (queries + 2 * config.n_embd + inner * config.n_inner)
+    attention = 2 * batch * (tokens * width * queries + seen * exact * keys) + logits * exact
+    return batch * tokens * width * held + max(mlp, attention)
 
 
 def visible_pairs(n: int, lm: LMInfinite) -> int:
@@ -91,7 +89,7 @@ def sum_of_least(n: int, most: int) -> int:
 
 def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> int:
     """Operations for the tokens first to last - 1 of a text, n_logits of which are asked what
-    follows. net: a plan.Network."""
+    follows. net: of plan.network."""
     lm, config = lm or FULL_ATTENTION, net.config
     per_key = 2 * config.head_dim * config.n_head  # in a layer
     seen = visible_pairs(last, lm) - visible_pairs(first, lm)

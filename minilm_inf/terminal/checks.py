@@ -10,9 +10,9 @@ import contextlib
 import torch
 from torch import Tensor
 
-from .config import FULL_ATTENTION, LMInfinite, require_integer, require_number
-from .positions import Alibi, Rotary
-from .terminal.files import shown
+from ..config import FULL_ATTENTION, LMInfinite, require_integer, require_number
+from ..positions import Alibi, Placed, Rotary
+from .files import shown
 
 LAST_POSITION = 2**53  # float64 holds no larger numbers one by one, and a bias needs them
 FLOATS = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -24,8 +24,8 @@ def check_attention(q, k, v, q_positions, k_positions, scheme, lm, scale, n_reac
     check_vectors(q, k, v)
     check_positions("q_positions", q_positions, q)
     check_positions("k_positions", k_positions, k)
-    check_scheme(scheme, q.shape[1], q.shape[3])
     check_lm(lm)
+    check_scheme(scheme, q.shape[1], q.shape[3], lm or FULL_ATTENTION)
     if scale is not None:
         require_number("scale", scale)
     check_reaching(n_reaching, q.shape[2])
@@ -69,10 +69,16 @@ def check_positions(name: str, positions, x: Tensor):
             )
 
 
-def check_scheme(scheme, n_head: int, dim: int):
-    """Raise ValueError where a scheme places no vectors of this size, or biases other heads."""
-    if not isinstance(scheme, Rotary | Alibi):
-        raise ValueError(f"scheme must be a Rotary or an Alibi, not {shown(scheme)}")
+def check_scheme(scheme, n_head: int, dim: int, lm: LMInfinite):
+    """Raise ValueError where a scheme places no vectors of this size, biases other heads, or
+    cannot do what is asked."""
+    if not isinstance(scheme, Rotary | Placed | None):
+        raise ValueError(f"scheme must be a Rotary, an Alibi or None, not {shown(scheme)}")
+    if scheme is None and (lm.distance_ceiling is not None or lm.top_k):
+        raise ValueError(
+            "without a scheme queries and keys come placed, and none can seem elsewhere: "
+            "distance_ceiling must be None and top_k 0"
+        )
     if isinstance(scheme, Rotary) and scheme.rotary_dim > dim:
         raise ValueError(
             f"Rotary({scheme.rotary_dim}) turns more coordinates than the {dim} of a head: "
