@@ -77,22 +77,14 @@ def test_each_method_is_what_it_says(family, name):
             assert len(pieces) > 2 or chunk == 25
 
 
-def test_what_a_method_says_it_sees():
-    """A table that tells of another setting than the one that was read; a ceiling that
-    moves one method only."""
-    sees = {name: m.sees for name, m in chosen(tiny_llama(context_length=8)).items()}
-    assert sees == {
-        "full": "all", "truncate": "last 5 to 7, read again", "window": "last 7",
-        "no-ceiling": "last 5, first 2", "no-lambda": "all", "streaming": "last 5, first 2",
-        "lambda": "last 5, first 2", "topk": "last 3, first 2, 2 of the middle",
-    }  # fmt: skip
-    short = chosen(tiny_llama(context_length=4), ["truncate"])["truncate"]
-    assert short.sees == "last 3 to 4, read again", "never more than the trained length"
-    found = chosen(tiny_llama(), lm=LMInfinite(9, 2, 4, top_k=2))
+def test_a_ceiling_of_ones_own():
+    """A ceiling that moves one method only; a truncated text beyond the trained length."""
+    found = chosen(tiny_llama(context_length=4), lm=LMInfinite(9, 2, 4, top_k=2))
     ceilings = {name: m.lm.distance_ceiling for name, m in found.items() if m.lm}
     assert [name for name, ceiling in ceilings.items() if ceiling == 4] == [
         "no-lambda", "lambda", "topk",
     ]  # fmt: skip
+    assert found["truncate"].length == 4
 
 
 @pytest.mark.parametrize("name", ["truncate", "streaming", "no-lambda"])
@@ -232,15 +224,16 @@ def test_the_table_shows_the_numbers():
     result = drawn(["full", "lambda"], full=1.5)
     found = result["results"]["methods"]
     lines = table.methods_table(result).split("\n")
-    head = "method | keys a token sees | 0 to 64 | 64 to 128 | 128 to 256 | 256 to 300"
+    head = "method | 0 to 64 | 64 to 128 | 128 to 256 | 256 to 300"
     assert lines[0] == f"| {head} | beyond, less LM-Infinite | cache |"
     full, ours = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert len(full) == len(ours) == 8 and lines[1] == "|" + 8 * "---|"
-    assert full[:2] == ["full attention", "all"]
-    assert full[2:6] == [table.mean(row) for row in found[0]["nll"]]
-    assert full[6] == "+1.500 (+1.500 to +1.500)" and ours[6] == "-"
+    assert len(full) == len(ours) == 7 and lines[1] == "|" + 7 * "---|"
+    assert full[0] == "full attention" and full[1:5] == [
+        table.mean(row) for row in found[0]["nll"]
+    ]
+    assert full[5] == "+1.500 (+1.500 to +1.500)" and ours[5] == "-"
     of_a_key = 2 * 2 * 2 * 8 * 8
-    assert [full[7], ours[7]] == [f"{n * of_a_key / 1000:.2f} kB" for n in (300, 64)]
+    assert [full[6], ours[6]] == [f"{n * of_a_key / 1000:.2f} kB" for n in (300, 64)]
     found[1]["passkey"] = {"accuracy": 0.5, "interval": [0.25, 0.75]}
     lines = table.methods_table(result).split("\n")
     assert lines[0].endswith("| cache | passkey, middle |")

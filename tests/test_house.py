@@ -47,7 +47,6 @@ DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "convert.gguf_file": {"gguf"},
     "benchmark.models": {"transformers"},
-    "diagnose.figures": {"matplotlib"},
     "evaluate.figure": {"matplotlib"},
 }
 

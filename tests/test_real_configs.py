@@ -343,7 +343,7 @@ UNKNOWN = {  # family -> key -> values that are not implemented, or make no sens
 }  # fmt: skip
 FOR_ALL = {
     "quantization_config": [{"bits": 4}], "is_encoder_decoder": [True], "colour": ["red"],
-    "bos_token_id": [[0, 1]], "eos_token_id": ["0"], "model_type": ["gpt_neox", None, ["x"]],
+    "bos_token_id": [[0, 1]], "eos_token_id": ["0"],
     "tie_word_embeddings": ["no"],
 }  # fmt: skip
 

@@ -4,13 +4,6 @@
     python -m minilm_inf.benchmark --quick     # smaller sizes, under a minute
     python -m minilm_inf.benchmark --only attention --lengths 16384
 
-    attention              n tokens, one call; the rate is of useful work, 4 x D x H
-                           floating-point operations for each pair of a query and a key that it
-                           sees; extra memory is of a call at its peak, beyond inputs and output
-    prefill                n tokens read in chunks, the logits of the last alone
-    decoding               one token after n
-    decoding at position   one token at position n, after as many tokens as the first n
-
 All rows are measured in one run, and those that are compared take turns in it, so that the
 ratios hold even where the times are another machine's. What cannot run here says why. Progress
 goes to stderr. For the rows of transformers and of FlexAttention on a CPU, that package and a
@@ -41,7 +34,8 @@ PARTS = ("attention", "prefill", "decoding")
 HEADINGS = ["", "n", "time", "rate", "time / base", "rate / base", "extra memory"]
 LEGEND = (
     "Times are medians of rounds in which all rows of a group and an n took turns. Base: the "
-    "first.\nExtra memory: of one call of attention, beyond inputs and output; or the cache."
+    "first.\nThe rate of attention is of useful work: 4 x D x H operations for each pair that "
+    "is seen.\nExtra memory: of one call of attention, beyond inputs and output; or the cache."
 )
 
 

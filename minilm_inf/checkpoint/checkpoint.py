@@ -51,7 +51,7 @@ def read_config(folder) -> ModelConfig:
     config = said_of(path, family.config_from_hf, raw)
     path = folder / "generation_config.json"
     if path.is_file():
-        ids = special_ids(Part(read_json(path, LARGEST_HEADER), path), bos=(), eos=())
+        ids = special_ids(Part(read_json(path, LARGEST_HEADER), path))
         bos_id = ids["bos_id"] if config.bos_id is None else config.bos_id
         config = replace(config, bos_id=bos_id, eos_ids=ids["eos_ids"] or config.eos_ids)
     return config

@@ -174,7 +174,7 @@ def entry(run: Run, name: str) -> dict:
     asked = pooled(run.asked.rows() if run.asked else [], "method", "length")
     is_compared = name != REFERENCE and REFERENCE in run.methods
     return {
-        "name": name, "label": method.label, "sees": method.sees, "cache_bytes": keys * width,
+        "name": name, "label": method.label, "cache_bytes": keys * width,
         "nll": means_of(nll, edges(context, n)), "beyond": beyond(nll, context),
         "beyond_less_lm_infinite":
             beyond(nll - run.of(REFERENCE), context) if is_compared else None,

@@ -1,4 +1,4 @@
-"""Eight ways to read past the trained length, and what each of them reads, sees and keeps.
+"""Eight ways to read past the trained length, and what each of them reads and keeps.
 
 All of them have the same number of visible keys, but for the two without a Λ, which see the
 whole past. n_local + n_global keys are a window and the starting tokens, or a window of as
@@ -61,16 +61,6 @@ class Method:
         lm = None if self.lm is None else self.lm.for_layer(layer)
         return n if lm is None or lm.top_k else lm.visible(n)
 
-    @property
-    def sees(self) -> str:
-        """What a query far from the beginning sees, in words."""
-        if self.lm is None or self.lm.n_local is None:
-            return "all"
-        words = [f"last {self.lm.n_local:,}"]
-        words += [f"first {self.lm.n_global:,}"] if self.lm.n_global else []
-        words += [f"{self.lm.top_k:,} of the middle"] if self.lm.top_k else []
-        return ", ".join(words)
-
 
 class InCache(Method):
     """StreamingLLM: LM-Infinite's keys at other distances; see streaming_llm.py."""
@@ -103,10 +93,6 @@ class Truncated(Method):
 
     def kept(self, n: int, layer: int) -> int:
         return 0
-
-    @property
-    def sees(self) -> str:
-        return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}, read again"
 
 
 @torch.inference_mode()

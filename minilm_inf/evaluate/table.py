@@ -70,10 +70,8 @@ def methods_table(result: dict) -> str:
     """A row per method. The columns for what was not measured are left out."""
     found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
     bins = [f"{row['first']:,} to {row['last']:,}" for row in found[0]["nll"]]
-    columns = {
-        "method": lambda x: x["label"], "keys a token sees": lambda x: x["sees"],
-        **{name: lambda x, i=i: mean(x["nll"][i]) for i, name in enumerate(bins)},
-    }  # fmt: skip
+    columns = {"method": lambda x: x["label"]}
+    columns |= {name: lambda x, i=i: mean(x["nll"][i]) for i, name in enumerate(bins)}
     if any(entry["beyond_less_lm_infinite"] for entry in found):
         columns["beyond, less LM-Infinite"] = lambda x: difference(x["beyond_less_lm_infinite"])
     columns["cache"] = lambda x: scaled(x["cache_bytes"]) if x["cache_bytes"] else "none"
