@@ -70,20 +70,10 @@ def visible_pairs(n: int, lm: LMInfinite) -> int:
     >>> visible_pairs(8, LMInfinite(n_local=3, n_global=2))
     30
     """
-    if lm.n_local is None:
-        return n * (n + 1) // 2
-    return sum_of_least(n, lm.n_local) + sum_of_least(n - lm.n_local, lm.n_global)
-
-
-def sum_of_least(n: int, most: int) -> int:
-    """min(1, most) + min(2, most) + ... + min(n, most); 0 where n is below 1.
-
-    >>> sum_of_least(5, 3)
-    12
-    """
-    n = max(0, n)
-    below = min(n, most)
-    return below * (below + 1) // 2 + most * (n - below)
+    full = n if lm.n_local is None else min(n, lm.n_local)  # the window's size, in the end
+    after = n - full  # queries after the window is full
+    few = min(after, lm.n_global)
+    return full * (full + 1) // 2 + after * full + few * (few + 1) // 2 + (after - few) * few
 
 
 def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> int:
