@@ -69,7 +69,8 @@ def add_sampling(group):
          "0 takes the likeliest token each time (%(default)s)"),
         ("--top-k --top-k-sampling", int, 50, "K",
          "only the K likeliest; 0 is off (%(default)s)"),
-        ("--top-p", float, 1.0, "P", "only the likeliest that add up to P (%(default)s: all)"),
+        ("--top-p", float, 1.0, "P",
+         "only the likeliest that add up to P; 1 is all (%(default)s)"),
         ("--seed", flags.seed, 1234, "N",
          "the same seed and settings give the same text (%(default)s)"),
     ):  # fmt: skip
@@ -112,8 +113,8 @@ def check(options):
          "-p - reads all of stdin, and can be given once only"),
         (options.system is not None and not options.chat,
          "--system has no meaning without --chat"),
-        (options.compile and several, "--compile is for one text at a time: give one --prompt"),
-        (options.explain and several, "--explain is for one text at a time: give one --prompt"),
+        (several and (options.compile or options.explain),
+         "--compile and --explain are for one text at a time: give one --prompt"),
         (options.interactive and any(given),
          "--prompt, --file, --json and --explain have no meaning with --interactive"),
     ):  # fmt: skip

@@ -198,6 +198,15 @@ def test_nobody_can_type_a_mark(name, folder):
             assert found("sys", text) == found(text, "xyz") == found("sys", "xyz")
 
 
+def test_what_stands_for_words_is_refused_in_them(folder):
+    """Catches a text that brings the system message, or a mark, into its turn."""
+    place = folder("SmolLM2")
+    conversation = Chat(place, load_tokenizer(place), "Be brief.")
+    for code in range(0xFDD0, 0xFDF0):
+        with pytest.raises(ValueError, match="leave it out"):
+            conversation.prompt(f"Hi{chr(code)}", first=False)
+
+
 def test_marks_that_cannot_be_told_apart_are_refused(folder):
     """Catches a tokenizer that finds its marks in any text, and Llama 2's brackets."""
     for name, marks in (
@@ -235,11 +244,13 @@ def chat_with(place: Path, tokenizer, template: str) -> Chat:
 CHANGES = (  # what is changed in ChatML's template, and for what
     ("message['content']", "messages[0]['content']"),
     ("message['content']", "message['content'] | tojson"),
-    ("message['content']", "('x' if message['content'] else 'y')"),
-    ("message['content']", "('x' if message['content'] == 'a' else 'y')"),
+    ("message['content']", "message['content'] + ('' if message['content'] else 'y')"),
+    ("message['content']", "message['content'] + ('' if message['content'] != 'a' else 'y')"),
+    ("message['content']", "message['content'] + ('y' if 'a' in [message.content] else '')"),
     ("{% for", "{% include 'x' %}{% for"), ("{% for", "{{ ''.__class__.__mro__ }}{% for"),
     ("{% for", "{{ write('a') }}{% for"), ("{% for", "{{ a) + (b }}{% for"),
-    ("<|im_end|>", "<|end|>"), ("im_start", "start_of_turn"), ("'<|im_end|>'", "'\\ufdd0'"),
+    ("<|im_end|>", "<|end|>"), ("im_start", "start_of_turn"),
+    ("{% for", "{{ '\\ufdd4' }}{% for"),
 )  # fmt: skip
 OTHERS = [CHATML.replace(*change) for change in CHANGES] + [
     "{{ messages }}", "no template at all", LLAMA2.replace(" + eos_token", ""),

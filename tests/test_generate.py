@@ -107,9 +107,10 @@ def test_help_tells_every_flag_and_its_default():
 
 WRONG = {  # what the last line of stderr names -> flags, a set of them a line
     "-n": "-n -1\n-n many", "temperature": "-t -1\n-t nan", "top_k": "--top-k -1",
-    "top_p": "--top-p 0", "--dtype": "--dtype int8", "--seed": f"--seed x\n--seed {10**30}",
+    "top_p": "--top-p 0", "--dtype": "--dtype int8", "--seed": f"--seed x\n--seed {'9' * 5000}",
     "--n-local": f"--n-local 0\n--n-local {10**30}", "--n-global": "--n-global -1",
-    "--distance-ceiling": "--distance-ceiling low", "--threads": "--threads 0\n--threads=--",
+    "--distance-ceiling": "--distance-ceiling low",
+    "--threads": f"--threads 0\n--threads=--\n--threads {2**63}",
     "--prefill-chunk": "--prefill-chunk 0", "--attention": "--attention some",
     "--unknown": "--unknown", "not allowed with": "-p a -f b",
     "can be given once": "-p - -p -", "--system has no meaning": "--system x",
@@ -416,32 +417,6 @@ def test_a_signal_at_the_prompt(run, monkeypatch, number, code):
     found, _, err = run("-i")
     assert found == code and ("/exit leaves" in err) == (code == 0)
     assert ("stopped" in err) == (code == 143)
-
-
-@pytest.mark.slow  # above it is the same signal, within this process
-@pytest.mark.parametrize("flags, code", [(["-i"], 0), (["-p-"], 130)])
-def test_ctrl_c_from_outside(flags, code):
-    """A reader who has enough of one reply would lose the whole conversation; a traceback of
-    thirty lines for a key that everybody presses."""
-    command = [sys.executable, "-m", "minilm_inf.generate", *flags, "-n", str(10**6)]
-    program = subprocess.Popen(
-        [*command, "--ignore-eos"], cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # A shell that runs the suite in the background has it ignore Ctrl-C, and its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        program.stdin.write(b"The sea\n")
-        program.stdin.flush() if code == 0 else program.stdin.close()
-        assert program.stdout.read(20)
-        program.send_signal(signal.SIGINT)
-        program.stdin = program.stdin if code == 0 else None
-        _, err = program.communicate(b"/stats\n/exit\n" if code == 0 else None, timeout=60)
-    finally:
-        program.kill()
-    assert program.returncode == code and b"Traceback" not in err and b"stopped" in err
-    assert bool(re.search(rb"new [\d,]+ tokens", err)) == (code == 0)
 
 
 def test_outputs_of_other_kinds(monkeypatch):

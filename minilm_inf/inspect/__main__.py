@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     line = flags.Parser(prog="python -m minilm_inf.inspect", description=__doc__)
     line.add_argument("model", type=Path, metavar="FOLDER", help="a checkpoint")
     line.add_argument("--dtype", choices=flags.DTYPES, default="auto",
-                      help="in memory (%(default)s: float32)")  # fmt: skip
+                      help="in memory; auto: float32 (%(default)s)")  # fmt: skip
     line.add_argument("--probe", action="store_true",
                       help="load the model, and score a text as read and misread")  # fmt: skip
     line.add_argument("--device", default="auto",

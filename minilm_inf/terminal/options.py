@@ -93,9 +93,9 @@ def add_model(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("model").add_argument
     add("-m", "--model", type=Path, default=SHIPPED, metavar="FOLDER",
         help="a checkpoint with its tokenizer (%(default)s)")  # fmt: skip
-    add("--device", default="auto", help="cpu, cuda, ... (%(default)s: CUDA where it is)")
+    add("--device", default="auto", help="cpu, cuda, ...; auto: CUDA, if any (%(default)s)")
     add("--dtype", choices=DTYPES, default="auto",
-        help="(%(default)s: as stored, but float32 on the CPU)")  # fmt: skip
+        help="auto: as stored, but float32 on the CPU (%(default)s)")  # fmt: skip
     add("--threads", type=threads, metavar="N",
         help="CPU threads (default: PyTorch's own choice)")  # fmt: skip
 
@@ -113,7 +113,7 @@ def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
         ("--distance-ceiling", 0, None, "the largest distance of any key (default: as many as "
          "the window's keys)"),
         ("--top-k-middle", 0, 0, "how many tokens that the window has left come back in each "
-         "head; all of the text is then kept (%(default)s: none)"),
+         "head; all of the text is then kept (%(default)s)"),
         ("--top-k-distance", 0, None, "how far away these seem (default: half the window)"),
         ("--top-k-from-layer", 0, None, "the first layer, from 0, in which they come back "
          "(default: an eighth of the layers)"),

@@ -4,9 +4,8 @@ A cache's bytes are exact: they follow the rules by which its buffers grow. Work
 an estimate of what a layer makes on its way, from the sizes of its vectors and of the logits
 that fast/ holds at a time. Arithmetic counts products and sums: two for each weight that a
 token is multiplied with, and 4 * D for each head and each key that it sees (2 * D for the
-logit, 2 * D for its share of the values); with top-k, 2 * D for each middle key that is scored,
-and 4 * D for each that comes back. It is what the definition asks for: norms, angles and
-softmax are not in it, nor what fast/ computes in vain to work in blocks.
+logit, 2 * D for its share of the values). Norms, angles and softmax are not in it, nor what
+fast/ computes in vain to work in blocks, nor with top-k the search for middle keys.
 """
 
 from __future__ import annotations
@@ -71,20 +70,10 @@ def visible_pairs(n: int, lm: LMInfinite) -> int:
     >>> visible_pairs(8, LMInfinite(n_local=3, n_global=2))
     30
     """
-    if lm.n_local is None:
-        return n * (n + 1) // 2
-    return sum_of_least(n, lm.n_local) + sum_of_least(n - lm.n_local, lm.n_global)
-
-
-def sum_of_least(n: int, most: int) -> int:
-    """min(1, most) + min(2, most) + ... + min(n, most); 0 where n is below 1.
-
-    >>> sum_of_least(5, 3)
-    12
-    """
-    n = max(0, n)
-    below = min(n, most)
-    return below * (below + 1) // 2 + most * (n - below)
+    full = n if lm.n_local is None else min(n, lm.n_local)  # the window's size, in the end
+    after = n - full  # queries after the window is full
+    few = min(after, lm.n_global)
+    return full * (full + 1) // 2 + after * full + few * (few + 1) // 2 + (after - few) * few
 
 
 def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> int:
@@ -93,12 +82,5 @@ def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> i
     lm, config = lm or FULL_ATTENTION, net.config
     per_key = 2 * config.head_dim * config.n_head  # in a layer
     seen = visible_pairs(last, lm) - visible_pairs(first, lm)
-    found = 2 * (net.in_layers * (last - first) + net.in_head * n_logits)
-    found += 2 * per_key * config.n_layer * seen
-    if lm.top_k:
-        ends = last - lm.reaching(last - first), last
-        before, after = (max(0, n - lm.n_local - lm.n_global) for n in ends)  # middle keys
-        scored = sum_of_least(after, after) - sum_of_least(before, before)
-        back = sum_of_least(after, lm.top_k) - sum_of_least(before, lm.top_k)
-        found += per_key * max(0, config.n_layer - lm.top_k_from_layer) * (scored + 2 * back)
-    return found
+    weights = net.in_layers * (last - first) + net.in_head * n_logits
+    return 2 * weights + 2 * per_key * config.n_layer * seen
