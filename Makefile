@@ -50,7 +50,7 @@ kills: .venv/checks  ## kill streams, training and conversions at random moments
 measure: .venv/checks  ## speed and memory: attention, reading, decoding, each beside its rivals (10 minutes)
 	@$(BIN)/python -m minilm_inf.benchmark
 
-loading: .venv/ready  ## the memory that loading takes, in the shapes of 7B models (3 GB of memory)
+loading: .venv/ready  ## the memory that loading takes, in the shapes of a 7B model (3 GB of memory)
 	@$(BIN)/python tests/measure_loading.py
 
 corpus: .venv/ready  ## fetch the public-domain text that the weights were trained on

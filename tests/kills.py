@@ -48,7 +48,7 @@ def training(folder: Path) -> int:
     """Twelve steps of a tiny model, its state saved after every second one."""
     flags = f"--text {TEXT} --vocab-size 330 --n-layer 1 --n-embd 16 --n-head 2 --head-dim 8"
     flags += " --n-kv-head 1 --n-inner 16 --tokens 3072 --tokens-per-step 256 --every 2"
-    there = (folder / "model.part" / train.STATE_FILE).exists()
+    there = (folder / "model.state").exists()
     more = ["--resume"] * there
     return train.main([*flags.split(), "--threads", "1", "--out", str(folder / "model"), *more])
 

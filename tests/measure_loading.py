@@ -1,7 +1,7 @@
 """Measure what loading takes: `make loading`, or python tests/measure_loading.py.
 
-Checkpoints with the tensors of LLaMA-7B and MPT-7B, at 2 layers, in bfloat16, all zeros that
-take no space on the disk, are loaded by a process of its own each. The claim that is held:
+A checkpoint with the tensors of LLaMA-7B, at 2 layers, in bfloat16, all zeros that take no
+space on the disk, is loaded by a process of its own for each dtype. The claim that is held:
 beyond what the process had before, its memory grows by no more than the weights and one tensor
 (and ALLOWANCE). Its peak is the growth of VmHWM, the kernel's own high-water mark of resident
 memory, set back just before loading. That is severe: it counts the pages of the mapped file
@@ -30,21 +30,13 @@ kernel's counters, which are exact to some pages per CPU. Twelve runs on two CPU
 where the last tensor is the largest, as in LLaMA, the peak was 0.0 to 0.2 MB below the bound.
 """
 
-SHAPES = {  # config.json of the real models, but for the number of layers
-    "LLaMA-7B": {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
-        "num_attention_heads": 32, "num_hidden_layers": 2, "vocab_size": 32000,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-    },
-    "MPT-7B": {
-        "model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 2, "vocab_size": 50432,
-        "max_seq_len": 2048, "expansion_ratio": 4, "no_bias": True,
-        "attn_config": {"alibi": True, "alibi_bias_max": 8},
-    },
+SHAPE = {  # its config.json, but for the number of layers
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+    "num_attention_heads": 32, "num_hidden_layers": 2, "vocab_size": 32000,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
 }  # fmt: skip
-TINY = {  # of either family, loaded first, for all that is set up only once
-    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "d_model": 64,
-    "n_heads": 2, "vocab_size": 64,
+TINY = SHAPE | {  # loaded first, for all that is set up only once
+    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 64,
 }  # fmt: skip
 
 
@@ -74,8 +66,7 @@ def measure(raw: dict, dtype: str, run) -> tuple[int, int, int]:
     """Write one checkpoint and load it in a process of its own, by forks.Server.run: bytes at
     the peak, of the weights, and of the largest tensor in the file."""
     with tempfile.TemporaryDirectory() as scratch:
-        tiny = {key: TINY.get(key, value) for key, value in raw.items()}
-        write_checkpoint(Path(scratch, "warm"), tiny)
+        write_checkpoint(Path(scratch, "warm"), TINY)
         largest = write_checkpoint(Path(scratch, "whole"), raw)
         peak, weights = json.loads(run([__file__, "--load", scratch, dtype]).stdout)
     return peak, weights, largest
@@ -85,11 +76,11 @@ def main() -> int:
     if sys.argv[1:2] == ["--load"]:
         print(json.dumps(load(Path(sys.argv[2]), getattr(torch, sys.argv[3]))))
         return 0
-    holds, runs = True, [(name, "bfloat16") for name in SHAPES] + [("LLaMA-7B", "float32")]
+    holds = True
     with Server() as server:
-        for name, dtype in runs:
-            peak, weights, one = measure(SHAPES[name], dtype, server.run)
-            print(f"{name}, 2 layers, bfloat16 on the disk, {dtype} in memory: MB of weights "
+        for dtype in ("bfloat16", "float32"):
+            peak, weights, one = measure(SHAPE, dtype, server.run)
+            print(f"LLaMA-7B, 2 layers, bfloat16 on the disk, {dtype} in memory: MB of weights "
                   f"{weights / 1e6:.2f}, of the largest tensor {one / 1e6:.2f}, at the peak "
                   f"{peak / 1e6:.2f}; beyond weights and one tensor "
                   f"{(peak - weights - one) / 1e6:.2f}", flush=True)  # fmt: skip

@@ -246,33 +246,27 @@ def test_arguments_that_make_no_sense(run, tmp_path):
 # ---- GGUF files, and a stand-in for the package that reads them
 
 
-F32, BYTES = 0, 24  # kinds of tensors; BYTES holds each number x as x + 128
+F32 = 0
 
 
-def gguf_tensor(name: str, numbers: torch.Tensor, kind=F32):
-    """A tensor of the package."""
-    numbers = numbers.detach().float().numpy()
-    data = (numbers + 128).astype(np.uint8) if kind == BYTES else numbers
-    return SimpleNamespace(name=name, data=data, shape=numbers.shape[::-1], tensor_type=kind)
+def gguf_tensor(name: str, numbers: torch.Tensor):
+    """A tensor of the package, stored as twice its numbers."""
+    data = 2 * numbers.detach().float().numpy()
+    return SimpleNamespace(name=name, data=data, shape=data.shape[::-1], tensor_type=F32)
 
 
 def dequantize(data, kind):
     """The package's function of this name."""
     assert data.size <= gguf_file.BLOCK, "a few rows at a time"
-    if kind not in (F32, BYTES):
+    if kind != F32:
         raise NotImplementedError(kind)
-    return data if kind == F32 else data.astype(np.float32) - 128
+    return data / 2
 
 
 def interleaved(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """llama.cpp's order of a query's or key's rows, one row after the other: in each head, the
-    first and the second coordinate of pair 0, of pair 1, ..."""
-    rows = []
-    for head in range(len(weight) // head_dim):
-        for pair in range(head_dim // 2):
-            for second in (0, 1):
-                rows.append(weight[head * head_dim + pair + second * head_dim // 2])
-    return torch.stack(rows)
+    """llama.cpp's order of a query's or key's rows: in each head, the first and the second
+    coordinate of pair 0, of pair 1, ..."""
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
 THEIRS = {
@@ -311,7 +305,7 @@ def fields_of(config, tokenizer: dict) -> dict:
 
 
 def tensors_of(model) -> list:
-    """A model of ours as llama.cpp keeps it; what is whole numbers in bytes."""
+    """A model of ours as llama.cpp keeps it."""
     tensors = []
     for name, weight in named_pieces(model).items():
         if name.split(".")[-2] in ("q_proj", "k_proj"):
@@ -320,18 +314,14 @@ def tensors_of(model) -> list:
         layer = stem.split(".")[2] if stem.startswith("model.layers.") else None
         block = "" if layer is None else f"blk.{layer}."
         stem = THEIRS[stem.removeprefix(f"model.layers.{layer}.")]
-        kind = BYTES if weight.dim() == 2 and (weight == weight.round()).all() else F32
-        tensors.append(gguf_tensor(f"{block}{stem}.{leaf}", weight, kind))
+        tensors.append(gguf_tensor(f"{block}{stem}.{leaf}", weight))
     return tensors
 
 
 def rounded_llama(**facts):
-    """A random Llama whose matrices are whole numbers from -3 to 3, which every dtype holds."""
-    model = tiny_llama(**{"vocab_size": 263, "dtype": torch.float32} | facts)
-    for parameter in model.parameters():
-        whole = (parameter.data * 8).round().clamp(-3, 3)
-        parameter.data = whole if parameter.dim() == 2 else whole / 4 + 1
-    return model
+    """A random Llama whose numbers float16 holds."""
+    model = tiny_llama(**{"vocab_size": 263} | facts)
+    return model.half().float()
 
 
 @pytest.fixture
@@ -406,20 +396,18 @@ SCALED = [  # fields, factors, and what is stretched how
 ]  # fmt: skip
 
 
-def with_factors(factors):
-    """A change of tensors: the factors of Llama 3.1's angles, whose GGUF names no scaling."""
-    return lambda tensors: tensors.append(
-        gguf_tensor("rope_freqs.weight", torch.tensor(factors))
-    )
+def extra(name: str, numbers=((1.0, 1.0),)):
+    """A change of tensors: one more."""
+    return lambda tensors: tensors.append(gguf_tensor(name, torch.tensor(numbers)))
 
 
 @pytest.mark.parametrize("fields, factors, expected", SCALED)
 def test_scaled_positions(fields, factors, expected, converted):
     """Catches a stretched model read with its first angles."""
     fields = {f"llama.{name}": value for name, value in fields.items()}
-    change = with_factors([] if factors is None else factors)
-    options = fields if factors is None else fields | {"change": change}
-    scaling = load_model(converted(rounded_llama(rope_theta=5e5), **options)).config
+    if factors is not None:
+        fields["change"] = extra("rope_freqs.weight", factors)
+    scaling = load_model(converted(rounded_llama(rope_theta=5e5), **fields)).config
     assert (scaling.rope_scaling and dict(scaling.rope_scaling)) == expected
 
 
@@ -467,19 +455,14 @@ def test_a_gguf_that_is_not_understood(field, value, words, run, gguf):
     refusal(run, path, str(path), *words.split("|"))
 
 
-def extra(name: str):
-    """A change of tensors: one more."""
-    return lambda tensors: tensors.append(gguf_tensor(name, torch.ones(2, 2)))
-
-
 CHANGES = [  # of tensors, and words of the sentence
     (extra("blk.0.attn_sinks.weight"), "no place"),
     (extra("blk.{0}.attn_q.scale"), "no place"),
-    (with_factors(FACTORS * 1.01), "rope_freqs.weight are not those of Llama 3.1"),
+    (extra("rope_freqs.weight", FACTORS * 1.01), "are not those of Llama 3.1"),
     (lambda tensors: tensors.pop(3), "missing"),
     (lambda tensors: tensors.pop(0), "vocab_size is missing"),
     (lambda tensors: vars(tensors[1]).update(tensor_type=99), "does not read (99)"),
-    (lambda tensors: vars(tensors[2]).update(data=tensors[2].data * 1e5), "float16"),
+    (lambda tensors: vars(tensors[2]).update(data=tensors[2].data * 1e6), "float16"),
 ]
 
 

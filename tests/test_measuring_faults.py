@@ -279,4 +279,4 @@ def test_a_corpus_with_what_is_no_text(tmp_path):
     for size in ("-60", "x"):  # the first stands where it is for ever
         package.write_bytes(b"!<arch>\n" + f"{'a':<16}{'':<32}{size:<10}`\n".encode())
         with pytest.raises(ValueError, match="cannot be read.*fetch it again"):
-            corpus.extract("austen", package)
+            corpus.extract(corpus.SOURCES["austen"], package)

@@ -146,4 +146,4 @@ class Pairs(Maker):
         facts = [rng.choice(STATE_NUMBER).format(*pair) for pair in zip(names, numbers)]
         asked = int(rng.binomial(self.count - 1, depth))  # the others stand anywhere
         name, number = names[asked], list(numbers)[asked]
-        return facts, asked, ASK_NUMBER.format(name, name, number)
+        return facts, asked, ASK_NUMBER.format(name, number)
