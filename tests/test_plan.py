@@ -20,7 +20,7 @@ from minilm_inf.evaluate.__main__ import main as evaluate
 from minilm_inf.evaluate.compare import nll_of
 from minilm_inf.generate import main as generate
 from minilm_inf.terminal.progress import scaled
-from minilm_inf.writing.costs import cache_bytes, flops, visible_pairs, working_bytes
+from minilm_inf.writing.plan import cache_bytes, flops, visible_pairs, working_bytes
 from minilm_inf.writing.session import Session, write_all
 
 SHIPPED = ROOT / "weights" / "tiny-llama"

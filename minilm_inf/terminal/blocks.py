@@ -64,14 +64,6 @@ class Blocks:
         if self.file:
             self.file.let_go()
 
-    def keep(self, rows: list[int]):
-        """Forget all rows but these, which ascend; they move up where they are."""
-        self.shape = (len(rows), *self.shape[1:])
-        for number, block in enumerate(self.blocks):
-            for x in block:  # keys, values: no more is copied at a time
-                x[: len(rows)] = x[rows]
-            self.blocks[number] = block[:, : len(rows)]
-
     def all(self, rows: slice) -> Tensor:
         """The keys and values of some rows, (2, B, H_kv, S, D)."""
         found = torch.cat([block[:, rows] for block in self.blocks], 3)
