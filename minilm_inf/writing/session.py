@@ -47,12 +47,6 @@ class Session(Guard):
         self.unread: list[list[int]] = [[] for _ in range(self.n_texts)]  # one each, at most
         self.interrupted = False
 
-    @property
-    def visible(self) -> int:
-        """How many of the first text's tokens the last of them saw that was read."""
-        length = self.cache.length
-        return length if self.lm is None else self.lm.visible(length)
-
     def read(self, ids: list[int]) -> torch.Tensor:
         """read_all, for a session of one text: the logits (V,) of the token that follows."""
         return self.read_all([ids])[0]
