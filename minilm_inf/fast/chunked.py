@@ -8,6 +8,7 @@ own are read one by one, each without its padding.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -70,6 +71,21 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
     return out
 
 
+def has_kernel(q: Tensor) -> bool:
+    """Whether the Triton kernel reads bands of such queries: where PyTorch brings Triton."""
+    can_be = q.is_cuda and q.dtype != torch.float64 and q.shape[3] <= 256
+    return can_be and importlib.util.find_spec("triton") is not None
+
+
+def band_of(q: Tensor):
+    """Who reads a band of such queries: the kernel, or band.attend_band."""
+    if not has_kernel(q):
+        return attend_band
+    from .kernel import kernel_band
+
+    return kernel_band
+
+
 def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
     """Whether the keys are consecutive tokens of one text, and the queries the last of them."""
     before = len(k_positions) - len(q_positions)
@@ -91,6 +107,11 @@ def read_as_band(q, k, v, k_positions: Tensor, how: How) -> Tensor:
     home = k_positions[early] if how.home is None else torch.tensor([how.home])
     at_home = how.scheme.place(k[:, :, early], home)
     starting = at_home, v[:, :, early], k_positions[early]
+    if has_kernel(q):
+        place = how.scheme.at(k_positions, exact, q.device)
+        last = n - n_queries, place(k), v, starting, first + n - n_queries, how, out
+        band_of(q)(q, place, *last)
+        return out
     spare = spare_columns(at_home.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
     room = reach if n_queries > stretch else min(reach, n - n_queries)  # for keys before
