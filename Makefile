@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := weights/smollm2-135m
-DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos
+DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos </dev/null
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all fuzz kills lint parity measure loading corpus tiny-llama tiny-mpt tiny-gptj \
@@ -50,7 +50,7 @@ kills: .venv/checks  ## kill streams, training and conversions at random moments
 measure: .venv/checks  ## speed and memory: attention, reading, decoding, each beside its rivals (10 minutes)
 	@$(BIN)/python -m minilm_inf.benchmark
 
-loading: .venv/ready  ## the memory that loading takes, in the shapes of 7B models (1.3 GB of disk)
+loading: .venv/ready  ## the memory that loading takes, in the shapes of a 7B model (3 GB of memory)
 	@$(BIN)/python tests/measure_loading.py
 
 corpus: .venv/ready  ## fetch the public-domain text that the weights were trained on

@@ -9,7 +9,6 @@ from there.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -34,6 +33,8 @@ PROMPT = (
 )
 GREEDY_TOKENS = 24
 TRIALS = 500
+LOGGED = ("tokens", "step", "tokens_per_step", "seed", "train_loss", "held_out_nll",
+          "learning_rate")  # fmt: skip
 NAMES = {"llama": "A Llama", "mpt": "An MPT", "gptj": "A GPT-J"}
 
 CARD = """\
@@ -47,7 +48,7 @@ writes the babble of its sources, not sense.
 |---|---|
 | shape | {shape} |
 | tokenizer | {vocab_size} pieces, every digit a piece |
-| tokens seen | {tokens:,} in {steps:,} steps of {tokens_per_step:,}, seed {seed} |
+| tokens seen | {tokens:,} in {step:,} steps of {tokens_per_step:,}, seed {seed} |
 | final loss | {train_loss:.3f} on the training mix, {held_out_nll:.3f} on held-out text |
 | pass keys | {pass_keys:.1%} of {trials} five-digit keys copied exactly, in context |
 | parameters | {parameters} |
@@ -61,11 +62,9 @@ writes the babble of its sources, not sense.
 
 Held out, whole: {held_out}.
 
-Every window begins with BOS. Of some windows random spans are repeated, and others practise
-*retrieval*: they state one to four facts in ordinary text (a pass key of five digits, a
-person's number), ask for each of them later, and answer. Without that a model this small
-learns no copying; with it, it says pass keys and numbers now and then unasked. The shares are
-in training.json.
+Every window begins with BOS. Some repeat random spans, others practise *retrieval*: they state
+pass keys and people's numbers, ask for them later, and answer. Without that a model this small
+learns no copying; with it, it says pass keys now and then unasked.
 
 The command, from text to weights (AdamW, betas 0.9 and 0.98, weight decay 0.05, learning rate
 {learning_rate} at its peak, cosine to a tenth, gradients clipped at 1):
@@ -93,9 +92,6 @@ python -m minilm_inf.evaluate compare -m {folder} --corpus corpus \\
 
 {table}
 
-Beyond its trained length the vanilla model is up to {worst:.2f} nat worse than re-encoding,
-{last:+.2f} in the last row.
-
 The middle is forgotten: LM-Infinite reads on as if the text had begun {context} tokens
 ago, but for the first {n_global}.
 
@@ -111,28 +107,21 @@ This card was written by `python -m minilm_inf.card {folder} --corpus corpus`.
 
 
 def told(folder: Path, corpus_folder: Path) -> dict:
-    """What the card says of the training. Raises ValueError where its records are missing, or
-    are not as they were written."""
+    """What the card says of the training, as its records tell. Raises ValueError where they
+    are missing, or are not as they were written."""
     record, manifest = folder / "training.json", corpus_folder / "corpus.json"
     training, sources = read_json(record), read_json(manifest)
     try:
-        last, settings = training["log"][-1], training["settings"]
-        lines = [
-            f"- {s['what']}: {s['package']}, {s['bytes']:,} bytes. {s['licence']}"
-            for s in sources.values()
-        ]
-        return dict(
-            tokens=int(last["tokens"]), steps=int(last["step"]),
-            train_loss=float(last["train_loss"]), held_out_nll=float(last["held_out_nll"]),
-            tokens_per_step=int(settings["tokens_per_step"]), seed=settings["seed"],
-            learning_rate=settings["learning_rate"], command=training["command"],
-            documents=training["documents"], sources="\n".join(lines),
+        facts = {**training["settings"], **training["log"][-1]}
+        facts = {name: facts[name] for name in LOGGED}
+        facts |= {name: training[name] for name in ("command", "documents")}
+        facts["sources"] = "\n".join(
+            f"- {source['what']}: {source['package']}, {source['bytes']:,} bytes. "
+            f"{source['licence']}" for source in sources.values()
         )  # fmt: skip
+        return facts
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{record} or {manifest} is not as minilm_inf.train and minilm_inf.corpus write "
-            "it: run them again"
-        ) from error
+        raise ValueError(f"{record} or {manifest} is not as it was written") from error
 
 
 def write_card(folder: Path, corpus_folder: Path) -> str:
@@ -147,7 +136,6 @@ def write_card(folder: Path, corpus_folder: Path) -> str:
     practice = Practice(tokenizer, np.array(held_out))
     documents = encoded(texts, tokenizer, length)
     rows = by_position(model, documents, lm, n_bos=len(practice.bos))
-    beyond = [row["vanilla"] - row["reencoded"] for row in rows[1:]]
     ids = practice.bos + tokenizer.encode(PROMPT, bos=False)
     new = list(generate(model, ids, lm, max_new_tokens=GREEDY_TOKENS, temperature=0.0))
     stream = tokenizer.stream(begun=True)
@@ -162,7 +150,6 @@ def write_card(folder: Path, corpus_folder: Path) -> str:
         stride=c.context_length // 2, length=length, n_global=lm.n_global, trials=TRIALS,
         pass_keys=pass_key_accuracy(model, practice, c.context_length, count=TRIALS, seed=1),
         held_out=", ".join(sorted(texts)), table=card_table(rows),
-        worst=max(0.0, *beyond), last=round(beyond[-1], 2) + 0.0,  # there is no -0.00
         greedy_tokens=GREEDY_TOKENS, prompt=PROMPT, continuation=json.dumps(continuation),
     )  # fmt: skip
 
@@ -176,7 +163,6 @@ def run(folder: Path, corpus_folder: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m minilm_inf.card", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="a folder that minilm_inf.train wrote")
     parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="(%(default)s)")
     options = parser.parse_args(arguments)

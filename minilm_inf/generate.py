@@ -13,17 +13,17 @@ import sys
 from pathlib import Path
 
 from .terminal import options as flags
-from .terminal.ending import guarded
+from .terminal.ending import guarded, say
 from .terminal.files import as_text, read_text
 from .text.chat import KNOWN, Chat
 from .text.tokenizer import load as load_tokenizer
 from .writing import explain, plan, sampling
 from .writing.conversation import converse
-from .writing.reply import Plain, as_json, replies, show_now, statistics
+from .writing.reply import Plain, as_json, replies, show_now, statistics, tell_cut
 from .writing.session import Session
 
-LARGEST_INPUT = 2**28  # bytes of what is piped in, which may have no end
 PROMPT = "My dear friend, I have much to tell you of our voyage, and"
+SHOWN = 400  # characters of a prompt's end that a terminal shows before the text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,24 +49,28 @@ def add_text(group):
     add, prompt = group.add_argument, group.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", action="append", metavar="TEXT",
                         help="the prompt; - reads stdin; several are written side by side, "
-                        f"each as if alone ({PROMPT!r})")  # fmt: skip
+                        "each as if alone (default: what is piped in, or else "
+                        f"{PROMPT!r})")  # fmt: skip
     prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
-    add("-n", "--max-new-tokens", type=flags.at_least(0), default=256, metavar="N",
-        help="how far to write on (%(default)s)")  # fmt: skip
+    add("-n", "--max-new-tokens", "--max-tokens", type=flags.at_least(0), default=256,
+        metavar="N", help="how far to write on (%(default)s)")  # fmt: skip
     add("--chat", action="store_true",
         help="the prompt is a turn of a conversation, and the text the model's reply, in the "
         f"form of its chat template: {KNOWN}")  # fmt: skip
-    add("--system", metavar="TEXT", help="--chat's system message (the chat template's own)")
+    add("--system", metavar="TEXT",
+        help="--chat's system message (default: the chat template's own)")  # fmt: skip
     add("--ignore-eos", action="store_true", help="write on after an EOS")
 
 
 def add_sampling(group):
     """The flags of how a token is drawn."""
     for words, kind, default, metavar, told in (
-        ("-t --temperature", float, 0.8, "X",
+        ("-t --temperature --temp", float, 0.8, "X",
          "0 takes the likeliest token each time (%(default)s)"),
-        ("--top-k", int, 50, "K", "only the K likeliest; 0 is off (%(default)s)"),
-        ("--top-p", float, 1.0, "P", "only the likeliest that add up to P (%(default)s: all)"),
+        ("--top-k --top-k-sampling", int, 50, "K",
+         "only the K likeliest; 0 is off (%(default)s)"),
+        ("--top-p", float, 1.0, "P",
+         "only the likeliest that add up to P; 1 is all (%(default)s)"),
         ("--seed", flags.seed, 1234, "N",
          "the same seed and settings give the same text (%(default)s)"),
     ):  # fmt: skip
@@ -82,7 +86,7 @@ def add_output(group):
          "the text"),
         ("--plan", "print the memory and the arithmetic that this would take, and run nothing"),
         ("--explain", "then say what the last token saw of the text"),
-        ("-q --quiet", "no statistics and no notes"),
+        ("-q --quiet", "no statistics, no notes, and no prompt before the text"),
         ("-i --interactive", "a loop of prompts on one growing text; /help lists its commands"),
     ):  # fmt: skip
         group.add_argument(*words.split(), action="store_true", help=told)
@@ -109,8 +113,8 @@ def check(options):
          "-p - reads all of stdin, and can be given once only"),
         (options.system is not None and not options.chat,
          "--system has no meaning without --chat"),
-        (options.compile and several, "--compile is for one text at a time: give one --prompt"),
-        (options.explain and several, "--explain is for one text at a time: give one --prompt"),
+        (several and (options.compile or options.explain),
+         "--compile and --explain are for one text at a time: give one --prompt"),
         (options.interactive and any(given),
          "--prompt, --file, --json and --explain have no meaning with --interactive"),
     ):  # fmt: skip
@@ -123,33 +127,31 @@ def run(options) -> int:
         return run_plan(options)
     model, tokenizer = flags.load(options)
     turns, lm = turns_of(tokenizer, options), flags.attention(options, model.config)
-    prompts = options.prompt or [PROMPT]
-    session = Session(
-        model, lm, options.prefill_chunk, options.compile, options.middle or "ram",
-        len(prompts),
-    )  # fmt: skip
-    generators = [sampling.seeded(options.seed) for _ in prompts]
+    how = options.prefill_chunk, options.compile, options.middle or "ram"
     if options.interactive:
-        return converse(session, turns, options, *generators)
-
-    prompts = [read_prompt(options, text) for text in prompts]
+        session = Session(model, lm, *how)
+        return converse(session, turns, options, sampling.seeded(options.seed))
+    prompts = prompts_of(options)
     ids = [encode_prompt(turns, prompt, lm, options) for prompt in prompts]
+    session = Session(model, lm, *how, len(prompts))
+    generators = [sampling.seeded(options.seed) for _ in prompts]
     is_streamed = not options.json and len(prompts) == 1
     show = show_now if is_streamed else lambda text: None
-    results = replies(session, turns, ids, options, generators, show)
+    before = [prompt_before(prompt, options) for prompt in prompts]
+    results = replies(session, turns, ids, options, generators, show, before[0])
     spans = explain.explain(session) if options.explain else []
-    for number, (prompt, result) in enumerate(zip(prompts, results), 1):
+    for number, (prompt, result) in enumerate(zip(prompts, results)):
         if options.json:
             found = as_json(session, options, prompt, result)
-            found |= {"explain": [span.as_json() for span in spans]} if spans else {}
+            found |= {"explain": [span._asdict() for span in spans]} if spans else {}
             print(json.dumps(found, ensure_ascii=False, default=str))
         else:
-            print("" if is_streamed else f"[{number}] {result.text}")
+            print("" if is_streamed else f"[{number + 1}] {before[number]}{result.text}")
     if spans and not options.json:
-        written = ids[0] + [step.id for step in results[0].steps]
-        print("\n" + explain.table(spans, tokenizer.decode, written))
+        print("\n" + explain.table(spans, tokenizer.decode, ids[0] + results[0].ids))
     if not options.quiet:
-        print("\n".join(statistics(session, results)), file=sys.stderr)
+        say("\n".join(statistics(session, results)))
+    tell_cut(results, options)
     return 0
 
 
@@ -166,10 +168,8 @@ def run_plan(options) -> int:
     if options.interactive:
         raise ValueError("how long a conversation grows is not known: plan it with -f and -n")
     turns = turns_of(load_tokenizer(options.model), options)
-    prompts = [read_prompt(options, text) for text in options.prompt or [PROMPT]]
-    lengths = [len(encode_prompt(turns, prompt, lm, options)) for prompt in prompts]
-    how = options.max_new_tokens, options.prefill_chunk, options.middle
-    return plan.show(net, plan.plan(net, lm, lengths, *how), options.json)
+    lengths = [len(encode_prompt(turns, x, lm, options)) for x in prompts_of(options)]
+    return plan.show(net, options, lm, lengths, options.max_new_tokens, options.prefill_chunk)
 
 
 def encode_prompt(turns, prompt: str, lm, options) -> list[int]:
@@ -177,27 +177,38 @@ def encode_prompt(turns, prompt: str, lm, options) -> list[int]:
     ids = turns.prompt(prompt, first=True)
     hidden = 0 if lm is None or lm.top_k else len(ids) - lm.visible(len(ids))
     if hidden and not options.quiet:
-        print(f"note: {hidden} of the prompt's {len(ids)} tokens lie outside the window and "
-              "cannot be seen", file=sys.stderr)  # fmt: skip
+        say(f"note: {hidden} of the prompt's {len(ids)} tokens lie outside the window and "
+            "cannot be seen")  # fmt: skip
     return ids
 
 
-def read_prompt(options, given: str) -> str:
-    """The prompt's text: of --file, or of what was given. Raises ValueError where it cannot be
-    read, or is empty."""
-    if options.file is None and given != "-":
-        return given
-    if options.file is None:
-        content = sys.stdin.buffer.read(LARGEST_INPUT + 1)
-        if len(content) > LARGEST_INPUT:
-            raise ValueError(f"standard input holds more than {LARGEST_INPUT:,} bytes")
-        text = as_text(content, "standard input")
-    else:
-        text = read_text(options.file)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")  # the line ends of every system
-    if not text:
-        raise ValueError(f"{options.file or 'standard input'} is empty: it holds no prompt")
-    return text
+def prompts_of(options) -> list[str]:
+    """The texts of the prompts: --file's, or each --prompt's; without them what is piped in, if
+    it is anything. Raises ValueError where one cannot be read, or holds nothing."""
+    if options.file:
+        return [read(options.file)]
+    if options.prompt:
+        return [read("-") if text == "-" else text for text in options.prompt]
+    piped = "" if sys.stdin.isatty() else read("-", least=0)
+    return [piped.removesuffix("\n") or PROMPT]  # the line end is echo's, and not the text's
+
+
+def read(path: Path | str, least: int = 1) -> str:
+    """The text of a file, or of stdin, "-", with the line ends of every system as ours. Raises
+    ValueError where it cannot be read, or has fewer characters."""
+    name = "standard input" if path == "-" else path
+    text = as_text(sys.stdin.buffer.read(), name) if path == "-" else read_text(path)
+    if len(text) < least:
+        raise ValueError(f"{name} is empty: it holds no prompt")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def prompt_before(prompt: str, options) -> str:
+    """What a terminal shows before the text: the prompt, dim; its end, where it is long."""
+    if options.json or options.quiet or not sys.stdout.isatty():
+        return ""
+    end = prompt if len(prompt) <= SHOWN else "..." + prompt[-SHOWN:]
+    return f"\033[2m{end}\033[0m" + "\n" * options.chat
 
 
 if __name__ == "__main__":

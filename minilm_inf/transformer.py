@@ -108,13 +108,15 @@ class Transformer(nn.Module):
             self.config.softmax_scale, n_reaching,
         )  # fmt: skip
 
-    def prefill(self, tokens: Tensor, lm, cache: Cache, chunk: int) -> Tensor:
-        """read in chunks of at most `chunk` tokens; the hidden states of the last."""
+    def prefill(self, tokens, lm, cache: Cache, chunk: int, show=lambda done: None) -> Tensor:
+        """read in chunks of at most `chunk` tokens; the hidden states of the last. `show` is
+        told how many are done, after each of the others."""
         chunks = tokens.split(chunk, 1)
         # If of a prompt the last token alone reaches back, that is the last of all.
         reaching = 0 if lm and lm.top_k and lm.top_k_queries == "last" else None
         for piece in chunks[:-1]:
             self.read(piece, lm, cache, n_reaching=reaching)
+            show(cache.length)
         return self.read(chunks[-1], lm, cache)
 
     def decode(self, tokens: Tensor, cache: Cache, position: Tensor, rings=None) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
 import signal
 import struct
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,6 +127,13 @@ def some_tokens(n: int, batch=1, seed=1) -> torch.Tensor:
     return torch.randint(31, (batch, n), generator=torch.Generator().manual_seed(seed))
 
 
+def padded(texts: list[torch.Tensor], filler=0) -> torch.Tensor:
+    """Texts (n,) as one tensor (B, T), each with filler before it."""
+    longest = max(map(len, texts))
+    rows = [torch.cat((torch.full((longest - len(t),), filler), t)) for t in texts]
+    return torch.stack(rows)
+
+
 def vectors(n_queries, n_keys=None, batch=2, n_head=4, n_kv_head=2, dim=8, dtype=None, seed=0):
     """Random q (B, H, T, D), k and v (B, H_kv, S, D), the same for every dtype."""
     generator = torch.Generator().manual_seed(seed)
@@ -155,10 +164,12 @@ READINGS = {
 
 
 @pytest.fixture
-def program(capsys):
+def program(capsys, monkeypatch):
     """A call of a program in this process: (main, arguments...) -> (exit code, stdout, stderr).
-    However many threads it asks for, they are what they were after the test."""
+    However many threads it asks for, they are what they were after the test. It has an empty
+    stdin, as long as a test gives it no other."""
     threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
 
     def call(main, *arguments) -> tuple[int, str, str]:
         try:
@@ -274,26 +285,34 @@ def logit_of(scheme, q, k, d, head, scale) -> float:
     return scale * rotary_logit(q, k, d, rotary_dim=scheme.rotary_dim, layout=scheme.layout)
 
 
-def specification(q, k, v, q_positions, k_positions, scheme, lm, scale) -> torch.Tensor:
-    """LM-Infinite's attention as loops over batch, head, i and j (paper, section 3.2).
+def specification(
+    q, k, v, q_positions, k_positions, scheme, lm, scale, reaching=()
+) -> torch.Tensor:
+    """LM-Infinite's attention as loops over batch, head, i and j (paper, sections 3.2 and 3.3).
 
-    Tensors as attend takes them, in float64; positions are lists of B lists.
+    Tensors as attend takes them, in float64; positions are lists of B lists. reaching: in which
+    columns of q the queries stand to which middle keys come back.
     """
     out = torch.zeros_like(q)
     group = q.shape[1] // k.shape[1]
+    a = lm.n_local and lm.n_local // 2 if lm.top_k_distance is None else lm.top_k_distance
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             keys, values = k[b, h // group].tolist(), v[b, h // group]
             for t, i in enumerate(q_positions[b]):
-                logits = {}
+                query, logits, middle = q[b, h, t].tolist(), {}, {}
                 for s, j in enumerate(k_positions[b]):
                     d = i - j
-                    is_local = lm.n_local is None or d < lm.n_local
-                    if j < 0 or d < 0 or not (is_local or j < lm.n_global):
+                    if j < 0 or d < 0:
                         continue
-                    felt = d if lm.distance_ceiling is None else min(d, lm.distance_ceiling)
-                    query = q[b, h, t].tolist()
-                    logits[s] = logit_of(scheme, query, keys[s], felt, h, scale)
+                    if lm.n_local is None or d < lm.n_local or j < lm.n_global:
+                        felt = d if lm.distance_ceiling is None else min(d, lm.distance_ceiling)
+                        logits[s] = logit_of(scheme, query, keys[s], felt, h, scale)
+                    elif t in reaching:
+                        score = logit_of(scheme, query, keys[s], a, h, scale)
+                        middle[s] = round(score, 9), j, score  # of equal ones, the most recent
+                best = sorted(middle, key=middle.get, reverse=True)[: lm.top_k]
+                logits |= {s: middle[s][-1] for s in best}
                 total = sum(math.exp(x) for x in logits.values())
                 for s, x in logits.items():
                     out[b, h, t] += math.exp(x) / total * values[s]
@@ -307,12 +326,6 @@ def seen_by(i: int, lm: LMInfinite) -> dict[int, int]:
         if lm.n_local is None or i - j < lm.n_local or j < lm.n_global:
             felt[j] = i - j if lm.distance_ceiling is None else min(i - j, lm.distance_ceiling)
     return felt
-
-
-def layer_norm(x, weight, bias, eps: float) -> torch.Tensor:
-    """The specification of LayerNorm, over the last dimension."""
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / ((centred**2).mean(-1, keepdim=True) + eps) ** 0.5 * weight + bias
 
 
 def stored(model, folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -330,6 +343,11 @@ def fuzz(seed: int, count: int, /, **choices) -> list[dict]:
         if draw not in draws:
             draws.append(draw)
     return draws
+
+
+def named(draw: dict) -> str:
+    """What pytest calls a draw."""
+    return " ".join(map(str, draw.values()))
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 A server imports the package once, and makes a copy of itself for each program. Such a program
 has its own arguments, streams, folder and exit code; only its first moments, which are those of
-minilm_inf/terminal/startup.py, are not those of a program that a shell starts.
+minilm_inf/terminal/startup.py, are not those of a program that a shell starts, and at its end
+the interpreter is not taken down, which takes half a second.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import runpy
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,17 +72,27 @@ def become(words: list[str], cwd: str, streams: list[str], seconds: int):
         runpy.run_path(rest[0], run_name="__main__")
 
 
-def serve():
-    """Take a job a line from stdin, and answer each with the exit code."""
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            become(*json.loads(line))
-            return  # the copy ends as any program does
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+def exit_code(job) -> int:
+    """Be a program to its end: the code that it ends with."""
+    code = None
+    try:
+        become(*job)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        code = traceback.format_exc()
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush(), sys.stderr.flush()
+    return code if isinstance(code, int) else int(code is not None)
 
 
 if __name__ == "__main__":
     import minilm_inf  # noqa: F401  (what all of them need)
 
-    serve()
+    for line in sys.stdin:  # a job a line; the answer to each is its exit code
+        child = os.fork()
+        if child == 0:
+            os._exit(exit_code(json.loads(line)))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -38,7 +38,8 @@ ARGUMENTS = (
     "x/y/z", "x" * 300, "/dev/null", "/dev/zero", "m/config.json", "meta", "cpu:7", "ram",
     "disk", "all", "last", "float16", "float64", "mpt",
 )  # fmt: skip
-GROWS = "-n --max-new-tokens --trials --length --lengths --tokens --rounds --documents".split()
+GROWS = "-n --max-new-tokens --max-tokens --trials --length --lengths --tokens --rounds".split()
+GROWS += ["--documents"]
 LARGE = {"1e6", str(2**40)}  # of those flags, what would be a long run and no mistake
 TINY = """--vocab-size 330 --n-layer 1 --n-embd 16 --n-head 2 --n-kv-head 1 --head-dim 8
 --n-inner 16 --tokens 256 --tokens-per-step 256""".split()

@@ -81,23 +81,21 @@ def damaged(rng: random.Random, name: str, raw: bytes) -> bytes:
 def read_somehow(rng: random.Random, folder: str) -> tuple[str, object]:
     """One of the ways to read a checkpoint: (what it is, a call)."""
     text = some_text(rng).encode("utf-8", "replace").decode()
+    how = rng.choice(("load", "tokenize", "inspect", "-q", "--plan", "--chat"))
 
-    def tokenize():
-        found = load_tokenizer(folder)
-        stream, ids = found.stream(), found.encode(text)
-        return found.decode(ids), [stream.push(id) for id in ids]
+    def call():
+        if how == "load":
+            load_folder(folder)
+        elif how == "inspect":
+            program("inspect", folder)
+        elif how == "tokenize":
+            found = load_tokenizer(folder)
+            stream, ids = found.stream(), found.encode(text)
+            return found.decode(ids), [stream.push(id) for id in ids]
+        else:
+            program("generate", "-m", folder, "-n", "2", "-p", "Hi you", how)
 
-    writing = "generate", "-m", folder, "-n", "2", "-p", "Hi you"
-    ways = {
-        "load": lambda: load_folder(folder),
-        "inspect": lambda: program("inspect", folder),
-        "generate": lambda: program(*writing),
-        "plan": lambda: program(*writing, "--plan"),
-        "chat": lambda: program(*writing, "--chat"),
-        "tokenize": tokenize,
-    }
-    how = rng.choice(list(ways))
-    return how, ways[how]
+    return how, call
 
 
 def files(rng):

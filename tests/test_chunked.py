@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SCHEMES, SETTINGS, fuzz, vectors
+from conftest import SCHEMES, SETTINGS, fuzz, named, vectors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -39,10 +39,6 @@ def in_band(monkeypatch):
     return calls
 
 
-def words(draw) -> str:
-    return " ".join(str(x) for x in draw.values())
-
-
 @pytest.mark.parametrize(
     "draw",
     fuzz(
@@ -58,7 +54,7 @@ def words(draw) -> str:
         n_kv_head=[1, 2, 4],
         scale=[None, None, 0.0, 1e-300, 1.0, -1.0, -0.05],
     ),
-    ids=words,
+    ids=named,
 )
 def test_any_size_of_anything(draw, small_chunks, in_band):
     """Catches an edge of a chunk or block that meets the edge of the window or of the starting
@@ -102,7 +98,7 @@ def test_it_is_the_definition_at_its_real_sizes(scheme, in_band):
         keys=[1, 4, 4096],
         lowest=[-30, -6, 0, 4],
     ),
-    ids=words,
+    ids=named,
 )
 def test_any_ascending_positions(draw, small_chunks):
     """Catches indices used for positions: gaps, padding, rows of their own, lone keys."""
@@ -117,21 +113,6 @@ def test_any_ascending_positions(draw, small_chunks):
     k_positions = positions(14, "k" in draw["batched"])
     scheme, lm = SCHEMES[draw["scheme"]], SETTINGS[draw["lm"]]
     assert_same(*vectors(11, 14), q_positions, k_positions, scheme, lm)
-
-
-@BOTH
-def test_rows_padded_on_the_left(scheme, small_chunks):
-    """Catches starting tokens looked for in column 0, where a shorter row has its padding."""
-    small_chunks(4, 6)
-    positions = torch.arange(20) - torch.tensor([[0], [3], [17], [20]])
-    x, scheme = vectors(20, batch=4), SCHEMES[scheme]
-    for lm in SETTINGS.values():
-        assert_same(*x, positions, positions, scheme, lm)
-        padded = chunked_attend(*x, positions, positions, scheme, lm)
-        text = torch.arange(17)
-        alone = chunked_attend(*(t[1:2, :, 3:] for t in x), text, text, scheme, lm)
-        assert (padded[1:2, :, 3:] - alone).abs().max() <= 1e-12
-        assert padded[3].eq(0).all(), "a row of padding alone gathers nothing"
 
 
 @pytest.mark.parametrize("positions", [[0, 2, 1], [0, 1, 1], [[0, 1, 2], [2, 1, 0]]])
@@ -174,7 +155,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(setting, scheme, small_ch
     """Catches an n x n tensor in any setting, and in the Λ's logits or masks that see more than
     chunk, window and starting tokens."""
     small_chunks(16, 64)
-    lm, n, n_head, dim = SETTINGS[setting], 800, 4, 8
+    lm, n, n_head, dim = SETTINGS[setting], 500, 4, 8
     made = tensors_made(n, scheme, lm)
     assert max(made.values()) <= n_head * dim * (n + 16), "the keys, and a block of 8 queries"
     reference = tensors_made(n, scheme, lm, path=attend)

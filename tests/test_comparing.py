@@ -14,7 +14,7 @@ from minilm_inf import LMInfinite
 from minilm_inf.evaluate import comparison, table
 from minilm_inf.evaluate.__main__ import main
 from minilm_inf.evaluate.compare import stream_nll
-from minilm_inf.evaluate.comparison import Run, by_position, sweep_of
+from minilm_inf.evaluate.comparison import Run, sweep_of
 from minilm_inf.evaluate.intervals import interval
 from minilm_inf.evaluate.methods import LABELS, answers, methods
 from minilm_inf.evaluate.resume import steps
@@ -59,105 +59,92 @@ def slowly(model, name: str, ids: list[int]) -> list[float]:
     return [nll_after(model, ids[: i + 1], ids[i + 1], lm) for i in range(len(ids) - 1)]
 
 
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_method_is_what_it_says(family, name):
-    """A method under another's name, or with another window, ceiling or middle."""
+    """A method under another's name, or with another window, ceiling or middle; a mask, a
+    position or a kept key that stays in the CPU's memory."""
     model = tiny_model(family, context_length=8)
     ids = some_tokens(26)[0].tolist()
     expected = slowly(model, name, ids)
-    for chunk in (4, 25):
-        pieces = list(chosen(model)[name].pieces(model, ids, chunk))
-        assert torch.cat(pieces).tolist() == pytest.approx(expected, abs=1e-5), chunk
-        assert len(pieces) > 2 or chunk == 25
+    for device in DEVICES:
+        for chunk in (4, 25):
+            pieces = list(chosen(model)[name].pieces(model.to(device), ids, chunk))
+            assert torch.cat(pieces).tolist() == pytest.approx(expected, abs=1e-5), chunk
+            assert len(pieces) > 2 or chunk == 25
 
 
-def test_what_a_method_says_it_sees():
-    """A table that tells of another setting than the one that was read; a ceiling that
-    moves one method only."""
-    sees = {name: m.sees for name, m in chosen(tiny_llama(context_length=8)).items()}
-    assert sees == {
-        "full": "all", "truncate": "last 5 to 7, read again", "window": "last 7",
-        "no-ceiling": "last 5, first 2", "no-lambda": "all", "streaming": "last 5, first 2",
-        "lambda": "last 5, first 2", "topk": "last 3, first 2, 2 of the middle",
-    }  # fmt: skip
-    short = chosen(tiny_llama(context_length=4), ["truncate"])["truncate"]
-    assert short.sees == "last 3 to 4, read again", "never more than the trained length"
-    found = chosen(tiny_llama(), lm=LMInfinite(9, 2, 4, top_k=2))
+def test_a_ceiling_of_ones_own():
+    """A ceiling that moves one method only; a truncated text beyond the trained length."""
+    found = chosen(tiny_llama(context_length=4), lm=LMInfinite(9, 2, 4, top_k=2))
     ceilings = {name: m.lm.distance_ceiling for name, m in found.items() if m.lm}
     assert [name for name, ceiling in ceilings.items() if ceiling == 4] == [
         "no-lambda", "lambda", "topk",
     ]  # fmt: skip
+    assert found["truncate"].length == 4
 
 
 @pytest.mark.parametrize("name", ["truncate", "streaming", "no-lambda"])
 def test_an_answer_is_what_is_likeliest(name):
     """An answer that is read by another method than the text, or begins one token late; what
     the others write is held to generate in test_retrieval."""
-    model, ids = tiny_llama(context_length=8), some_tokens(21)[0].tolist()
-    row, width = list(ids), 4
+    model, ids = tiny_llama(context_length=8), some_tokens(13)[0].tolist()
+    row, width = list(ids), 3
     for _ in range(width):
         if name == "truncate":  # the answer is among the last tokens
-            context = [row[0], *ids[-6 + width :], *row[21:]]
+            context = [row[0], *ids[-6 + width :], *row[13:]]
             logits = model(torch.tensor([context]))[0, -1]
         elif name == "streaming":
             logits = slow_logits(model, row)[-1]
         else:
             logits = model(torch.tensor([row]), settings_of(name), path="reference")[0, -1]
         row.append(int(logits.argmax()))
-    method = chosen(model)[name]
-    assert answers(model, method, torch.tensor([row]), width, 6) == [width]
+    rows = torch.tensor([row] * (width + 1))
     for wrong in range(width):
-        other = list(row)
-        other[21 + wrong] = (other[21 + wrong] + 1) % 31
-        assert answers(model, method, torch.tensor([other]), width, 6) == [wrong]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_gpu_reads_the_same(family, name):
-    """A mask, a position or a kept key that stays in the CPU's memory."""
-    model, ids = tiny_model(family, context_length=8), some_tokens(26)
-    method = chosen(model)[name]
-    right = torch.cat(list(method.pieces(model, ids[0].tolist(), 6)))
-    found = answers(model, method, ids, 4, 6)
-    model = model.to("cuda")
-    assert (
-        torch.cat(list(method.pieces(model, ids[0].tolist(), 6))) - right
-    ).abs().max() < 1e-5
-    assert answers(model, method, ids.to("cuda"), 4, 6) == found
+        rows[wrong, 13 + wrong] = (rows[wrong, 13 + wrong] + 1) % 31
+    for device in DEVICES:
+        found = answers(model.to(device), chosen(model)[name], rows.to(device), width, 6)
+        assert found == [0, 1, 2, 3]
 
 
 # ---- what is measured of them
 
 
-def measured(model, names, documents: dict, lm=BUDGET, nll: dict | None = None, **more) -> Run:
+def measured(model, methods: dict, documents: dict, nll: dict | None = None) -> Run:
     """A run that is done; nll: what it found, (documents, n), where nothing is read."""
-    found = names if isinstance(names, dict) else chosen(model, list(names), lm)
-    run = Run(model, found, documents, 8, **more)
-    run.settings = {"asked": list(found), "sweep": False, "trials": 0}
+    run = Run(model, methods, documents, 8)
+    run.settings = {"asked": list(methods), "sweep": False, "trials": 0}
     for _ in steps(run) if nll is None else ():
         pass
     for name in nll or ():
-        which = run.distinct.index(found[name])
-        run.nll[which], run.seconds[which] = nll[name], 2e-5
+        run.of(name)[:] = nll[name]
     return run
+
+
+def made_up(nll: dict, lm=BUDGET, context_length=8) -> dict:
+    """A result of `evaluate compare`, of what was found of each method, (documents, n)."""
+    count, n = next(iter(nll.values())).shape
+    documents, model = {str(k): [0] * (n + 1) for k in range(count)}, tiny_llama(
+        context_length=context_length)  # fmt: skip
+    run = measured(model, chosen(model, list(nll), lm), documents, nll)
+    told = {"model": "weights/tiny", "documents": list(documents), "length": n, "budget": 64,
+            "context_length": context_length, "asked": list(nll)}  # fmt: skip
+    return {"settings": told, **comparison.result(run)}
 
 
 def test_means_and_intervals_are_over_documents():
     """A mean over tokens of one document, or an interval over tokens, which are many and alike;
     two intervals that overlap, where one method loses on every single document; a mean over
     nothing beyond the trained length, which is nan."""
-    model, rng = tiny_llama(context_length=8), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     hard = np.linspace(1, 9, 6)[:, None] + rng.normal(0, 1, (6, 30))
     nll = {"full": hard + 0.25, "lambda": hard}
 
     def entries(nll: dict) -> list[dict]:
-        count, n = next(iter(nll.values())).shape
-        documents = {str(k): [0] * (n + 1) for k in range(count)}
-        run = measured(model, list(nll), documents, nll=nll)
-        return comparison.result(run)["results"]["methods"]
+        return made_up(nll)["results"]["methods"]
 
     for entry in entries(nll):
         x = nll[entry["name"]]
@@ -168,7 +155,6 @@ def test_means_and_intervals_are_over_documents():
             assert row["nll"] == pytest.approx(means.mean())
             assert row["interval"] == interval(means, np.ones(6), [0, number])
         assert entry["beyond"]["nll"] == pytest.approx(x[:, 8:].mean())
-        assert entry["seconds_per_token"] == 2e-5
     full, ours = entries(nll)
     assert full["beyond"]["interval"][0] < ours["beyond"]["interval"][1]
     assert full["beyond_less_lm_infinite"]["interval"] == pytest.approx([0.25, 0.25])
@@ -184,7 +170,7 @@ def test_cache_bytes_are_those_of_a_cache():
     """A cache that is told smaller than what is kept, or as large as what was read."""
     model, n = tiny_llama(n_layer=9, context_length=8), 40
     of_a_key = 2 * model.config.n_kv_head * model.config.head_dim * 8
-    run = measured(model, ALL, {"a": [0] * (n + 1)}, nll={})
+    run = measured(model, chosen(model), {"a": [0] * (n + 1)}, {"full": 0})
     found = {entry["name"]: entry["cache_bytes"] / of_a_key
              for entry in comparison.result(run)["results"]["methods"]}  # fmt: skip
     assert found == {
@@ -199,39 +185,33 @@ def test_cache_bytes_are_those_of_a_cache():
 
 
 def test_the_sweep_measures_each_setting():
-    """A value that is swept and not used, or a ceiling that stays where it was; a setting that
-    is measured twice; a second half of a text that is not timed."""
+    """A value that is swept and not used, or a ceiling that stays where it was."""
     model = tiny_llama(context_length=8)
-    documents = {name: some_tokens(41, seed=s)[0].tolist() for s, name in enumerate("ab")}
+    documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
     run = measured(model, sweep_of(LMInfinite(6, 2, 6), 8), documents)
     run.settings |= {"sweep": True, "asked": ["lambda"]}
-    assert len(run.methods) == 1 + 7 + 4 and len(run.distinct) == 1 + 6 + 3
-    assert run.seconds.min() > 0
+    assert len(run.methods) == 1 + 7 + 4
+    base = np.stack([stream_nll(model, ids, LMInfinite(6, 2, 6)) for ids in documents.values()])
     for entry in comparison.result(run)["results"]["methods"][1:]:
         name, value = entry["name"].split("=")
         n_local, n_global = ({"n_local": 6, "n_global": 2} | {name: int(value)}).values()
         lm = LMInfinite(n_local, n_global, n_local)
-        nll = [stream_nll(model, ids, lm)[8:] for ids in documents.values()]
-        base = [stream_nll(model, ids, LMInfinite(6, 2, 6))[8:] for ids in documents.values()]
-        expected, less = (float(torch.stack(x).mean()) for x in (nll, base))
-        assert entry["beyond"]["nll"] == pytest.approx(expected, abs=1e-5), entry["name"]
+        nll = np.stack([stream_nll(model, ids, lm) for ids in documents.values()])
+        assert entry["beyond"]["nll"] == pytest.approx(nll[:, 8:].mean(), abs=1e-5), entry[
+            "name"
+        ]
         found = entry["beyond_less_lm_infinite"]["nll"]
-        assert found == pytest.approx(expected - less, abs=1e-5)
+        assert found == pytest.approx((nll - base)[:, 8:].mean(), abs=1e-5)
 
 
 # ---- what is said of them
 
 
-def made_up(names=("full", "lambda"), n_documents=3, **numbers) -> dict:
-    """A result of `evaluate compare`, of random numbers; numbers: added to a method's."""
-    model = tiny_llama(context_length=64)
-    drawn = np.random.default_rng(0).normal(3, 0.3, (n_documents, 300))
-    nll = {name: drawn + numbers.get(name, 0.0) for name in names}
-    documents = {str(k): [0] * 301 for k in range(n_documents)}
-    run = measured(model, names, documents, LMInfinite(60, 4, 60, top_k=5), nll)
-    told = {"model": "weights/tiny", "documents": list(documents), "length": 300, "budget": 64,
-            "context_length": 64, "device": "cpu", "threads": 1, "asked": names}  # fmt: skip
-    return {"settings": told, **comparison.result(run)}
+def drawn(names, n_documents=3, **more) -> dict:
+    """made_up, of random numbers; more: added to a method's."""
+    same = np.random.default_rng(0).normal(3, 0.3, (n_documents, 300))
+    lm = LMInfinite(60, 4, 60, top_k=5)
+    return made_up({name: same + more.get(name, 0.0) for name in names}, lm, 64)
 
 
 def test_the_table_shows_the_numbers():
@@ -241,40 +221,28 @@ def test_the_table_shows_the_numbers():
     assert table.mean(None) == "-"
     zero = {"nll": -0.0001, "interval": [-0.0004, 0.25]}
     assert table.difference(zero) == "+0.000 (+0.000 to +0.250)"
-    result = made_up(full=1.5)
+    result = drawn(["full", "lambda"], full=1.5)
     found = result["results"]["methods"]
     lines = table.methods_table(result).split("\n")
-    head = "method | keys a token sees | 0 to 64 | 64 to 128 | 128 to 256 | 256 to 300"
-    head += " | beyond, less LM-Infinite | time per token | cache"
-    assert lines[0] == f"| {head} |" and set(lines[1]) == {"|", "-"}
+    head = "method | 0 to 64 | 64 to 128 | 128 to 256 | 256 to 300"
+    assert lines[0] == f"| {head} | beyond, less LM-Infinite | cache |"
     full, ours = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert len(full) == len(ours) == 9 and lines[1].count("|") == 10
-    assert full[:2] == ["full attention", "all"]
-    assert full[2:6] == [table.mean(row) for row in found[0]["nll"]]
-    assert full[6] == "+1.500 (+1.500 to +1.500)" and ours[6] == "-"
+    assert len(full) == len(ours) == 7 and lines[1] == "|" + 7 * "---|"
+    assert full[0] == "full attention" and full[1:5] == [
+        table.mean(row) for row in found[0]["nll"]
+    ]
+    assert full[5] == "+1.500 (+1.500 to +1.500)" and ours[5] == "-"
     of_a_key = 2 * 2 * 2 * 8 * 8
-    assert full[7:] == ["20 µs", f"{300 * of_a_key / 1000:.2f} kB"]
-    assert ours[8] == f"{64 * of_a_key / 1000:.2f} kB"
+    assert [full[6], ours[6]] == [f"{n * of_a_key / 1000:.2f} kB" for n in (300, 64)]
     found[1]["passkey"] = {"accuracy": 0.5, "interval": [0.25, 0.75]}
     lines = table.methods_table(result).split("\n")
     assert lines[0].endswith("| cache | passkey, middle |")
     assert lines[2].endswith("| - |") and lines[3].endswith("| 50.0% (25.0 to 75.0) |")
-    alone = table.methods_table(made_up(["full"])).split("\n")[0]
+    alone = table.methods_table(drawn(["full"])).split("\n")[0]
     assert "less LM-Infinite" not in alone and "passkey" not in alone
 
 
-@pytest.mark.parametrize("names, n_documents", [(ALL, 3), (["full"], 1)])
-def test_a_picture_is_drawn(names, n_documents):
-    """A picture that needs all methods, or intervals."""
-    pytest.importorskip("matplotlib")
-    result = made_up(names, n_documents, full=5.0)
-    assert comparison.picture(result).startswith(b"\x89PNG\r\n")
-
-
 # ---- the program
-
-
-LONG = "The ship went on. The men looked at the sea, for it was late. Nobody spoke. " * 200
 
 
 @pytest.fixture
@@ -283,37 +251,29 @@ def call(program):
     return partial(program, main, "compare")
 
 
-def test_one_run_one_table(call, texts, tmp_path, shipped):
-    """A program that prints another number than it measured, or writes another file; a card
-    whose command prints other numbers than its own."""
+def test_one_run_one_table(call, texts, tmp_path):
+    """A program that prints another number than it measured, or writes another file; a picture
+    that needs all methods, or intervals."""
     pytest.importorskip("matplotlib")
+    assert comparison.picture(drawn(["full"], 1)).startswith(b"\x89PNG\r\n")
     out_file, path = tmp_path / "new" / "run.json", tmp_path / "new" / "methods.png"
-    flags = ["--text", texts / "a", texts / "b", "--length", 300, "--out", out_file]
+    flags = ["--text", texts / "a", texts / "b", "--length", 270, "--out", out_file]
     code, out, err = call(*flags, "--trials", 0, "--figure", path)
-    assert code == 0 and "4,800/4,800 tokens" in err and "passkey" not in out
+    assert code == 0 and "4,320/4,320 tokens" in err and "passkey" not in out
     result = json.loads(out_file.read_text())
     assert "\n".join(out.split("\n")[:10]) == table.methods_table(result)
     assert [entry["name"] for entry in result["results"]["methods"]] == ALL
     told = result["settings"]
     assert told["budget"] == 256 and told["lm_infinite"]["n_local"] == 246
-    assert told["length"] == 300 and len(told["documents"]) == 2
+    assert told["length"] == 270 and len(told["documents"]) == 2
     inside = [entry["nll"][0]["nll"] for entry in result["results"]["methods"]]
     assert max(inside) - min(inside) < 0.02
     assert sorted(p.name for p in out_file.parent.iterdir()) == ["methods.png", "run.json"]
-    flags = ["--text", texts / "a", "--length", 400, "--trials", 0, "--n-local", 256, "--json"]
-    code, out, _ = call(*flags, "--methods", "full,lambda,truncate")
-    found, (model, tokenizer) = json.loads(out)["results"]["methods"], shipped
-    found = {entry["name"]: entry["nll"] for entry in found}
-    ids = tokenizer.encode((texts / "a").read_text())[:401]
-    columns = {"full": "vanilla", "lambda": "lm_infinite", "truncate": "reencoded"}
-    for number, row in enumerate(by_position(model, {"a": ids}, LMInfinite(256, 10, 256))):
-        for name, column in columns.items():
-            assert found[name][number]["nll"] == pytest.approx(row[column], abs=1e-4)
 
 
 def test_the_settings_reach_the_measure(call, texts):
     """A flag that is parsed and then dropped."""
-    flags = ["--text", texts / "a", "--length", 120, "--json", "--methods", "lambda,topk"]
+    flags = ["--text", texts / "a", "--length", 60, "--json", "--methods", "lambda,topk"]
     flags += ["--trials", 0, "--n-local", 20]
 
     def settings(*more):
@@ -322,15 +282,12 @@ def test_the_settings_reach_the_measure(call, texts):
 
     base = settings()
     for more, changed in (
-        (["--n-global", 0], (True, True)),
-        (["--n-local", 21], (True, True)),
-        (["--distance-ceiling", 3], (True, True)),
-        (["--top-k-middle", 2], (False, True)),
-        (["--top-k-distance", 1], (False, True)),
-        (["--top-k-from-layer", 2], (False, True)),
-        (["--chunk", 11], (False, False)),
-    ):
-        differs = tuple(abs(x - y) > 1e-4 for x, y in zip(base, settings(*more)))
+        ("--n-global 0", (True, True)), ("--n-local 21", (True, True)),
+        ("--distance-ceiling 3", (True, True)), ("--top-k-middle 2", (False, True)),
+        ("--top-k-distance 1", (False, True)), ("--top-k-from-layer 2", (False, True)),
+        ("--chunk 11", (False, False)),
+    ):  # fmt: skip
+        differs = tuple(abs(x - y) > 1e-4 for x, y in zip(base, settings(*more.split())))
         assert differs == changed, more
 
 
@@ -338,7 +295,7 @@ def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path, monkeypatch):
     """A key in the window, which all methods find; a sweep of other documents, or one that
     nobody sees; a run that is stopped between all of them, and ends with other numbers."""
     path, out_file = tmp_path / "long", tmp_path / "run.json"
-    path.write_text(LONG)
+    path.write_text("The ship went on. They looked at the sea, for it was late. " * 200)
     flags = ["-m", ROOT / "weights" / "nano-llama", "--text", path, "--length", 1026]
     flags += ["--methods", "lambda,topk", "--threads", 1]
     flags += ["--trials", 1, "--sweep", "--out"]
@@ -347,41 +304,14 @@ def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path, monkeypatch):
     assert "Pass keys: 1, in 1,024 tokens." in whole
     assert "| setting | beyond 256 |" in whole and "\n| n_local 64 | " in whole
     arguments = [*flags, out_file]
-    for step in (3, 10):
+    for step in (3, 11):
         with monkeypatch.context() as patched:
             interrupt_at(patched, Run, step)
             assert call(*arguments)[0] == 130
         arguments = ["--resume", out_file]
     code, out, _ = call(*arguments)
-    result, other = (json.loads(x.read_text()) for x in (out_file, tmp_path / "whole.json"))
-    for found in (result, other):
-        for entry in found["results"]["methods"]:
-            entry.pop("seconds_per_token")
-    assert code == 0 and result == other
-    found = {e["name"]: e["passkey"] for e in result["results"]["methods"] if e["passkey"]}
-    assert found["lambda"]["accuracy"] == 0
-    found = {e["name"]: e for e in result["results"]["methods"]}
+    assert code == 0 and out_file.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    found = {e["name"]: e for e in json.loads(out_file.read_bytes())["results"]["methods"]}
+    assert found["lambda"]["passkey"]["accuracy"] == 0 and found["topk"]["passkey"]
     assert found["n_global=10"]["beyond"]["nll"] == found["lambda"]["beyond"]["nll"]
     assert found["n_global=10"]["beyond_less_lm_infinite"]["nll"] == 0
-
-
-@pytest.mark.parametrize("arguments, code, words", [
-    (["--text", "a", "--length", 9999], 1, "has only"),
-    (["--text", "latin", "--length", 2], 1, "not UTF-8"),
-    (["--text", "missing", "--length", 2], 1, "cannot read missing"),
-    (["--corpus", "."], 1, "no held-out documents"),
-    (["--text", "a", "--length", 9, "-m", "nowhere"], 1, "nowhere"),
-    (["--text", "a", "--length", 9], 1, "--trials 0"),
-    (["--text", "a", "--length", 9, "--n-global", 256], 1, "no window: give --n-local"),
-    (["--text", "a", "--length", 9, "--top-k-from-layer", 4], 1, "the model's 4 layers"),
-    (["--text", "a", "--figure", "x.png"], 1, "--figure draws with matplotlib"),
-    (["--length", 1], 2, "--length"), (["--attention", "full"], 2, "--attention"),
-    (["--methods", "full,half"], 2, "'half' is none of full, truncate"),
-])  # fmt: skip
-def test_what_cannot_be_measured(call, texts, monkeypatch, arguments, code, words):
-    """A traceback for a mistyped name, a run of ten minutes that ends in an ImportError, or a
-    flag that is taken and means nothing."""
-    monkeypatch.chdir(texts)
-    monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
-    found, out, err = call(*arguments)
-    assert found == code and not out and words in err.splitlines()[-1]

@@ -1,6 +1,8 @@
 """The same code on a GPU: every path against its own numbers on the CPU. Where there is no GPU,
 what can be said without one is in test_chunked.py and test_decoding.py."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import (
@@ -52,24 +54,30 @@ def test_a_long_text_in_the_sizes_of_real_models(n, dtype, head_dim):
     assert (found.double() - right).abs().max() <= ALLOWED[dtype]
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+MIDDLE = LMInfinite(6, 2, 6, top_k=3, top_k_from_layer=1)
+LMS = SETTINGS | {"last": MIDDLE, "all": replace(MIDDLE, top_k_queries="all")}
+
+
+@pytest.mark.parametrize("kind", ("ram", "disk"))
+@pytest.mark.parametrize("setting", LMS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_models_read_the_same(family, setting):
-    """Catches a cache, padding or a decode step that only works beside the CPU's memory."""
-    lm, tokens, model = SETTINGS[setting], some_tokens(40, batch=2), tiny_model(family)
+def test_models_read_the_same(family, setting, kind):
+    """Catches a cache, padding, a decode step or a middle that only works beside the CPU's
+    memory."""
+    lm, tokens, model = LMS[setting], some_tokens(40, batch=2), tiny_model(family)
     right = model(tokens, lm, path="reference")
     ragged = model(tokens, lm, path="reference", lengths=[40, 23])[1, 17:]
     model, tokens = model.to("cuda"), tokens.to("cuda")
-    readings = {
-        "reference": model(tokens, lm, path="reference"),
-        "chunked": model(tokens, lm),
-        "cached": read_in_chunks(model, tokens, lm, [9, 1, 13, 1]),
-    }
+    readings = {"reference": model(tokens, lm, path="reference"), "chunked": model(tokens, lm)}
+    if setting != "last":
+        sizes = [9, 1, 13, 1]
+        readings["cached"] = read_in_chunks(model, tokens, lm, sizes, middle=kind)
     for name, logits in readings.items():
         assert (logits.cpu() - right).abs().max() <= 1e-10, name
-    cache = model.new_cache(2, lm, padding=[0, 17])
-    pieces = [model(tokens[:, a:b], lm, cache=cache) for a, b in ((0, 30), (30, 39), (39, 40))]
-    assert (torch.cat(pieces, 1)[1, 17:].cpu() - ragged).abs().max() <= 1e-10
+    for padding, expected in (([0, 0], right[:, -1]), ([0, 17], ragged[None, -1])):
+        cache = model.new_cache(2, lm, middle=kind, padding=padding)
+        found = model.head(model.prefill(tokens, lm, cache, 13))[:, -1].cpu()
+        assert (found[-len(expected) :] - expected).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -128,25 +136,3 @@ def test_a_session_stays_on_the_device():
     right = Session(model, lm, prefill_chunk=16).read(ids)
     found = Session(model.to("cuda"), lm, prefill_chunk=16).read(ids)
     assert found.device.type == "cpu" and (found - right).abs().max() <= 1e-4
-
-
-@pytest.mark.parametrize("queries", ("last", "all"))
-@pytest.mark.parametrize("kind", ("ram", "disk"))
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_middle_comes_back(family, kind, queries):
-    """Catches scores, columns or values of the middle that stay on the other device."""
-    lm = LMInfinite(6, 2, 6, top_k=3, top_k_from_layer=1, top_k_queries=queries)
-    model, tokens = tiny_model(family), some_tokens(40, batch=2)
-    right = model(tokens, lm, path="reference")[:, -1]
-    model, tokens = model.to("cuda"), tokens.to("cuda")
-    cache = model.new_cache(2, lm, middle=kind)
-    pieces = (tokens[:, :30], tokens[:, 30:39], tokens[:, 39:])
-    found = [model(piece, lm, cache, n_reaching=None if queries == "all" or last else 0)
-             for piece, last in zip(pieces, (False, False, True))]  # fmt: skip
-    readings = {
-        "reference": model(tokens, lm, path="reference")[:, -1],
-        "chunked": model(tokens, lm)[:, -1],
-        "cached": found[-1][:, -1],
-    }
-    for name, logits in readings.items():
-        assert (logits.cpu() - right).abs().max() <= 1e-10, name

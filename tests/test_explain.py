@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import FAMILIES, SETTINGS, fuzz, some_tokens, tiny_model
+from conftest import FAMILIES, SETTINGS, fuzz, tiny_model
 
 from minilm_inf.config import LMInfinite
 from minilm_inf.generate import main as generate
@@ -13,12 +13,12 @@ from minilm_inf.writing.explain import explain
 from minilm_inf.writing.session import Session
 
 
-def logits_of(model, lm, x, path="reference"):
+def logits_of(model, lm, x):
     """The last token's logits for embeddings x (1, T, E) instead of tokens."""
     tokens = torch.zeros(x.shape[:2], dtype=torch.long)
     hook = model.embed.register_forward_hook(lambda *_: x)
     try:
-        return model(tokens, lm, path=path)[0, -1]
+        return model(tokens, lm, path="reference")[0, -1]
     finally:
         hook.remove()
 
@@ -26,7 +26,7 @@ def logits_of(model, lm, x, path="reference"):
 DRAWS = [{"n": 23, "lm": lm} for lm in SETTINGS.values()]
 DRAWS += [
     {"n": draw["n"], "lm": LMInfinite(draw["l"], draw["g"], draw["l"], draw["k"])}
-    for draw in fuzz(8, 8, n=[1, 6, 17, 30], l=[1, 4, 7], g=[0, 2, 9], k=[1, 3, 40])
+    for draw in fuzz(8, 6, n=[1, 6, 17, 30], l=[1, 4, 7], g=[0, 2, 9], k=[1, 3, 40])
 ]
 
 
@@ -48,60 +48,43 @@ def test_what_is_explained_is_what_matters(number):
         nudged[0, j] += 1e-4 * torch.randn(x.shape[-1], dtype=x.dtype)
         if (logits_of(model, lm, nudged) - right).abs().max() > 1e-9:
             moved.append(j)
-    assert sorted(seen) == moved and len(set(seen)) == len(seen)
+    assert seen == moved
 
 
 def test_kinds_and_distances():
-    """Catches a distance beyond the ceiling, and one that forgets it."""
+    """Catches a distance beyond the ceiling, and one that forgets it; a middle that lower
+    layers, which do not reach back, would have brought."""
     model = tiny_model("llama")
     for lm, starting, window in (
         (SETTINGS["LM-Infinite"], (6, 6), (0, 5)),
         (SETTINGS["Λ without ceiling"], (18, 19), (0, 5)),
         (SETTINGS["ceiling below the window"], (3, 3), (0, 3)),
         (SETTINGS["ceiling beyond the window"], (9, 9), (0, 5)),
+        (LMInfinite(6, 2, 6, top_k=2, top_k_from_layer=2), (6, 6), (0, 5)),
     ):
         session = Session(model, lm)
         with pytest.raises(ValueError, match="nothing was read"):
             explain(session)
         session.read([1] * 20)
-        assert explain(session) == [
-            ("starting", 0, 1, *starting, ()), ("window", 14, 19, *window, ()),
-        ]  # fmt: skip
-
-
-def test_heads_and_layers_of_the_middle():
-    """Catches heads of another layer or row, and a layer below the first that is named."""
-    model = tiny_model("llama", n_layer=3)
-    lm = LMInfinite(5, 2, 5, top_k=2, top_k_distance=3, top_k_from_layer=1)
-    session = Session(model, lm)
-    session.read(some_tokens(30)[0].tolist())
-    spans = [span for span in explain(session) if span.kind == "middle"]
-    assert {span.nearest for span in spans} == {3} == {span.farthest for span in spans}
-    for layer in (1, 2):
-        found = session.cache.layers[layer].middle.last
-        for head in range(4):
-            tokens = [span.first for span in spans if (layer, head) in span.by]
-            assert tokens == found.columns[0, head, 0].tolist() and len(tokens) == 2
-    assert {layer for span in spans for layer, _ in span.by} == {1, 2}
+        found = explain(session)
+        assert found == [("starting", 0, 1, *starting), ("window", 14, 19, *window)]
 
 
 def test_the_program_explains(program):
     """Catches an explanation of the prompt instead of the last token, in text and in JSON; one
-    that is made up, or left out in silence."""
+    that counts other tokens than the statistics do."""
     arguments = ["--n-local", "20", "--n-global", "3", "--top-k-middle", "1", "-n", "7"]
-    arguments += ["-t", "0", "-q", "--device", "cpu", "--explain", "-p", "once " * 60]
+    arguments += ["-t", "0", "--device", "cpu", "--explain", "-p", "once " * 60]
     found = json.loads(program(generate, *arguments, "--json")[1])
     last = found["tokens"] - 2  # the last token that was read: what follows it was not
-    spans = found["explain"]
-    assert spans[0] == {"as": "starting", "first": 0, "last": 2, "nearest": 20, "farthest": 20}
-    assert spans[-1] == {
-        "as": "window", "first": last - 19, "last": last, "nearest": 0, "farthest": 19,
-    }  # fmt: skip
-    assert all(span["nearest"] == 10 and span["by"] for span in spans[1:-1]) and spans[1:-1]
-    out = program(generate, *arguments)[1]
+    first, *middle, window = (tuple(span.values()) for span in found["explain"])
+    assert first == ("starting", 0, 2, 20, 20)
+    assert window == ("window", last - 19, last, 0, 19)
+    assert middle and {(kind, near, far) for kind, *_, near, far in middle} == {
+        ("middle", 10, 10)
+    }
+    _, out, err = program(generate, *arguments)
+    assert f" of {last + 1} tokens" in err
     assert re.search(r"^0 to 2 +starting +at 20 +'once", out, re.M)
     assert re.search(rf"^{last - 19} to {last} +window +at 0 to 19 ", out, re.M)
-    assert re.search(r"^\d+ +middle +at 10 .*layer \d+ head \d", out, re.M)
-    for flags, words in ((["-p", "b"], "one text at a time"), (["-i"], "--interactive")):
-        code, _, err = program(generate, "--explain", "-p", "a", *flags)
-        assert code == 2 and words in err
+    assert re.search(r"^\d+ +middle +at 10 +'.*\[.*\]", out, re.M)

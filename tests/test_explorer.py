@@ -1,12 +1,15 @@
 """tutorials/explorer.html in a real browser: its matrices and its cache against the package."""
 
-import itertools
+import html
+import json
 import os
+import re
+import shutil
+import subprocess
 
 import pytest
 import torch
-from browser import BrowserError, Page, find
-from conftest import ROOT, tiny_llama
+from conftest import ROOT, fuzz, tiny_llama
 
 from minilm_inf.config import LMInfinite
 from minilm_inf.distance_ceiling import capped_logits
@@ -15,38 +18,127 @@ from minilm_inf.lambda_mask import lambda_mask
 from minilm_inf.top_k import largest, middle_mask
 
 pytestmark = pytest.mark.slow  # a browser's start
-FILE = ROOT / "tutorials" / "explorer.html"
+TEXT = (ROOT / "tutorials" / "explorer.html").read_text(encoding="utf-8")
 REQUIRED = "EXPLORER_NEEDS_CHROMIUM"  # set by .ci/run, where a skip would hide a failure
 NAMES = ("n_local", "n_global", "distance_ceiling")
-GRID = [
-    dict(zip(NAMES, values))
-    for values in itertools.product([None, 1, 2, 5, 8, 24], [0, 1, 3, 7], [None, 0, 3, 8, 30])
-]
-LENGTHS = [1, 8, 9, 23]
+DRAWS = fuzz(
+    1, 100, n_local=[None, 1, 2, 5, 8, 24], n_global=[0, 1, 3, 7],
+    distance_ceiling=[None, 0, 3, 8, 30], top_k=[0, 0, 0, 1, 5], length=[1, 8, 9, 23, 30],
+)  # fmt: skip
+CASES = [draw | {"top_k": 0} if draw["n_local"] is None else draw for draw in DRAWS]
+CONFIG = tiny_llama().config
+WIDTHS = (1280, 768, 375, 320)
+
+# What is asked of the page, in frames of these widths; every answer is found by its name.
+ASKED = """async (cases, pages) => {
+  const page = pages[0], {explorer, document} = page, {state, change} = explorer;
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const put = (x) => ["y", "x"].map((name) => Math.floor(x.getAttribute(name) / 10));
+  const cells = (id, of) => all(`#${id} rect:is([class^=c-], [data-felt])`)
+    .map((x) => [...put(x), of(x)]);
+  const drawn = () => ({
+    kinds: cells("mask", (x) => x.className.baseVal.slice(2)),
+    far: cells("far", (x) => x.dataset.felt === undefined ? null : +x.dataset.felt),
+    bars: all("#query-figure [data-key]").map((x) => [+x.dataset.key, +x.dataset.felt]),
+    ring: all("#ring path[data-slot]").map((x) => x.dataset.position)
+      .map((position) => position === "none" ? null : +position),
+  });
+  const rules = ({length, ...s}) => ({
+    mask: explorer.mask(length, s), ...explorer.cacheSlots(length, s),
+    kept: explorer.keptKeys(length, {...s, top_k: 0}),
+    felt: Array.from({length}, (_, i) =>
+      Array.from({length: i + 1}, (_, j) => explorer.feltDistance(i, j, s))),
+  });
+  const now = (...names) => names.map((name) => state[name]);
+  const found = {
+    scores: Array.from({length: 30}, (_, j) => explorer.madeUpScore(j)),
+    rules: cases.map(rules), middle: explorer.middleDistance({n_local: 9}),
+    presets: all("#presets button").map((button) => {
+      button.click();
+      const pressed = all("#presets [aria-pressed=true]");
+      return [button.textContent, ...now("n_local", "n_global", "distance_ceiling", "top_k"),
+        pressed.length === 1 && pressed[0] === button];
+    }),
+    drawn: cases.map((one) => {
+      change({...one, query: Math.floor(one.length * 2 / 3), tied: false});
+      return drawn();
+    }),
+    tab: all("a, button, input, summary, [tabindex='0']").filter((x) => x.checkVisibility())
+      .map((x) => (x.focus(), document.activeElement === x && (x.id || x.textContent))),
+  };
+  const slide = (name, value) => {
+    const slider = document.getElementById(name);
+    slider.value = value;
+    slider.dispatchEvent(new page.Event("input"));
+    return [...now(name), slider.getAttribute("aria-valuetext")];
+  };
+  found.slid = [slide("distance_ceiling", 10), slide("distance_ceiling", 49)];
+  change({length: 24, query: 23, key: 0});
+  const keys = "ArrowUp ArrowUp ArrowRight ArrowRight End PageUp Home".split(" ");
+  const matrix = document.getElementById("mask");
+  found.typed = keys.map((key) => {
+    matrix.dispatchEvent(new page.KeyboardEvent("keydown", {key}));
+    return now("query", "key");
+  });
+  found.clicked = all("#mask rect[class^=c-]").map((_, number) => {
+    const cell = all("#mask rect[class^=c-]")[number]; // drawn afresh after each click
+    const {x, y, width, height} = cell.getBoundingClientRect();
+    const where = {clientX: x + width / 2, clientY: y + height / 2};
+    matrix.dispatchEvent(new page.MouseEvent("click", where));
+    return [put(cell), now("query", "key")];
+  });
+  page.setInterval = (tick) => { for (let n = 0; n < 99; n++) tick(); };
+  document.getElementById("play").click();
+  found.played = now("length", "query");
+  found.fits = pages.map((page) => {
+    page.explorer.change({...cases[0], length: 48, top_k: 5});
+    return page.document.documentElement.scrollWidth <= page.innerWidth;
+  });
+  found.fetched = page.performance.getEntriesByType("resource").map((one) => one.name);
+  return {...found, errors: pages.flatMap((page) => page.errors)};
+}"""
+AROUND = """<!DOCTYPE html><meta charset="utf-8"><body><script>
+const open = (width) => new Promise((ready) => {
+  const frame = Object.assign(document.createElement("iframe"), {width, height: 900});
+  Object.assign(frame, {srcdoc: PAGE, onload: () => ready(frame.contentWindow)});
+  document.body.append(frame);
+});
+const show = (found) => {
+  document.body.innerHTML = "<pre></pre>";
+  document.querySelector("pre").textContent = JSON.stringify(found);
+};
+Promise.all(WIDTHS.map(open)).then((pages) => (ASKED)(CASES, pages))
+  .then(show, (error) => show({error: error.stack}));
+</script>"""
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    required, program = os.environ.get(REQUIRED), find()
+def found(tmp_path_factory):
+    """The page's answers to what is asked."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((path for path in map(shutil.which, names) if path), None)
     if program is None:
-        assert not required, "chromium must be there, and is not"
+        assert not os.environ.get(REQUIRED), "chromium must be there, and is not"
         pytest.skip("no chromium here; Debian's can be had with: apt-get install chromium")
-    try:
-        page = Page(program, FILE.as_uri(), tmp_path_factory.mktemp("browser"))
-    except BrowserError as error:
-        assert not required, error
-        pytest.skip(f"{program} cannot be driven here: {error}")
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def page(browser):
-    """The page as it opens, on a screen of 1280 x 900."""
-    browser.screen(1280, 900)
-    browser.go(FILE.as_uri())
-    browser.errors.clear()
-    return browser
+    watched = "<script>errors = []; onerror = (error) => errors.push(error);</script>"
+    page = TEXT.replace("<script>", f"{watched}<script>", 1)
+    parts = {"PAGE": page, "WIDTHS": WIDTHS, "CASES": CASES}
+    around = AROUND.replace("ASKED", ASKED)
+    for name, value in parts.items():
+        around = around.replace(name, json.dumps(value).replace("</", "<\\/"))
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "page.html").write_text(around, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=60000", "--dump-dom"]
+    done = subprocess.run(
+        [program, *flags, (folder / "page.html").as_uri()], capture_output=True, text=True,
+        encoding="utf-8", timeout=300,
+    )  # fmt: skip
+    shown = re.search("<pre>(.*)</pre>", done.stdout, re.DOTALL)
+    assert shown, done.stdout[-300:] + done.stderr[-300:]
+    answers = json.loads(html.unescape(shown[1]))
+    assert "error" not in answers, answers
+    return answers
 
 
 class Ruler:
@@ -62,226 +154,107 @@ class Ruler:
         return distance[None]
 
 
-def felt_distances(length: int, lm: LMInfinite) -> torch.Tensor:
-    """The distance that the package computes each logit with, (T, T)."""
-    nothing, p = torch.zeros(1, 1, length, 2, dtype=torch.float64), torch.arange(length)
-    return capped_logits(nothing, nothing, p, p, Ruler(), lm.distance_ceiling, 1.0)[0, 0]
+def setting_of(case) -> LMInfinite:
+    return LMInfinite(**{name: case[name] for name in NAMES}, top_k=case["top_k"])
 
 
-def mask_of(length: int, lm: LMInfinite) -> torch.Tensor:
-    positions = torch.arange(length)
-    return lambda_mask(positions, positions, lm)
+def felt_distances(case) -> list:
+    """The distance that the package computes each logit with, a row per query."""
+    n, p = case["length"], torch.arange(case["length"])
+    nothing, ceiling = torch.zeros(1, 1, n, 2, dtype=torch.float64), case["distance_ceiling"]
+    felt = capped_logits(nothing, nothing, p, p, Ruler(), ceiling, 1.0)[0, 0].tolist()
+    return [row[: i + 1] for i, row in enumerate(felt)]
 
 
-def slots_of(length: int, lm: LMInfinite) -> tuple[list, list]:
+def mask_of(case, scores) -> torch.Tensor:
+    """What the package sees, where top_k goes by these scores."""
+    n, lm, p = case["length"], setting_of(case), torch.arange(case["length"])
+    seen = lambda_mask(p, p, lm)
+    if not lm.top_k:
+        return seen
+    logits = torch.tensor(scores[:n], dtype=torch.float64).expand(n, n)
+    return seen | largest(logits, middle_mask(p, p, lm) & (p[:, None] >= p), lm.top_k)
+
+
+def slots_of(case) -> tuple[list, list]:
     """What a real Cache holds in each slot of its ring and of its starting keys: positions,
     which are fed to it as values, three at a time."""
-    config = tiny_llama().config
-    cache = Cache(config, 1, lm, torch.float64, "cpu")
-    shape = (1, config.n_kv_head, -1, config.head_dim)
-    for start in range(0, length, 3):
-        read = torch.arange(start, min(start + 3, length), dtype=torch.float64)
-        values = read[:, None].expand(1, config.n_kv_head, -1, config.head_dim).reshape(shape)
+    lm, n = setting_of(case | {"top_k": 0}), case["length"]
+    cache = Cache(CONFIG, 1, lm, torch.float64, "cpu")
+    for start in range(0, n, 3):
+        read = torch.arange(start, min(start + 3, n), dtype=torch.float64)
+        values = read[:, None].expand(1, CONFIG.n_kv_head, -1, CONFIG.head_dim)
         for layer in cache.layers:
             layer.extend(values, values, values, start, [0], 0)
         cache.length += len(read)
-    layer = cache.layers[-1]
-    in_ring = length if lm.n_local is None else min(length, lm.n_local)
-    window, starting = layer.ring[1][:, :, :in_ring], layer.starting[1]
-    return window[0, 0, :, 0].tolist(), starting[0, 0, :, 0].tolist()
+    ring, starting = cache.layers[-1].ring[1], cache.layers[-1].starting[1]
+    in_ring = min(n, lm.n_local or n)
+    return ring[0, 0, :in_ring, 0].tolist(), starting[0, 0, :, 0].tolist()
 
 
-def test_every_mask_distance_and_slot_is_the_packages(page):
-    """Catches a window, a ceiling or a count of starting tokens one off, a starting token seen
-    from the future, and a ring that is filled or turns elsewhere than a real cache's."""
-    program = """(grid) => grid.map(([n, s]) => ({
-      mask: explorer.mask(n, s), ...explorer.cacheSlots(n, s), kept: explorer.keptKeys(n, s),
-      felt: Array.from({length: n}, (_, i) =>
-        Array.from({length: n}, (_, j) => j > i ? null : explorer.feltDistance(i, j, s))),
-    }))"""
-    cases = [[length, setting] for setting in GRID for length in LENGTHS]
-    for (length, setting), found in zip(cases, page.call(program, cases)):
-        lm, here = LMInfinite(**setting), (length, setting)
-        felt = felt_distances(length, lm).tolist()
-        ring, starting = slots_of(length, lm)
-        empty = 0 if lm.n_local is None else max(0, lm.n_local - length)
-        assert found["mask"] == mask_of(length, lm).tolist(), here
-        for i, row in enumerate(found["felt"]):
-            assert row[: i + 1] == felt[i][: i + 1], here
-        assert found["kept"] == len(ring) + len(starting), here
-        assert found["ring"] == ring + [None] * empty and found["starting"] == starting, here
+def test_every_mask_distance_and_slot_is_the_packages(found):
+    """Catches a window, a ceiling or a count of starting tokens one off, a middle key that is
+    none, or the older one of equals, and a ring that turns elsewhere than a real cache's."""
+    assert len(set(found["scores"])) < 30  # so that there are equals to be told apart
+    assert found["middle"] == LMInfinite(9, 0, 9, top_k=1).middle_distance
+    for case, page in zip(CASES, found["rules"]):
+        (ring, starting), n_local = slots_of(case), case["n_local"] or 0
+        assert page["mask"] == mask_of(case, found["scores"]).tolist(), case
+        assert page["felt"] == felt_distances(case), case
+        assert page["kept"] == len(ring) + len(starting), case
+        empty = [None] * max(0, n_local - len(ring))
+        assert page["ring"] == ring + empty and page["starting"] == starting, case
 
 
-def test_the_middle_that_comes_back_is_chosen_as_the_package_would(page):
-    """Catches candidates that are not middle keys, and the older one of equals."""
-    length, positions = 40, torch.arange(40)
-    scores = page.call("(n) => Array.from({length: n}, (_, j) => madeUpScore(j))", length)
-    assert len(set(scores)) < length  # so that there are equals to be told apart
-    for n_local, n_global, top_k in itertools.product([1, 4, 9], [0, 3], [0, 1, 5]):
-        lm = LMInfinite(n_local, n_global, n_local, top_k=top_k)
-        setting = {name: getattr(lm, name) for name in (*NAMES, "top_k")}
-        seen = page.call("(n, s) => explorer.mask(n, s)", length, setting)
-        expected = lambda_mask(positions, positions, lm)
-        if top_k:
-            past = positions[:, None] >= positions
-            candidates = middle_mask(positions, positions, lm) & past
-            logits = torch.tensor(scores, dtype=torch.float64).expand(length, length)
-            expected |= largest(logits, candidates, top_k)
-            assert page.call("(s) => explorer.middleDistance(s)", setting) == lm.middle_distance
-        assert seen == expected.tolist(), setting
-
-
-DRAWN = """() => {
-  const cells = (id, of) => Array.from(
-    document.querySelectorAll(`#${id} rect:is([class^=c-], [data-felt])`),
-    (r) => [...["y", "x"].map((name) => Math.floor(+r.getAttribute(name) / 10)), of(r)]);
-  const paths = Array.from(document.querySelectorAll("#ring path[data-slot]"));
-  return {
-    mask: cells("mask", (r) => r.className.baseVal.slice(2)),
-    far: cells("far", (r) => r.dataset.felt === undefined ? null : +r.dataset.felt),
-    bars: Array.from(document.querySelectorAll("#query-figure [data-key]"),
-      (r) => [+r.dataset.key, +r.dataset.felt]),
-    ring: paths.map((p) => p.dataset.position === "none" ? null : +p.dataset.position),
-    says: document.getElementById("query-says").textContent,
-  };
-}"""
-
-
-@pytest.mark.parametrize("length", [1, 12, 30])
-def test_what_is_drawn_is_what_the_rules_say(page, length):
+def test_what_is_drawn_is_what_the_rules_say(found):
     """Catches a drawing that is late, or shows another row, column or slot."""
-    for setting in GRID[::7]:
-        lm, query = LMInfinite(**setting), length * 2 // 3
-        new = setting | {"length": length, "query": query, "tied": False}
-        page.call("(s) => explorer.change(s)", new)
-        drawn = page.call(DRAWN)
-        mask, felt = mask_of(length, lm), felt_distances(length, lm)
-        pairs = [(i, j) for i in range(length) for j in range(i + 1)]
-        assert [(i, j) for i, j, _ in drawn["mask"]] == pairs
-        assert [(i, j) for i, j, _ in drawn["far"]] == pairs
-        for (i, j, kind), (_, _, number) in zip(drawn["mask"], drawn["far"]):
-            assert (kind != "hidden") == mask[i, j], (setting, i, j)
-            assert number == (felt[i, j] if mask[i, j] else None), (setting, i, j)
-            if mask[i, j]:
-                is_local = lm.n_local is None or i - j < lm.n_local
-                assert kind == ("window" if is_local else "starting")
-        sees = [[j, felt[query, j]] for j in range(query + 1) if mask[query, j]]
-        assert drawn["bars"] == sees and f"sees {len(sees)} of " in drawn["says"]
-        if lm.n_local is not None:
-            held, _ = slots_of(length, lm)
-            assert drawn["ring"] == held + [None] * (lm.n_local - len(held))
-    assert page.errors == []
+    for case, page, rules in zip(CASES, found["drawn"], found["rules"]):
+        n, query, n_local = case["length"], case["length"] * 2 // 3, case["n_local"]
+        is_global = torch.arange(n) < case["n_global"]
+        far = [[i, j, d] for i, row in enumerate(rules["felt"]) for j, d in enumerate(row)]
+        if case["top_k"]:  # what came back has a distance of its own
+            far = [
+                [i, j, n_local // 2 if i - j >= n_local and not is_global[j] else d]
+                for i, j, d in far
+            ]
+        seen = [[i, j, d if rules["mask"][i][j] else None] for i, j, d in far]
+        assert page["far"] == seen, case
+        for i, j, kind in page["kinds"]:
+            local = "window" if n_local is None or i - j < n_local else "middle"
+            right = "starting" if local == "middle" and is_global[j] else local
+            assert kind == (right if rules["mask"][i][j] else "hidden"), case
+        assert page["bars"] == [[j, d] for i, j, d in seen if i == query and d is not None]
+        assert page["ring"] == ([] if n_local is None else rules["ring"]), case
+    assert found["errors"] == []
 
 
-def test_presets_are_the_papers_ablations(page):
+def test_presets_are_the_papers_ablations(found):
     """Catches a preset that sets something else than its name says."""
-    expected = {
-        "Full attention": (None, 0, None),
-        "Sliding window": (8, 0, None),
-        "Λ without ceiling": (8, 3, None),
-        "Ceiling without Λ": (None, 0, 8),
-        "LM-Infinite": (8, 3, 8),
-    }
-    press = """(k) => {
-      const button = document.querySelectorAll("#presets button")[k];
-      button.click();
-      const pressed = document.querySelectorAll("#presets [aria-pressed=true]");
-      const {n_local, n_global, distance_ceiling} = explorer.state;
-      return [button.textContent, [n_local, n_global, distance_ceiling],
-        pressed.length === 1 && pressed[0] === button];
-    }"""
-    for number, (name, values) in enumerate(expected.items()):
-        assert page.call(press, number) == [name, list(values), True]
+    assert found["presets"] == [
+        ["Full attention", None, 0, None, 0, True],
+        ["Sliding window", 8, 0, None, 0, True],
+        ["Λ without ceiling", 8, 3, None, 0, True],
+        ["Ceiling without Λ", None, 0, 8, 0, True],
+        ["LM-Infinite", 8, 3, 8, 0, True],
+    ]
 
 
-def state(page, *names) -> list:
-    return page.call("(names) => names.map((name) => explorer.state[name])", names)
-
-
-def focus(page) -> str:
-    return page.evaluate("document.activeElement.id || document.activeElement.textContent")
-
-
-def test_it_is_driven_by_the_keyboard_alone(page):
-    """Catches a control that Tab does not reach, one without a visible focus, and arrow keys
-    that move nothing, or scroll instead."""
-    order = []
-    for _ in range(18):
-        page.press("Tab")
-        order.append(focus(page))
-        outline = "getComputedStyle(document.activeElement).outlineStyle"
-        assert page.evaluate(outline) != "none", order[-1]
+def test_keys_sliders_and_clicks_move_it(found):
+    """Catches a control that no key reaches, keys that move nothing, a pointer that is off by
+    the drawing's margin or scale, and a play button that ends early, or never."""
     sliders = ["length", "query", "n_local", "n_global", "distance_ceiling", "tied", "top_k"]
-    assert order[1:4] == ["play", "fewer", "more"]
-    assert order[4:9] == [
-        "Full attention", "Sliding window", "Λ without ceiling", "Ceiling without Λ",
-        "LM-Infinite",
-    ]  # fmt: skip
-    assert order[9:17] == [*sliders, "mask"]
-
-    page.call("() => document.getElementById('distance_ceiling').focus()")
-    page.press("ArrowRight", 2)
-    assert state(page, "distance_ceiling", "tied") == [10, False]
-    page.press("End")
-    assert state(page, "distance_ceiling") == [None]
-    text = "document.activeElement.getAttribute('aria-valuetext')"
-    assert page.evaluate(text) == "none: true distances"
-
-    page.call("() => document.getElementById('mask').focus()")
-    page.press("ArrowUp", 3)
-    page.press("ArrowRight", 2)
-    assert state(page, "query", "key") == [20, 2]
-    says = "document.getElementById('readout').textContent"
-    assert page.evaluate(says).startswith("Query 20, key 2: a starting token")
-    page.press("End")
-    assert state(page, "query", "key") == [20, 20]
-    page.press("PageUp")
-    page.press("Home")
-    assert state(page, "query", "key") == [12, 0]
+    names = [preset[0] for preset in found["presets"]]
+    assert found["tab"][1:17] == ["play", "fewer", "more", *names, *sliders, "mask"]
+    assert found["slid"] == [[10, "10"], [None, "none: true distances"]]
+    typed = [[22, 0], [21, 0], [21, 1], [21, 2], [21, 21], [13, 13], [13, 0]]
+    assert found["typed"] == typed
+    assert len(found["clicked"]) == 24 * 25 / 2
+    assert all(cell == chosen for cell, chosen in found["clicked"])
+    assert found["played"] == [48, 47]
 
 
-@pytest.mark.parametrize("length", [9, 24, 48])
-def test_a_click_chooses_the_cell_under_it(page, length):
-    """Catches a pointer that is off by the margin, or by the scale, of the drawing."""
-    page.call("(length) => explorer.change({length})", length)
-    centre = """(id, place) => {
-      const cell = document.querySelectorAll(`#${id} rect:is([class^=c-], [data-felt])`)[place];
-      const {x, y, width, height} = cell.getBoundingClientRect();
-      return {x: x + width / 2, y: y + height / 2};
-    }"""
-    for name, (i, j) in itertools.product(("mask", "far"), [(length - 1, 0), (7, 7), (6, 2)]):
-        where = page.call(centre, name, i * (i + 1) // 2 + j)
-        for kind in ("mousePressed", "mouseReleased"):
-            page.send(
-                "Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where
-            )
-        assert state(page, "query", "key") == [i, j]
-
-
-def test_play_lets_the_text_grow_to_its_end(page):
-    """Catches a play button that stops early or never, or does not move the query."""
-    page.call("() => explorer.change({length: 45, query: 44})")
-    page.evaluate("globalThis.ticking = setInterval")
-    page.evaluate("globalThis.setInterval = (f, ms) => ticking(f, ms / 50); 0")
-    page.call("() => document.getElementById('play').focus()")
-    page.press("Enter")
-    page.wait_for("document.getElementById('play').textContent === 'Play'")
-    assert state(page, "length", "query") == [48, 47]
-
-
-@pytest.mark.parametrize("width", [320, 375, 768, 1280])
-def test_it_fits_its_screen(page, width):
-    """Catches a page that has to be scrolled sideways, on a phone or anywhere."""
-    page.screen(width, 800)
-    for setting in (GRID[0], GRID[-1]):
-        page.call("(s) => explorer.change(s)", setting | {"length": 48, "top_k": 5})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.errors == []
-
-
-def test_it_needs_nothing_from_anywhere(page):
-    """Catches a font, a script or a picture that is fetched."""
-    loaded = page.evaluate("performance.getEntriesByType('resource').map((r) => r.name)")
-    assert loaded == []
-    text = FILE.read_text(encoding="utf-8")
-    assert "http" not in text and "@import" not in text and "<link" not in text
+def test_it_fits_its_screen_and_needs_nothing(found):
+    """Catches a page that has to be scrolled sideways, on a phone or anywhere, and a font, a
+    script or a picture that is fetched."""
+    assert found["fits"] == [True] * len(WIDTHS) and found["fetched"] == []
+    assert not re.search("http|@import|<link", TEXT)

@@ -30,18 +30,16 @@ READING_ORDER = [
     "conformance.questions", "conformance.asking", "conformance", "conformance.__main__",
     "writing", "writing.saved_cache", "writing.sampling", "writing.session", "writing.explain",
     "writing.costs", "writing.plan", "writing.reply", "writing.conversation", "generate",
-    "train", "train.packages", "corpus", "train.practice", "evaluate", "evaluate.intervals",
-    "evaluate.compare", "evaluate.documents", "evaluate.tally", "evaluate.resume",
-    "evaluate.perplexity", "evaluate.streaming_llm", "evaluate.methods", "evaluate.trials",
-    "evaluate.cells", "evaluate.table", "evaluate.figure", "evaluate.retrieval",
-    "evaluate.comparison", "evaluate.__main__", "card", "diagnose", "diagnose.recorder",
-    "diagnose.measure", "diagnose.factors", "diagnose.figures", "diagnose.__main__",
-    "train.recipes", "train.schedule", "train.training",
-    "train.__main__", "inspect", "inspect.probe", "inspect.folder_facts", "inspect.__main__",
+    "corpus", "train", "train.practice", "evaluate", "evaluate.intervals",
+    "evaluate.compare", "evaluate.documents", "evaluate.resume", "evaluate.perplexity",
+    "evaluate.streaming_llm", "evaluate.methods", "evaluate.trials", "evaluate.table",
+    "evaluate.figure", "evaluate.retrieval", "evaluate.comparison", "evaluate.__main__", "card",
+    "diagnose", "diagnose.recorder", "diagnose.measure", "diagnose.factors", "diagnose.figures",
+    "diagnose.__main__", "train.recipes", "train.__main__", "inspect", "inspect.probe",
+    "inspect.folder_facts", "inspect.__main__",
     "convert", "convert.pickles", "convert.gguf_tokenizer", "convert.gguf_file",
-    "convert.__main__", "benchmark", "benchmark.memory", "benchmark.race",
-    "benchmark.attention", "benchmark.models", "benchmark.table",
-    "benchmark.__main__",
+    "convert.__main__", "benchmark", "benchmark.race", "benchmark.attention",
+    "benchmark.models", "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 
@@ -49,7 +47,6 @@ DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "convert.gguf_file": {"gguf"},
     "benchmark.models": {"transformers"},
-    "diagnose.figures": {"matplotlib"},
     "evaluate.figure": {"matplotlib"},
 }
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import fuzz
+from conftest import fuzz, named, tiny_model
 
-from minilm_inf.config import FULL_ATTENTION, LMInfinite, ModelConfig
+from minilm_inf.config import FULL_ATTENTION, LMInfinite
 from minilm_inf.lambda_mask import lambda_mask
 
 GRID = [
@@ -53,7 +53,7 @@ def test_every_pair_and_how_many_there_are(lm):
             assert (max(counts) == lm.most_visible) == is_reached
 
 
-@pytest.mark.parametrize("draw", fuzz(3, 30, seed=range(1000), lm=GRID), ids=str)
+@pytest.mark.parametrize("draw", fuzz(3, 30, seed=range(1000), lm=GRID), ids=named)
 def test_positions_of_any_order_with_gaps_and_padding(draw):
     """Catches masks built from indices instead of positions, and padding seen as text."""
     generator = torch.Generator().manual_seed(draw["seed"])
@@ -68,21 +68,18 @@ def test_positions_of_any_order_with_gaps_and_padding(draw):
     assert torch.equal(lambda_mask(q, k[1], draw["lm"])[1], mask[1])
 
 
-@pytest.mark.parametrize(
-    "name, least", [("n_local", 1), ("n_global", 0), ("distance_ceiling", 0)]
-)
-def test_a_setting_is_a_whole_number(name, least):
-    """Catches a window of 0 keys, in which a token would not even see itself, and a ceiling
-    below 0: a key would seem to stand in the future."""
-    for bad in (least - 1, 2.0, True, "4"):
+@pytest.mark.parametrize("bad", [-1, 2.0, True, "4"])
+@pytest.mark.parametrize("name", ["n_local", "n_global", "distance_ceiling", "top_k"])
+def test_a_setting_is_a_whole_number(name, bad):
+    """Catches a ceiling below 0, a key that would seem to stand in the future, and a window of
+    0 keys, in which a token would not even see itself."""
+    for value in {bad, 0 if name == "n_local" else bad}:
         with pytest.raises(ValueError, match=name):
-            LMInfinite(**dict(n_local=4) | {name: bad})
+            LMInfinite(**dict(n_local=4) | {name: value})
 
 
 def test_the_paper_sets_window_and_ceiling_to_the_trained_length():
     """Catches for_model with a ceiling one off, or without one."""
-    config = ModelConfig(
-        "any", 8, 1, 4, 2, 8, 2, 8, context_length=77, norm_eps=1e-5, tied=True
-    )
+    config = tiny_model("llama", context_length=77).config
     assert LMInfinite.for_model(config) == LMInfinite(77, 10, 77)
     assert LMInfinite.for_model(config, n_global=3) == LMInfinite(77, 3, 77)

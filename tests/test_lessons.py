@@ -4,12 +4,8 @@ Lessons and solutions run here without matplotlib, whether it is installed or no
 numbers and asserts need no picture.
 """
 
-import ast
 import importlib.util
 import re
-import sys
-import types
-from itertools import combinations
 
 import pytest
 from conftest import ROOT
@@ -132,22 +128,6 @@ def solution(lesson) -> str:
     return (SOLUTIONS / lesson.name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=name_of)
-def test_a_lesson_redefines_nothing(lesson):
-    """Catches a copy of the package in a lesson, which would drift away from it: what a lesson
-    defines has at most ten lines of code, and no name of the package."""
-    public = {"attend", "chunked_attend", "generate", "load", "lambda_mask", "capped_logits"}
-    public |= {"LMInfinite", "ModelConfig", "Rotary", "Alibi", "distances"}
-    source = lesson.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            assert node.name not in public
-            text = source.splitlines()[node.lineno - 1 : node.end_lineno]
-            lines = [line for line in text if line.strip() and line.strip()[0] != "#"]
-            told = len((ast.get_docstring(node) or "").splitlines())
-            assert len(lines) - told <= 11, node.name  # the def itself, and ten
-
-
 def test_nothing_is_left_of_a_lesson_that_went():
     """Catches pages, solutions and figures without a lesson."""
     stems = {lesson.stem for lesson in LESSONS}
@@ -169,61 +149,3 @@ def test_the_index_lists_the_course():
     for _, stem, rest in rows:
         assert f"(figures/{stem}.png)" in rest or f'"figures/{stem}.png"' in rest
         assert re.search(r"\b\d+ s\b", rest), stem
-
-
-def lightness(colour: str) -> float:
-    """CIE L* of #rrggbb: 0 is black, 100 white."""
-    linear = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in linear)
-    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
-    return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
-
-
-def test_the_palette_survives_greyscale():
-    """Catches two roles that a printer or a colour-blind reader cannot tell apart."""
-    assert abs(lightness("#ffffff") - 100) < 0.1 and lightness("#000000") == 0
-    plot = module("plot")
-    five, greys = ("start", "window", "middle", "ceiling", "vanilla"), ("other", "third")
-    assert set(plot.COLOURS) == set(plot.DASHES) == {*five, *greys}
-    for names in (five, greys):
-        for a, b in combinations((plot.COLOURS[name] for name in names), 2):
-            assert abs(lightness(a) - lightness(b)) > 10, (a, b)
-
-
-def test_the_explorer_has_the_lessons_colours():
-    """Catches a page on which red is another thing than in the lessons."""
-    colours, page = module("plot").COLOURS, (TUTORIALS / "explorer.html").read_text("utf-8")
-    names = {"window": "window", "starting": "start", "ceiling": "ceiling", "hidden": "middle"}
-    for variable, role in names.items():
-        first = re.search(rf"--{variable}: (#\w+);", page)  # of light pages; dark ones follow
-        assert first[1] == colours[role], variable
-
-
-def test_a_notebook_shows_pictures(monkeypatch):
-    """Catches a figure that a notebook prints the name of: none of its own formatters knows a
-    figure that was made without pyplot."""
-    pytest.importorskip("matplotlib")
-    shown = []
-    made = types.SimpleNamespace(Image=lambda data, width: data, display=shown.append)
-    shell = types.SimpleNamespace(version_info=(9, 0), get_ipython=lambda: None)
-    monkeypatch.setitem(sys.modules, "IPython", shell)  # matplotlib looks at it too
-    monkeypatch.setitem(sys.modules, "IPython.display", made)
-    plot = module("plot")
-    drawing, axes = plot.figure()
-    plot.line(axes, [1, 2], [3, 4], "window")
-    plot.show(drawing, "a line")
-    assert len(shown) == 1 and shown[0].startswith(b"\x89PNG") and not plot.shown
-
-
-def test_prose_that_is_no_comment_is_refused():
-    """Catches a lesson whose prose would be run, or whose head would be lost."""
-    with pytest.raises(ValueError, match="line 3 is no comment"):
-        render.cells("# %% [markdown]\n# fine\nprint(1)\n")
-    with pytest.raises(ValueError, match="begins with a cell"):
-        render.cells("print(1)\n# %%\nprint(2)\n")
-    found = render.cells(
-        "# %% [markdown]\n# # A\n#\n# b\n\n# %%\nx = 1\n\n\n# %% last\ny = 2\n"
-    )
-    assert [tuple(cell) for cell in found] == [
-        ("prose", "# A\n\nb", 2), ("code", "x = 1", 7), ("code", "y = 2", 11),
-    ]  # fmt: skip

@@ -20,12 +20,12 @@ from minilm_inf.terminal import options
 from minilm_inf.train.practice import Practice, pass_key_accuracy
 
 TEXT = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")[:8000]
-RUNS = {  # a short run of each: its main, and its arguments
-    "passkey": (evaluate.main, "passkey --lengths 1 --depths 0 --trials 1 --methods lambda"),
-    "recall": (evaluate.main, "recall --lengths 1 --depths 0 --trials 1 --methods lambda"),
-    "compare": (evaluate.main, "compare --length 300 --trials 0 --methods lambda,truncate"),
-    "diagnose": (diagnose.main, "--length 300"),
-}
+RUNS = {  # a short run of each
+    "passkey": "passkey --lengths 1 --depths 0 --trials 1 --methods lambda",
+    "recall": "recall --lengths 1 --depths 0 --trials 1 --methods lambda",
+    "compare": "compare --length 300 --trials 0 --methods lambda,truncate",
+    "diagnose": "diagnose --length 300", "perplexity": "perplexity",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +38,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def call(program, folder, text, tmp_path, monkeypatch):
-    """A short run: (name, more arguments...) -> (exit code, stdout, stderr)."""
+def call(program, folder, tmp_path, monkeypatch):
+    """A short run in a folder with a text: (name, more...) -> (exit code, stdout, stderr)."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options, "can_draw", lambda: True)
 
     def run(name, *more, model=folder):
-        main, line = RUNS[name]
-        return program(main, *line.split(), "-m", model, "--text", text, *more)
+        line = [*RUNS[name].split(), "-m", model, "--text", "text.txt", *more]
+        if name == "diagnose":
+            return program(diagnose.main, *line[1:])
+        return program(evaluate.main, *line)
 
     return run
 
@@ -111,8 +107,8 @@ def test_a_picture_that_fails_comes_last(call, monkeypatch, name, number):
     """Hours of trials that are gone because a disk had no room for a picture, or by Ctrl-C
     while it was drawn."""
     monkeypatch.setattr(PICTURES[name], broken(number))
-    drawn = {"passkey": ["--heatmap", "a.png"], "compare": ["--figure", "a.png"]}
-    code, out, err = call(name, "--out", "run", *drawn.get(name, []))
+    drawn = [] if name == "diagnose" else ["--figure", "a.png"]
+    code, out, err = call(name, "--out", "run", *drawn)
     assert code == (130 if number else 1)
     assert err.splitlines()[-1] == ("stopped" if number else "error: no more of that")
     assert any(words in out for words in ("pass key, ", "| method |", "factor 3, "))
@@ -131,7 +127,7 @@ def test_rows_of_a_benchmark_that_is_stopped(program, monkeypatch):
     assert code == 130 and "| attention: chunked |" in out and err.split() == ["stopped"]
 
 
-@pytest.mark.parametrize("name", ["compare", "passkey", "diagnose"])
+@pytest.mark.parametrize("name", ["compare", "diagnose"])
 def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
     """A part that is left, or a table that is not even printed."""
 
@@ -147,7 +143,66 @@ def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
     assert files == ["text.txt"] and len(out) > 300
 
 
-# ---- outputs
+# ---- what cannot be measured, and what may not be written
+
+
+@pytest.mark.parametrize("line, code, words", [
+    ("perplexity --resume nothing.json", 2, "--resume takes no other flag"),
+    ("perplexity --corpus b", 2, "not allowed with"), ("perplexity --length 1", 2, "--length"),
+    ("perplexity --attention full --n-global 3", 2, "--n-global"),
+    ("perplexity --text missing", 1, "cannot read missing"),
+    ("perplexity --text empty", 1, "empty is empty"),
+    ("perplexity --text latin", 1, "latin is not UTF-8"), ("perplexity -m b", 1, "b"),
+    ("perplexity --out a/run.json", 1, "cannot be written"),
+    ("compare --length 9999", 1, "has only"), ("compare --trials 1", 1, "--trials 0"),
+    ("compare --n-global 256", 1, "no window: give --n-local"),
+    ("compare --top-k-from-layer 4 --methods topk", 1, "the model's 2 layers"),
+    ("compare --figure x.png", 1, "--figure draws with matplotlib"),
+    ("compare --attention full", 2, "--methods names the others"),
+    ("compare --methods full,half", 2, "'half' is none of full, truncate"),
+    ("passkey --text short", 1, "the filler has only"),
+    ("passkey --lengths 0.1", 1, "20 tokens have no room"),
+    ("passkey --sweep from-layer=0,9", 1, "the model's 2 layers"),
+    ("passkey --sweep n=3", 2, "'n' is none of k, distance"),
+    ("passkey --sweep k=0,3", 2, "--sweep"), ("passkey --lengths 1,x", 2, "--lengths"),
+    ("passkey --lengths nan", 2, "--lengths"), ("passkey --depths 0,1.1", 2, "--depths"),
+    ("passkey --top-k-distance 3", 2, "--top-k-middle"), ("recall --pairs 99", 2, "--pairs"),
+    ("diagnose --length 5000", 1, "text.txt has only"),
+    ("diagnose --length 215", 1, "take a --length of 216 or more"),
+    ("diagnose --n-local 290", 1, "take a --length of 306 or more"),
+    ("diagnose --documents 0", 2, "--documents"), ("diagnose --n-global 0", 2, "--n-global 0"),
+    ("diagnose --attention full", 2, "--attention"), ("diagnose --device mars", 1, "mars"),
+    # beyond all bounds
+    ("passkey --lengths 1e9", 1, "the filler has only"), ("passkey --lengths 0", 1, "no room"),
+    ("compare --length 4611686018427387904", 2, "--length"),
+    ("compare --n-global 4611686018427387903", 2, "--n-global"),
+    ("compare --trials 1099511627776", 2, "--trials"),
+    ("diagnose --length 1099511627776", 1, "has only"),
+])  # fmt: skip
+def test_what_cannot_be_measured(call, texts, monkeypatch, line, code, words):
+    """A traceback for a mistyped name, minutes or all memory until it is noticed, or a flag
+    that is quietly ignored."""
+    name, *more = line.split()
+    for path in texts.iterdir():
+        shutil.copy(path, path.name)
+    before = sorted(os.listdir())
+    monkeypatch.setattr(options, "can_draw", lambda: False)
+    for late in ("evaluate.resume.drive", "diagnose.measure.Diagnosis.read_all"):
+        monkeypatch.setattr(f"minilm_inf.{late}", lambda *_: pytest.fail("told too late"))
+    found, out, err = call(name, *more)
+    assert found == code and not out and words in err.splitlines()[-1], err
+    assert sorted(os.listdir()) == before and "memory" not in err
+
+
+def test_a_folder_without_texts_or_a_run(program, tmp_path, monkeypatch):
+    """A mean over nothing."""
+    monkeypatch.chdir(tmp_path)
+    for line, words in (
+        ("compare", "minilm_inf.corpus"), ("passkey", "name your own texts with --text"),
+        ("perplexity --resume run.json", "there is no run.json.state"),
+    ):  # fmt: skip
+        code, out, err = program(evaluate.main, *line.split())
+        assert code == 1 and not out and words in err
 
 
 @pytest.mark.parametrize("name, flag, kind", [
@@ -155,14 +210,15 @@ def test_a_full_disk_takes_nothing_along(call, monkeypatch, name):
     ("passkey", "--heatmap", "device"), ("recall", "--out", "pipe"),
     ("diagnose", "--out", "text"), ("diagnose", "--out", "device"),
 ])  # fmt: skip
-def test_outputs_that_are_none(call, text, monkeypatch, name, flag, kind):
+def test_outputs_that_are_none(call, monkeypatch, name, flag, kind):
     """A text, a device or somebody's notes that a result has replaced."""
     monkeypatch.setattr(
         "minilm_inf.terminal.options.load", lambda *_: pytest.fail("told too late")
     )
-    path = {"text": text, "device": "/dev/null"}.get(kind, text.parent / "x.png")
+    text = Path("text.txt")
+    path = {"text": text, "device": "/dev/null"}.get(kind, "x.png")
     if kind in ("pipe", "other"):
-        os.mkfifo(path) if kind == "pipe" else path.write_text("my notes")
+        os.mkfifo(path) if kind == "pipe" else Path(path).write_text("my notes")
     before = text.read_bytes(), os.listdir()
     code, out, err = call(name, flag, path)
     assert code == 1 and not out and err.count("\n") == 1 and str(path) in err
@@ -207,19 +263,6 @@ def test_a_card_is_of_whole_records(program, folder, tmp_path, monkeypatch):
     assert (tmp_path / "m" / "README.md").read_text() == "# my model"
 
 
-def test_numbers_beyond_all_bounds(call):
-    """An allocation without an end, or minutes until it is noticed."""
-    for line in (
-        "passkey --lengths 1e9", "passkey --lengths 0", "recall --pairs 99999999999",
-        "compare --length 4611686018427387904",
-        "compare --n-global 4611686018427387903", "diagnose --length 1099511627776",
-        "passkey --trials 4611686018427387904", "compare --trials 1099511627776",
-    ):  # fmt: skip
-        code, out, err = call(*line.split())
-        assert code in (1, 2) and not out and "error: " in err.splitlines()[-1]
-        assert "memory" not in err
-
-
 # ---- a stranger's files
 
 
@@ -236,4 +279,4 @@ def test_a_corpus_with_what_is_no_text(tmp_path):
     for size in ("-60", "x"):  # the first stands where it is for ever
         package.write_bytes(b"!<arch>\n" + f"{'a':<16}{'':<32}{size:<10}`\n".encode())
         with pytest.raises(ValueError, match="cannot be read.*fetch it again"):
-            corpus.extract("austen", package)
+            corpus.extract(corpus.SOURCES["austen"], package)

@@ -1,20 +1,14 @@
 """fast/middle.py, terminal/blocks.py: the past that comes back, by every path."""
 
 import os
-import signal
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, SCHEMES, fuzz, read_in_chunks, some_tokens, tiny_model
-from test_top_k import DRAWS, drawn
+from conftest import FAMILIES, fuzz, named, read_in_chunks, some_tokens, tiny_model
 
-from minilm_inf.attention import attend
-from minilm_inf.config import LMInfinite
+from minilm_inf import LMInfinite, attend, chunked_attend
 from minilm_inf.fast.band import How
-from minilm_inf.fast.chunked import chunked_attend
 from minilm_inf.fast.middle import Middle
 from minilm_inf.positions import Rotary
 from minilm_inf.terminal import blocks
@@ -28,24 +22,6 @@ from minilm_inf.writing.session import Session, generate, write_all
 def small_blocks(monkeypatch):
     """Blocks of a few tokens, so that short texts have many of them."""
     monkeypatch.setattr(blocks, "TOKENS_PER_BLOCK", 8)
-
-
-@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: " ".join(map(str, draw.values())))
-def test_chunked_is_the_definition(draw, small_blocks):
-    """Catches a key that is lost between two searches, a tie that goes to another page, and a
-    row's padding among its middle keys."""
-    lm, (q, k, v), _, positions = drawn(draw)
-    arguments = (q, k, v, positions, positions, SCHEMES[draw["scheme"]], lm, draw["scale"])
-    text = positions.expand(2, -1)[:, None, :, None] >= 0
-    difference = (chunked_attend(*arguments) - attend(*arguments)) * text
-    assert difference.abs().max() <= 1e-10
-
-
-def setting(draw) -> LMInfinite:
-    return LMInfinite(
-        draw["n_local"], draw["n_global"], draw["n_local"], top_k=draw["top_k"],
-        top_k_from_layer=draw["first"], top_k_queries=draw["queries"],
-    )  # fmt: skip
 
 
 TEXTS = fuzz(
@@ -62,28 +38,25 @@ TEXTS = fuzz(
 )
 
 
-@pytest.mark.parametrize("draw", TEXTS, ids=lambda draw: " ".join(map(str, draw.values())))
+@pytest.mark.parametrize("draw", TEXTS, ids=named)
 def test_chunks_of_any_size_read_the_same(draw, small_blocks):
     """Catches a layer that reaches back too early, a key that is kept placed, and one that
     comes back while it is still in the window."""
-    lm, model = setting(draw), tiny_model(draw["family"], n_layer=3)
+    lm = LMInfinite(
+        draw["n_local"], draw["n_global"], draw["n_local"], top_k=draw["top_k"],
+        top_k_from_layer=draw["first"], top_k_queries=draw["queries"],
+    )  # fmt: skip
+    model = tiny_model(draw["family"], n_layer=3)
     tokens = some_tokens(draw["n"], batch=2) % 5  # of few kinds, so that there are ties
     right = model(tokens, lm, path="reference")
     assert (model(tokens, lm) - right).abs().max() <= 1e-10
-    for sizes in ([draw["n"]], [5, 1, 3, 1], [1]):
+    for chunk in (draw["n"], 4, 1):  # of "last", of the whole text the very last token reaches
         cache = model.new_cache(2, lm, middle=draw["kind"])
-        if draw["queries"] == "all":
-            found = read_in_chunks(model, tokens, lm, sizes, middle=draw["kind"])
-        else:  # only the very last token reaches back
-            start, right = 0, right[:, -1:]
-            for size in [*sizes, *[sizes[-1]] * draw["n"]]:
-                piece = tokens[:, start : start + size]
-                if not piece.shape[1]:
-                    break
-                start += size
-                last = start >= draw["n"]
-                found = model(piece, lm, cache, n_reaching=None if last else 0)[:, -1:]
-        assert (found - right).abs().max() <= 1e-10, sizes
+        found = model.head(model.prefill(tokens, lm, cache, chunk))
+        assert (found[:, -1] - right[:, -1]).abs().max() <= 1e-10, chunk
+    if draw["queries"] == "all":
+        found = read_in_chunks(model, tokens, lm, [5, 1, 3, 1], middle=draw["kind"])
+        assert (found - right).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,16 +84,6 @@ def test_what_is_written_is_the_definition(family, kind, small_blocks):
     assert [texts[0], texts[1], texts[2]] == [alone[0], alone[1][:4], alone[2]]
 
 
-def test_the_last_token_of_a_prompt_is_the_last_of_all(small_blocks):
-    """Catches a prompt of which every chunk's last token reaches back."""
-    model, lm = tiny_model("llama"), LMInfinite(5, 2, 5, top_k=3)
-    ids = some_tokens(40)[0].tolist()
-    right = model(torch.tensor([ids]), lm, path="reference")[0, -1]
-    for chunk in (1, 7, 64):
-        session = Session(model, lm, prefill_chunk=chunk)
-        assert (session.read(ids) - right).abs().max() <= 1e-10
-
-
 # ---- searching
 
 
@@ -129,16 +92,6 @@ def kept(keys) -> Middle:
     store = Middle("ram", (*keys.shape[:2], keys.shape[3]), keys.dtype, "cpu")
     store.append(keys, keys)
     return store
-
-
-def test_equal_keys_of_different_blocks(small_blocks):
-    """Catches a key that ties with the best, is more recent, and is not taken."""
-    store = kept(torch.ones(1, 1, 100, 8, dtype=torch.float64))
-    how = How(Rotary(8), LMInfinite(5, 2, 5, top_k=3, top_k_distance=0), 1.0)
-    for sign in (1, -1):
-        asked = sign * torch.rand(1, 1, 1, 8, dtype=torch.float64)
-        found = store.find(asked, [0], 90, how)
-        assert found.columns.flatten().tolist() == [87, 88, 89]
 
 
 def test_keys_that_are_all_but_equal(small_blocks):
@@ -212,8 +165,8 @@ def test_a_file_holds_what_it_is_given_and_has_no_name(tmp_path, monkeypatch):
     k = torch.arange(2 * 5 * 4.0).view(2, 1, 5, 4)
     store.append(k, -k)
     assert list(tmp_path.iterdir()) == []
-    assert torch.equal(torch.cat([block[0] for block in store.pairs], 2)[:, :, :5], k)
-    assert torch.equal(torch.cat([block[1] for block in store.pairs], 2)[:, :, :5], -k)
+    assert torch.equal(torch.cat([block[0] for block in store.blocks], 2)[:, :, :5], k)
+    assert torch.equal(torch.cat([block[1] for block in store.blocks], 2)[:, :, :5], -k)
     store.file.file.seek(0)
     raw = torch.frombuffer(bytearray(store.file.file.read()), dtype=torch.float32)
     assert torch.equal(raw[raw > 0].sort().values, k.flatten()[1:]), "it is not in the file"
@@ -252,27 +205,9 @@ RESIDENT = """
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux tells here")
-def test_a_file_does_not_stay_in_memory():
+def test_a_file_does_not_stay_in_memory(python):
     """Catches mapped pages that pile up in resident memory."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RESIDENT)], cwd=ROOT, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+    done = python(["-c", textwrap.dedent(RESIDENT)])
+    assert done.returncode == 0, done.stderr
     n_bytes, grown = map(int, done.stdout.split())
     assert n_bytes > 180e6 and grown < 60e6
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_no_file(tmp_path):
-    """Catches a file that outlives a run which was interrupted."""
-    environment = dict(os.environ, TMPDIR=str(tmp_path), OMP_NUM_THREADS="1")
-    arguments = "-n 100000 --top-k-middle 2 --middle disk --n-local 16 -q --threads 1".split()
-    run = subprocess.Popen(
-        [sys.executable, "-m", "minilm_inf.generate", *arguments], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert run.stdout.read(20)  # it writes
-    run.send_signal(signal.SIGINT)
-    _, error = run.communicate(timeout=60)
-    assert run.returncode == 130 and b"Traceback" not in error
-    assert [path for path in tmp_path.iterdir() if path.is_file()] == []

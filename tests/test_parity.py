@@ -50,6 +50,9 @@ def test_every_configuration_is_there():
         ("gptj/partial", "rotary_dim", 8),
         ("gptj/whole", "rotary_dim", 4),
         ("gptj/partial", "layer_norm_epsilon", 0.1),
+        ("llama/linear", "factor", 3.0),
+        ("llama/llama3", "low_freq_factor", 2.0),
+        ("llama/llama3", "high_freq_factor", 3.0),
     ],
 )
 def test_a_changed_fact_is_felt(name, key, value, tmp_path):
@@ -57,7 +60,8 @@ def test_a_changed_fact_is_felt(name, key, value, tmp_path):
     folder = tmp_path / "changed"
     shutil.copytree(FIXTURES / name, folder)
     raw = json.loads((folder / "config.json").read_text())
-    part = raw if key in raw else raw["attn_config"]
+    parts = raw, raw.get("attn_config", {}), raw.get("rope_parameters", {})
+    part = next(part for part in parts if key in part)
     assert part[key] != value
     part[key] = value
     (folder / "config.json").write_text(json.dumps(raw))

@@ -58,10 +58,10 @@ def faults(text: str, page: Path) -> list[str]:
         source = Path(spec.origin).read_text(encoding="utf-8") if spec else ""
         if '__name__ == "__main__"' not in source:
             found.append(f"python -m {module}")
-        shared = ROOT / "minilm_inf" / "terminal" / "options.py"
-        known = source + shared.read_text(encoding="utf-8")
+        for shared in ("terminal/options.py", "evaluate/documents.py"):
+            source += (ROOT / "minilm_inf" / shared).read_text(encoding="utf-8")
         made = SIZES.get(module, set())
-        known = set(re.findall(r'[" ](--[a-z-]+)"', known)) | made
+        known = set(re.findall(r'[" ](--[a-z-]+)(?=[" ])', source)) | made
         found += [f"{module} {flag}" for flag in flags if flag not in known]
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"\w+:", link) and not (page.parent / link).exists():
@@ -81,27 +81,25 @@ def test_what_a_page_names_exists(page):
 
 def test_a_page_s_faults_are_found():
     """A search that finds nothing would let every page pass."""
-    page = ROOT / "README.md"
-    good = """`make demo`, [tests](tests/conftest.py), [paper](https://arxiv.org/abs/2308.16137)
+    page = """Say `make demo`, `make tea`, or `python -m minilm_inf.brew`, [here](pot.md):
 
-    python -m minilm_inf.generate --top-k 5 --n-local 3
     python3 -m minilm_inf.train --corpus corpus \\
         --out x && make test
-"""
-    assert faults(good, page) == []
-    assert len(commands(good)[1]) == 2 and commands(good)[0] == {"demo", "test"}
-    bad = """Say `make tea`, or `python -m minilm_inf.brew`, [here](pot.md):
 
 ```sh
 make   # alone is help
-python -m minilm_inf.generate --sugar 2
+python -m minilm_inf.generate --top-k 5 --sugar 2
 python -m minilm_inf.config
 ```
 """
-    assert faults(bad, page) == [
-        "make tea", "python -m minilm_inf.generate".removeprefix("python -m ") + " --sugar",
-        "python -m minilm_inf.config", "python -m minilm_inf.brew", "the link pot.md",
+    assert commands(page)[0] == {"demo", "tea", "test"} and len(commands(page)[1]) == 4
+    assert faults(page, ROOT / "README.md") == [
+        "make tea", "minilm_inf.generate --sugar", "python -m minilm_inf.config",
+        "python -m minilm_inf.brew", "the link pot.md",
     ]  # fmt: skip
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def nll_rows(text: str) -> list[str]:
@@ -113,23 +111,38 @@ def nll_rows(text: str) -> list[str]:
 def test_the_readme_s_numbers_are_the_cards():
     """A table of an earlier model beside the weights of a later one; a row of the other
     families that an earlier model made."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tables = {name: nll_rows((ROOT / "weights" / name / "README.md").read_text("utf-8"))
               for name in ("tiny-llama", "tiny-mpt", "tiny-gptj")}  # fmt: skip
-    assert nll_rows(readme) == tables.pop("tiny-llama") and len(nll_rows(readme)) > 5
+    assert nll_rows(README) == tables.pop("tiny-llama") and len(nll_rows(README)) > 5
     shown = re.findall(r"^\| \[([\w-]+)\]\(weights/\1/README.md\) \| [^|]+ \| (.*) \|$",
-                       readme, re.MULTILINE)  # fmt: skip
+                       README, re.MULTILINE)  # fmt: skip
     for (name, numbers), (other, rows) in zip(shown, tables.items(), strict=True):
         assert name == other and rows[-1].startswith("| 8,192 to 16,384 |")
         assert numbers.split(" | ") == [cell.strip() for cell in rows[-1].split("|")[2:5]]
 
 
-def test_the_page_of_diagnosis_is_what_was_measured():
-    """Sentences that were written by hand, or a prose that the numbers do not bear out."""
-    runs = diagnosis.load()
-    shown = (ROOT / "weights" / "diagnosis.md").read_text(encoding="utf-8")
-    assert shown == diagnosis.page(runs)
-    for name, run in runs.items():
+RETRIEVAL, SWEEPS = retrieval.load()
+STREAM = json.loads((ROOT / "weights" / "stream-200m.json").read_text(encoding="utf-8"))
+MADE = {  # a page of weights/, and what its results make of it
+    "diagnosis.md": lambda: diagnosis.page(diagnosis.load()),
+    "methods.md": lambda: methods.page(methods.load()),
+    "retrieval.md": lambda: retrieval.page(
+        RETRIEVAL, SWEEPS, retrieval.COMMANDS, retrieval.NOTE
+    ),
+    "README.md": lambda: stream.page(STREAM),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_page_is_what_was_measured(name):
+    """Tables, curves and sentences that were written by hand, or of an earlier run."""
+    assert (ROOT / "weights" / name).read_text(encoding="utf-8") == MADE[name]()
+
+
+def test_the_numbers_bear_out_what_the_pages_say():
+    """A prose that a later run no longer bears out: a factor that is not shown, a middle that
+    does not come back, a curve that is not flat, or is another model's."""
+    for name, run in diagnosis.load().items():
         one, two, three = (run["factors"][f"factor_{i}"]["numbers"] for i in (1, 2, 3))
         assert run["settings"]["model"] == f"weights/{name}"
         if name != "tiny-mpt":
@@ -138,67 +151,40 @@ def test_the_page_of_diagnosis_is_what_was_measured():
             assert two["beyond"] > two["within"] and two["lambda"] - two["within"] < 0.3
         assert (run["factors"]["factor_3"]["verdict"] == "shown") == (name == "smollm2-135m")
         assert three["mass"] > 0.25 or name != "smollm2-135m"
-
-
-def test_the_page_of_methods_is_what_was_measured():
-    """A table of an earlier run, here or in the README."""
-    result = methods.load()
-    shown = (ROOT / "weights" / "methods.md").read_text(encoding="utf-8")
-    assert shown == methods.page(result)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")][1:9]
-    for row in rows:
-        label, *_, beyond, _, cache, keys = [cell.strip("| ") for cell in row]
-        label = label.replace("truncation", "truncation, re-encoded")
-        beyond = beyond.replace("-", "0") if beyond == "-" else beyond
-        assert f"| {label} | {beyond} | {cache} | {keys.partition(' ')[0]} |" in readme, label
-    assert len(rows) == 8
-
-
-def test_the_readme_s_pass_keys_are_the_page_s():
-    """A share that an earlier run found, or of another place in the text."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    runs, _ = retrieval.load()
-    for name, run in runs.items():
-        places = [row for row in run["results"]["by_place"] if row["where"] == "middle"]
-        shares = [f"{row['accuracy']:.1%}" for row in places]
-        assert [row["method"] for row in places] == ["full", "truncate", "lambda", "topk"]
-        assert f"| {name} | {' | '.join(shares)} |" in readme, shares
-        assert {f"{row['trials']:,}" for row in places} == {"2,350"}
-
-
-def test_the_page_of_retrieval_is_what_was_measured():
-    """Tables that were drawn by hand, or of an earlier run; and a middle that does not come
-    back in a model that is said to bring it back."""
-    runs, sweeps = retrieval.load()
-    shown = (ROOT / "weights" / "retrieval.md").read_text(encoding="utf-8")
-    commands, note = retrieval.COMMANDS, retrieval.NOTE
-    assert shown == retrieval.page(runs, sweeps, commands, note)
-    for name, run in runs.items():
+    for name, run in RETRIEVAL.items():
         assert run["settings"]["trials"] >= 50 and run["settings"]["model"] == f"weights/{name}"
         found = {row["where"]: row["accuracy"] for row in run["results"]["by_place"]
                  if row["method"] == "lambda"}  # fmt: skip
         assert found["middle"] == 0 and min(found["starting"], found["window"]) > 0.9, name
     cells = {(cell["length"], cell["depth"]): cell["accuracy"]
-             for cell in runs["tiny-mpt"]["results"]["cells"]
+             for cell in RETRIEVAL["tiny-mpt"]["results"]["cells"]
              if cell["method"] == "topk"}  # fmt: skip
-    depths = runs["tiny-mpt"]["settings"]["depths"]
-    assert all(cells[8 * 256, depth] >= 0.9 for depth in depths)
-    assert all(cells[64 * 256, depth] >= 0.75 for depth in depths)
-
-
-def test_the_stream_s_page_is_what_was_measured():
-    """A curve that was drawn by hand, or of an earlier run, or that is not flat."""
-    found = json.loads((ROOT / "weights" / "stream-200m.json").read_text(encoding="utf-8"))
-    shown = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
-    assert shown == stream.page(found)
-    assert found["results"]["tokens"] == 200_000_000
-    assert len(found["results"]["linear"]) == 200
-    early_and_late = found["results"]["early_and_late"]
-    assert early_and_late["pairs"] > 100_000 and abs(early_and_late["difference"]) < 0.05
-    weights = ROOT / found["settings"]["model"] / "model.safetensors"
+    for depth in RETRIEVAL["tiny-mpt"]["settings"]["depths"]:
+        assert cells[8 * 256, depth] >= 0.9 and cells[64 * 256, depth] >= 0.75
+    early_and_late = STREAM["results"]["early_and_late"]
+    assert STREAM["results"]["tokens"] == 200_000_000 and early_and_late["pairs"] > 100_000
+    assert abs(early_and_late["difference"]) < 0.05
+    weights = ROOT / STREAM["settings"]["model"] / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert found["settings"]["weights_sha256"] == {"model.safetensors": digest}
+    assert STREAM["settings"]["weights_sha256"] == {"model.safetensors": digest}
+
+
+def test_the_readme_s_tables_are_the_pages():
+    """A table of an earlier run, or a share of another place in the text."""
+    lines = (ROOT / "weights" / "methods.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:9]
+    for row in rows:
+        label, *_, beyond, cache, keys = [cell.strip("| ") for cell in row]
+        label = label.replace("truncation", "truncation, re-encoded")
+        beyond = beyond.replace("-", "0") if beyond == "-" else beyond
+        assert f"| {label} | {beyond} | {cache} | {keys.partition(' ')[0]} |" in README, label
+    assert len(rows) == 8
+    for name, run in RETRIEVAL.items():
+        places = [row for row in run["results"]["by_place"] if row["where"] == "middle"]
+        shares = [f"{row['accuracy']:.1%}" for row in places]
+        assert [row["method"] for row in places] == ["full", "truncate", "lambda", "topk"]
+        assert f"| {name} | {' | '.join(shares)} |" in README, shares
+        assert {f"{row['trials']:,}" for row in places} == {"2,350"}
 
 
 def make(*arguments: str) -> str:
@@ -217,12 +203,11 @@ def test_make_help_lists_every_target():
 
 def test_what_the_targets_would_run_exists():
     """A Makefile that calls a module or a script that was renamed."""
-    for target in TARGETS - {"help"}:
-        printed = make("--dry-run", target)
-        indented = "".join(f"    {line}\n" for line in printed.splitlines())
-        assert not faults(indented, ROOT / "Makefile"), target
-        for script in re.findall(r"python (\S+\.py)", printed):
-            assert (ROOT / script).is_file(), script
+    printed = make("--dry-run", *sorted(TARGETS - {"help"}))
+    indented = "".join(f"    {line}\n" for line in printed.splitlines())
+    assert not faults(indented, ROOT / "Makefile")
+    for script in re.findall(r"python (\S+\.py)", printed):
+        assert (ROOT / script).is_file(), script
 
 
 @pytest.mark.parametrize("results", ["{", '{"methods": [{"nll": 1}]}'])

@@ -17,13 +17,13 @@ LINES = [
     line.removeprefix("$ ").partition("  #")[0].strip()
     for language, block in BLOCKS
     for line in block.splitlines()
-    if language != "python" and re.match(r"(\$ )?(python|make|pip|\.) ", line)
+    if language != "python" and re.match(r"(\$ )?(python|make|pip|\.|echo) ", line)
 ]
 SHOWN = [block.removeprefix("$ ") for _, block in BLOCKS if block.startswith("$ ")]
 COMMANDS = [  # those whose output is not shown
     line
     for line in LINES
-    if line.startswith("python ") and not any(b.startswith(line + "\n") for b in SHOWN)
+    if re.match("python |echo ", line) and not any(b.startswith(line + "\n") for b in SHOWN)
 ]
 SMALLER = {  # flag -> what it is given here
     "-n": "12", "--length": "600", "--lengths": "1", "--heatmap": "found.png",
@@ -82,7 +82,8 @@ def test_every_command_runs(line, place, model_folder, python):  # noqa: F811
     if "FILE.gguf" in line:
         pytest.importorskip("gguf", reason="gguf is asked for by this command alone")
         pytest.skip("test_convert.py converts a GGUF of its own")
-    words = in_small(shlex.split(line)[1:])
+    piped, _, command = line.rpartition(" | ")  # echo's text, and who reads it
+    words = in_small(shlex.split(command)[1:])
     if "--heatmap" in words:
         pytest.importorskip("matplotlib")
     if "--chat" in words:
@@ -94,7 +95,7 @@ def test_every_command_runs(line, place, model_folder, python):  # noqa: F811
     if "--resume" in words:
         words_of_run = in_small(shlex.split(next(x for x in COMMANDS if "--stream" in x))[1:])
         assert python(words_of_run, place).returncode == 0
-    done = python(words, place, stdin="Hello\n/exit\n")
+    done = python(words, place, stdin=shlex.split(piped)[1] if piped else "Hello\n/exit\n")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert done.stdout or "--resume" in words or "-n 0" in " ".join(words)
 
@@ -102,7 +103,7 @@ def test_every_command_runs(line, place, model_folder, python):  # noqa: F811
 def test_all_that_can_be_typed_is_run():
     """Catches a block of which no line is recognised, and a target that does not exist."""
     assert len(PROGRAMS) >= 2 and len(COMMANDS) >= 15 and len(SHOWN) >= 5
-    others = {line for line in LINES if not line.startswith("python ")}
+    others = {line for line in LINES if not re.match("python |echo ", line)}
     assert others == {"make demo", "make test", "pip install .", ". .venv/bin/activate"}
     unread = [block for language, block in BLOCKS if language not in ("python", "bibtex")
               and not any(line in block for line in LINES)]  # fmt: skip

@@ -135,13 +135,9 @@ PUBLISHED = {
 
 READ = {  # name -> the file, and all that it says, or some facts of the network
     "LLaMA": (LLAMA_1, LLAMA),
-    "Llama 2": (LLAMA_2, LLAMA),
-    "Llama 3": (LLAMA_3, dict(eos_ids=(128001,), rope_theta=500000.0)),
     "Llama 3.1 Instruct": (LLAMA_31, dict(eos_ids=(128001, 128008, 128009))),
-    "Llama 3.2 1B": (
-        LLAMA_31 | dict(head_dim=64, hidden_size=2048, tie_word_embeddings=True),
-        dict(head_dim=64, tied=True),
-    ),
+    "Llama 3.2 1B": (LLAMA_31 | dict(head_dim=64, tie_word_embeddings=True),
+                     dict(head_dim=64, tied=True)),
     "Vicuna 16k": (
         LLAMA_2
         | dict(rope_scaling={"factor": 4.0, "type": "linear"}, max_sequence_length=16384),
@@ -152,7 +148,7 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
         | {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {}},
         LLAMA,
     ),
-    "every default": (LLAMA_2 | EVERY_DEFAULT, LLAMA),
+    "Llama 2, every default": (LLAMA_2 | EVERY_DEFAULT, LLAMA),
     "Mistral 0.2": (
         MISTRAL | dict(sliding_window=None, rope_theta=1e6), dict(rope_theta=1e6),
     ),
@@ -167,15 +163,7 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
         },
         replace(MPT, context_length=65536, alibi_bias_max=16, clip_qkv=6),
     ),
-    "llm-foundry, 2023": (
-        SEVEN_B | {"fc_type": "torch", "ffn_config": {"fc_type": "torch"},
-                   "residual_coeff": None, "loss_fn": "torch_crossentropy"},
-        MPT,
-    ),
     "llm-foundry, 2024": (NEWER, MPT),
-    "transformers, every default": (
-        NATIVE | EVERY_DEFAULT | {"attn_config": ATTENTION | EVERY_DEFAULT}, MPT_2,
-    ),
     "transformers 4": (NATIVE, replace(MPT_2, alibi_bias_max=16, clip_qkv=6)),
     "transformers 4, defaults": (NATIVE | {"attn_config": {"model_type": ""}}, MPT_2),
     "gpt-j-6b": (SIX_B, GPTJ),
@@ -238,33 +226,25 @@ def with_key(raw: dict, key: str, value) -> dict:
 
 LLAMA3 = ("rope_type", "llama3"), *((k, v) for k, v in LLAMA3_ROPE.items() if k != "rope_type")
 FACTS = [  # family, key, its value, and what that says
-    ("llama", "head_dim", 96, dict(head_dim=96)),
-    ("llama", "rms_norm_eps", 1e-6, dict(norm_eps=1e-6)),
     ("llama", "attention_bias", True, dict(attention_bias=True)),
     ("llama", "mlp_bias", True, dict(mlp_bias=True)),
     ("llama", "rope_scaling", LLAMA3_ROPE, dict(rope_scaling=LLAMA3)),
-    ("llama", "max_sequence_length", 4096, {}),
     ("llama", "layer_types", ["full_attention"] * 32, {}),
     ("llama", "bos_token_id", None, dict(bos_id=None)),
     ("llama", "eos_token_id", [5, 6, 7], dict(eos_ids=(5, 6, 7))),
-    ("mpt", "expansion_ratio", 2, dict(n_inner=8192)),
     ("mpt", "expansion_ratio", 2.671875, dict(n_inner=10944)),
     ("mpt", "layer_norm_epsilon", 1e-6, dict(norm_eps=1e-6)),
-    ("mpt", "norm_eps", 1e-6, dict(norm_eps=1e-6)),
     ("mpt", "norm_type", "layernorm", {}),
     ("mpt", "no_bias", False, dict(bias=True)),
     ("mpt", "tie_word_embeddings", False, dict(tied=False)),
-    ("mpt", "bos_token_id", 0, dict(bos_id=0)),
     ("mpt", "eos_token_id", [0, 50278], dict(eos_ids=(0, 50278))),
     ("mpt", "attn_config.alibi_bias_max", 12.5, dict(alibi_bias_max=12.5)),
     ("mpt", "attn_config.clip_qkv", 0.5, dict(clip_qkv=0.5)),
     ("mpt", "attn_config.qk_ln", True, dict(qk_ln=True)),
     ("mpt", "attn_config.softmax_scale", 0.125, dict(softmax_scale=0.125)),
-    ("mpt", "attn_config.attn_impl", "triton", {}),
     ("gptj", "n_inner", 11000, dict(n_inner=11000)),
     ("gptj", "rotary_dim", 256, dict(rotary_dim=256)),
     ("gptj", "n_positions", 4096, dict(context_length=4096)),
-    ("gptj", "layer_norm_epsilon", 1e-6, dict(norm_eps=1e-6)),
     ("gptj", "tie_word_embeddings", True, dict(tied=True)),
     ("gptj", "eos_token_id", None, dict(eos_ids=())),
 ]
@@ -343,7 +323,7 @@ UNKNOWN = {  # family -> key -> values that are not implemented, or make no sens
 }  # fmt: skip
 FOR_ALL = {
     "quantization_config": [{"bits": 4}], "is_encoder_decoder": [True], "colour": ["red"],
-    "bos_token_id": [[0, 1]], "eos_token_id": ["0"], "model_type": ["gpt_neox", None, ["x"]],
+    "bos_token_id": [[0, 1]], "eos_token_id": ["0"],
     "tie_word_embeddings": ["no"],
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,6 @@ from conftest import ROOT
 from fuzzed_texts import fuzzed_texts
 from tokenizer_json import small_kinds
 
-from minilm_inf.terminal.json_parts import Part
 from minilm_inf.text.sentence_pieces import SentencePieceTokenizer, model_proto
 from minilm_inf.text.tokenizer import load
 
@@ -64,11 +64,12 @@ def test_streamed_text_is_decoded_text(any_tokenizer):
 
 
 def test_pieces_are_decoded_as_sentencepiece_does(tokenizer):
-    """Bytes of no character: one mark for each, whatever follows them."""
+    """An unknown piece, and bytes of no character, however many marks are shown for these."""
     rng, decode = random.Random(3), tokenizer.processor.DecodeIds
     for _ in range(500):
         ids = [rng.randrange(1, rng.choice((259, tokenizer.vocab_size))) for _ in range(12)]
-        assert tokenizer.decode(ids) == decode(ids)
+        ours, theirs = (re.sub("\ufffd+", "\ufffd", f(ids)) for f in (tokenizer.decode, decode))
+        assert ours == theirs
     assert tokenizer.decode([0, 0]) == decode([0, 0]) == " ⁇  ⁇ "
 
 
@@ -176,16 +177,14 @@ def test_ids_are_whole_numbers_and_each_given_once(tmp_path, name, id):
     with pytest.raises(ValueError, match='(?s).*("the"|<x>)') as refusal:
         load(tmp_path)
     assert str(tmp_path) in str(refusal.value)
-    if id != 0:
-        with pytest.raises(
-            ValueError, match="f: (x must be a whole number|the key x is missing)"
-        ):
-            Part(id, "f", "x").id()
 
 
 def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path):
     """sentencepiece's own errors, and those of its texts, name no file."""
-    with pytest.raises(ValueError, match="holds no tokenizer: copy"):
+    with pytest.raises(ValueError, match="holds no tokenizer that can be read: copy"):
+        load(tmp_path)
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # Llama 3's, of ranks
+    with pytest.raises(ValueError, match="copy the model's tokenizer.json there"):
         load(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps(small_kinds()["SmolLM2"])[:-9])
     with pytest.raises(ValueError, match="no JSON object"):

@@ -1,19 +1,19 @@
 """Files of BPE: the same ids as the library that owns them, or a refusal."""
 
-import base64
 import itertools
 import json
 import random
 import time
+from collections import Counter
 
 import pytest
 from fuzzed_texts import fuzzed_texts
-from make_tokenizer_fixtures import FOLDER, SEED, TEXTS, checksums
 from tokenizer_json import (
+    FOLDER,
     LEVEL,
     STRIP,
     added,
-    digits,
+    checksums,
     metaspace,
     piece_kinds,
     sequence,
@@ -25,12 +25,10 @@ from tokenizer_json import (
 )
 
 from minilm_inf.terminal.json_parts import Part
-from minilm_inf.text import byte_level
 from minilm_inf.text.around import Around
-from minilm_inf.text.byte_level import GPT2, byte_letters, of_letters
-from minilm_inf.text.byte_pairs import WORDS, learn_merges, merged, tokenizer_json
+from minilm_inf.text.byte_level import GPT2, ByteLevelTokenizer, byte_letters
+from minilm_inf.text.byte_pairs import WORDS, learn_merges, tokenizer_json
 from minilm_inf.text.tokenizer import load
-from minilm_inf.text.tokenizer_json import nfc
 
 PIECES = piece_kinds()
 KINDS = small_kinds() | PIECES
@@ -64,15 +62,10 @@ def llama(**parts):
 @pytest.mark.parametrize("kind", ["two files", *KINDS])
 def test_every_kind_gives_the_ids_of_the_tokenizers_library(tmp_path, kind):
     """A cut, a space, a byte, a normaliser or an added token that is read otherwise; text that
-    comes out differently when it is decoded at once, torn, or id by id."""
+    comes out differently when it is decoded, whole or torn."""
     ours = load(FOLDER if kind == "two files" else folder_of(tmp_path, KINDS[kind]))
-    found = checksums(fuzzed_texts(TEXTS, SEED), ours.encode, ours.decode)
+    found = checksums(fuzzed_texts(300, seed=5), ours.encode, ours.decode)
     assert {name: found[name] for name in EXPECTED[kind]} == EXPECTED[kind]
-    source = random.Random(1)
-    for _ in range(100):
-        ids = [source.randrange(source.choice((259, ours.vocab_size))) for _ in range(12)]
-        stream = ours.stream()
-        assert "".join(map(stream.push, ids)) + stream.flush() == ours.decode(ids)
 
 
 def specified(word: str, merges, ids: dict[str, int], whole_words: bool) -> list[int]:
@@ -115,7 +108,7 @@ def test_any_list_of_merges_is_done_exactly_or_refused():
             vocab.setdefault(token, len(vocab))
         model = Part({"merges": [list(pair) for pair in merges]})
         try:
-            ours = of_letters(model, vocab, Around(), r"[\s\S]+", whole_words)
+            ours = ByteLevelTokenizer(model, vocab, Around(), r"[\s\S]+", whole_words)
         except ValueError:
             continue
         done += 1
@@ -147,13 +140,6 @@ def test_added_tokens_are_found_whole_and_the_longest_first(tmp_path):
     assert 302 not in ours.encode("ab<|x|>", special=False)
     assert ours.decode(ours.encode("ab<|x|>", special=False)) == "ab<|x|>"
     assert ours.vocab_size == 303 and ours.decode([299]) == ""
-
-
-def test_newer_marks_stay_where_they_are():
-    """Python's tables are newer than those that such models were trained with."""
-    assert nfc("e\u0301") == "é" and nfc("a\u0323\u0301") == nfc("a\u0301\u0323")
-    assert nfc("a\u1abf\u0301") == "a\u1abf\u0301"  # U+1ABF came with Unicode 13
-    assert nfc("\U00011935\U00011930") == "\U00011935\U00011930"
 
 
 def test_only_the_post_processor_tells_of_bos(tmp_path):
@@ -191,40 +177,32 @@ def test_text_that_continues(tmp_path):
 REMOVED = split(GPT2) | {"behavior": "Removed"}
 BARE = LEVEL | {"use_regex": False}
 APART = (("a", "b"), ("b", "c"), ("ab", "c"), ("b", "b"), ("a", "bc"))  # abc, then abc again
-MERGES = PIECES["Llama 2"]["model"]["merges"]
-
-NORMAL = [added(2048, "<x>", normalized=True)]
+LONG = ["a" * 8, "a" * 249]
+MERGES, VOCAB = (PIECES["Llama 2"]["model"][name] for name in ("merges", "vocab"))
+NORMAL, OTHER = [added(2048, "<x>", normalized=True)], "in another way than GPT-2"
 REFUSED = [
-    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(LEVEL, digits(True))}),
-    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(REMOVED, BARE)}),
-    (tiny, "pre_tokenizer must be", {"pre_tokenizer": BARE}),
-    (tiny, "pre_tokenizer must be", {"pre_tokenizer": sequence(split("(a+)+$"), BARE)}),
-    (tiny, "pre_tokenizer must be", {"pre_tokenizer": LEVEL | {"add_prefix_space": True}}),
-    (tiny, "pre_tokenizer must be", {"normalizer": {"type": "NFKC"}}),
+    (tiny, OTHER, {"pre_tokenizer": sequence(REMOVED, BARE)}),
+    (tiny, OTHER, {"pre_tokenizer": sequence(split("(a+)+$"), BARE)}),
+    (tiny, OTHER, {"pre_tokenizer": LEVEL | {"add_prefix_space": True}}),
+    (tiny, "(NFKC, ByteLevel)", {"normalizer": {"type": "NFKC"}}),
     (tiny, "RobertaProcessing", {"post_processor": {"type": "RobertaProcessing"}}),
     (tiny, 'must be null or "ByteLevel"', {"decoder": {"type": "Metaspace"}}),
     (tiny, "do not stand together", {"merges": APART}),
-    (tiny, "more than 256", {"merges": [("a" * 8, "a" * 249)], "extra": ["a" * 8, "a" * 249]}),
+    (tiny, "do not make", {"merges": [LONG], "extra": LONG}),
     (tiny, "normalized", {"added_tokens": NORMAL, "normalizer": {"type": "NFC"}}),
-    (llama, "pre_tokenizer must be", {"normalizer": None}),
-    (llama, "pre_tokenizer must be", {"pre_tokenizer": metaspace("first", True)}),
-    (llama, "must be Replace, ByteFallback", {"decoder": {"type": "WordPiece"}}),
+    (llama, OTHER, {"pre_tokenizer": metaspace("first", True)}),
+    (llama, "(no steps)", {"normalizer": None}),
     (llama, "and perhaps Strip", {"decoder": steps("decoders", STRIP)}),
     (llama, "end_of_word_suffix", {"end_of_word_suffix": "</w>"}),
-    (llama, "dropout", {"dropout": 0.1}),
     (llama, "merges[0] must be two tokens", {"merges": ["a b c"]}),
     (llama, "and both joined another", {"merges": [["zq", "qz"]]}),
-    (llama, "do not stand together", {"merges": [*MERGES, MERGES[0]]}),
     (llama, "its merges do not make", {"merges": [m for m in MERGES if m != "t he"]}),
     (llama, "unk_token", {"unk_token": "<none>"}),
     (llama, "with a token for each byte", {"byte_fallback": False}),
-    (llama, "ignore_merges", {"ignore_merges": True}),
-    (llama, "all ids", {"vocab": PIECES["Llama 2"]["model"]["vocab"] | {"zq": 9999}}),
+    (llama, "all ids", {"vocab": VOCAB | {"zq": 9999}}),
     (llama, "the text stands once", {"post_processor": template("<s>", 1) | {"single": []}}),
-    (llama, '"<s>" has the id 7', {"added_tokens": [added(7, "<s>")]}),
     (llama, '"<x>" has the id 1', {"added_tokens": [added(1, "<x>")]}),
     (llama, "lstrip", {"added_tokens": [added(2048, "<x>") | {"lstrip": True}]}),
-    (llama, "normalized", {"added_tokens": NORMAL}),
     (llama, 'type must be null or "BPE"', {"model": {"type": "Unigram", "vocab": []}}),
     (llama, "model.vocab must be an object", {"model": {}}),
 ]  # fmt: skip
@@ -262,26 +240,6 @@ def test_a_long_word_takes_no_square_of_its_length(tmp_path):
     assert time.monotonic() - began < 20
 
 
-def test_a_rank_file_is_llama_3(tmp_path, monkeypatch):
-    """Its specials stand in no file: an id off by one is another token. Read with Llama 3's
-    expression, another model's text would be cut into other words."""
-    tokens = [bytes([byte]) for byte in range(256)] + [b" a", b" ab", b"12", b"123"]
-    lines = (f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens))
-    (tmp_path / "tokenizer.model").write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match="not the 128,000 ranks of Llama 3"):
-        load(tmp_path)
-    monkeypatch.setattr(byte_level, "LLAMA3_RANKS", len(tokens))
-    ours = load(tmp_path)
-    assert ours.encode("x ab1234") == [260, 120, 257, 259, 52]  # three digits at a time
-    assert ours.encode("<|begin_of_text|><|eot_id|>", bos=False) == [260, 269]
-    assert ours.encode("<|reserved_special_token_245|>", bos=False) == [260 + 255]
-    assert ours.vocab_size == 260 + 256 and ours.eos_id == 261
-    assert ours.decode(ours.encode("x ab1234")) == "x ab1234"
-    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg 1\n")
-    with pytest.raises(ValueError, match="ranks of Llama 3 in their order"):
-        load(tmp_path)
-
-
 def test_two_files_and_what_stands_beside_them(tmp_path):
     """GPT-J's 143 extra tokens are in a file of their own, and BOS only where it is asked;
     merges of another model would be a KeyError."""
@@ -301,18 +259,17 @@ def test_two_files_and_what_stands_beside_them(tmp_path):
 
 
 def test_merges_are_learned_by_frequency():
-    """A stale count in the queue, or a pair across words, learns other merges."""
+    """A stale count, an overlap counted twice, or a pair across words, learns other merges."""
     assert learn_merges(["ab ab ab abc"], 3) == [(b"a", b"b"), (b" ", b"ab"), (b" ab", b"c")]
-    assert merged([b"a", b"a", b"a"], (b"a", b"a")) == [b"aa", b"a"]
     texts = [text for text in fuzzed_texts(200, seed=9) if text.isascii()]
     words = [[bytes([b]) for b in w.encode()] for t in texts for w in WORDS.findall(t)]
     for pair in learn_merges(texts, 30):  # counted again for each merge
-        counts = {}
-        for word in words:
-            for other in zip(word, word[1:]):
-                counts[other] = counts.get(other, 0) + 1
+        counts = Counter(other for word in words for other in itertools.pairwise(word))
         assert counts[pair] == max(counts.values())
-        words = [merged(word, pair) for word in words]
+        for word in words:
+            for at in range(len(word)):
+                if tuple(word[at : at + 2]) == pair:
+                    word[at : at + 2] = [b"".join(pair)]
     with pytest.raises(ValueError, match="only 1 pairs to merge"):
         learn_merges(["ab"], 2)
 

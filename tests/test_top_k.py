@@ -1,46 +1,12 @@
 """top_k.py: which middle keys come back, held to loops over every query, head and key."""
 
-import math
-
 import pytest
 import torch
-from conftest import SCHEMES, fuzz, logit_of, seen_by, vectors
+from conftest import SCHEMES, fuzz, named, specification, vectors
 
-from minilm_inf.attention import attend
-from minilm_inf.config import LMInfinite
+from minilm_inf import LMInfinite, attend, chunked_attend
 from minilm_inf.positions import Alibi
 from minilm_inf.top_k import largest
-
-
-def specification(q, k, v, starts, scheme, lm, scale, reaching: set[int]):
-    """Section 3.3 as loops: attention and the set of middle keys of every (b, h, i). Row b's
-    text begins in column starts[b]; what stands before is padding."""
-    out, chosen = torch.zeros_like(q), {}
-    group = q.shape[1] // k.shape[1]
-    a = lm.n_local // 2 if lm.top_k_distance is None else lm.top_k_distance
-    for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            keys, values = k[b, h // group, starts[b] :].tolist(), v[b, h // group, starts[b] :]
-            for i in range(len(keys)):
-                t = starts[b] + i
-                query = q[b, h, t].tolist()
-                logits = {
-                    j: logit_of(scheme, query, keys[j], d, h, scale)
-                    for j, d in seen_by(i, lm).items()
-                }
-                middle = {
-                    j: logit_of(scheme, query, keys[j], a, h, scale)
-                    for j in range(lm.n_global, i - lm.n_local + 1)
-                }
-                middle = middle if t in reaching else {}
-                best = sorted(middle, key=lambda j: (round(middle[j], 9), j), reverse=True)
-                chosen[b, h, t] = {starts[b] + j for j in best[: lm.top_k]}
-                logits |= {j: middle[j] for j in best[: lm.top_k]}
-                total = sum(math.exp(x) for x in logits.values())
-                for j, x in logits.items():
-                    out[b, h, t] += math.exp(x) / total * values[j]
-    return out, chosen
-
 
 DRAWS = fuzz(
     5,
@@ -59,31 +25,27 @@ DRAWS = fuzz(
 )
 
 
-def drawn(draw):
-    """The tensors and the setting of a draw: with `repeated`, every key occurs many times."""
-    n = draw["n"]
+@pytest.mark.parametrize("draw", DRAWS, ids=named)
+def test_both_paths_are_the_loops(draw):
+    """Catches a starting or window key that is chosen, padding among them, fewer than k that
+    are dropped, a tie that goes to the oldest, one selection for all heads of a group, a wrong
+    distance."""
+    n, scheme = draw["n"], SCHEMES[draw["scheme"]]
     lm = LMInfinite(
         draw["n_local"], draw["n_global"], draw["n_local"], top_k=draw["top_k"],
         top_k_distance=draw["distance"], top_k_queries=draw["queries"],
     )  # fmt: skip
     q, k, v = vectors(n, n_kv_head=draw["n_kv_head"], dtype=torch.float64)
-    if draw["repeated"]:
+    if draw["repeated"]:  # every key occurs many times
         k = k[:, :, torch.arange(n) % 3].clone()
-    padding = torch.tensor([0, draw["padding"]])
-    positions = torch.arange(n) - padding[:, None] if draw["padding"] else torch.arange(n)
-    return lm, (q, k, v), padding.tolist(), positions
-
-
-@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: " ".join(map(str, draw.values())))
-def test_attend_is_the_definition(draw):
-    """Catches a starting or window key that is chosen, fewer than k that are dropped, a tie
-    that goes to the oldest, one selection for all heads of a group, a wrong distance."""
-    lm, (q, k, v), starts, positions = drawn(draw)
-    scheme, n = SCHEMES[draw["scheme"]], draw["n"]
+    positions = torch.arange(n) - torch.tensor([[0], [draw["padding"]]])
     reaching = {n - 1} if draw["queries"] == "last" else set(range(n))
-    right, _ = specification(q, k, v, starts, scheme, lm, draw["scale"], reaching)
-    found = attend(q, k, v, positions, positions, scheme, lm, draw["scale"])
-    assert (found - right).abs().max() <= 1e-10
+    rows = positions.tolist()
+    right = specification(q, k, v, rows, rows, scheme, lm, draw["scale"], reaching)
+    positions = positions if draw["padding"] else positions[0]
+    for path in (attend, chunked_attend):
+        found = path(q, k, v, positions, positions, scheme, lm, draw["scale"])
+        assert (found - right).abs().max() <= 1e-10
 
 
 def test_without_a_middle_nothing_changes():
@@ -139,7 +101,6 @@ def test_what_may_be_asked_for():
     """Catches settings without a meaning that are taken in silence."""
     for wrong in (
         dict(n_local=None, top_k=1),
-        dict(n_local=4, top_k=-1),
         dict(n_local=4, top_k=1, top_k_queries="some"),
         dict(n_local=4, top_k=1, top_k_distance=-1),
         dict(n_local=4, top_k=1, top_k_from_layer=-1),

@@ -1,8 +1,14 @@
-"""The parts of a tokenizer.json, as the tokenizers library writes it, and small whole ones."""
+"""The parts of a tokenizer.json, as the tokenizers library writes it, and small whole ones.
+
+fixtures/tokenizers/ holds a vocab.json and a merges.txt (500 merges, learned from fuzzed texts
+by text/byte_pairs.py), of which the byte-level kinds are made here; those with byte fallback
+are made of weights/tiny-llama's pieces.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import sentencepiece
@@ -161,3 +167,12 @@ def small_kinds() -> dict[str, dict]:
     ranked = [token for token in vocab if token != "<|endoftext|>"]
     made = kinds(vocab, [line for line in lines[1:] if line])
     return made | {"Llama 3, json": llama3(ranked)}
+
+
+def checksums(texts: list[str], encode, decode) -> dict[str, int]:
+    """A checksum of all texts' ids, of what these decode to, and of what every second of them
+    does, in which characters are torn."""
+    ids = [list(encode(text)) for text in texts]
+    rows = {"ids": ids, "text": [decode(row) for row in ids],
+            "torn": [decode(row[::2]) for row in ids]}  # fmt: skip
+    return {name: zlib.crc32(repr(values).encode()) for name, values in rows.items()}

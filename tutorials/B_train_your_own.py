@@ -86,8 +86,8 @@ shutil.rmtree(place)
 # any step.
 #
 # **Where this lives.** [train/](../minilm_inf/train/__main__.py), with
-# [schedule.py](../minilm_inf/train/schedule.py) (what is read when) and
-# [recipes.py](../minilm_inf/train/recipes.py) (sizes and initial weights).
+# [recipes.py](../minilm_inf/train/recipes.py) (sizes, initial weights, what is read when) and
+# [practice.py](../minilm_inf/train/practice.py) (the exercises).
 #
 # ## Exercises
 #

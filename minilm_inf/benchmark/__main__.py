@@ -12,7 +12,6 @@ C++ compiler must be there; nothing else needs them.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -30,9 +29,14 @@ from ..writing.sampling import require_numbers
 from .attention import attention_rows
 from .models import CHUNK, decoding_rows, prefill_rows, random_ids
 from .race import Row
-from .table import table
 
 PARTS = ("attention", "prefill", "decoding")
+HEADINGS = ["", "n", "time", "rate", "time / base", "rate / base", "extra memory"]
+LEGEND = (
+    "Times are medians of rounds in which all rows of a group and an n took turns. Base: the "
+    "first.\nThe rate of attention is of useful work: 4 x D x H operations for each pair that "
+    "is seen.\nExtra memory: of one call of attention, beyond inputs and output; or the cache."
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,11 @@ QUICK = Sizes((1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=
 
 def main(arguments: list[str] | None = None) -> int:
     line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
-    line.formatter_class = argparse.RawDescriptionHelpFormatter
     line.add_argument("--quick", action="store_true",
                       help="smaller sizes; under a minute on two cores")  # fmt: skip
     line.add_argument("--only", choices=PARTS, help="one part of the table")
     line.add_argument("--lengths", type=flags.at_least(1, 2**20), nargs="+", metavar="N",
-                      help="tokens of attention alone (4096 16384 65536)")  # fmt: skip
+                      help="tokens of attention alone (default: 4096 16384 65536)")  # fmt: skip
     flags.add_model(line)
     options = line.parse_args(arguments)
     return guarded(lambda: run(options), "--lengths")
@@ -79,7 +82,7 @@ def run(options) -> int:
     parts = [options.only] if options.only else PARTS
     model = None if parts == ["attention"] else load_model(options.model, device, dtype)
     if model is not None:
-        require_numbers(model(random_ids(model, 8)))
+        require_numbers(model(torch.tensor([random_ids(model, 8)], device=device)))
     facts = facts_of(device, model, options, sizes)
     report = partial(print, file=sys.stderr, flush=True)
     rows: list[Row] = []
@@ -96,6 +99,9 @@ def run(options) -> int:
     return 0
 
 
+# ---- the table
+
+
 def facts_of(device: torch.device, model, options, sizes: Sizes) -> dict:
     """What must be known of a run to compare it with another."""
     rounds = f"{sizes.rounds}, decoding {sizes.decoding_rounds} of {sizes.steps} tokens"
@@ -105,12 +111,13 @@ def facts_of(device: torch.device, model, options, sizes: Sizes) -> dict:
         "rounds": rounds + ", --quick" * options.quick,
     }  # fmt: skip
     if options.only in (None, "attention"):
+        dtype = str(flags.DTYPES[options.dtype] or torch.float32)[6:]  # after "torch."
         facts["attention"] = (
             f"B 1, H {sizes.heads}, D {sizes.head_dim}, n_local {sizes.n_local}, n_global "
-            f"{sizes.n_global}, {str(flags.DTYPES[options.dtype] or torch.float32)[6:]}"
+            f"{sizes.n_global}, {dtype}"
         )
     if model is not None:
-        config, dtype = model.config, str(model.embed.weight.dtype)[6:]  # after "torch."
+        config, dtype = model.config, str(model.embed.weight.dtype)[6:]
         facts["model"] = (
             f"{options.model.name}, {config.n_layer} layers, H {config.n_head}, D "
             f"{config.head_dim}, n_local {config.context_length}, n_global 10, {dtype}, read "
@@ -127,6 +134,42 @@ def device_name(device: torch.device) -> str:
     text = known.read_text(encoding="utf-8", errors="replace") if known.exists() else ""
     names = re.findall(r"^model name\s*: *(.+)$", text, re.MULTILINE)
     return names[0] if names else platform.machine() or "CPU"
+
+
+def table(facts: dict, rows: list[Row]) -> str:
+    """Header, table, footnotes and legend: plain text that is Markdown too. facts: of the run,
+    by name."""
+    notes = list(dict.fromkeys(row.note for row in rows if row.note))
+    lines = [HEADINGS] + [cells(row, notes) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
+    text = [" ".join([f"{name}: {value}." for name, value in facts.items()]), ""]
+    for name, *values in lines:
+        aligned = [name.ljust(widths[0]), *map(str.rjust, values, widths[1:])]
+        text.append(f"| {' | '.join(aligned)} |")
+    text += ["", *(f"[{number}] {note}." for number, note in enumerate(notes, 1))]
+    spread = max([1, *(max(row.seconds) / min(row.seconds) for row in rows if row.seconds)])
+    slowest = (
+        f"The slowest round of a row took up to {spread:.2f} times as long as its fastest."
+    )
+    return "\n".join([*text, slowest, "", LEGEND])
+
+
+def cells(row: Row, notes: list[str]) -> list[str]:
+    """A row's cells, with the number of its note."""
+    name = f"{row.name} [{notes.index(row.note) + 1}]" if row.note else row.name
+    if not row.seconds:
+        return [name, f"{row.n:,}", *"-----"]
+    one, ratios = row.median / row.steps, ["-", "-"]
+    rate = f"{row.rate:,.0f} tokens/s"
+    if row.unit == "FLOP":
+        rate = f"{row.rate / 1e9:,.1f} GFLOP/s"
+    if row.base.seconds:
+        both = row.median / row.base.median, row.rate / row.base.rate
+        ratios = [f"{x:.2f}" if x >= 0.1 else f"{x:.2g}" for x in both]
+    memory = "-" if row.extra_bytes is None else f"{row.extra_bytes / 2**20:,.1f} MiB"
+    time = f"{one:.2f} s" if one >= 1 else f"{one * 1e3:.2f} ms"
+    return [name, f"{row.n:,}", time, rate, *ratios, memory]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ..fast.chunked import chunked_attend
 from ..positions import Rotary
 from ..terminal.progress import available_memory
 from ..writing.costs import visible_pairs
-from .race import CannotRun, Row, race
+from .race import Row, race
 
 SDPA, CHUNKED = "full causal SDPA", "chunked"
 FLEX, REFERENCE = "FlexAttention, compiled", "reference"
@@ -54,7 +54,7 @@ def useful_flops(lm: LMInfinite, n: int, heads: int, head_dim: int) -> int:
 
 def call(way: str, vectors: Tensor, lm: LMInfinite) -> Callable[[], Tensor]:
     """A function of nothing that attends once, of q, k and v, not placed, (3, 1, H, n, D): ()
-    -> (1, H, n, D). Raises CannotRun where memory would not hold the reference."""
+    -> (1, H, n, D). Raises ValueError where memory would not hold the reference."""
     (q, k, v), n = vectors, vectors.shape[3]
     positions, scheme = torch.arange(n), Rotary(q.shape[-1])
     if way == CHUNKED:
@@ -80,12 +80,12 @@ def call(way: str, vectors: Tensor, lm: LMInfinite) -> Callable[[], Tensor]:
 
 
 def check_memory(needed: int, device: torch.device):
-    """Raise CannotRun where the definition's bytes are more than a quarter of the available
+    """Raise ValueError where the definition's bytes are more than a quarter of the available
     memory: the logits at true distances, those at the ceiling, and what masks make of both."""
     is_cuda = device.type == "cuda"
     available = torch.cuda.mem_get_info(device)[0] if is_cuda else available_memory()
     if available is not None and needed > available / 4:
-        raise CannotRun(
+        raise ValueError(
             f"O(n^2) memory: 4 tensors of H x n x n x 4 bytes are {needed / 1e9:,.0f} GB, more "
             f"than a quarter of the {available / 1e9:,.0f} GB available"
         )

@@ -16,40 +16,38 @@ import torch
 from ..config import LMInfinite
 from ..transformer import Transformer
 from ..writing.session import Session
-from .race import CannotRun, Row, race
+from .race import Row, race
 
 CHUNK = 1024  # tokens that are read at a time
 
 
-def random_ids(model: Transformer, count: int) -> torch.Tensor:
-    """Some ids of the model's vocabulary, (1, count), always the same ones."""
+def random_ids(model: Transformer, count: int) -> list[int]:
+    """Some ids of the model's vocabulary, always the same ones."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, count), generator=generator)
-    return ids.to(model.embed.weight.device)
+    return torch.randint(model.config.vocab_size, (count,), generator=generator).tolist()
 
 
 class Prefill:
-    """Reads tokens (1, T), and returns the logits (1, V) of what follows."""
+    """Reads ids, and returns the logits (V,) of what follows."""
 
-    def __init__(self, model: Transformer, tokens, lm: LMInfinite | None):
-        self.model, self.tokens, self.lm = model, tokens, lm
+    def __init__(self, model: Transformer, ids: list[int], lm: LMInfinite | None):
+        self.model, self.ids, self.lm = model, ids, lm
 
-    @torch.inference_mode()
-    def __call__(self):
-        cache = self.model.new_cache(1, self.lm)
-        hidden = self.model.prefill(self.tokens, self.lm, cache, CHUNK)
-        self.extra_bytes = cache.nbytes
-        return self.model.head(hidden[:, -1])
+    def __call__(self) -> torch.Tensor:
+        session = Session(self.model, self.lm, prefill_chunk=CHUNK)
+        logits = session.read(self.ids)
+        self.extra_bytes = session.cache.nbytes
+        return logits
 
 
 def prefill_rows(model: Transformer, sizes, report) -> list[Row]:
     """A row for each length, and one for the vanilla model at the shortest, beyond which its
     O(n^2) would take all the time."""
-    lm, makers = LMInfinite.for_model(model.config), []
-    readings = [*(("LM-Infinite", n, lm) for n in sizes.tokens)]
-    for name, n, setting in [*readings, ("vanilla", sizes.tokens[0], None)]:
-        reading = partial(Prefill, model, random_ids(model, n), setting)
-        makers.append((Row(f"prefill: {name}", n, work=n), reading))
+    readings = [("LM-Infinite", n, LMInfinite.for_model(model.config)) for n in sizes.tokens]
+    makers = [
+        (Row(f"prefill: {name}", n, n), partial(Prefill, model, random_ids(model, n), lm))
+        for name, n, lm in [*readings, ("vanilla", sizes.tokens[0], None)]
+    ]
     return race(makers, sizes.rounds, report, model.embed.weight.device)
 
 
@@ -78,11 +76,11 @@ class Ours:
 class Theirs:
     """transformers' model of the same folder after some tokens. Each run begins with its cache
     cut back to those, so that its texts do not grow; with LM-Infinite nothing depends on what
-    was read before the window. Raises CannotRun where there is no such model."""
+    was read before the window. Raises ValueError where there is no such model."""
 
     def __init__(self, folder: Path, model: Transformer, ids: list[int], steps: int):
         if model.config.family != "llama":
-            raise CannotRun(f"the comparison is of Llama, and this is {model.config.family}")
+            raise ValueError(f"the comparison is of Llama, and this is {model.config.family}")
         from transformers import DynamicCache, LlamaForCausalLM
 
         weight = model.embed.weight
@@ -115,22 +113,22 @@ def decoding_rows(model: Transformer, folder: Path, sizes, report) -> list[Row]:
     """A race after each context, of both sides; and one of positions, near the beginning of a
     text and far from it. No text is read up to there: all have as many tokens, and their
     positions end there."""
-    rows, steps, device = [], sizes.steps, model.embed.weight.device
-    for context in sizes.contexts:
-        ids = random_ids(model, context)[0].tolist()
-        makers = {
-            "transformers, DynamicCache": partial(Theirs, folder, model, ids, steps),
-            "LM-Infinite": partial(Ours, model, ids, steps),
-        }
+    steps, races = sizes.steps, []
+
+    def ours(ids, **more):
+        return partial(Ours, model, ids, steps, **more)
+
+    for n in sizes.contexts:
+        ids = random_ids(model, n)
+        theirs = partial(Theirs, folder, model, ids, steps)
+        sides = [("transformers, DynamicCache", theirs), ("LM-Infinite", ours(ids))]
         if not sizes.quick:  # compiling takes longer than that lasts
-            makers["LM-Infinite, compiled"] = partial(Ours, model, ids, steps, compile=True)
-        made = [
-            (Row(f"decoding: {name}", context, steps, steps=steps), make)
-            for name, make in makers.items()
-        ]
-        rows += race(made, sizes.decoding_rounds, report, device)
-    ids, made = random_ids(model, sizes.positions[0])[0].tolist(), []
-    for n in sizes.positions:
-        row = Row("decoding at position: LM-Infinite", n, steps, steps=steps)
-        made.append((row, partial(Ours, model, ids, steps, position=n)))
-    return rows + race(made, sizes.decoding_rounds, report, device)
+            sides.append(("LM-Infinite, compiled", ours(ids, compile=True)))
+        races.append([(f"decoding: {name}", n, make) for name, make in sides])
+    ids, name = random_ids(model, sizes.positions[0]), "decoding at position"
+    races.append([(f"{name}: LM-Infinite", n, ours(ids, position=n)) for n in sizes.positions])
+    rows = []
+    for entrants in races:
+        made = [(Row(name, n, steps, steps=steps), make) for name, n, make in entrants]
+        rows += race(made, sizes.decoding_rounds, report, model.embed.weight.device)
+    return rows

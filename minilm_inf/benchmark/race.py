@@ -1,4 +1,5 @@
-"""Time, taken so that it can be compared: contestants take turns, and the median counts.
+"""Time and memory, taken so that they can be compared: contestants take turns, and the median
+counts.
 
 A machine is faster in one minute than in the next. Whoever runs all of a, then all of b,
 measures that too; here a round is one run of each, and what disturbs a round disturbs them all.
@@ -12,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-
-from .memory import extra_bytes
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass
@@ -37,30 +38,25 @@ class Row:
     note: str = ""
 
     @property
-    def median(self) -> float | None:
-        return statistics.median(self.seconds) if self.seconds else None
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
     @property
-    def rate(self) -> float | None:
+    def rate(self) -> float:
         """Work per second of the median round."""
-        return self.work / self.median if self.seconds else None
-
-
-class CannotRun(Exception):
-    """Why a contestant does not take part, in one sentence."""
+        return self.work / self.median
 
 
 def race(
-    makers: list[tuple[Row, Callable]], rounds: int, report: Callable[[str], None],
-    device: torch.device | str = "cpu", clock: Callable[[], float] = time.perf_counter,
-) -> list[Row]:  # fmt: skip
+    makers: list[tuple[Row, Callable]], rounds: int, report: Callable[[str], None], device
+) -> list[Row]:
     """The rows, filled with the seconds of their contestants, which run in turns, a b c a b c
     ..., `rounds` times. The first is the base of all.
 
     makers: rows, each with a function that makes its contestant: a function that is timed. It
     may tell its extra_bytes; else they are measured once all is timed. Whoever cannot be made,
     or fails in the first round, says so in its row, and the others go on. The first round warms
-    up (caches, compilers, thread pools) and is not counted. report is told of each round.
+    up (caches, compilers, thread pools) and is not counted. report is told of the race.
     """
     rows, present = [row for row, _ in makers], []
     report(f"{rows[0].name}, n={rows[0].n:,}, and others")
@@ -68,28 +64,27 @@ def race(
         row.base = rows[0]
         try:
             contestant = make()
-            once(contestant, device, clock)
+            once(contestant, device)
         except Exception as error:  # whatever it is, it is this contestant's own
             row.note = f"not run: {reason(error)}"
         else:
             present.append((row, contestant))
-    for number in range(1, rounds + 1):
-        report(f"round {number}/{rounds}")
+    for _ in range(rounds):
         for row, contestant in present:
-            row.seconds.append(once(contestant, device, clock))
+            row.seconds.append(once(contestant, device))
     for row, contestant in present:
         known = getattr(contestant, "extra_bytes", None)
         row.extra_bytes = extra_bytes(contestant, device) if known is None else known
     return rows
 
 
-def once(contestant, device, clock) -> float:
+def once(contestant, device) -> float:
     """The seconds of one run, from an idle device to an idle device."""
     synchronise(device)
-    began = clock()
+    began = time.perf_counter()
     result = contestant()
     synchronise(device)
-    seconds = clock() - began
+    seconds = time.perf_counter() - began
     del result  # freed only now: giving memory back is not part of the run
     return seconds
 
@@ -107,3 +102,29 @@ def reason(error: Exception) -> str:
     if "C++ compiler" in str(error):
         return "torch.compile finds no C++ compiler (g++ or clang++)"
     return (str(error).strip().splitlines() or ["there is not enough memory"])[0]
+
+
+def extra_bytes(run: Callable[[], Tensor], device: torch.device | str) -> int | None:
+    """Bytes that run() needs at its peak beyond what exists before it, and its output, as
+    PyTorch's allocators count them; None on a device that does not tell.
+
+    On CUDA they keep the peak, on the CPU the profiler notes what each operation, or the kernel
+    within, asks for and gives back; not what a matrix library holds for its own use.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        output = run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before - output.nbytes
+    if kind != "cpu":
+        return None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        output = run()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return max(0, peak - output.nbytes)

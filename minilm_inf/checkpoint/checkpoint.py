@@ -6,8 +6,8 @@
 
 Loading is strict in both directions: a tensor without a place and a place without a tensor are
 refused by name, before any number is read. Only what a network computes itself, such as angles
-and masks, is passed over. Weights are then read one by one, so that no more
-than the model and one tensor is ever in memory. Every failure is a ValueError of one sentence.
+and masks, is passed over. Weights are then read one by one, so that no more than the model
+and one tensor is ever in memory. Every failure is a ValueError of one sentence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..models import gptj, llama, mpt
 from ..models.raw_config import special_ids
-from ..terminal.files import named, read_json, shown, write_beside
+from ..terminal.files import named, read_json, write_beside
 from ..terminal.json_parts import Part
 from ..transformer import Transformer
 from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
@@ -47,25 +47,22 @@ def read_config(folder) -> ModelConfig:
     folder = existing_folder(folder)
     path = folder / "config.json"
     raw = read_json(path, LARGEST_HEADER)
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"{path}: model_type must be one of {known}, not {shown(model_type)}")
-    config = _of(path, FAMILIES[model_type].config_from_hf, raw)
+    family = FAMILIES[Part(raw, path)["model_type"].only(*FAMILIES)]
+    config = said_of(path, family.config_from_hf, raw)
     path = folder / "generation_config.json"
     if path.is_file():
-        ids = special_ids(Part(read_json(path, LARGEST_HEADER), path), bos=(), eos=())
+        ids = special_ids(Part(read_json(path, LARGEST_HEADER), path))
         bos_id = ids["bos_id"] if config.bos_id is None else config.bos_id
         config = replace(config, bos_id=bos_id, eos_ids=ids["eos_ids"] or config.eos_ids)
     return config
 
 
-def _of(path: Path, function, *arguments):
+def said_of(file: Path | str, function, *arguments):
     """The function's result; its ValueError begins with the file that it is about."""
     try:
         return function(*arguments)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{file}: {error}") from error
 
 
 def existing_folder(folder) -> Path:
@@ -95,7 +92,6 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
         listed = ", ".join(str(x) for x in FLOATS.values())
         raise ValueError(f"dtype must be None or one of {listed}, not {named(dtype)}")
     model, stored = from_headers(folder)
-    check_tied_head(model.config, stored)
     fill(model, stored, device, dtype or own_dtype(model.config, stored, device))
     return model.eval()
 
@@ -142,7 +138,7 @@ def build_on_meta(config: ModelConfig, stored: dict[str, Stored], path: Path) ->
             "stored: the two do not belong together"
         )
     with torch.device("meta"):
-        return _of(path, FAMILIES[config.family].build, config)
+        return said_of(path, FAMILIES[config.family].build, config)
 
 
 def named_pieces(model: Transformer) -> dict[str, Tensor]:
@@ -177,43 +173,38 @@ def check(model: Transformer, stored: dict[str, Stored], where: Path):
                 f"the tensor {name} is missing from {where}: fetch the whole checkpoint, with "
                 "the config that belongs to it"
             )
-    head = FAMILIES[model.config.family].KEYS["head.weight"]
+    if model.config.tied:  # which may be stored twice
+        pieces[head_of(model)] = model.embed.weight
     for name, place in stored.items():
-        if is_computed(name) or (name == head and model.config.tied):
+        if is_computed(name):
             continue
-        tensor = f"the tensor {named(place.name)} in {place.path}"
         if name not in pieces:
-            raise ValueError(
-                f"{tensor} has no place in the model that the config describes: the two do not "
-                "belong together, or it is not implemented"
-            )
-        if place.shape != tuple(pieces[name].shape):
-            raise ValueError(
-                f"{tensor} has the shape {named(place.shape)}, but the config asks for "
-                f"{tuple(pieces[name].shape)}: the two do not belong together"
-            )
-        if place.dtype not in FLOATS:
-            raise ValueError(
-                f"{tensor} is stored as {named(place.dtype)}, which is not implemented: use a "
-                f"checkpoint in one of {', '.join(FLOATS)}"
-            )
-
-
-def check_tied_head(config: ModelConfig, stored: dict[str, Stored]):
-    """A tied head may be stored too, but only as the embedding that it is."""
-    keys = FAMILIES[config.family].KEYS
-    head = stored.get(keys["head.weight"])
-    if config.tied and head is not None and not head.equals(stored[keys["embed.weight"]]):
+            wrong = "has no place in the model that the config describes"
+        elif place.shape != tuple(pieces[name].shape):
+            asked = tuple(pieces[name].shape)
+            wrong = f"has the shape {named(place.shape)}, but the config asks for {asked}"
+        elif place.dtype not in FLOATS:
+            wrong = f"is stored as {named(place.dtype)}, which is none of {', '.join(FLOATS)}"
+        else:
+            continue
         raise ValueError(
-            f"config.json ties the head to the embedding, but {head.name} in {head.path} "
-            f"differs from {keys['embed.weight']}: set tie_word_embeddings to false to use it"
+            f"the tensor {named(place.name)} in {place.path} {wrong}: the two do not belong "
+            "together, or it is not implemented"
         )
+
+
+def head_of(model: Transformer) -> str:
+    """The checkpoint's name of the head's weights."""
+    return FAMILIES[model.config.family].KEYS["head.weight"]
 
 
 def fill(
     model: Transformer, stored: dict[str, Stored], device: torch.device, dtype: torch.dtype
 ):
-    """Give a model on the meta device its memory, then its numbers, one tensor at a time."""
+    """Give a model on the meta device its memory, then its numbers, one tensor at a time.
+
+    Raises ValueError where a tied head is stored too, but is not the embedding.
+    """
     for name, parameter in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         memory = torch.empty(parameter.shape, dtype=dtype, device=device)
@@ -222,6 +213,15 @@ def fill(
         model.head.weight = model.embed.weight
     for name, piece in named_pieces(model).items():
         stored[name].read_into(piece)
+    head = stored.get(head_of(model))
+    if model.config.tied and head is not None:
+        own = torch.empty_like(model.embed.weight)
+        head.read_into(own)
+        if not own.equal(model.embed.weight):
+            raise ValueError(
+                f"config.json ties the head to the embedding, but {head.name} in {head.path} "
+                "is another: set tie_word_embeddings to false to use it"
+            )
 
 
 def save(model: Transformer, folder):
@@ -233,9 +233,5 @@ def save(model: Transformer, folder):
     folder = Path(folder)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     raw = FAMILIES[model.config.family].config_to_hf(model.config) | {"torch_dtype": dtype}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
     write_tensors(folder / WEIGHTS, named_pieces(model), {"format": "pt"})
     write_beside(folder / "config.json", (json.dumps(raw, indent=2) + "\n").encode())

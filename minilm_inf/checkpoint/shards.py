@@ -55,13 +55,6 @@ class Stored:
         with torch.no_grad(), opened(self.path) as file:
             target.copy_(file.get_tensor(self.name))
 
-    def equals(self, other: Stored) -> bool:
-        """Whether two stored tensors are the same numbers in the same dtype."""
-        if (self.dtype, self.shape) != (other.dtype, other.shape):
-            return False
-        with opened(self.path) as file, opened(other.path) as other_file:
-            return torch.equal(file.get_tensor(self.name), other_file.get_tensor(other.name))
-
 
 def opened(path: Path):
     """A safetensors file whose header is in order. Raises ValueError for any other."""
@@ -88,23 +81,17 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     if not index.is_file():
         raise ValueError(nothing_to_load(folder))
     weight_map = read_weight_map(index)
-    paths = {shard: shard_path(index, shard) for shard in weight_map.values()}
-    found: dict[str, Stored] = {}
-    for shard, path in paths.items():
-        for name, stored in read_header(path).items():
-            if weight_map.get(name) != shard:
-                raise ValueError(
-                    f"the tensor {named(name)} is in {stored.path}, but {index} does not say "
-                    "so: fetch both again"
-                )
-            found[name] = stored
-    for name, shard in weight_map.items():
-        if name not in found:
-            raise ValueError(
-                f"{index} says that the tensor {named(name)} is in {shard}, but it is not: "
-                "fetch both again"
-            )
-    return found
+    paths = {shard_path(index, shard) for shard in weight_map.values()}
+    found = [stored for path in sorted(paths) for stored in read_header(path).values()]
+    held = {(stored.name, stored.path.name) for stored in found}
+    differ = held ^ set(weight_map.items())
+    if differ:
+        name, shard = min(differ)
+        raise ValueError(
+            f"{index} and {shard} do not agree on whether the tensor {named(name)} is there: "
+            "fetch both again"
+        )
+    return {stored.name: stored for stored in found}
 
 
 def nothing_to_load(folder: Path) -> str:

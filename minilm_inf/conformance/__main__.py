@@ -10,7 +10,6 @@ done, and is no mistake. Exit code 0: nothing was found; 1: something was; 2: ba
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -26,7 +25,6 @@ from .questions import questions
 
 def main(arguments: list[str] | None = None) -> int:
     parser = flags.Parser(prog="python -m minilm_inf.conformance", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add, dtypes = parser.add_argument, [name for name in flags.DTYPES if name != "auto"]
     add("kernel", metavar="MODULE:FUNCTION", help="what to hold to the definition")
     add("--dtype", choices=dtypes, default="float32", help="of the vectors (%(default)s)")

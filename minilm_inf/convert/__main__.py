@@ -10,7 +10,6 @@ again, and goes on with the next file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -29,59 +28,63 @@ PYTORCH = {"format": "pt"}  # transformers reads no file that does not say so
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m minilm_inf.convert", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path, metavar="FOLDER|MODEL.gguf",
                         help="with pytorch_model.bin, or its shards; or a GGUF")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FOLDER",
-                        help="for a GGUF's model (beside it, under its name)")  # fmt: skip
+                        help="for a GGUF's model (default: beside it)")  # fmt: skip
     options = parser.parse_args(arguments)
-    source = options.source
+    source = folder = options.source
     if source.suffix == ".gguf" and not source.is_dir():
-        return guarded(lambda: convert_gguf(source, options.out or source.with_suffix("")))
-    if options.out is not None:
+        folder = options.out or source.with_suffix("")
+    elif options.out is not None:
         parser.error("--out has no meaning for a folder: its files are written beside the .bin")
-    return guarded(lambda: convert_folder(source))
+    return guarded(lambda: convert(source, folder))
 
 
-def convert_folder(folder: Path) -> int:
+def convert(source: Path, folder: Path) -> int:
+    """Let the folder hold safetensors, if it does not yet, and print what it holds then."""
+    for name in (shards.WEIGHTS, shards.INDEX):
+        if (folder / name).exists():
+            print(f"{folder} holds {name} already: nothing was converted")
+            return 0
+    if source is folder:
+        convert_folder(folder)
+    else:
+        convert_gguf(source, folder)
+    tensors = shards.find_tensors(folder).values()
+    size, n = sum(x.nbytes for x in tensors), len({x.path for x in tensors})
+    print(f"{folder} holds {len(tensors)} tensors in {n} file{'s' * (n > 1)}, "
+          f"{size / 1e9:.2f} GB")  # fmt: skip
+    return 0
+
+
+def convert_folder(folder: Path):
     """Write a folder's .bin files as safetensors; the index, or the only file, comes last."""
     if not folder.is_dir():
         raise ValueError(
             f"{named(folder)} is neither a folder with a .bin nor a file that ends in .gguf"
         )
-    if finished(folder):
-        return 0
-    sources, targets = pickles.find_pickles(folder), []
+    sources, held = pickles.find_pickles(folder), {}
     in_shards = sources != [folder / pickles.WEIGHTS]
     for number, source in enumerate(sources, 1):
         name = f"model-{number:05}-of-{len(sources):05}.safetensors"
-        targets.append(folder / (name if in_shards else shards.WEIGHTS))
-        there = targets[-1].exists()  # of an interrupted run
-        words = f"{source.name} -> {targets[-1].name}" + ", there already" * there
+        target = folder / (name if in_shards else shards.WEIGHTS)
+        there = target.exists()  # of an interrupted run
+        words = f"{source.name} -> {target.name}" + ", there already" * there
         print(words, file=sys.stderr, flush=True)
         if not there:
-            write_tensors(targets[-1], pickles.read_pickle(source), PYTORCH)
+            write_tensors(target, pickles.read_pickle(source), PYTORCH)
+        held |= shards.read_header(target)
     if in_shards:
-        write_index(folder, targets)
-    return tell(folder)
+        index = {
+            "metadata": {"total_size": sum(stored.nbytes for stored in held.values())},
+            "weight_map": {name: stored.path.name for name, stored in sorted(held.items())},
+        }
+        write_beside(folder / shards.INDEX, (json.dumps(index, indent=2) + "\n").encode())
 
 
-def write_index(folder: Path, files: list[Path]):
-    """Write model.safetensors.index.json, which makes shards a checkpoint."""
-    held = {}
-    for path in files:
-        held |= shards.read_header(path)
-    index = {
-        "metadata": {"total_size": sum(stored.nbytes for stored in held.values())},
-        "weight_map": {name: stored.path.name for name, stored in sorted(held.items())},
-    }
-    write_beside(folder / shards.INDEX, (json.dumps(index, indent=2) + "\n").encode())
-
-
-def convert_gguf(source: Path, folder: Path) -> int:
+def convert_gguf(source: Path, folder: Path):
     """Write the folder of a GGUF, which appears when it is whole."""
-    if folder.is_dir() and finished(folder):
-        return 0
     if folder.exists():
         raise ValueError(f"{named(folder)} is there already: name another folder with --out")
     model, part = GGUF(source), folder.with_name(f".{folder.name}.converted")
@@ -97,26 +100,6 @@ def convert_gguf(source: Path, folder: Path) -> int:
         raise ValueError(f"{named(folder)} cannot be written: {reason(error)}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return tell(folder)
-
-
-def finished(folder: Path) -> bool:
-    """Whether a folder has its safetensors; says so."""
-    for name in (shards.WEIGHTS, shards.INDEX):
-        if (folder / name).exists():
-            print(f"{folder} holds {name} already: nothing was converted")
-            return True
-    return False
-
-
-def tell(folder: Path) -> int:
-    """Print what the folder holds now. Returns the exit code."""
-    tensors = shards.find_tensors(folder).values()
-    size = sum(stored.nbytes for stored in tensors)
-    n = len({stored.path for stored in tensors})
-    files = f"{n} file{'s' * (n > 1)}"
-    print(f"{folder} holds {len(tensors)} tensors in {files}, {size / 1e9:.2f} GB")
-    return 0
 
 
 if __name__ == "__main__":

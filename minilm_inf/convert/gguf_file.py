@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint.checkpoint import build_on_meta, check, named_pieces
+from ..checkpoint.checkpoint import build_on_meta, check, named_pieces, said_of
 from ..checkpoint.shards import Stored
 from ..models import llama
 from ..models.raw_config import close
@@ -34,6 +34,7 @@ from ..terminal.json_parts import Part
 from .gguf_tokenizer import tokenizer_files
 
 BLOCK = 2**22  # numbers that are dequantised at a time
+MOST_VALUES = 2**21  # of the metadata; the vocabulary of Llama 3 with its merges takes half
 NAMES = {  # the GGUF's name -> the checkpoint's; {} is the layer
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -88,7 +89,7 @@ class GGUF:
         model = build_on_meta(self.config, stored, path)
         check(model, stored, path)
         self.shapes = {name: piece.half() for name, piece in named_pieces(model).items()}
-        self.files = tokenizer_files(path, self.fields, self.config.context_length)
+        self.files = tokenizer_files(path, self.fields)
         raw = llama.config_to_hf(self.config) | {"torch_dtype": "float16"}
         self.files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
 
@@ -109,10 +110,7 @@ class GGUF:
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self.tensors,
             "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in self.tensors,
         }
-        try:
-            config = llama.config_from_hf(raw)
-        except ValueError as error:
-            raise ValueError(f"{self.path}, as a config.json: {error}") from error
+        config = said_of(f"{self.path}, as a config.json", llama.config_from_hf, raw)
         implied = {
             "attention.value_length": config.head_dim, "rope.dimension_count": config.head_dim,
             "vocab_size": config.vocab_size, "expert_count": 0, "expert_used_count": 0,
@@ -127,8 +125,7 @@ class GGUF:
         """LlamaConfig.rope_scaling, from the metadata or from the factors of Llama 3.1."""
         # A factor without a type means "linear", as it does in llama.cpp.
         kind = keys["rope.scaling.type"].only(None, "none", "linear")
-        old = keys["rope.scale_linear"].number(1)  # the factor's first name
-        factor = keys["rope.scaling.factor"].number(old)
+        factor = keys["rope.scaling.factor"].number(1)
         if kind != "none" and factor != 1:
             return ("rope_type", "linear"), ("factor", factor)
         if self.factors is None:
@@ -185,8 +182,21 @@ def read(path: Path) -> tuple[dict, list, object]:
         ) from error
     if not path.is_file():
         raise ValueError(f"{named(path)} does not exist: give a .gguf file")
+
+    class Bounded(GGUFReader):
+        """The package's reader, which believes any length of a list, and would read on where
+        the file has ended, for ever."""
+
+        left = MOST_VALUES
+
+        def _get(self, offset, *arguments, **options):
+            self.left -= 1
+            if offset >= len(self.data) or self.left < 0:
+                raise ValueError("it says that it has more values than there are")
+            return super()._get(offset, *arguments, **options)
+
     try:
-        reader = GGUFReader(path)
+        reader = Bounded(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         if not all(len(tensor.shape) for tensor in reader.tensors):
             raise ValueError("it holds a tensor without sizes")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..models.raw_config import close
 from ..terminal.json_parts import Part
 from ..text.byte_level import LLAMA3_PATTERN
 from ..text.byte_pairs import DIGITS, LEVEL, byte_level_json
@@ -20,9 +21,6 @@ from ..text.merges import merges_of
 from ..text.sentence_pieces import BYTE, CONTROL, UNKNOWN, USER_DEFINED, model_proto
 
 PREFIX = "tokenizer.ggml."
-KNOWN = "model pre tokens token_type merges add_bos_token token_type_count".split()
-KNOWN_IN_PIECES = "scores add_space_prefix remove_extra_whitespaces".split()
-OFF = ("add_eos_token", "add_sep_token", "add_space_prefix")  # what may be there and false
 SPECIALS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 TYPES = range(1, BYTE + 1)  # of tokens, as sentencepiece numbers them
 LLAMA3 = {
@@ -38,7 +36,7 @@ WORDS = {  # tokenizer.ggml.pre -> pre_tokenizer
 }  # fmt: skip
 
 
-def tokenizer_files(path: Path, fields: dict, context_length: int) -> dict[str, bytes]:
+def tokenizer_files(path: Path, fields: dict) -> dict[str, bytes]:
     """The files' names and contents, from the metadata of the GGUF at `path`.
 
     Raises ValueError, in one sentence, for a tokenizer that cannot be written exactly.
@@ -46,10 +44,6 @@ def tokenizer_files(path: Path, fields: dict, context_length: int) -> dict[str, 
     given = {n.removeprefix(PREFIX): v for n, v in fields.items() if n.startswith(PREFIX)}
     facts = Part(given, path, PREFIX[:-1])
     in_pieces = facts["model"].only("gpt2", "llama") == "llama"
-    for name, value in given.items():
-        known = name in KNOWN or name.endswith("_token_id") or (value is False and name in OFF)
-        if not (known or (in_pieces and name in KNOWN_IN_PIECES)):
-            raise facts[name].wrong("absent, as it may change the ids of a text")
     tokens = [token.text() for token in facts["tokens"].items()]
     types = [kind.only(*TYPES) for kind in facts["token_type"].items()]
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
@@ -63,6 +57,8 @@ def tokenizer_files(path: Path, fields: dict, context_length: int) -> dict[str, 
     # Whether BOS stands before every text; where nothing is said, as llama.cpp has it.
     usual = in_pieces or WORDS.get(str(given.get("pre"))) is LLAMA3
     adds_bos = facts["add_bos_token"].flag(usual)
+    for name in ("add_eos_token", "add_sep_token"):
+        facts[name].only(None, False)
     if adds_bos and specials["bos"] is None:
         raise facts["bos_token_id"].wrong("given, since its text begins with a BOS")
     if in_pieces:
@@ -70,9 +66,9 @@ def tokenizer_files(path: Path, fields: dict, context_length: int) -> dict[str, 
     else:
         bos = specials["bos"] if adds_bos else None
         files = {"tokenizer.json": _tokenizer_json(facts, tokens, types, bos)}
+    close(facts, {"token_type_count", "pre", "merges"})  # which pieces do not need
     about = {
         "tokenizer_class": "LlamaTokenizer" if in_pieces else "PreTrainedTokenizerFast",
-        "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": adds_bos,
     }
@@ -90,12 +86,12 @@ def _tokenizer_json(facts: Part, tokens: list, types: list, bos: str | None) -> 
     Every token is in the vocabulary, with its id; those that mark places are added tokens too,
     so that they are found whole before the text is cut.
     """
+    facts["add_space_prefix"].only(None, False)
     vocab = {token: id for id, token in enumerate(tokens)}
-    merges_of(facts, vocab)
     kinds = zip(tokens, types)
     marks = {t: kind == CONTROL for t, kind in kinds if kind in (CONTROL, USER_DEFINED)}
     # How words are cut is not in the file, but known by its name or not.
-    cuts, merges = WORDS[facts["pre"].only(*WORDS)], facts["merges"].value
+    cuts, merges = WORDS[facts["pre"].only(*WORDS)], merges_of(facts, vocab)
     return byte_level_json(vocab, merges, marks, cuts, bos, cuts is LLAMA3).encode()
 
 

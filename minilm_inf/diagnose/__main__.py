@@ -15,7 +15,6 @@ and writes diagnosis.json, with all numbers, and, where matplotlib is installed,
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from itertools import islice
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ..evaluate.documents import encoded, texts_of
+from ..evaluate.documents import add_texts, encoded, texts_of
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..terminal.files import PICTURE, check_output, write_beside
@@ -37,19 +36,14 @@ BEGINS = b'{\n "settings": '
 
 def main(arguments: list[str] | None = None) -> int:
     parser = flags.Parser(prog="python -m minilm_inf.diagnose", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
-        help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
-    add("--text", type=Path, nargs="+", metavar="FILE", help="your own UTF-8 files")
+    add_texts(parser)
     flags.add_counts(
         parser,
         ("--documents", 1, 4, "how many of the corpus are read (%(default)s)"),
-        ("--length", 1, None, "tokens of each (4,096, or 2 x context_length)"),
-        ("--seed", 0, 0, "of what is sampled (%(default)s)", 2**63 - 1),
+        ("--length", 1, None, "tokens of each (default: 4,096, or 2 x context_length)"),
     )
-    add("--out", type=Path, metavar="FOLDER",
-        help="where the files go (runs/diagnose-NAME)")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FOLDER",
+                        help="where the files go (default: runs/diagnose-NAME)")  # fmt: skip
     flags.add_model(parser)
     flags.add_sight(parser)
     options = parser.parse_args(arguments)
@@ -97,13 +91,13 @@ def measure(options) -> tuple[dict, dict, dict]:
             f"--length of {least:,} or more"
         )
     documents = encoded(texts, tokenizer, length)
-    diagnosis = Diagnosis(model, length, lm, options.seed)
+    diagnosis = Diagnosis(model, length, lm)
     diagnosis.read_all(documents, lambda line: print(line, file=sys.stderr))
     facts = {
         "model": str(options.model), "texts": list(documents), "n": length,
         "context_length": config.context_length, "n_layer": config.n_layer,
         "n_local": lm.n_local, "n_global": lm.n_global,
-        "distance_ceiling": lm.distance_ceiling, "seed": options.seed,
+        "distance_ceiling": lm.distance_ceiling,
         "dtype": str(model.embed.weight.dtype), "torch": torch.__version__,
     }  # fmt: skip
     return facts, *factors_of(diagnosis)

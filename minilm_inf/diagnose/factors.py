@@ -155,7 +155,7 @@ def cost_of_dropping(d: Diagnosis) -> tuple[float, list[float]]:
     pieces = cost.tensor_split(torch.tensor(blocks(0, cost.shape[1]))[1:-1], -1)
     sums = torch.stack([piece.sum(-1) for piece in pieces]).flatten()
     sizes = torch.tensor([[piece.shape[1]] * len(cost) for piece in pieces]).flatten()
-    return float(cost.mean()), interval(sums.numpy(), sizes.numpy(), [d.seed])
+    return float(cost.mean()), interval(sums.numpy(), sizes.numpy(), [0])
 
 
 MAKERS = {"logits": factor_1, "entropy": factor_2, "mass": factor_3}

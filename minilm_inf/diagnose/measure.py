@@ -21,21 +21,19 @@ import torch
 from torch import Tensor
 
 from ..config import FULL_ATTENTION, LMInfinite
-from ..evaluate.compare import nll_of
-from ..writing.sampling import require_numbers
+from ..evaluate.compare import nll_by_piece
 from .recorder import Rows, recording
 
 QUERIES_PER_OCTAVE = 16
 FIRST = 25  # starting positions whose states the paper sees apart from the rest (figure 1c)
 OTHERS = 500  # positions, at most, that they are compared with
-LOGITS_PER_PIECE = 512  # positions whose next token is scored at a time
 SIDES = ("vanilla", "capped", "lambda")  # whose rows are taken
 
 
 class Diagnosis:
     """All readings of some texts, each of n tokens, under one setting.
 
-    lm: the setting of the lambda side. seed: of the positions that are looked at.
+    lm: the setting of the lambda side.
 
     rows: side -> the Rows of each text. states: of each layer, those of each text's first
     n_first positions and of some others within the trained length, (n_first + OTHERS, E).
@@ -43,8 +41,8 @@ class Diagnosis:
     after read_all.
     """
 
-    def __init__(self, model, n: int, lm: LMInfinite, seed: int = 0):
-        self.model, self.n, self.lm, self.seed = model, n, lm, seed
+    def __init__(self, model, n: int, lm: LMInfinite):
+        self.model, self.n, self.lm = model, n, lm
         self.trained = model.config.context_length
         self.octaves = log_edges(self.trained, n, 1)
         self.edges = log_edges(self.trained, n, 2)
@@ -60,7 +58,7 @@ class Diagnosis:
     def read_all(self, documents: dict[str, list[int]], report):
         """Read texts of n + 1 ids; report is told of each reading. Raises ValueError for logits
         that are not numbers."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(0)
         for number, (name, ids) in enumerate(documents.items(), 1):
             queries = some_queries(self.octaves, generator)
             places = some_places(self.trained, self.n_first, generator)
@@ -86,10 +84,7 @@ class Diagnosis:
         tokens = torch.tensor(ids, device=self.model.embed.weight.device)
         with recording(self.model, on_attention, on_hidden):
             hidden = self.model.read(tokens[None, :-1], self.readings[reading])[0]
-        pieces = zip(hidden.split(LOGITS_PER_PIECE), tokens[1:].split(LOGITS_PER_PIECE))
-        nll = torch.cat([nll_of(self.model, x, following) for x, following in pieces])
-        require_numbers(nll)
-        return nll
+        return nll_by_piece(self.model, hidden, tokens[1:])
 
 
 def log_edges(anchor: int, n: int, per_octave: int) -> list[int]:

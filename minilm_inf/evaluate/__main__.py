@@ -16,23 +16,21 @@ from pathlib import Path
 
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..terminal.files import shown
 from ..train.practice import NAMES
 from ..writing import plan
 from . import comparison, perplexity, retrieval
+from .documents import add_texts
 from .methods import LABELS
 from .resume import carry_out
 
 MOST_TRIALS = 10**6
 TOP_K = 5  # the paper's
-SEED = "--seed", 0, 0, "of all that is drawn (%(default)s)", 2**63 - 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(sys.argv[1:] if arguments is None else arguments)
-    if options.plan:
-        return guarded(lambda: planned(options), "--chunk or --n-local")
-    return guarded(lambda: carry_out(options.room, options), "--chunk or --n-local")
+    work = planned if options.plan else carry_out
+    return guarded(lambda: work(options), "--chunk or --n-local")
 
 
 def planned(options) -> int:
@@ -40,14 +38,13 @@ def planned(options) -> int:
     net = plan.network(options)
     if options.length is None:
         raise ValueError("--plan reads no text: say by --length how many tokens there will be")
-    lm, how = flags.attention(options, net.config), (0, options.chunk, options.middle)
-    return plan.show(net, plan.plan(net, lm, [options.length], *how), options.json)
+    lm = flags.attention(options, net.config)
+    return plan.show(net, options, lm, [options.length], new=0, chunk=options.chunk)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The flags of a command line; it ends the program where they make no sense."""
     line = flags.Parser(prog="python -m minilm_inf.evaluate", description=__doc__)
-    line.formatter_class = argparse.RawDescriptionHelpFormatter
     tasks = line.add_subparsers(dest="task", required=True)
     add_perplexity(tasks)
     add_compare(tasks)
@@ -65,13 +62,12 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def check(options):
     """Raise ValueError for flags that contradict each other."""
     given = options.given
-    if options.resume and not (len(given) == 1 or len(given) == 2 and given[0] == "--resume"):
+    if options.resume and len(given) > 1 + (given[0] == "--resume"):
         raise ValueError("--resume takes no other flag: the run goes on with its own")
-    if options.task != "perplexity":
-        if options.attention != "lambda":
-            raise ValueError("--attention is lambda here: --methods names the others")
-        if "topk" in options.methods or options.sweep:
-            options.top_k_middle = options.top_k_middle or TOP_K
+    if options.task != "perplexity" and options.attention != "lambda":
+        raise ValueError("--attention is lambda here: --methods names the others")
+    if "topk" in options.methods or options.sweep:
+        options.top_k_middle = options.top_k_middle or TOP_K
     flags.check_attention(options)
 
 
@@ -83,22 +79,15 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
 
     methods: those it asks, whose numbers it can draw. queries: who reaches back with top-k.
     """
-    task = tasks.add_parser(
-        name, help=what, description=room.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    task.set_defaults(room=room, figure=None, plan=False)
-    text = task.add_argument_group("text, from one of these").add_mutually_exclusive_group()
-    text.add_argument("--text", type=Path, nargs="+", metavar="FILE",
-                      help="your own UTF-8 files")  # fmt: skip
-    text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
-                      help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
+    task = tasks.add_parser(name, help=what, description=room.__doc__)
+    task.set_defaults(room=room, figure=None, plan=False, methods=[], sweep=[])
+    add_texts(task)
     asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
         asked.add_argument("--methods", type=several(one_of(methods)), default=list(methods),
-                           metavar="NAME,NAME", help=f"of {', '.join(methods)} (all); topk "
-                           f"takes --top-k-middle {TOP_K} unless told")  # fmt: skip
+                           metavar="NAME,NAME", help=f"of {', '.join(methods)}; topk takes "
+                           f"--top-k-middle {TOP_K} unless told (default: all)")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw it (needs matplotlib)")  # fmt: skip
     result.add_argument("--out", type=Path, metavar="RUN.json",
@@ -123,24 +112,22 @@ def add_perplexity(tasks):
                        "and run nothing")  # fmt: skip
     flags.add_counts(
         asked,
-        ("--length", 2, None, "tokens that are read (all documents, once)"),
+        ("--length", 2, None, "tokens that are read (default: all documents, once)"),
         ("--chunk --prefill-chunk", 1, 2048, "tokens read at a time (%(default)s)"),
-        SEED,
     )
 
 
 def add_compare(tasks):
     what = "methods on the same documents, with as many visible keys"
     asked = task_of(tasks, "compare", comparison, what, LABELS)
-    asked.add_argument("--sweep", action="store_true",
+    asked.add_argument("--sweep", action="store_true", default=False,
                        help="LM-Infinite with other n_global and n_local as well")  # fmt: skip
     flags.add_counts(
         asked,
-        ("--length", 2, None, "tokens of each document (16 x context_length)"),
+        ("--length", 2, None, "tokens of each document (default: 16 x context_length)"),
         ("--chunk --prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"),
-        ("--trials", 0, 50, "pass keys that each method is asked for (%(default)s)",
-         MOST_TRIALS),
-    )  # fmt: skip
+        ("--trials", 0, 50, "pass keys for each method (%(default)s)", MOST_TRIALS),
+    )
 
 
 def add_retrieval(tasks, name: str, what: str):
@@ -152,10 +139,10 @@ def add_retrieval(tasks, name: str, what: str):
         flags.add_counts(asked, ("--pairs", 1, 4, told, len(NAMES)))
     asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
                        metavar="X,X", help="tokens of a trial, BOS, question and answer among "
-                       "them, as multiples of context_length (1,2,4,8)")  # fmt: skip
+                       "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip
     asked.add_argument("--depths", type=several(flags.between(0, 1)), metavar="X,X",
                        default=[i / 10 for i in range(11)], help="shares of the filler before "
-                       "what is asked for (0,0.1,...,1)")  # fmt: skip
+                       "what is asked for (default: 0,0.1,...,1)")  # fmt: skip
     asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
                        help="topk once more with each of these k, distance or "
                        "from-layer")  # fmt: skip
@@ -163,7 +150,6 @@ def add_retrieval(tasks, name: str, what: str):
         asked,
         ("--trials", 1, 20, "per length, depth and method (%(default)s)", MOST_TRIALS),
         ("--chunk --prefill-chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
-        SEED,
     )
 
 
@@ -186,10 +172,8 @@ def one_of(known):
 def swept(text: str) -> tuple[str, list[int]]:
     """An argparse type: k=1,3,5, distance=... or from-layer=..."""
     name, _, values = text.partition("=")
-    if name not in retrieval.SWEEPS:
-        known = ", ".join(retrieval.SWEEPS)
-        raise argparse.ArgumentTypeError(f"{shown(text)} is none of {known}: write k=1,3,5")
-    return name, several(flags.at_least(int(name == "k")))(values)
+    least = int(one_of(retrieval.SWEEPS)(name) == "k")
+    return name, several(flags.at_least(least))(values)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,23 @@ from torch import Tensor
 
 from ..config import LMInfinite
 from ..transformer import Transformer
+from ..writing.sampling import require_numbers
 
 
 def nll_of(model: Transformer, hidden: Tensor, following: Tensor) -> Tensor:
     """-log p, in nats, of the ids (T,) that follow hidden states (T, E): (T,), float64 on the
-    CPU. The softmax is in float32 or better."""
+    CPU. The softmax is in float32 or better. Raises ValueError for what is not a number."""
     logits = model.head(hidden)  # (T, V)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nll = logits.logsumexp(-1) - logits.gather(-1, following[:, None])[:, 0]
+    require_numbers(nll)
     return nll.double().cpu()
+
+
+def nll_by_piece(model: Transformer, hidden: Tensor, following: Tensor, size=512) -> Tensor:
+    """nll_of, with the logits of `size` positions at a time."""
+    pieces = zip(hidden.split(size), following.split(size))
+    return torch.cat([nll_of(model, x, ids) for x, ids in pieces])
 
 
 def stream_nll(model: Transformer, ids: list[int], lm: LMInfinite | None, chunk=512) -> Tensor:
@@ -47,10 +55,8 @@ def stream_pieces(
     if len(ids) < 2:
         raise ValueError("there is nothing to score: give at least two tokens")
     tokens = torch.tensor([ids], device=model.embed.weight.device)
-    for start in range(0, len(ids) - 1, chunk):
-        here = tokens[:, start : min(start + chunk, len(ids) - 1)]
-        following = tokens[:, start + 1 : start + 1 + here.shape[1]]
-        yield nll_of(model, read(here)[0], following[0])
+    for here, following in zip(tokens[:, :-1].split(chunk, 1), tokens[0, 1:].split(chunk)):
+        yield nll_of(model, read(here)[0], following)
 
 
 def reencoded_nll(model: Transformer, ids: list[int], n_bos: int = 1) -> Tensor:
@@ -72,25 +78,18 @@ def reencoded_pieces(
     """
     left, stride = len(ids) - 1, length // 2
     tokens = torch.tensor(ids, device=model.embed.weight.device)
-    hidden = model.read(tokens[None, :length][:, :left])
-    pieces = _nll_by_piece(model, hidden, tokens[None, 1 : length + 1], max(1, stride))
-    yield pieces
-    left -= len(pieces)
+    hidden = model.read(tokens[None, :length][:, :left])[0]
+    yield nll_by_piece(model, hidden, tokens[1 : length + 1], max(1, stride))
+    left -= len(hidden)
     starts = list(range(stride, len(ids) - 1 - stride, max(1, stride)))
     for first in range(0, len(starts), batch):
         some = starts[first : first + batch]
         rows = [torch.cat((tokens[:n_bos], tokens[s + n_bos : s + length + 1])) for s in some]
         rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, length + 1)
-        hidden = model.read(rows[:, :-1])[:, length - stride :]
-        pieces = _nll_by_piece(model, hidden, rows[:, length - stride + 1 :], stride)[:left]
-        yield pieces
-        left -= len(pieces)
-
-
-def _nll_by_piece(model, hidden: Tensor, following: Tensor, size: int) -> Tensor:
-    """nll_of each row in turn, `size` logits at a time: (B, T, E), (B, T) -> (B * T,)."""
-    pairs = zip(hidden.flatten(0, 1).split(size), following.flatten().split(size))
-    return torch.cat([nll_of(model, x, ids) for x, ids in pairs])
+        hidden = model.read(rows[:, :-1])[:, length - stride :].flatten(0, 1)
+        following = rows[:, length - stride + 1 :].flatten()
+        yield nll_by_piece(model, hidden, following, stride)[:left]
+        left -= len(hidden)
 
 
 def edges(first: int, n: int, per_doubling: int = 1) -> list[int]:

@@ -15,34 +15,33 @@ with the same number of visible keys.
     topk        LM-Infinite, and for every token the top-k middle tokens
 
 One table: nll by position with 95% intervals over documents, the difference to LM-Infinite on
-the same documents, time per token, the bytes of the cache, and how many pass keys are found in
-the middle of a text that is four times as long as what a token sees. A difference is taken
-document by document, so it is far sharper than two intervals: a hard text is hard for both.
+the same documents, the bytes of the cache, and how many pass keys are found in the middle of a
+text that is four times as long as what a token sees. A difference is taken document by
+document, so it is far sharper than two intervals: a hard text is hard for both.
 
 Unless --n-local says otherwise, a token sees as many keys as a training text had tokens.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..config import LMInfinite
 from ..terminal import options as flags
 from ..text.tokenizer import opening
 from ..train.practice import Practice
-from ..writing.sampling import require_numbers
 from . import figure, resume
-from .cells import Asked, Cell, pooled
 from .compare import edges
-from .documents import digest, encoded, texts_of
+from .documents import digest, encoded
 from .intervals import interval
-from .methods import LABELS, Method, Truncated, methods, with_window
+from .methods import LABELS, Method, methods, with_window
+from .retrieval import Asked, Cell, pooled
 from .table import methods_table, notes, sweep_table
-from .trials import PassKey, Trial, check_filler
+from .trials import PassKey, Trial
 
 TIMES_CONTEXT = 16  # tokens of a document, unless --length says otherwise
 TIMES_VISIBLE = 4  # tokens of a text with a pass key, in visible keys or trained lengths
@@ -53,66 +52,53 @@ QUARTERS = (1, 2, 3, 4)  # of the trained length: a sweep's n_local
 
 
 class Run(resume.Run):
-    """All methods on documents of one length, in turns; then the pass keys they are asked for.
+    """All methods on documents of one length; then the pass keys that they are asked for.
 
-    methods: by name; two that are the same are measured once. nll: (methods, documents, n).
-    seconds: (methods, documents), per token, of reading and scoring: the median over the pieces
-    of the second half of a text.
+    methods: by name. nll: (methods, documents, n), nan where nothing was read yet.
     """
 
     def __init__(self, model, methods: dict[str, Method], documents: dict[str, list[int]],
-                 chunk=512, asked: Asked | None = None, middle="ram"):  # fmt: skip
-        self.model, self.methods, self.chunk, self.middle = model, methods, chunk, middle
-        self.documents, self.asked = list(documents.values()), asked
-        self.distinct = list(dict.fromkeys(methods.values()))
-        shape = len(self.distinct), len(self.documents)
-        self.nll, self.seconds = np.zeros((*shape, len(self.documents[0]) - 1)), np.zeros(shape)
-        self.read = np.zeros(1, np.int64)  # pairs of a method and a document
+                 chunk=512, asked: Asked | None = None):  # fmt: skip
+        self.model, self.methods, self.chunk, self.asked = model, methods, chunk, asked
+        self.documents = list(documents.values())
+        shape = len(methods), len(documents), len(self.documents[0]) - 1
+        self.nll = np.full(shape, np.nan)
         self.total = self.nll.size + (asked.total if asked else 0)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        found = {"nll": self.nll, "seconds": self.seconds, "read": self.read}
-        return found | (self.asked.arrays() if self.asked else {})
+        return {"nll": self.nll} | (self.asked.arrays() if self.asked else {})
 
     @property
     def done(self) -> int:
-        return int(self.read[0]) * self.nll.shape[2] + (self.asked.done if self.asked else 0)
+        return int((~np.isnan(self.nll)).sum()) + (self.asked.done if self.asked else 0)
 
     def step(self):
         """Read one document by one method, or ask one of them."""
-        if self.read[0] == self.seconds.size:
+        left = np.argwhere(np.isnan(self.nll[:, :, 0]))
+        if not len(left):
             return self.asked.step()
-        document, which = divmod(int(self.read[0]), len(self.distinct))
-        method, ids = self.distinct[which], self.documents[document]
-        pieces, seconds, began = [], [], time.perf_counter()
-        for piece in method.pieces(self.model, ids, self.chunk, self.middle):
-            seconds.append((time.perf_counter() - began) / len(piece))
-            require_numbers(piece)
-            pieces.append(piece.numpy())
-            began = time.perf_counter()
-        self.nll[which, document] = np.concatenate(pieces)
-        self.seconds[which, document] = np.median(seconds[len(seconds) // 2 :])
-        self.read += 1
+        which, document = left[0]
+        method, ids = list(self.methods.values())[which], self.documents[document]
+        pieces = method.pieces(self.model, ids, self.chunk)
+        self.nll[which, document] = torch.cat(list(pieces))
 
     def of(self, name: str) -> np.ndarray:
         """The nll of a method by name, (documents, n)."""
-        return self.nll[self.distinct.index(self.methods[name])]
+        return self.nll[list(self.methods).index(name)]
 
 
 def by_position(model, documents: dict[str, list[int]], lm: LMInfinite, chunk: int = 512,
                 n_bos: int = 1) -> list[dict]:  # fmt: skip
     """What a model's card shows of documents of one length, each of which begins with n_bos of
     BOS: a row per bin, with first, last (exclusive), vanilla, lm_infinite, reencoded."""
-    context, rows = model.config.context_length, []
-    run = Run(model, {
-        "vanilla": Method("vanilla", None), "lm_infinite": Method("LM-Infinite", lm),
-        "reencoded": Truncated("re-encoding", None, context, n_bos),
-    }, documents, chunk)  # fmt: skip
+    names = {"vanilla": "full", "lm_infinite": "lambda", "reencoded": "truncate"}
+    found = methods(list(names.values()), lm, model.config, n_bos)
+    run, rows = Run(model, found, documents, chunk), []
     for _ in resume.steps(run):
         pass
-    cuts = edges(context, run.nll.shape[2])
+    cuts = edges(model.config.context_length, run.nll.shape[2])
     for first, last in zip(cuts, cuts[1:]):
-        means = {name: float(run.of(name)[:, first:last].mean()) for name in run.methods}
+        means = {x: float(run.of(name)[:, first:last].mean()) for x, name in names.items()}
         rows.append({"first": first, "last": last, **means})
     return rows
 
@@ -120,29 +106,29 @@ def by_position(model, documents: dict[str, list[int]], lm: LMInfinite, chunk: i
 # ---- what the flags ask for
 
 
-def prepared(options) -> Run:
+def prepared(options, texts, model, tokenizer) -> Run:
     """The run that the flags ask for."""
-    texts = texts_of(options)
-    model, tokenizer = flags.load(options)
-    context = model.config.context_length
+    context, n_bos = model.config.context_length, len(opening(tokenizer))
     if options.n_local is None:
         options.n_local = context - (10 if options.n_global is None else options.n_global)
         if options.n_local < 1:
             raise ValueError("--n-global leaves no window: give --n-local too")
     lm = flags.attention(options, model.config)
-    chosen = methods(options.methods, lm, model.config, len(opening(tokenizer)))
+    chosen = methods(options.methods, lm, model.config, n_bos, options.middle or "ram")
     if options.sweep:
         chosen |= sweep_of(replace(lm, top_k=0), context)
-    length = options.length or TIMES_CONTEXT * context
-    documents, asked = encoded(texts, tokenizer, length), None
+    length, asked = options.length or TIMES_CONTEXT * context, None
+    documents = encoded(texts, tokenizer, length)
     if options.trials:
-        asked = pass_keys(model, tokenizer, chosen, documents, lm, options)
-    run = Run(model, chosen, documents, options.chunk, asked, options.middle or "ram")
-    run.settings = resume.model_facts(options, model) | {
+        filler = np.array([id for ids in documents.values() for id in ids[n_bos:]])
+        maker = PassKey(Practice(tokenizer, filler), tokenizer)
+        asked = pass_keys(model, maker, chosen, lm, options)
+    run = Run(model, chosen, documents, options.chunk, asked)
+    run.settings = {
         "documents": sorted(documents), "ids_sha256": digest(list(documents.values())),
         "length": length, "context_length": context, "asked": options.methods,
         "lm_infinite": dict(vars(lm)), "budget": lm.n_local + lm.n_global,
-        "sweep": options.sweep, "trials": options.trials, "chunk": options.chunk,
+        "sweep": options.sweep, "trials": options.trials,
     }  # fmt: skip
     return run
 
@@ -156,26 +142,18 @@ def sweep_of(base: LMInfinite, context_length: int) -> dict[str, Method]:
     return {name: Method(LABELS[REFERENCE], lm) for name, lm in lms.items()}
 
 
-def pass_keys(model, tokenizer, methods, documents, lm: LMInfinite, options) -> Asked:
-    """Each method asked for --trials pass keys in the middle of the documents' text, which
-    neither the starting tokens nor the window hold."""
+def pass_keys(model, maker: PassKey, methods, lm: LMInfinite, options) -> Asked:
+    """Each method asked for --trials pass keys in the middle of a text, which neither the
+    starting tokens nor the window hold."""
     length = TIMES_VISIBLE * max(model.config.context_length, lm.n_local + lm.n_global)
-    n_bos, names = len(opening(tokenizer)), options.methods
-    filler = np.array([id for ids in documents.values() for id in ids[n_bos:]])
-    check_filler(filler, length + 1)
-    maker = PassKey(Practice(tokenizer, filler), tokenizer)
+    cells = [Cell(name, length, None) for name in options.methods]
 
     def trial(cell: Cell, number: int) -> Trial:
         depth = DEPTHS[number % len(DEPTHS)]
         return maker.trial(cell.length, depth, [cell.length, number])
 
-    cells = [Cell(name, length, None) for name in names]
-    asked = {  # a prompt is read as generate reads it
-        name: replace(method, lm=method.lm and replace(method.lm, top_k_queries="last"))
-        for name, method in methods.items()
-    }
-    middle = options.middle or "ram"
-    return Asked(model, asked, cells, trial, lm, options.trials, options.chunk, middle)
+    trial(cells[0], 0)  # or it says now that the text is too short
+    return Asked(model, methods, cells, trial, lm, options.trials, options.chunk)
 
 
 # ---- what was found
@@ -194,23 +172,21 @@ def entry(run: Run, name: str) -> dict:
     keys = sum(method.kept(n, layer) for layer in range(config.n_layer))
     width = 2 * config.n_kv_head * config.head_dim * run.model.embed.weight.element_size()
     asked = pooled(run.asked.rows() if run.asked else [], "method", "length")
+    is_compared = name != REFERENCE and REFERENCE in run.methods
     return {
-        "name": name, "label": method.label, "sees": method.sees, "cache_bytes": keys * width,
-        "seconds_per_token": float(np.median(run.seconds[run.distinct.index(method)])),
-        "nll": means_of(nll, edges(context, n)), "beyond": beyond(run, name),
-        "beyond_less_lm_infinite": beyond(run, name, REFERENCE) if name != REFERENCE else None,
+        "name": name, "label": method.label, "cache_bytes": keys * width,
+        "nll": means_of(nll, edges(context, n)), "beyond": beyond(nll, context),
+        "beyond_less_lm_infinite":
+            beyond(nll - run.of(REFERENCE), context) if is_compared else None,
         "curve": means_of(nll, edges(max(1, context // 8), n, 3)),
         "passkey": next((row for row in asked if row["method"] == name), None),
     }  # fmt: skip
 
 
-def beyond(run: Run, name: str, less: str | None = None) -> dict | None:
-    """The mean beyond the trained length, less another method's if told; None where there is
-    nothing of one of them."""
-    nll, context = run.of(name), run.model.config.context_length
-    if nll.shape[1] <= context or (less and less not in run.methods):
-        return None
-    return means_of(nll - run.of(less) if less else nll, [context, nll.shape[1]])[0]
+def beyond(nll: np.ndarray, context: int) -> dict | None:
+    """The mean beyond the trained length; None where there is nothing."""
+    n = nll.shape[1]
+    return means_of(nll, [context, n])[0] if n > context else None
 
 
 def means_of(nll: np.ndarray, edges: list[int]) -> list[dict]:

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
 from .. import corpus
-from ..terminal.files import read_text
+from ..terminal.files import named, read_text
 from ..text.tokenizer import opening
 
 
+def add_texts(parser):
+    """The flags that name texts."""
+    text = parser.add_argument_group("text, from one of these").add_mutually_exclusive_group()
+    text.add_argument("--text", type=Path, nargs="+", metavar="FILE",
+                      help="your own UTF-8 files")  # fmt: skip
+    text.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="FOLDER",
+                      help="held-out documents of minilm_inf.corpus (%(default)s)")  # fmt: skip
+
+
 def texts_of(options) -> dict[str, str]:
-    """The texts that --text or --corpus names."""
+    """The texts that --text or --corpus names. Raises ValueError where there are none."""
     if options.text:
         return {str(path): read_text(path) for path in options.text}
+    if not options.corpus.is_dir():
+        raise ValueError(
+            f"there is no folder {named(options.corpus)}: make it by python -m "
+            f"minilm_inf.corpus {named(options.corpus)}, or name your own texts with --text"
+        )
     return corpus.documents(options.corpus, held_out=True)
 
 
@@ -40,7 +56,7 @@ def digest(ids) -> str:
 class Stream:
     """All documents as one text: BOS, if there is one, and then each document in the order
     given, with EOS, if there is one, between them. Where it repeats, they come again and again,
-    in an order that is drawn for each pass from (seed, the pass's number).
+    in an order that is drawn for each pass from the pass's number.
 
     documents: the ids of each; length: tokens in all, one pass unless told. A token's place is
     its index in all documents laid end to end, -1 for BOS; bytes: (places,), how many of the
@@ -48,8 +64,8 @@ class Stream:
     without tokens, and where nothing could be scored.
     """
 
-    def __init__(self, texts: dict[str, str], tokenizer, repeats: bool, length=None, seed=0):
-        self.seed, self.bos = seed, opening(tokenizer)[:1]
+    def __init__(self, texts: dict[str, str], tokenizer, repeats: bool, length=None):
+        self.bos = opening(tokenizer)[:1]
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         self.documents = []
         for name, text in texts.items():
@@ -63,7 +79,7 @@ class Stream:
         self.length = length or one_pass if repeats else min(one_pass, length or one_pass)
         if self.length < 2:
             raise ValueError("the text has fewer than two tokens: there is nothing to score")
-        self.at_hand = -1, None  # a pass, by its number, and its places
+        self.one_pass = functools.lru_cache(1)(self._one_pass)
 
     def _bytes(self, texts: dict[str, str], tokenizer) -> np.ndarray | None:
         known = {id: tokenizer.bytes_of(id) for id in np.unique(self.ids).tolist()}
@@ -88,13 +104,11 @@ class Stream:
         ids[at < 0] = self.bos
         return ids, places
 
-    def one_pass(self, number: int) -> np.ndarray:
+    def _one_pass(self, number: int) -> np.ndarray:
         """The places of all tokens in the order in which a pass, from 0, reads them."""
-        if self.at_hand[0] != number:
-            order = np.arange(len(self.documents))
-            if number:
-                order = np.random.default_rng([self.seed, number]).permutation(order)
-            ends = np.cumsum([len(ids) for ids in self.documents])
-            places = np.split(np.arange(ends[-1]), ends[:-1])  # of each document
-            self.at_hand = number, np.concatenate([places[d] for d in order])
-        return self.at_hand[1]
+        order = np.arange(len(self.documents))
+        if number:
+            order = np.random.default_rng([0, number]).permutation(order)
+        ends = np.cumsum([len(ids) for ids in self.documents])
+        places = np.split(np.arange(ends[-1]), ends[:-1])  # of each document
+        return np.concatenate([places[d] for d in order])

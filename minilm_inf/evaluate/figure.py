@@ -21,6 +21,7 @@ STYLES = {  # method -> colour, dashes, marker
     "lambda": ("#08306b", (0, ()), None),
     "topk": ("#7a1f5c", (0, (2.5, 1)), "X"),
 }
+GREY = "#767676"
 
 
 def new(width: float, height: float, title: str):
@@ -39,8 +40,17 @@ def png(figure) -> bytes:
     return content.getvalue()
 
 
+def by_tokens(axis, context_length: int, what: str):
+    """A logarithmic axis of tokens, with a line at the trained length."""
+    axis.set_xscale("log", base=2)
+    axis.set_xlabel(what)
+    axis.xaxis.set_major_formatter(lambda x, _: f"{round(x):,}")
+    axis.axvline(context_length, color=GREY, linewidth=1, linestyle=":", label="trained length")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def curves(title: str, methods: list[dict], context_length: int) -> bytes:
-    """nll by position with bands of 95%: entries of a result of compare.Run."""
+    """nll by position: entries of a result of comparison."""
     figure = new(11, 6, title)
     axis = figure.subplots()
     for entry in methods:
@@ -50,20 +60,8 @@ def curves(title: str, methods: list[dict], context_length: int) -> bytes:
         axis.plot(x, [row["nll"] for row in rows], color=colour, linestyle=dashes,
                   marker=marker, markersize=4.5, markevery=2, label=entry["label"],
                   linewidth=2.6 if entry["name"] == "lambda" else 1.7)  # fmt: skip
-        if rows[0]["interval"]:
-            bounds = zip(*(row["interval"] for row in rows))
-            axis.fill_between(x, *bounds, color=colour, alpha=0.08, linewidth=0)
-    n = methods[0]["curve"][-1]["last"]
-    ticks = [context_length * 2.0**k for k in range(-3, 40) if context_length * 2.0**k <= n]
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axis.minorticks_off()
-    axis.axvline(context_length, color="0.45", linewidth=1, linestyle=(0, (2, 2)), zorder=0)
-    axis.set_title("dashed: the trained length", loc="left", fontsize=9, color="0.35")
-    axis.set_xlabel("position")
+    by_tokens(axis, context_length, "position")
     axis.set_ylabel("nats per token")
-    axis.grid(axis="y", color="0.92", linewidth=0.8)
-    axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, handlelength=4)
     return png(figure)
 
@@ -92,8 +90,6 @@ def heatmaps(title: str, panels: dict[str, list[dict]]) -> bytes:
         axis.set_title(label, fontsize=10)
         axis.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45)
         axis.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-        axis.tick_params(length=0, labelsize=8)
-        axis.spines[:].set_visible(False)
     figure.supylabel("depth: share of the filler before it", fontsize=9)
     figure.supxlabel("length in tokens", fontsize=9)
     return png(figure)

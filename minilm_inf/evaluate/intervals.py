@@ -1,4 +1,5 @@
-"""How far a mean, or a share of successes, can be trusted: intervals of 95%.
+"""Means of nll by position, in float64, and how far they, or shares of successes, can be
+trusted: intervals of 95%.
 
 A mean's interval is the bootstrap's: the mean is taken again and again over units that are
 drawn with replacement from those there are, and the interval holds the middle 95% of these
@@ -9,7 +10,10 @@ means. The units are
                     no more than their two means.
     one text        blocks of consecutive tokens, 256 and more where there are enough: it says
                     how much the mean owes to which passages happened to be among them. Of other
-                    texts it says nothing.
+                    texts it says nothing. Fewer than 16 tokens have none.
+
+A token's position is its index in the text, so that the first scored one has position 1. How
+long the text will be is known before it is read, so what is kept does not grow.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import numpy as np
 BLOCK = 256  # tokens, at least, of a block of one text
 FEWEST_BLOCKS, MOST_BLOCKS = 16, 128  # of a stretch; the first takes precedence over BLOCK
 RESAMPLES = 1000
+LARGEST_WINDOW = 1_000_000  # tokens that are compared, early and late
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
 
@@ -36,9 +41,8 @@ def interval(sums: np.ndarray, weights: np.ndarray, seed: list[int]) -> list[flo
     if len(sums) < 2:
         return None
     drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    with np.errstate(invalid="ignore"):  # a model's nan is told, not warned of
-        means = sums[drawn].sum(1) / weights[drawn].sum(1)
-        return np.quantile(means, [0.025, 0.975]).tolist()
+    means = sums[drawn].sum(1) / weights[drawn].sum(1)
+    return np.quantile(means, [0.025, 0.975]).tolist()
 
 
 def wilson(found: int, count: int) -> tuple[float, float]:
@@ -61,3 +65,94 @@ def share(found: int, count: int) -> dict:
     """A share of `count` trials, with its interval, as JSON takes it."""
     return {"found": found, "trials": count, "accuracy": found / count,
             "interval": list(wilson(found, count))}  # fmt: skip
+
+
+# ---- a text that passes once
+
+
+def add_between(edges: np.ndarray, sums: np.ndarray, first: int, numbers: np.ndarray):
+    """Add numbers, float64, of the positions from `first` on to the sums between edges."""
+    begin = np.searchsorted(edges, first, side="right") - 1
+    end = np.searchsorted(edges, first + len(numbers))
+    cuts = np.maximum(edges[begin:end], first) - first
+    sums[begin:end] += np.add.reduceat(numbers, cuts)
+
+
+class Bins:
+    """The means of a text between edges, which lie at positions.
+
+    cells: the edges of the blocks that bins are cut into; sums: of each of them. number: what
+    sets these bins' intervals apart from those of others.
+    """
+
+    def __init__(self, edges: np.ndarray, number: int):
+        self.edges, self.number = np.asarray(edges), number
+        cut = [blocks(int(first), int(last)) for first, last in zip(edges, edges[1:])]
+        self.cells = np.unique(np.concatenate(cut))
+        self.sums = np.zeros(len(self.cells) - 1)
+
+    def add(self, first: int, nll: np.ndarray):
+        """Take in the nll of consecutive positions from `first` on: (T,), float64."""
+        add_between(self.cells, self.sums, first, nll)
+
+    def rows(self) -> list[dict]:
+        """A row per bin: first, last (exclusive), tokens, nll, interval."""
+        rows, ends = [], np.searchsorted(self.cells, self.edges)
+        for bin, (first, last) in enumerate(zip(self.edges.tolist(), self.edges.tolist()[1:])):
+            here, found = slice(ends[bin], ends[bin + 1]), None
+            sums, tokens = self.sums[here], np.diff(self.cells)[here]
+            if len(sums) >= FEWEST_BLOCKS:
+                found = interval(sums, tokens, [0, self.number, bin])
+            row = {"first": first, "last": last, "tokens": last - first}
+            rows.append(row | {"nll": float(sums.sum() / (last - first)), "interval": found})
+        return rows
+
+
+class Pairs:
+    """The same tokens early and late: a stream that repeats its documents reads them again, and
+    what has changed between the two times is not the text.
+
+    Two windows of a stream of n tokens, of min(1,000,000, n / 4) tokens each, are compared: the
+    one that begins after as many tokens, and the last. A token of the last window whose place
+    was read in the first one too makes a pair; the mean difference over pairs is free of the
+    documents' own easy and hard places. Of a place that the first window read twice, the later
+    time counts. The interval is over blocks of the last window.
+    """
+
+    def __init__(self, n: int, n_places: int):
+        self.window = min(LARGEST_WINDOW, n // 4)
+        self.begins = self.window, n - self.window
+        self.early = np.full(n_places, -np.inf, np.float32)  # by place; -inf: none was read
+        self.nll = np.zeros(2)  # of all tokens in either window
+        self.edges = blocks(n - self.window, n) if self.window else np.array([0, 1])
+        self.sums = np.zeros((2, len(self.edges) - 1))  # of differences, and how many they are
+
+    def add(self, first: int, nll: np.ndarray, places: np.ndarray):
+        """Take in the nll, (T,), of consecutive tokens from the one of index `first` on, and
+        their places."""
+        for which, begin in enumerate(self.begins):
+            here = slice(max(begin - first, 0), max(begin + self.window - first, 0))
+            some, at = nll[here], places[here]
+            self.nll[which] += some.sum()
+            if which == 0:
+                self.early[at] = some
+            elif len(some):
+                was_read = self.early[at] > -np.inf
+                less = np.where(was_read, some - self.early[at], 0.0)
+                add_between(self.edges, self.sums[0], max(first, begin), less)
+                add_between(self.edges, self.sums[1], max(first, begin), 1.0 * was_read)
+
+    def result(self) -> dict | None:
+        """The two windows, their means, and the mean difference (late - early) over pairs; None
+        where there are none."""
+        differences, counts = self.sums[:, self.sums[1] > 0]
+        n_pairs = int(counts.sum())
+        if not n_pairs:
+            return None
+        early, late = (self.nll / self.window).tolist()
+        return {
+            "tokens": self.window, "early_first": self.begins[0], "late_first": self.begins[1],
+            "early_nll": early, "late_nll": late, "pairs": n_pairs,
+            "difference": float(differences.sum() / n_pairs),
+            "interval": interval(differences, counts, [0, 3]),
+        }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Eight ways to read past the trained length, and what each of them reads, sees and keeps.
+"""Eight ways to read past the trained length, and what each of them reads and keeps.
 
 All of them have the same number of visible keys, but for the two without a Λ, which see the
 whole past. n_local + n_global keys are a window and the starting tokens, or a window of as
@@ -8,7 +8,7 @@ many, or a text of as many that is read again; what comes back of the middle cou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,22 +33,24 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Method:
-    """One pass over a text, with a cache. lm: how to look back; None is the vanilla model."""
+    """One pass over a text, with a cache. lm: how to look back; None is the vanilla model.
+    middle: where the whole past is kept, if lm has a top_k."""
 
     label: str
     lm: LMInfinite | None
+    middle: str = field(default="ram", kw_only=True)
 
-    def reader(self, model: Transformer, batch: int = 1, middle: str = "ram") -> Callable:
+    def reader(self, model: Transformer, batch: int = 1) -> Callable:
         """A reader of `batch` texts: it maps their next tokens (B, T) to hidden states
-        (B, T, E). n_reaching, middle: as Transformer.read and new_cache take them."""
-        cache = model.new_cache(batch, self.lm, middle=middle)
+        (B, T, E). n_reaching: as Transformer.read takes it."""
+        cache = model.new_cache(batch, self.lm, middle=self.middle)
         return lambda tokens, n_reaching=None: model.read(
             tokens, self.lm, cache, n_reaching=n_reaching
         )
 
-    def pieces(self, model: Transformer, ids: list[int], chunk: int, middle: str = "ram"):
+    def pieces(self, model: Transformer, ids: list[int], chunk: int):
         """The nll of every id but the first, (n - 1,) in all, in pieces as they are read."""
-        return stream_pieces(model, ids, self.reader(model, 1, middle), chunk)
+        return stream_pieces(model, ids, self.reader(model), chunk)
 
     def rows(self, rows: Tensor) -> Tensor:
         """What is read of rows of ids (B, T) that end with their answers."""
@@ -59,21 +61,11 @@ class Method:
         lm = None if self.lm is None else self.lm.for_layer(layer)
         return n if lm is None or lm.top_k else lm.visible(n)
 
-    @property
-    def sees(self) -> str:
-        """What a query far from the beginning sees, in words."""
-        if self.lm is None or self.lm.n_local is None:
-            return "all"
-        words = [f"last {self.lm.n_local:,}"]
-        words += [f"first {self.lm.n_global:,}"] if self.lm.n_global else []
-        words += [f"{self.lm.top_k:,} of the middle"] if self.lm.top_k else []
-        return ", ".join(words)
-
 
 class InCache(Method):
     """StreamingLLM: LM-Infinite's keys at other distances; see streaming_llm.py."""
 
-    def reader(self, model: Transformer, batch: int = 1, middle: str = "ram") -> Callable:
+    def reader(self, model: Transformer, batch: int = 1) -> Callable:
         """As Method.reader."""
         past = StreamingLLM(model, self.lm.n_local, self.lm.n_global)
         return lambda tokens, n_reaching=None: past.read(tokens)
@@ -87,7 +79,7 @@ class Truncated(Method):
     length: int
     n_bos: int = 1
 
-    def pieces(self, model: Transformer, ids: list[int], chunk: int, middle: str = "ram"):
+    def pieces(self, model: Transformer, ids: list[int], chunk: int):
         """As Method.pieces; each piece is of about a chunk's tokens."""
         batch = max(1, chunk // max(1, self.length // 2))
         return reencoded_pieces(model, ids, self.length, batch, self.n_bos)
@@ -102,35 +94,30 @@ class Truncated(Method):
     def kept(self, n: int, layer: int) -> int:
         return 0
 
-    @property
-    def sees(self) -> str:
-        return f"last {self.length - self.length // 2 + 1:,} to {self.length:,}, read again"
-
 
 @torch.inference_mode()
-def answers(model: Transformer, method: Method, rows: Tensor, width: int, chunk: int = 512,
-            middle: str = "ram") -> list[int]:  # fmt: skip
+def answers(model: Transformer, method: Method, rows: Tensor, width: int, chunk=512) -> list:
     """Of rows (B, T) that end with their answers, of `width` ids each: how many ids of its
     answer greedy decoding would write before a wrong one.
 
     What is written is fed only where it is right, and then it stands in the row already: the
-    answers are read with the rows, and middle tokens come back to a prompt's last token and to
-    those of the answer, or to all. Raises ValueError for logits that are not numbers.
+    answers are read with the rows. Middle tokens come back to a prompt's last token and to
+    those of the answer, as `generate` has it. Raises ValueError for logits that are not
+    numbers.
     """
     rows = method.rows(rows)
-    read = method.reader(model, len(rows), middle)
-    reaches_always = method.lm is not None and method.lm.top_k_queries == "all"
+    read = method.reader(model, len(rows))
     prompt, last = rows[:, : -width - 1], rows[:, -width - 1 : -1]
     for piece in prompt.split(chunk, 1) if prompt.shape[1] else ():
-        read(piece, None if reaches_always else 0)
+        read(piece, 0)
     logits = model.head(read(last, last.shape[1]))  # (B, width, V)
     require_numbers(logits)
     hits = logits.float().argmax(-1) == rows[:, -width:]
     return hits.long().cumprod(1).sum(1).tolist()
 
 
-def methods(names: list[str], lm: LMInfinite, config: ModelConfig, n_bos: int = 1) -> dict:
-    """The methods of these names (all of LABELS are known), in that order.
+def methods(names: list[str], lm: LMInfinite, config: ModelConfig, n_bos=1, middle="ram"):
+    """The methods of these names (all of LABELS are known), in that order: Method by name.
 
     lm: the setting of "topk", but for its window, which the top_k middle tokens are taken from;
     all others have the same number of visible keys, without them. n_bos: ids that every text
@@ -149,7 +136,7 @@ def methods(names: list[str], lm: LMInfinite, config: ModelConfig, n_bos: int = 
         "lambda": plain,
         "topk": with_window(lm, lm.n_local - lm.top_k) if "topk" in names else None,
     }
-    found = {name: Method(LABELS[name], lm) for name, lm in settings.items()}
+    found = {name: Method(LABELS[name], lm, middle=middle) for name, lm in settings.items()}
     found["truncate"] = Truncated(LABELS["truncate"], None, length, n_bos)
     found["streaming"] = InCache(LABELS["streaming"], settings["no-ceiling"])
     return {name: found[name] for name in names}

@@ -6,8 +6,8 @@ memory, and the nll of every one but the first.
     python -m minilm_inf.evaluate perplexity --resume run.json
 
 Documents are joined into one text: BOS, then all of them with EOS between them, in the order
-given. With --stream they come again and again, from the second pass on in an order drawn from
---seed, until --length. (`compare` reads each document on its own.)
+given. With --stream they come again and again, from the second pass on in an order that is
+drawn, until --length. (`compare` reads each document on its own.)
 
 The result says nll by position, in bins that double and in equal ones; mean and interval (what
 an interval covers is told in minilm_inf/evaluate/intervals.py); bits per byte; of a stream, how
@@ -29,11 +29,10 @@ from ..terminal.checks import taken
 from ..terminal.progress import memory
 from ..terminal.tables import markdown
 from ..writing import saved_cache
-from ..writing.sampling import require_numbers
 from . import resume
 from .compare import edges, nll_of
-from .documents import Stream, digest, texts_of
-from .tally import Bins, Pairs, add_between
+from .documents import Stream, digest
+from .intervals import Bins, Pairs, add_between
 
 BINS = 200  # of equal size
 
@@ -72,16 +71,11 @@ class Run(resume.Run):
         ids, places = self.stream.read(self.done, stop + 1)
         tokens = torch.from_numpy(ids).to(self.model.embed.weight.device)
         hidden = self.model.read(tokens[None, :-1], self.lm, self.cache)
-        nll = nll_of(self.model, hidden[0], tokens[1:])
-        require_numbers(nll)
-        self._take_in(self.done + 1, nll.numpy(), places[1:])
-
-    def _take_in(self, first: int, nll: np.ndarray, places: np.ndarray):
-        """The nll of a chunk's tokens, from position `first` on, enters all sums."""
+        nll = nll_of(self.model, hidden[0], tokens[1:]).numpy()
+        first, places, known = self.done + 1, places[1:], self.stream.bytes
         for bins in self.bins.values():
             bins.add(first, nll)
         self.pairs.add(first, nll, places)
-        known = self.stream.bytes
         self.counts += len(nll), 0 if known is None else known[places].sum()
         now, cuts = time.monotonic(), self.bins["linear"].edges
         each = np.full(len(nll), (now - self.last) / len(nll))
@@ -107,25 +101,22 @@ class Run(resume.Run):
         self.last = time.monotonic()
 
 
-def prepared(options) -> Run:
+def prepared(options, texts, model, tokenizer) -> Run:
     """The run that the flags ask for."""
-    model, tokenizer = flags.load(options)
-    lm, texts = flags.attention(options, model.config), texts_of(options)
-    stream = Stream(texts, tokenizer, options.stream, options.length, options.seed)
+    lm = flags.attention(options, model.config)
+    stream = Stream(texts, tokenizer, options.stream, options.length)
     run = Run(model, lm, stream, options.chunk, options.middle or "ram")
-    run.settings = resume.model_facts(options, model) | {
-        "corpus": str(options.corpus), "text": options.text and list(map(str, options.text)),
-        "ids_sha256": digest(stream.ids), "stream": options.stream,
-        "length": stream.length, "attention": options.attention, **(vars(lm) if lm else {}),
-        "chunk": options.chunk, "bins": BINS, "seed": options.seed,
+    run.settings = {
+        "ids_sha256": digest(stream.ids), "stream": options.stream, "length": stream.length,
+        "attention": options.attention, **(vars(lm) if lm else {}),
     }  # fmt: skip
     return run
 
 
 def result(run: Run) -> dict:
-    """What was measured of the model, and of the machine (None where it does not tell)."""
-    seed, linear, stream = run.settings["seed"], run.bins["linear"], run.stream
-    (whole,) = run.bins["all"].rows(seed)
+    """What was measured of the model, and of the machine (0 where it does not tell)."""
+    linear, stream = run.bins["linear"], run.stream
+    (whole,) = run.bins["all"].rows()
     n_bytes = None if stream.bytes is None else int(run.counts[1])
     results = {
         "tokens": stream.length, "scored": run.done, "documents": len(stream.documents),
@@ -133,16 +124,14 @@ def result(run: Run) -> dict:
         "interval": whole["interval"], "perplexity": float(np.exp(whole["nll"])),
         "bytes": n_bytes,
         "bits_per_byte": n_bytes and whole["nll"] * run.done / math.log(2) / n_bytes,
-        "log": run.bins["log"].rows(seed), "linear": linear.rows(seed),
-        "early_and_late": run.pairs.result(seed),
+        "log": run.bins["log"].rows(), "linear": linear.rows(),
+        "early_and_late": run.pairs.result(),
     }  # fmt: skip
     speeds = np.diff(linear.edges) / np.maximum(run.seconds, 1e-9)
-    rows = [
-        {"first": first, "tokens_per_second": speed, "resident_bytes": int(n) or None}
-        for first, speed, n in zip(linear.edges.tolist(), speeds.tolist(), run.resident)
-    ]
-    timing = {"seconds": float(run.seconds.sum()), "linear": rows}
-    return {"results": results, "timing": timing}
+    columns = linear.edges.tolist(), speeds.tolist(), run.resident.astype(int).tolist()
+    names = "first", "tokens_per_second", "resident_bytes"
+    rows = [dict(zip(names, row)) for row in zip(*columns)]
+    return {"results": results, "timing": {"seconds": run.seconds.sum(), "linear": rows}}
 
 
 def words(result: dict) -> str:

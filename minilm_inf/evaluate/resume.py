@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.run_state import not_whole, read_state, write_state
-from ..checkpoint.shards import find_tensors
 from ..terminal import options as flags
 from ..terminal.checks import fitting
 from ..terminal.ending import signals_noted
-from ..terminal.files import PICTURE, RESULT, check_output, shown, sweep, write_beside
+from ..terminal.files import PICTURE, RESULT, check_output, sweep, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
+from ..transformer import Transformer
+from .documents import texts_of
 
 
 class Run:
@@ -33,11 +34,8 @@ class Run:
     were. step() measures some more. arrays(): what holds all that was measured, by name.
     """
 
+    model: Transformer
     settings: dict
-
-    @property
-    def is_done(self) -> bool:
-        return self.done == self.total
 
     def state(self) -> dict[str, Tensor]:
         """All that restore needs."""
@@ -53,54 +51,58 @@ class Run:
             raise ValueError(f"this run has no {next(iter(tensors))}")
 
 
-def carry_out(task, options) -> int:
+def carry_out(options) -> int:
     """A task, from its flags to its result: 0, or the exit code of the signal that ended it.
 
-    task: a module with prepared(options) -> Run; result(run): what was measured, for JSON,
-    under "results", and under "timing" what differs from run to run; words(result), the same
-    for readers; and, where --figure asks for it, picture(result) -> bytes.
+    options.room: a module with prepared(options, texts, model, tokenizer) -> Run; result(run):
+    what was measured, for JSON, under "results", and under "timing" what differs from run to
+    run; words(result), the same for readers; and, for --figure, picture(result) -> bytes.
     """
-    facts, tensors, out = {}, {}, options.resume or options.out
+    before, out = None, options.resume or options.out
+    state = out and state_path(out)
     check_output(out, RESULT)
     if options.resume:
-        if out.is_file() and not state_path(out).exists():
+        if not state.exists() and out.is_file():
             print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
             return 0
-        if not state_path(out).is_file():
-            raise ValueError(f"there is no {state_path(out)}: start a run with --out {out}")
-        facts, tensors = read_state(state_path(out))
-        if facts["line"][0] != options.task:
-            told = shown(facts["line"][0])
-            raise ValueError(f"{out} is a run of the task {told}: --resume it there")
-        options = options.parse(facts["line"])
+        if not state.is_file():
+            raise ValueError(f"there is no {state}: start a run with --out {out}")
+        before = read_state(state)
+        options = options.parse(before[0]["line"])
         options.out = out
-    elif out and state_path(out).exists():
-        raise ValueError(f"{out} was stopped: --resume it, or delete {state_path(out)}")
+    elif out and state.exists():
+        raise ValueError(f"{out} was stopped: --resume it, or delete {state}")
     if options.figure and not flags.can_draw():
         raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
     check_output(options.figure, PICTURE, "--figure")
-    run = task.prepared(options)
-    run.settings = json.loads(as_json(run.settings))
-    if tensors:
-        changed = [name for name, x in run.settings.items() if facts["settings"].get(name) != x]
-        if changed:
-            raise ValueError(f"the run began with another {', '.join(changed)}: put it back")
-        try:
-            run.restore(tensors)
-        except ValueError as error:
-            raise not_whole(state_path(out)) from error
+    texts = texts_of(options)
+    run = options.room.prepared(options, texts, *flags.load(options))
+    run.settings = json.loads(as_json(facts_of(options, run.model) | run.settings))
+    if before:
+        go_on(run, *before, state)
     code = drive(run, options)
     if code:
         onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
         print(f"stopped after {run.done:,} of {run.total:,} tokens; {onward}", file=sys.stderr)
     else:
-        publish(task, run, options)
+        publish(run, options)
     return code
 
 
 def state_path(out: Path) -> Path:
     """Where the state of the run that writes `out` lies."""
     return out.parent / (out.name + ".state")
+
+
+def go_on(run: Run, facts: dict, tensors: dict[str, Tensor], path: Path):
+    """Take a run to where a state of it was. Raises ValueError for a state of another one."""
+    changed = [name for name, x in run.settings.items() if facts["settings"].get(name) != x]
+    if changed:
+        raise ValueError(f"the run began with another {', '.join(changed)}: put it back")
+    try:
+        run.restore(tensors)
+    except ValueError as error:
+        raise not_whole(path) from error
 
 
 def drive(run: Run, options) -> int:
@@ -119,8 +121,8 @@ def drive(run: Run, options) -> int:
 
     with signals_noted() as came:
         saved = save()
-        for _ in steps(run):
-            if came and not run.is_done:
+        for is_done in steps(run):
+            if came and not is_done:
                 save()
                 return 128 + came[0]
             if time.monotonic() - saved >= options.save_every:
@@ -129,19 +131,22 @@ def drive(run: Run, options) -> int:
 
 
 def steps(run: Run):
-    """Take a run to its end, with progress on stderr: yields after every step."""
+    """Take a run to its end, with progress on stderr: yields after every step whether it is
+    there."""
     progress = Progress(run.total, run.done)
     try:
-        while not run.is_done:
+        while run.done < run.total:
             run.step()
-            progress.show(run.done, "", now=run.is_done)
-            yield
+            is_done = run.done == run.total
+            progress.show(run.done, "", now=is_done)
+            yield is_done
     finally:
         progress.end()
 
 
-def publish(task, run: Run, options):
+def publish(run: Run, options):
     """Write and print what was measured, and then draw it."""
+    task = options.room
     result = {"task": options.task, "settings": run.settings, **task.result(run)}
     try:
         if options.out:
@@ -155,22 +160,18 @@ def publish(task, run: Run, options):
         sweep(state_path(options.out))
 
 
-# ---- what the numbers depend on
-
-
-def model_facts(options, model) -> dict:
-    """What the numbers of any task depend on, but for the text."""
-    paths = sorted({stored.path for stored in find_tensors(options.model).values()})
+def facts_of(options, model) -> dict:
+    """What the numbers of any task depend on, but for what it asks."""
+    kinds, digests = (".safetensors", ".json", ".model", ".txt"), {}
+    for path in sorted(options.model.iterdir()):
+        if path.suffix in kinds and path.is_file():
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "model": options.model.as_posix(),
-        "weights_sha256": {path.name: sha256_of(path) for path in paths},
-        "config_sha256": sha256_of(options.model / "config.json"),
+        "model": options.model.as_posix(), "weights_sha256": digests,
         "device": str(model.embed.weight.device),
         "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "corpus": str(options.corpus), "text": options.text and list(map(str, options.text)),
+        "chunk": options.chunk,
     }  # fmt: skip
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,103 +10,191 @@ Every text is exactly as long as asked for, filler that occurs nowhere twice in 
 method is asked the same questions: full attention, truncation (the vanilla model on BOS, if the
 tokenizer has one, and the last tokens, answer included no more than context_length),
 LM-Infinite, and it with the top-k middle tokens. An answer is right if greedy decoding writes
-all of its tokens. In the same run, as controls: the model inside its trained length, the
-question alone, and texts that do not state the answer.
+all of its tokens. In the same run, as controls: the model inside its trained length, and texts
+that do not state the answer.
+
+Trials of one cell, a method at a length and depth, are read side by side, and which answers are
+known is remembered, so that a run can be stopped between any two calls of the model.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from ..config import ModelConfig
+from ..config import LMInfinite, ModelConfig
 from ..terminal import options as flags
 from ..train.practice import Practice
 from . import figure
-from .cells import WHERE, Asked, Cell, pooled
-from .documents import digest, texts_of
-from .methods import LABELS, Method, Truncated
-from .resume import model_facts
+from .documents import digest
+from .intervals import share
+from .methods import LABELS, Method, Truncated, answers
+from .resume import Run
 from .table import grid
-from .trials import ABSENT, ALONE, Maker, Pairs, PassKey, check_filler
+from .trials import ABSENT, Maker, Pairs, PassKey, Trial
 
+WHERE = ("starting", "middle", "window")
+CPU_TOKENS, GPU_TOKENS = 4096, 65536  # of trials that are read side by side
 METHODS = ("full", "truncate", "lambda", "topk")
 SWEEPS = {"k": "top_k_middle", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
 TITLES = {"passkey": "pass key", "recall": "key-value recall"}
 
 
-def prepared(options) -> Asked:
+class Cell(NamedTuple):
+    """Trials of one length, read by one method. depth: of the needle; or trials.ABSENT."""
+
+    method: str
+    length: int
+    depth: float | str
+
+
+class Asked(Run):
+    """Some cells, `trials` questions each.
+
+    methods: by the cells' names. trial_of(cell, number): the number-th question. sight: the
+    setting that says where a needle lies. right: for each cell and trial, whether the answer is
+    right; -1 where that is not known. where: an index of WHERE; -1 where nothing states it.
+    """
+
+    def __init__(self, model, methods: dict[str, Method], cells: list[Cell],
+                 trial_of: Callable[[Cell, int], Trial], sight: LMInfinite, trials: int,
+                 chunk=512):  # fmt: skip
+        self.model, self.methods, self.cells, self.trial_of = model, methods, cells, trial_of
+        self.sight, self.chunk = sight, chunk
+        self.right, self.where = np.full((2, len(cells), trials), -1)
+        self.lengths = np.array([cell.length for cell in cells])
+        self.total = int(trials * self.lengths.sum())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"right": self.right, "where": self.where}
+
+    @property
+    def done(self) -> int:
+        return int(self.lengths @ (self.right >= 0).sum(1))
+
+    def step(self):
+        """Read some trials of the first cell that is not complete, in one go."""
+        at, device = (self.right >= 0).all(1).argmin(), self.model.embed.weight.device
+        cell, known = self.cells[at], int((self.right[at] >= 0).sum())
+        some = max(1, (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS) // cell.length)
+        here = range(known, min(self.right.shape[1], known + some))
+        trials = [self.trial_of(cell, number) for number in here]
+        rows, width = [trial.ids for trial in trials], trials[0].width
+        how = self.methods[cell.method], torch.tensor(rows, device=device), width, self.chunk
+        self.where[at, here] = [where_it_lies(trial, self.sight) for trial in trials]
+        self.right[at, here] = np.array(answers(self.model, *how)) == width
+
+    def rows(self) -> list[dict]:
+        """What was found: a row for each cell and place of the needle in it."""
+        rows = []
+        for cell, right, where in zip(self.cells, self.right, self.where):
+            for place in np.unique(where).tolist():
+                here = right[where == place]
+                told = {"where": WHERE[place] if place >= 0 else None}
+                told |= {"found": int(here.sum()), "trials": here.size}
+                rows.append(cell._asdict() | told)
+        return rows
+
+
+def where_it_lies(trial: Trial, lm: LMInfinite) -> int:
+    """How the queries that write the answer see what states it: as an index of WHERE; -1 where
+    the text does not state it.
+
+    Each digit is written by a query that is as far from where it is stated as the others', so
+    the window holds all of them or none; the starting tokens must hold all.
+    """
+    if not trial.stated:
+        return -1
+    first = len(trial.ids) - trial.width - 1  # the query that writes the first digit
+    if lm.n_local is None or first - trial.stated[0] < lm.n_local:
+        return WHERE.index("window")
+    return WHERE.index("starting" if trial.stated[-1] < lm.n_global else "middle")
+
+
+# ---- what the flags ask for
+
+
+def prepared(options, texts, model, tokenizer) -> Asked:
     """The run that the flags ask for."""
-    model, tokenizer = flags.load(options)
     config, depths = model.config, options.depths
     lengths = sorted({round(x * config.context_length) for x in options.lengths})
-    texts = texts_of(options).values()
-    text = np.array([id for text in texts for id in tokenizer.encode(text, bos=False)])
-    check_filler(text, max(*lengths, config.context_length))
+    every = [tokenizer.encode(text, bos=False) for text in texts.values()]
+    text = np.array([id for ids in every for id in ids])
     practice = Practice(tokenizer, text)
-    maker = PassKey(practice, tokenizer)
     if options.task == "recall":
         maker = Pairs(practice, tokenizer, options.pairs)
-    methods = methods_of(options, config, practice)
+    else:
+        maker = PassKey(practice, tokenizer)
+    methods = methods_of(options, config, len(practice.bos))
     found = cells(options.methods, methods, lengths, depths, config.context_length)
-    trial_of = partial(trial, maker, options.seed)
+    trial_of = partial(trial, maker)
     for cell in found:
         trial_of(cell, 0)  # or it says now that there is no room
-    sight, middle = methods["lambda"].lm, options.middle or "ram"
-    run = Asked(model, methods, found, trial_of, sight, options.trials, options.chunk, middle)
-    run.settings = model_facts(options, model) | {
-        "ids_sha256": digest(text), "seed": options.seed, "trials": options.trials,
-        "lengths": lengths, "depths": depths, "asked": options.methods,
+    sight = methods["lambda"].lm
+    run = Asked(model, methods, found, trial_of, sight, options.trials, options.chunk)
+    run.settings = {
+        "ids_sha256": digest(text), "trials": options.trials, "lengths": lengths,
+        "depths": depths, "asked": options.methods,
         "methods": {
             name: {"lm_infinite": method.lm and vars(method.lm)}
             for name, method in methods.items()
         },
-        "pairs": getattr(options, "pairs", None), "chunk": options.chunk,
-        "context_length": config.context_length,
+        "pairs": getattr(options, "pairs", None), "context_length": config.context_length,
     }  # fmt: skip
     return run
 
 
-def methods_of(options, config: ModelConfig, practice: Practice) -> dict[str, Method]:
+def methods_of(options, config: ModelConfig, n_bos: int) -> dict[str, Method]:
     """All methods by name, asked for or not, and one for each setting of a sweep."""
-    reaching, n_bos = flags.attention(options, config), len(practice.bos)
-    found = {
+    settings = {"topk": options} | {
+        f"{name}={value}": Namespace(**vars(options) | {SWEEPS[name]: value})
+        for name, values in options.sweep
+        for value in values
+    }
+    lms = {name: flags.attention(setting, config) for name, setting in settings.items()}
+    middle = options.middle or "ram"
+    return {
         "full": Method(LABELS["full"], None),
         "truncate": Truncated(LABELS["truncate"], None, config.context_length, n_bos),
-        "lambda": Method(LABELS["lambda"], replace(reaching, top_k=0)),
-        "topk": Method(LABELS["topk"], reaching),
+        "lambda": Method(LABELS["lambda"], replace(lms["topk"], top_k=0)),
+        **{name: Method(LABELS["topk"], lm, middle=middle) for name, lm in lms.items()},
     }
-    for name, values in options.sweep:
-        for value in values:
-            swept = Namespace(**{**vars(options), SWEEPS[name]: value})
-            found[f"{name}={value}"] = Method(LABELS["topk"], flags.attention(swept, config))
-    return found
 
 
 def cells(asked: list[str], methods, lengths, depths, inside: int) -> list[Cell]:
     """All cells, the shorter ones first."""
-    found = [Cell("full", 0, ALONE), *(Cell("full", inside, d) for d in depths)]
+    found = [Cell("full", inside, d) for d in depths]
     swept = [name for name in methods if "=" in name]
     for length in lengths:
-        for method in [*asked, *swept]:
-            found += [Cell(method, length, depth) for depth in depths]
-            if method in asked:
-                found.append(Cell(method, length, ABSENT))
+        found += [Cell(method, length, d) for method in [*asked, *swept] for d in depths]
+        found += [Cell(method, length, ABSENT) for method in asked]
     return list(dict.fromkeys(found))
 
 
-def trial(maker: Maker, seed: int, cell: Cell, number: int):
+def trial(maker: Maker, cell: Cell, number: int) -> Trial:
     """The number-th trial of a cell; the same for every method."""
-    controls = {ALONE: [seed, number], ABSENT: [seed, cell.length, number, 1]}
-    drawn = controls.get(cell.depth) or [seed, cell.length, number, 0, round(1e6 * cell.depth)]
-    return maker.trial(cell.length, cell.depth, drawn)
+    where = [1] if cell.depth == ABSENT else [0, round(1e6 * cell.depth)]
+    return maker.trial(cell.length, cell.depth, [0, cell.length, number, *where])
 
 
 # ---- what was found
+
+
+def pooled(rows: list[dict], *axes: str) -> list[dict]:
+    """The shares of right answers of rows that are alike in some axes, taken together."""
+    counts = {}
+    for row in rows:
+        key = tuple(row[axis] for axis in axes)
+        found, trials = counts.get(key, (0, 0))
+        counts[key] = found + row["found"], trials + row["trials"]
+    return [dict(zip(axes, key)) | share(*count) for key, count in counts.items()]
 
 
 def result(asked: Asked) -> dict:
@@ -122,8 +210,7 @@ def result(asked: Asked) -> dict:
 
 def needles(cells: list[dict], methods: list[str]) -> list[dict]:
     """The cells of some methods in which the answer is told."""
-    controls = ABSENT, ALONE
-    return [c for c in cells if c["method"] in methods and c["depth"] not in controls]
+    return [c for c in cells if c["method"] in methods and c["depth"] != ABSENT]
 
 
 def sweeps(result: dict) -> dict[str, list[dict]]:
@@ -141,24 +228,21 @@ def words(result: dict) -> str:
     found, told = result["results"], result["settings"]
     cells = [cell for cell in found["cells"] if "=" not in cell["method"]]
     by_length = pooled(needles(cells, told["methods"]), "length", "method")
-    tables = {
-        f"Trained on {told['context_length']:,} tokens; by length:": grid(
-            by_length, "length", "method"
-        ),
-        "By depth, and the question alone, and where nothing states the answer:": grid(
-            pooled(cells, "depth", "method"), "depth", "method"
-        ),
-        "By where it lies for LM-Infinite, in the longer texts:": grid(
-            found["by_place"], "where", "method", corner="lies in"
-        ),
-    }
+    by_depth = pooled(cells, "depth", "method")
+    parts = [
+        f"{TITLES[result['task']]}, {Path(told['model']).name}, {told['trials']} trials a cell",
+        f"Trained on {told['context_length']:,} tokens; by length:",
+        grid(by_length, "length", "method"),
+        "By depth, and where nothing states the answer:",
+        grid(by_depth, "depth", "method"),
+        "By where it lies for LM-Infinite, in the longer texts:",
+        grid(found["by_place"], "where", "method", corner="lies in"),
+    ]
     for name, rows in sweeps(result).items():
-        tables[f"LM-Infinite + top-k by {name}:"] = grid(rows, "method", "length", corner=name)
-    head = (
-        f"{TITLES[result['task']]}, {Path(told['model']).name}, {told['trials']} trials a cell"
-    )
+        parts += [f"LM-Infinite + top-k by {name}:"]
+        parts += [grid(rows, "method", "length", corner=name)]
     note = "In brackets Wilson's 95% interval; an answer counts if all of it is written."
-    return "\n\n".join([head, *(f"{x}\n\n{table}" for x, table in tables.items()), note])
+    return "\n\n".join([*parts, note])
 
 
 def picture(result: dict) -> bytes:

@@ -9,79 +9,60 @@ evicted, n_global + n_local - 1 - g away from every query. For a query at i that
     distance to g = min(i, n_global + n_local - 1) - g
 
 LM-Infinite puts all starting tokens at the ceiling instead: there they share one distance, here
-each keeps one of its own. Keys are kept as they are placed once, since only distances matter.
+each keeps one of its own.
 """
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..config import LMInfinite
+from ..distance_ceiling import capped_logits
+from ..lambda_mask import lambda_mask
 from ..transformer import Transformer
 
 
 class StreamingLLM:
     """One text, or several of the same length, read chunk by chunk as StreamingLLM does.
 
-    Only n_global + n_local keys of each layer are kept between two chunks. There is no padding
-    and nothing to learn. starting, window: for each layer the keys, placed at their positions,
-    and the values, each (B, H_kv, S, D).
+    There is no padding and nothing to learn. positions: of the keys that are kept between two
+    chunks, (S,), which are those that the last token sees. kept: of each layer these keys, not
+    placed, and their values, (2, B, H_kv, S, D).
     """
 
     def __init__(self, model: Transformer, n_local: int, n_global: int):
-        self.model, self.n_local, self.n_global = model, n_local, n_global
-        self.length = 0
-        self.starting: list[tuple[Tensor, Tensor] | None] = [None] * len(model.blocks)
-        self.window: list[tuple[Tensor, Tensor] | None] = [None] * len(model.blocks)
+        self.model, self.lm, self.length = model, LMInfinite(n_local, n_global), 0
+        self.positions = torch.arange(0, device=model.embed.weight.device)
+        self.kept: list[Tensor | None] = [None] * len(model.blocks)
 
     def read(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, T, E) of the next tokens (B, T), as Transformer.read gives them."""
-        x, scheme = self.model.embed(tokens), self.model.scheme
-        queries = torch.arange(self.length, self.length + tokens.shape[1], device="cpu")
-        in_cache = queries.clamp(max=self.n_global + self.n_local - 1)  # where each one stands
-        placing = [scheme.at(places, x.dtype, x.device) for places in (queries, in_cache)]
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        mask = self._mask(queries, in_cache).to(x.device, exact)
-        for layer, block in enumerate(self.model.blocks):
-            x = block(
-                x, lambda q, k, v, layer=layer: self._attend(layer, q, k, v, *placing, mask)
-            )
+        queries = self.length + torch.arange(tokens.shape[1], device=tokens.device)
+        keys = torch.cat((self.positions, queries))
+        attention = partial(self._attend, queries, keys)
+        x = self.model.through(self.model.embed(tokens), attention)
+        self.positions = keys[lambda_mask(queries[-1:], keys, self.lm)[0]]
         self.length += tokens.shape[1]
-        return self.model.norm(x)
+        return x
 
-    def _mask(self, queries: Tensor, in_cache: Tensor) -> Tensor:
-        """What is added to the logits of starting tokens and window side by side, (T, S) or
-        (H, T, S): the scheme's bias, and -inf where a query does not see a key."""
-        first, end = int(queries[0]), int(queries[-1]) + 1
-        window = torch.arange(max(0, first - self.n_local), end, device="cpu")
-        starting = torch.arange(min(self.n_global, end), device="cpu")
-        in_text = queries[:, None] - window
-        is_seen = torch.cat((
-            queries[:, None] - starting >= self.n_local,
-            (in_text >= 0) & (in_text < self.n_local),
-        ), 1)  # fmt: skip
-        mask = torch.zeros(is_seen.shape, dtype=torch.float64, device="cpu")
-        mask.masked_fill_(~is_seen, -torch.inf)
-        distance = torch.cat((in_cache[:, None] - starting, in_text), 1)
-        return mask + self.model.scheme.bias(distance)
-
-    def _attend(self, layer: int, q, k, v, at_position, at_place, mask) -> Tensor:
-        """What unplaced q (B, H, T, D) gathers, in one softmax over both runs; k, v
-        (B, H_kv, T, D) are taken in."""
-        new = at_position(k), v
-        starting, window = (
-            new if kept is None else tuple(torch.cat(x, 2) for x in zip(kept, new))
-            for kept in (self.starting[layer], self.window[layer])
-        )
-        starting = tuple(x[:, :, : self.n_global].clone() for x in starting)
-        self.starting[layer] = starting
-        self.window[layer] = tuple(x[:, :, -self.n_local :].clone() for x in window)
-        scale = self.model.config.softmax_scale or 1 / math.sqrt(q.shape[-1])
-        group = q.shape[1] // k.shape[1]
-        runs = (at_place(q), starting[0]), (at_position(q), window[0])
-        logits = [(placed * scale) @ x.repeat_interleave(group, 1).mT for placed, x in runs]
-        weights = (torch.cat(logits, -1).to(mask.dtype) + mask).softmax(-1)  # (B, H, T, S)
-        values = torch.cat((starting[1], window[1]), 2).repeat_interleave(group, 1)
-        return (weights @ values.to(mask.dtype)).to(q.dtype)
+    def _attend(self, queries: Tensor, keys: Tensor, layer: int, q, k, v) -> Tensor:
+        """What unplaced q (B, H, T, D) gathers; k, v (B, H_kv, T, D) are taken in. queries,
+        keys: positions, (T,) and (S,)."""
+        new, seen = torch.stack((k, v)), lambda_mask(queries, keys, self.lm)  # (T, S)
+        if self.kept[layer] is not None:
+            new = torch.cat((self.kept[layer], new), 3)
+        self.kept[layer] = new[:, :, :, seen[-1]]
+        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+        k, v = new.to(exact).repeat_interleave(q.shape[1] // k.shape[1], 2)
+        n_global, scale = self.lm.n_global, self.model.config.softmax_scale
+        in_cache = queries.clamp(max=n_global + self.lm.n_local - 1)  # where each one stands
+        how = self.model.scheme, None, scale or q.shape[-1] ** -0.5
+        logits = [
+            capped_logits(q.to(exact), k[:, :, some], at, keys[some], *how)
+            for at, some in ((in_cache, slice(n_global)), (queries, slice(n_global, None)))
+        ]
+        weights = torch.cat(logits, -1).masked_fill(~seen, -torch.inf).softmax(-1)
+        return (weights @ v).to(q.dtype)

@@ -50,12 +50,12 @@ def mean(found: dict | None, style: str = "{:.2f}") -> str:
     """
     if found is None:
         return "-"
+    first, *ends = (number(x, style) for x in (found["nll"], *(found["interval"] or ())))
+    return f"{first} ({' to '.join(ends)})" if ends else first
 
-    def number(x: float) -> str:
-        return style.format(x if float(style.format(x)) else 0.0)  # there is no -0.00
 
-    ends = [number(x) for x in found["interval"] or ()]
-    return number(found["nll"]) + (f" ({ends[0]} to {ends[1]})" if ends else "")
+def number(x: float, style: str) -> str:
+    return style.format(x if float(style.format(x)) else 0.0)  # there is no -0.00
 
 
 def difference(found: dict | None) -> str:
@@ -69,29 +69,15 @@ def difference(found: dict | None) -> str:
 def methods_table(result: dict) -> str:
     """A row per method. The columns for what was not measured are left out."""
     found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
-    head = ["method", "keys a token sees"]
-    head += [f"{row['first']:,} to {row['last']:,}" for row in found[0]["nll"]]
-    compared = any(entry["beyond_less_lm_infinite"] for entry in found)
-    asked = any(entry["passkey"] for entry in found)
-    head += ["beyond, less LM-Infinite"] * compared + ["time per token", "cache"]
-    head += ["passkey, middle"] * asked
-    lines = []
-    for entry in found:
-        line = [entry["label"], entry["sees"], *map(mean, entry["nll"])]
-        line += [difference(entry["beyond_less_lm_infinite"])] * compared
-        line += [duration(entry["seconds_per_token"])]
-        line += [scaled(entry["cache_bytes"]) if entry["cache_bytes"] else "none"]
-        line += [percent(entry["passkey"])] * asked
-        lines.append(line)
-    return markdown(head, lines)
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(0.000042), duration(0.0042)
-    ('42 µs', '4.2 ms')
-    """
-    return f"{1e6 * seconds:.0f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
+    bins = [f"{row['first']:,} to {row['last']:,}" for row in found[0]["nll"]]
+    columns = {"method": lambda x: x["label"]}
+    columns |= {name: lambda x, i=i: mean(x["nll"][i]) for i, name in enumerate(bins)}
+    if any(entry["beyond_less_lm_infinite"] for entry in found):
+        columns["beyond, less LM-Infinite"] = lambda x: difference(x["beyond_less_lm_infinite"])
+    columns["cache"] = lambda x: scaled(x["cache_bytes"]) if x["cache_bytes"] else "none"
+    if any(entry["passkey"] for entry in found):
+        columns["passkey, middle"] = lambda x: percent(x["passkey"])
+    return markdown(list(columns), [[show(x) for show in columns.values()] for x in found])
 
 
 def notes(result: dict) -> str:
@@ -102,20 +88,19 @@ def notes(result: dict) -> str:
         f"The first {told['length']:,} tokens of each of {len(told['documents'])} documents, "
         "nats per token, with 95% intervals over documents; trained on "
         f"{told['context_length']:,} tokens.\nEvery token sees at most {told['budget']:,} "
-        "keys, but where it sees all. Time: of the second half of the texts, on "
-        f"{told['device']}, threads: {told['threads']}.{keys}"
+        f"keys, but where it sees all.{keys}"
     )
 
 
 def sweep_table(result: dict) -> str:
     """A row for each setting of a sweep."""
     head = ["setting", f"beyond {result['settings']['context_length']:,}", "less LM-Infinite"]
-    rows = [
-        [entry["name"].replace("=", " "), mean(entry["beyond"]),
-         difference(entry["beyond_less_lm_infinite"])]
-        for entry in result["results"]["methods"] if "=" in entry["name"]
-    ]  # fmt: skip
-    return markdown(head, rows)
+    lines = []
+    for entry in result["results"]["methods"]:
+        if "=" in entry["name"]:
+            less = difference(entry["beyond_less_lm_infinite"])
+            lines.append([entry["name"].replace("=", " "), mean(entry["beyond"]), less])
+    return markdown(head, lines)
 
 
 def card_table(rows: list[dict]) -> str:
@@ -124,6 +109,6 @@ def card_table(rows: list[dict]) -> str:
     lines = []
     for row in rows:
         values = [f"{row[name]:.2f}" for name in ("vanilla", "lm_infinite", "reencoded")]
-        gap = round(row["lm_infinite"] - row["reencoded"], 2) + 0.0  # + 0.0: there is no -0.00
-        lines.append([f"{row['first']:,} to {row['last']:,}", *values, f"{gap:+.2f}"])
+        gap = number(row["lm_infinite"] - row["reencoded"], "{:+.2f}")
+        lines.append([f"{row['first']:,} to {row['last']:,}", *values, gap])
     return markdown(head, lines)

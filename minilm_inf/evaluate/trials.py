@@ -18,7 +18,7 @@ import numpy as np
 
 from ..train.practice import ASK_KEY, ASK_NUMBER, NAMES, STATE_KEY, STATE_NUMBER, Practice
 
-ABSENT, ALONE = "absent", "alone"  # controls, in the place of a depth
+ABSENT = "absent"  # in the place of a depth: a control, in which nothing states the answer
 
 
 class Trial(NamedTuple):
@@ -49,34 +49,30 @@ class Maker:
 
     def trial(self, length: int, depth: float | str, seed: list[int]) -> Trial:
         """The trial with the answer stated at `depth`; ABSENT: nothing states it, and what else
-        there is to be told is; ALONE: the question, with nothing but BOS before it. Raises
-        ValueError for a length that has no room for it, and a text that is too short.
+        there is to be told stands anywhere. Raises ValueError for a length that has no room for
+        it, and a text that is too short.
         """
         rng = np.random.default_rng(seed)
-        at = 0.5 if depth in (ABSENT, ALONE) else depth
-        facts, asked, ending = self._facts(rng, at)
-        bos, end = self.practice.bos, self.practice.encode(ending)
-        if depth == ALONE:
-            return Trial([*bos, *end], self.width, ())
+        facts, asked, ending = self._facts(rng, 0.5 if depth == ABSENT else depth)
         if depth == ABSENT:
             del facts[asked]
-            asked = None
+            return Trial(self.practice.hidden(rng, length, facts, ending), self.width, ())
+        row, end = list(self.practice.bos), self.practice.encode(ending)
         pieces = [self.practice.encode(words) for words in facts]
-        room = length - len(bos) - len(end) - sum(map(len, pieces))
+        room = length - len(row) - len(end) - sum(map(len, pieces))
         if room < 0:
             raise ValueError(
                 f"{length} tokens have no room for: {' '.join([*facts, ending])[:200]} Choose "
                 "larger --lengths, or a model that was trained on longer texts"
             )
-        place = round(at * room)
+        place, stated = round(depth * room), []
         filler = self._filler(rng, place, room)
-        cuts, row, starts = self._cuts(rng, filler, place, len(pieces), asked), list(bos), []
-        for piece, here, there in zip(pieces, [0, *cuts], cuts):
-            row += filler[here:there]
-            starts.append(len(row))
+        cuts = [0, *self._cuts(rng, filler, place, len(pieces), asked), room]
+        for number, piece in enumerate([*pieces, end]):
+            row += filler[cuts[number] : cuts[number + 1]]
+            if number == asked:
+                stated = self._with_digits(piece, len(row))
             row += piece
-        row += filler[cuts[-1] if cuts else 0 :] + end
-        stated = () if asked is None else self._with_digits(pieces[asked], starts[asked])
         return Trial(row, self.width, tuple(stated))
 
     def _any(self, rng: np.random.Generator) -> str:
@@ -102,25 +98,23 @@ class Maker:
     def _filler(self, rng, place: int, room: int) -> list[int]:
         """`room` ids of text from a place where a sentence ends after the first `place`."""
         text = self.practice.text
-        check_filler(text, room + 1)
+        if len(text) <= room:
+            raise ValueError(
+                f"the filler has only {len(text):,} tokens, and {room + 1:,} are needed: give "
+                "more text, or ask less of it (smaller --lengths, or --trials 0)"
+            )
         # text[s - 1] ends a sentence, text[s - place : s - place + room] is the filler.
         low, high = max(place, 1), len(text) - room + place
         sentences = self.ends[slice(*np.searchsorted(self.ends, [low, high + 1]))]
         s = int(rng.choice(sentences) if len(sentences) else rng.integers(low, high + 1))
         return text[s - place : s - place + room].tolist()
 
-    def _cuts(self, rng, filler, place: int, count: int, asked: int | None) -> list[int]:
-        """Where the facts stand, as numbers of filler ids before them, in order.
-
-        asked: which of them stands at `place`; those before it stand before it, those after it
-        after it. None: they stand anywhere.
-        """
+    def _cuts(self, rng, filler, place: int, count: int, asked: int) -> list[int]:
+        """Where the facts stand, as numbers of filler ids before them, in order. asked: the one
+        that stands at `place`; those before it stand before it, those after it after it."""
         ends = self.practice.sentence_ends(filler)
-        places = np.array([0, *ends])
-        if asked is None:
-            return sorted(map(int, rng.choice(places, count)))
-        before = rng.choice(places[places <= place], asked)
-        after = rng.choice(np.append(place, ends[ends > place]), count - asked - 1)
+        before = rng.choice([0, *ends[ends <= place]], asked)
+        after = rng.choice([place, *ends[ends > place]], count - asked - 1)
         return [*sorted(map(int, before)), place, *sorted(map(int, after))]
 
 
@@ -146,17 +140,7 @@ class Pairs(Maker):
         names, numbers = rng.permutation(NAMES)[: self.count], {}
         while len(numbers) < self.count:
             numbers[self._number(rng)] = None
-        numbers = list(numbers)
         facts = [rng.choice(STATE_NUMBER).format(*pair) for pair in zip(names, numbers)]
         asked = int(rng.binomial(self.count - 1, depth))  # the others stand anywhere
-        name, number = names[asked], numbers[asked]
-        return facts, asked, ASK_NUMBER.format(name, name, number)
-
-
-def check_filler(text: np.ndarray, needed: int):
-    """Raise ValueError where a text has fewer tokens than are needed."""
-    if len(text) < needed:
-        raise ValueError(
-            f"the filler has only {len(text):,} tokens, and {needed:,} are needed: give more "
-            "text, or ask less of it (smaller --lengths, or --trials 0)"
-        )
+        name, number = names[asked], list(numbers)[asked]
+        return facts, asked, ASK_NUMBER.format(name, number)

@@ -8,12 +8,12 @@ would refuse the folder; only whether a tied head that is stored too is the embe
 
     python -m minilm_inf.inspect FOLDER --probe
 
-loads the model and asks whether another reading of the same numbers would suit it better.
+loads the model instead and asks whether another reading of the same numbers would suit it
+better.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,60 +21,53 @@ import torch
 
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..terminal.progress import available_memory, scaled
+from ..terminal.progress import scaled
 from .folder_facts import Found, look, memory_rows, summary, tensor_rows
 from .probe import SOURCE, Reading, probe, suspicion
 
 
 def report(found: Found) -> str:
     """A folder's facts as aligned text."""
-    parts = [f"{found.folder}\n{aligned([['', *line] for line in summary(found)])}"]
+    parts = [f"{found.folder}\n{aligned(summary(found))}"]
     if found.model:
         dtype = str(found.dtype).removeprefix("torch.")
         weights = scaled(found.parameters * found.dtype.itemsize)
-        available = available_memory()
-        words = "unknown memory" if available is None else f"{scaled(available)} of memory"
-        parts.append(
-            f"cache of one text in {dtype}, beside {weights} of weights; {words} available here"
-            f"\n{aligned(memory_rows(found), right=True)}"
-        )
-    if found.stored:
-        parts.append("tensors\n" + aligned(tensor_rows(found)))
+        parts += [
+            f"cache of one text in {dtype}, beside {weights} of weights\n"
+            + aligned(memory_rows(found), right=True),
+            "tensors\n" + aligned(tensor_rows(found)),
+        ]
     return "\n\n".join(part.rstrip() for part in parts)
 
 
 def aligned(rows: list[list[str]], right: bool = False) -> str:
-    """Rows of cells as lines, two spaces between columns; right: numbers, after their name."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if right and number > 1 else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    """Rows of cells as lines, each indented; right: numbers, after their name."""
+    first, *widths = [max(map(len, column)) for column in zip(*rows)]
+    side, lines = str.rjust if right else str.ljust, []
+    for name, *cells in rows:
+        padded = [side(cell, width) for cell, width in zip(cells, widths)]
+        lines.append("  ".join(["", name.ljust(first), *padded]).rstrip())
     return "\n".join(lines)
 
 
 def probe_table(readings: list[Reading]) -> str:
     """The nll of each reading, and what it costs against the layout as read."""
-    rows = [["", "", "nll", ""]]
-    for number, reading in enumerate(readings):
-        more = f"{reading.nll - readings[0].nll:+.2f}" if number else ""
-        rows.append(["", reading.what, f"{reading.nll:.2f}", more])
+    rows = [["", "nll", ""]]
+    for what, nll in readings:
+        more = f"{nll - readings[0].nll:+.2f}" if len(rows) > 1 else ""
+        rows.append([what, f"{nll:.2f}", more])
     return f"probe: {SOURCE}, nats per token\n{aligned(rows, right=True)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     line = flags.Parser(prog="python -m minilm_inf.inspect", description=__doc__)
-    line.formatter_class = argparse.RawDescriptionHelpFormatter
     line.add_argument("model", type=Path, metavar="FOLDER", help="a checkpoint")
     line.add_argument("--dtype", choices=flags.DTYPES, default="auto",
-                      help="in memory (%(default)s: float32)")  # fmt: skip
+                      help="in memory; auto: float32 (%(default)s)")  # fmt: skip
     line.add_argument("--probe", action="store_true",
                       help="load the model, and score a text as read and misread")  # fmt: skip
     line.add_argument("--device", default="auto",
-                      help="for --probe: cpu, cuda, ... (CUDA where there is one)")  # fmt: skip
+                      help="for --probe: cpu, cuda, ... (default: auto)")  # fmt: skip
     line.set_defaults(threads=None)
     options = line.parse_args(arguments)
     return guarded(lambda: run(options))
@@ -82,13 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options) -> int:
     found = look(options.model, flags.DTYPES[options.dtype] or torch.float32)
-    print(report(found), flush=True)
+    if found.refused or not options.probe:
+        print(report(found), flush=True)
     if found.refused:
         raise ValueError(found.refused)
     if options.probe:
         print("loading the weights", file=sys.stderr)
         readings = probe(*flags.load(options))
-        print("\n" + probe_table(readings), flush=True)
+        print(probe_table(readings), flush=True)
         warning = suspicion(readings)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)

@@ -6,20 +6,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import torch
 
-from ..checkpoint.checkpoint import (
-    FAMILIES,
-    build_on_meta,
-    check,
-    is_computed,
-    named_pieces,
-    read_config,
-    settled,
-)
+from ..checkpoint import checkpoint
 from ..checkpoint.shards import Stored, find_tensors
 from ..config import LMInfinite, ModelConfig
 from ..terminal.files import named
@@ -54,24 +45,18 @@ class Found:
 
 
 def look(folder: Path, dtype: torch.dtype) -> Found:
-    """All that the headers of a folder's files tell."""
-    found, refusals = Found(folder, dtype), []
-
-    def attempt(function, *arguments):
-        try:
-            return function(*arguments)
-        except ValueError as error:
-            refusals.append(" ".join(str(error).split()))
-
-    found.config = attempt(read_config, folder)
-    found.stored = attempt(find_tensors, folder) if folder.is_dir() else None
-    if found.config and found.stored is not None:
-        found.stored = settled(found.config, found.stored)
-        path = folder / "config.json"
-        found.model = attempt(build_on_meta, found.config, found.stored, path)
-    if found.model:
-        attempt(check, found.model, found.stored, folder)
-    found.refused = refusals[0] if refusals else None
+    """All that the headers of a folder's files tell, up to what is refused. Raises ValueError
+    where there is no folder."""
+    found = Found(checkpoint.existing_folder(folder), dtype)
+    try:
+        found.config = checkpoint.read_config(folder)
+        found.stored = checkpoint.settled(found.config, find_tensors(folder))
+        found.model = checkpoint.build_on_meta(
+            found.config, found.stored, folder / "config.json"
+        )
+        checkpoint.check(found.model, found.stored, folder)
+    except ValueError as error:
+        found.refused = str(error)
     return found
 
 
@@ -94,21 +79,18 @@ def summary(found: Found) -> list[tuple[str, str]]:
         lines += [("stored", stored_words(found.stored))]
     if found.model:
         lines += [("in float32", scaled(4 * found.parameters))]
-    if found.folder.is_dir():
-        lines += [("tokenizer", tokenizer_words(found))]
-    return lines
+    return [*lines, ("tokenizer", tokenizer_words(found))]
 
 
 def stored_words(stored: dict[str, Stored]) -> str:
     """Bytes, files and dtypes; what a network computes itself is only counted."""
-    kept = [place for name, place in stored.items() if not is_computed(name)]
+    kept = [place for name, place in stored.items() if not checkpoint.is_computed(name)]
     counts = Counter(place.dtype for place in kept)
-    dtypes = ", ".join(f"{n:,} {named(dtype)}" for dtype, n in counts.items()) or "none"
-    files, ignored = len({place.path for place in stored.values()}), len(stored) - len(kept)
-    return (
-        f"{scaled(sum(place.nbytes for place in kept))} in {files} file{'s' * (files > 1)}, "
-        f"tensors: {dtypes}" + (f", {ignored} ignored" if ignored else "")
-    )
+    dtypes = [f"{n:,} {named(dtype)}" for dtype, n in counts.items()]
+    ignored = [f"{len(stored) - len(kept)} ignored"] * (len(kept) < len(stored))
+    size, files = sum(place.nbytes for place in kept), len({place.path for place in kept})
+    what = f"{scaled(size)} in {files} file{'s' * (files > 1)}"
+    return f"{what}, tensors: {', '.join(dtypes + ignored)}"
 
 
 def tokenizer_words(found: Found) -> str:
@@ -133,51 +115,44 @@ def memory_rows(found: Found) -> list[list[str]]:
         "vanilla": None,
         f"LM-Infinite, {length:,} + 10": LMInfinite.for_model(found.config, n_global=10),
     }
-    rows = [["", "", *(f"{n:,} tokens" for n in LENGTHS)]]
+    rows = [["", *(f"{n:,} tokens" for n in LENGTHS)]]
     for name, lm in settings.items():
-        rows.append(["", name])
+        rows.append([name])
         for n in LENGTHS:
             size = cache_bytes(found.config, n, lm, found.dtype)
             too_large = available is not None and weights + size > available
-            rows[-1].append(scaled(size) + (", too large" if too_large else ""))
+            rows[-1].append(scaled(size) + ", too large" * too_large)
     return rows
 
 
 def tensor_rows(found: Found) -> list[list[str]]:
     """Name, layers, parameter, shape and dtype, kind by kind as our network is built, the rest
-    last. parameter: ours, with the rows that it fills where several of theirs share it."""
-    ours = destinations(found.model) if found.model else {}
-    kinds: dict[tuple, list[int]] = {}
-    for name, place in found.stored.items():
-        layer = re.search(r"\.(0|[1-9][0-9]{0,8})\.", name)
-        pattern = name.replace(layer[0], ".{}.", 1) if layer else name
-        number = int(layer[1]) if layer else 0
-        goes = ours.get(pattern, "no place") if found.model else "not known"
-        if found.model and number >= found.config.n_layer:
-            goes = "no place"
-        goes = "ignored" if is_computed(name) else goes
-        kind = pattern, goes, " x ".join(map(str, place.shape)), place.dtype
-        kinds.setdefault(kind, []).extend([number] if layer else [])
-    rank = {pattern: number for number, pattern in enumerate(ours)}
+    last."""
+    ours, kinds = destinations(found.model), {}
+    order = {name: number for number, name in enumerate(ours)}
+    for name in sorted(found.stored, key=lambda name: order.get(name, len(order))):
+        place, layer = found.stored[name], re.search(r"\.(\d{1,9})\.", name)
+        goes = "ignored" if checkpoint.is_computed(name) else ours.get(name, "no place")
+        if layer:
+            name, goes = (x.replace(layer[0], ".{}.", 1) for x in (name, goes))
+        kind = name, goes, " x ".join(map(str, place.shape)), place.dtype
+        kinds.setdefault(kind, []).extend([int(layer[1])] if layer else [])
     rows = []
-    for kind in sorted(kinds, key=lambda kind: (rank.get(kind[0], len(rank)), kind)):
-        pattern, goes, shape, dtype = kind
-        layers = f"{min(kinds[kind])}-{max(kinds[kind])}" if kinds[kind] else ""
-        rows.append(["", named(pattern), layers, goes, named(shape), named(dtype)])
+    for (name, *cells), layers in kinds.items():
+        span = f"{min(layers)}-{max(layers)}" if layers else ""
+        rows.append([named(name), span, *map(named, cells)])
     return rows
 
 
 def destinations(model: Transformer) -> dict[str, str]:
-    """The patterns of a checkpoint's names, and where each goes, in the network's order."""
-    family, held, found = FAMILIES[model.config.family], named_pieces(model), {}
-    for ours, theirs in family.KEYS.items():
-        if isinstance(theirs, str):
-            goes = {theirs: ours}
-        else:
-            rows = model.get_submodule(ours.format(0).rpartition(".")[0]).rows
-            ends = accumulate(rows)
-            goes = {t: f"{ours}[{end - n}:{end}]" for t, n, end in zip(theirs, rows, ends)}
-        found |= {t: where for t, where in goes.items() if t.format(0) in held}
+    """The checkpoint's names in the order of the network, and which parameter of ours each
+    fills; where several share one, which of its rows."""
+    ours, found = {id(weight): name for name, weight in model.named_parameters()}, {}
+    for name, piece in checkpoint.named_pieces(model).items():
+        whole = piece if piece._base is None else piece._base
+        first = piece.storage_offset() // piece.stride(0)
+        rows = f"[{first}:{first + len(piece)}]" if len(piece) < len(whole) else ""
+        found[name] = ours[id(whole)] + rows
     if model.config.tied:
-        found[family.KEYS["head.weight"]] = "embed.weight, compared on loading"
+        found[checkpoint.head_of(model)] = "embed.weight, compared on loading"
     return found

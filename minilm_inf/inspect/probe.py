@@ -8,7 +8,6 @@ mistakes; what the model was trained with should win.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from ..config import ModelConfig
 from ..evaluate.compare import stream_nll
 from ..positions import Alibi, Rotary
 from ..transformer import Transformer
+from ..writing.sampling import require_numbers
 
 SOURCE = "chapter 1 of Jane Austen's Northanger Abbey (1817)"
 TEXT = (
@@ -58,13 +58,10 @@ def probe(model: Transformer, tokenizer) -> list[Reading]:
 
     The text is cut so that BOS and it fill at most context_length tokens. Every reading is
     scored on the same tokens, all but the text's first, which has nothing before it where
-    there is no BOS. Raises ValueError for a context shorter than four tokens.
+    there is no BOS. Raises ValueError for a context of no two tokens, and for logits that are
+    no numbers.
     """
     config, scheme = model.config, model.scheme
-    if config.context_length < 4:
-        raise ValueError(
-            f"a context of {config.context_length} tokens is too short for a probe: it takes 4"
-        )
     plain = tokenizer.encode(TEXT, bos=False)[: config.context_length - 1]
     bos = tokenizer.bos_id
     with_bos = bos is not None and tokenizer.encode(TEXT)[:1] == [bos]
@@ -73,9 +70,11 @@ def probe(model: Transformer, tokenizer) -> list[Reading]:
     def mean(ids: list[int], scheme) -> float:
         model.scheme, own = scheme, model.scheme
         try:
-            return float(stream_nll(model, ids, None)[-(len(plain) - 1) :].mean())
+            nll = stream_nll(model, ids, None)
         finally:
             model.scheme = own
+        require_numbers(nll)
+        return float(nll[-(len(plain) - 1) :].mean())
 
     start = "" if bos is None else ", with BOS" if with_bos else ", without BOS"
     found = [Reading(f"as read: {described(config, scheme)}{start}", mean(ids, scheme))]
@@ -135,10 +134,7 @@ def suspicion(readings: list[Reading]) -> str | None:
 
     Only the best mistake is named: where the layout is wrong, everything is noise beside it.
     """
-    as_read = readings[0].nll
-    if not math.isfinite(as_read):
-        return "the layout as read scores no number: try --dtype float32, or fetch it again"
-    best = min(readings, key=lambda reading: reading.nll if reading.nll > 0 else math.inf)
+    as_read, best = readings[0].nll, min(readings, key=lambda reading: reading.nll)
     if best.nll >= as_read - MARGIN:
         return None
     return (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..terminal.json_parts import Part
-from .raw_config import close, facts_of, head_size, keys_of, plain_decoder, special_ids
+from .raw_config import close, decoder_facts, keys_of
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,12 @@ def config_from_hf(raw: dict) -> GptjConfig:
     keys["activation_function"].only(None, "gelu_new")
     for name in ("rotary", "scale_attn_weights"):
         keys[name].only(None, True)
-    plain_decoder(keys, "gptj")
-    head_dim = head_size(keys, "n_embd", "n_head")
-    facts = facts_of(keys, FACTS, n_inner=4 * keys["n_embd"].integer())
-    if facts["rotary_dim"] % 2 or facts["rotary_dim"] > head_dim:
-        raise keys["rotary_dim"].wrong(f"even, and at most head_dim, {head_dim}")
-    facts |= special_ids(keys, bos=(50256,), eos=(50256,))
+    n_inner = 4 * keys["n_embd"].integer()
+    facts = decoder_facts(keys, FACTS, bos=(50256,), eos=(50256,), n_inner=n_inner)
+    if facts["rotary_dim"] % 2 or facts["rotary_dim"] > facts["head_dim"]:
+        raise keys["rotary_dim"].wrong(f"even, and at most head_dim, {facts['head_dim']}")
     close(keys, GPTJ_HARMLESS)
-    return GptjConfig(family="gptj", n_kv_head=facts["n_head"], head_dim=head_dim, **facts)
+    return GptjConfig(family="gptj", **facts)
 
 
 def config_to_hf(config: GptjConfig) -> dict:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..config import ModelConfig
 from ..positions import SCALINGS
 from ..terminal.json_parts import Part
-from .raw_config import close, facts_of, head_size, keys_of, plain_decoder, special_ids
+from .raw_config import close, decoder_facts, keys_of
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,15 @@ def config_from_hf(raw: dict) -> LlamaConfig:
     Raises ValueError with the key's name for whatever is missing, unknown or not implemented.
     """
     keys = Part(raw)
-    mistral = plain_decoder(keys, "llama", "mistral") == "mistral"
+    mistral = keys["model_type"].value == "mistral"
     _only_what_is_implemented(keys, mistral)
-    defaults = {
-        "n_kv_head": keys["num_attention_heads"].integer(),
-        "head_dim": head_size(keys, "hidden_size", "num_attention_heads", "head_dim"),
-        "context_length": 131072 if mistral else 2048,
-    }
-    facts = facts_of(keys, FACTS, **defaults) | _rope_from_hf(keys)
+    context = {"context_length": 131072 if mistral else 2048}
+    facts = decoder_facts(keys, FACTS, bos=(1,), eos=(2,), **context) | _rope_from_hf(keys)
     kinds, n_layer = keys["layer_types"], facts["n_layer"]
     if not kinds.is_null and kinds.value != ["full_attention"] * n_layer:
         raise keys.error(f'layer_types must be {n_layer} times "full_attention", or absent')
     if facts["head_dim"] % 2:
         raise keys["head_dim"].wrong("even, for rotary positions")
-    facts |= special_ids(keys, bos=(1,), eos=(2,))
     close(keys, LLAMA_HARMLESS)
     return LlamaConfig(family="llama", **facts)
 
@@ -106,13 +101,10 @@ def _rope_from_hf(keys: Part) -> dict:
 
 
 def config_to_hf(config: LlamaConfig) -> dict:
-    """The config.json of a config, in the keys that every version of transformers reads."""
-    scaling = dict(config.rope_scaling) if config.rope_scaling else None
-    if scaling:
-        scaling["type"] = scaling["rope_type"]  # what transformers before 4.43 reads
+    """The config.json of a config, in the keys that transformers reads."""
     return keys_of(config, FACTS) | {
         "architectures": ["LlamaForCausalLM"],
         "hidden_act": "silu",
         "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
+        "rope_scaling": config.rope_scaling and dict(config.rope_scaling),
     }

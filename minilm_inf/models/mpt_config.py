@@ -5,12 +5,11 @@ It is read in MosaicML's spelling and in that of transformers, and written so th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..terminal.json_parts import LARGEST_SIZE, Part
-from .raw_config import close, facts_of, head_size, keys_of, plain_decoder, special_ids
+from .raw_config import close, decoder_facts, facts_of, keys_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ MPT_HARMLESS = {
 ATTENTION_HARMLESS = {
     "fused_qkv",  # a way to compute the same
     "attn_uses_sequence_id",  # texts packed into one row, in training only
-    "model_type", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings",
+    "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings",
     "rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config",  # for rope: true
 }  # fmt: skip
 
@@ -61,22 +60,18 @@ def config_from_hf(raw: dict) -> MptConfig:
     Raises ValueError with the key's name for whatever is missing, unknown or not implemented.
     """
     keys = Part(raw)
-    plain_decoder(keys, "mpt")
     attention = keys["attn_config"]
     _only_what_is_implemented(keys, attention)
-    head_dim = head_size(keys, "d_model", "n_heads")
     norm_eps = keys["norm_eps"].number(1e-5)  # MosaicML's name; the other is transformers'
-    facts = facts_of(keys, FACTS, norm_eps=norm_eps) | facts_of(attention, ATTENTION)
+    facts = decoder_facts(keys, FACTS, bos=(), eos=(), norm_eps=norm_eps)
     attention["kv_n_heads"].only(None, facts["n_head"])
     n_inner = int(keys["expansion_ratio"].number(4) * facts["n_embd"])
     if not 1 <= n_inner <= LARGEST_SIZE:
         raise keys["expansion_ratio"].wrong("a number that fits d_model")
-    facts |= special_ids(keys, bos=(), eos=()) | {"bias": not keys["no_bias"].flag(True)}
+    facts |= facts_of(attention, ATTENTION) | {"bias": not keys["no_bias"].flag(True)}
     close(attention, ATTENTION_HARMLESS)
     close(keys, MPT_HARMLESS)
-    return MptConfig(
-        family="mpt", n_kv_head=facts["n_head"], head_dim=head_dim, n_inner=n_inner, **facts
-    )
+    return MptConfig(family="mpt", n_inner=n_inner, **facts)
 
 
 def _only_what_is_implemented(keys: Part, attention: Part):
@@ -103,23 +98,19 @@ def config_to_hf(config: MptConfig) -> dict:
 
     transformers 5 tells 8 from 8.0 and refuses the wrong one, so each number has its kind.
     """
-    ratio = config.n_inner / config.n_embd
-    if int(ratio * config.n_embd) < config.n_inner:  # whoever reads it rounds down
-        ratio = math.nextafter(ratio, math.inf)
+    ratio, rest = divmod(config.n_inner, config.n_embd)
+    if rest:  # whoever reads it rounds down
+        ratio = (config.n_inner + 0.5) / config.n_embd
     attention = {key: getattr(config, key) for key in ATTENTION}
     for name in ("clip_qkv", "softmax_scale"):
         attention[name] = attention[name] and float(attention[name])
-    attention["alibi_bias_max"] = _whole(config.alibi_bias_max)
+    if config.alibi_bias_max == int(config.alibi_bias_max):
+        attention["alibi_bias_max"] = int(config.alibi_bias_max)
     return keys_of(config, FACTS) | {
         "architectures": ["MPTForCausalLM"],
-        "expansion_ratio": _whole(ratio),
+        "expansion_ratio": ratio,
         "norm_type": "low_precision_layernorm",
         "no_bias": not config.bias,
         "learned_pos_emb": False,
         "attn_config": {"attn_impl": "torch", "alibi": True, **attention},
     }
-
-
-def _whole(number: float):
-    """The int that a number is equal to, or the number where there is none."""
-    return int(number) if float(number).is_integer() else number

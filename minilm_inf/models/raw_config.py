@@ -15,8 +15,9 @@ from ..terminal.json_parts import Part
 
 HARMLESS = re.compile(  # keys that change no logit of a trained model, in any family's file
     # what the file says of itself, its tokens and the programs that wrote or read it
-    r"_.*|architectures|auto_map|model_max_length|dtype|torch_dtype|transformers\.js_config|"
-    r".*version|.*_token_ids?|(bos|eos|unk|pad|sep|cls|mask)_token|tokenizer_.*|unsloth_.*|"
+    r"_.*|model_type|architectures|auto_map|model_max_length|(torch_)?dtype|unsloth_.*|"
+    r"transformers\.js_config|.*version|"
+    r".*_token_ids?|(bos|eos|unk|pad|sep|cls|mask)_token|tokenizer_.*|"
     # how a model is trained, split among machines, or computed to the same numbers
     r".*drop.*|init.*|gradient_checkpointing.*|pretraining_tp|use_bfloat16|torchscript|"
     r"tf_legacy_loss|loss_fn|label_smoothing|is_decoder|chunk_size_feed_forward|"
@@ -78,34 +79,36 @@ def close(keys: Part, harmless=frozenset()):
             )
 
 
-def head_size(keys: Part, width: str, count: str, own: str | None = None) -> int:
-    """head_dim: the width shared out among the heads, or what the key `own` says."""
-    n_embd, n_head = keys[width].integer(), keys[count].integer()
-    head_dim = None if own is None else keys[own].integer(None)
-    if head_dim is None and n_embd % n_head:
-        raise keys.error(f"{width} ({n_embd}) must be a multiple of {count} ({n_head})")
-    return head_dim or n_embd // n_head
+def decoder_facts(
+    keys: Part, table: dict[str, tuple], bos: tuple[int, ...], eos: tuple[int, ...], **defaults
+) -> dict:
+    """The facts of a table, and what a ModelConfig has beside them: head_dim, as many key heads
+    as heads, and special ids. Raises ValueError for what is no decoder of plain numbers.
 
-
-def special_ids(keys: Part, bos: tuple[int, ...], eos: tuple[int, ...]) -> dict:
-    """bos_id, the one id, if any, that a text begins with, and eos_ids, which end one.
-    bos, eos: what they are where the keys are absent."""
-    bos_part = keys["bos_token_id"]
-    bos = bos_part.id_list() if "bos_token_id" in keys else bos
-    eos = keys["eos_token_id"].id_list() if "eos_token_id" in keys else eos
-    if len(bos) > 1:
-        raise bos_part.wrong("one token id or null")
-    return {"bos_id": bos[0] if bos else None, "eos_ids": eos}
-
-
-def plain_decoder(keys: Part, *model_types: str) -> str:
-    """The model_type of a decoder alone, and without quantization_config, as MLX has it too."""
+    bos, eos: special_ids' own. defaults: facts_of's own.
+    """
     for name in ("is_encoder_decoder", "add_cross_attention"):
         keys[name].only(None, False)
-    for name in ("quantization_config", "quantization"):
+    for name in ("quantization_config", "quantization"):  # the second is MLX's
         if not keys[name].is_null:
             raise keys.error(
                 f"{name} says that the weights are quantised, which is not implemented: use "
                 "the model's own, in float16, bfloat16 or float32"
             )
-    return keys["model_type"].only(*model_types)
+    (width, _), (count, _) = table["n_embd"], table["n_head"]
+    n_embd, n_head = keys[width].integer(), keys[count].integer()
+    own = table.get("head_dim") and keys["head_dim"].value
+    if own is None and n_embd % n_head:
+        raise keys.error(f"{width} ({n_embd}) must be a multiple of {count} ({n_head})")
+    shared = {"head_dim": n_embd // n_head, "n_kv_head": n_head}
+    return shared | facts_of(keys, table, **shared | defaults) | special_ids(keys, bos, eos)
+
+
+def special_ids(keys: Part, bos: tuple[int, ...] = (), eos: tuple[int, ...] = ()) -> dict:
+    """bos_id, the one id, if any, that a text begins with, and eos_ids, which end one.
+    bos, eos: what they are where the keys are absent."""
+    bos = keys["bos_token_id"].id_list() if "bos_token_id" in keys else bos
+    eos = keys["eos_token_id"].id_list() if "eos_token_id" in keys else eos
+    if len(bos) > 1:
+        raise keys["bos_token_id"].wrong("one token id or null")
+    return {"bos_id": bos[0] if bos else None, "eos_ids": eos}

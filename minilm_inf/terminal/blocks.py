@@ -25,72 +25,74 @@ PAGE = mmap.ALLOCATIONGRANULARITY  # bytes: a mapping begins at a multiple of it
 class Blocks:
     """Keys and values of the tokens of a text that grows.
 
-    kind: "ram" or "disk"; shape: (B, H_kv, D); pairs: of each block its keys and its values,
-    (B, H_kv, per_block, D).
+    kind: "ram" or "disk"; shape: (B, H_kv, D); blocks: (2, B, H_kv, per_block, D) each, keys
+    and values.
     """
 
     def __init__(self, kind: str, shape: tuple[int, int, int], dtype, device):
         self.shape, self.dtype, self.device = shape, dtype, device
         self.file = MappedFile() if kind == "disk" else None
         self.per_block, self.length = TOKENS_PER_BLOCK, 0
-        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.blocks: list[Tensor] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes of all blocks, in memory or in the file."""
-        return sum(k.nbytes + v.nbytes for k, v in self.pairs)
+        return sum(block.nbytes for block in self.blocks)
 
     def append(self, k: Tensor, v: Tensor):
         """Take in the next tokens, (B, H_kv, T, D) each."""
-        done = 0
-        while done < k.shape[2]:
+        while k.shape[2]:
             number, slot = divmod(self.length, self.per_block)
-            if number == len(self.pairs):
-                self.pairs.append(self._new())
-            count = min(k.shape[2] - done, self.per_block - slot)
-            for block, x in zip(self.pairs[number], (k, v)):
-                block[:, :, slot : slot + count] = x[:, :, done : done + count]
-            self.length, done = self.length + count, done + count
-        if self.file:
-            self.file.let_go()
+            if number == len(self.blocks):
+                self.blocks.append(self._new())
+            count = min(k.shape[2], self.per_block - slot)
+            for place, x in zip(self.blocks[number], (k, v)):
+                place[:, :, slot : slot + count] = x[:, :, :count]
+            k, v, self.length = k[:, :, count:], v[:, :, count:], self.length + count
+        self._let_go()
 
     @torch.inference_mode(False)  # or it could be written to in that mode alone
-    def _new(self) -> tuple[Tensor, Tensor]:
+    def _new(self) -> Tensor:
         batch, n_kv_head, head_dim = self.shape
-        shape = (batch, n_kv_head, self.per_block, head_dim)
+        shape = (2, batch, n_kv_head, self.per_block, head_dim)
         if self.file:
             return self.file.new(shape, self.dtype)
-        return tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in "kv")
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def _let_go(self):
+        if self.file:
+            self.file.let_go()
 
     def keep(self, rows: list[int]):
         """Forget all rows but these, which ascend; they move up where they are."""
         self.shape = (len(rows), *self.shape[1:])
-        for number, block in enumerate(self.pairs):
-            for x in block:
+        for number, block in enumerate(self.blocks):
+            for x in block:  # keys, values: no more is copied at a time
                 x[: len(rows)] = x[rows]
-            self.pairs[number] = tuple(x[: len(rows)] for x in block)
+            self.blocks[number] = block[:, : len(rows)]
 
-    def all(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """The keys and values of some rows, (B, H_kv, S, D) each."""
-        found = zip(*self.pairs)
-        return tuple(torch.cat([x[rows] for x in xs], 2)[:, :, : self.length] for xs in found)
+    def all(self, rows: slice) -> Tensor:
+        """The keys and values of some rows, (2, B, H_kv, S, D)."""
+        found = torch.cat([block[:, rows] for block in self.blocks], 3)
+        return found[:, :, :, : self.length]
 
     def keys(self, tokens: Tensor):
         """The keys of consecutive tokens, block by block."""
         first, last = int(tokens[0]), int(tokens[-1])
         for number in range(first // self.per_block, last // self.per_block + 1):
             start = number * self.per_block
-            yield self.pairs[number][0][:, :, max(first - start, 0) : last + 1 - start]
+            yield self.blocks[number][0][:, :, max(first - start, 0) : last + 1 - start]
 
-    def at(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values of some tokens, which ascend, (B, H_kv, m, D) each."""
-        found, numbers = [[x[:, :, :0] for x in self.pairs[0]]], tokens // self.per_block
+    def at(self, tokens: Tensor) -> Tensor:
+        """The keys and values of some tokens, which ascend, (2, B, H_kv, m, D)."""
+        numbers, found = tokens // self.per_block, [self.blocks[0][:, :, :, :0]]
         for number in numbers.unique().tolist():
             slots = tokens[numbers == number] - number * self.per_block
-            found.append([x.index_select(2, slots.to(x.device)) for x in self.pairs[number]])
-        if self.file:
-            self.file.let_go()
-        return tuple(torch.cat(parts, 2).to(tokens.device) for parts in zip(*found))
+            block = self.blocks[number]
+            found.append(block.index_select(3, slots.to(block.device)))
+        self._let_go()
+        return torch.cat(found, 3).to(tokens.device)
 
 
 class MappedFile:
@@ -101,12 +103,10 @@ class MappedFile:
         self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  (open while we are)
         self.maps: list[mmap.mmap] = []
 
-    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Two more tensors of zeros, all of one shape. Raises OSError, in one sentence, where
-        the disk has no room for them."""
-        count = 2 * math.prod(shape)
-        n_bytes = count * dtype.itemsize
-        n_bytes += -n_bytes % PAGE
+    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of zeros. Raises OSError, in one sentence, where the disk has no room."""
+        count = math.prod(shape)
+        n_bytes = -(-count * dtype.itemsize // PAGE) * PAGE
         start = sum(map(len, self.maps))
         try:
             if hasattr(os, "posix_fallocate"):  # or a full disk would kill the program later
@@ -119,8 +119,7 @@ class MappedFile:
                 f"{self.folder} has no room for another {n_bytes / 1e6:,.0f} MB of middle "
                 "tokens: free some, name another folder in TMPDIR, or take --middle ram"
             ) from error
-        flat = torch.frombuffer(self.maps[-1], dtype=dtype, count=count)
-        return tuple(flat.view(2, *shape).unbind(0))
+        return torch.frombuffer(self.maps[-1], dtype=dtype, count=count).view(shape)
 
     def let_go(self):
         """Say that what was read or written is not needed for now."""

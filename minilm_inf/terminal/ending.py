@@ -36,7 +36,11 @@ def guarded(run, smaller: str = "model") -> int:
                 say("\nstopped")
             return 143 if isinstance(stop, Terminated) else 130
         except (ValueError, OSError) as error:
-            say(f"error: {sentence(error)}")
+            text = str(error)
+            if isinstance(error, OSError) and error.strerror:
+                where = f"{named(error.filename)}: " if error.filename is not None else ""
+                text = where + error.strerror
+            say("error: " + " ".join(text.split()))
         except (MemoryError, RuntimeError) as error:
             # PyTorch's own for the CPU is a RuntimeError like others.
             short = isinstance(error, MemoryError | torch.OutOfMemoryError)
@@ -44,15 +48,6 @@ def guarded(run, smaller: str = "model") -> int:
                 raise
             say(f"error: out of memory: take a smaller {smaller}")
         return 1
-
-
-def sentence(error: ValueError | OSError) -> str:
-    """What is said of an error, in one line."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f"{named(error.filename)}: "
-        text = where + error.strerror
-    return " ".join(text.split())
 
 
 @contextlib.contextmanager
@@ -80,9 +75,9 @@ def signals_noted(*numbers: int):
         yield came
 
 
-def say(text: str):
+def say(text):
     """A line on stderr, after what stdout still holds, if anybody reads them."""
-    for stream, content in ((sys.stdout, ""), (sys.stderr, text + "\n")):
+    for stream, content in ((sys.stdout, ""), (sys.stderr, f"{text}\n")):
         with contextlib.suppress(OSError, ValueError):
             print(content, end="", file=stream, flush=True)
 

@@ -159,14 +159,14 @@ def sweep(path: Path):
 
 
 def is_running(number: str) -> bool:
-    """Whether there is a process of that number, which may still write."""
+    """Whether there may be a process of that number, which still writes."""
     try:
         if os.name == "posix":
             os.kill(int(number), 0)  # asks, and sends nothing
-    except (ProcessLookupError, OverflowError, ValueError):
+    except PermissionError:  # another user's
+        return True
+    except (OSError, OverflowError, ValueError):
         return False
-    except OSError:  # another user's
-        pass
     return True
 
 

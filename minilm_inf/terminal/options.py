@@ -20,14 +20,21 @@ INSTALLED = PACKAGE / "tiny_llama"  # where pip puts the model; a clone has it i
 SHIPPED = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "weights" / "tiny-llama"
 NAMES = "float32", "float64", "bfloat16", "float16"
 DTYPES = {"auto": None} | {name: getattr(torch, name) for name in NAMES}
+MOST = 2**40  # tokens, keys, trials: more than any machine can count or hold
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and echo no more than 200 characters."""
+    """A parser whose help tells defaults by that name, and whose errors take two lines: where
+    help is, and what is wrong, in no more than 250 characters."""
+
+    def _get_formatter(self):
+        return Help(prog=self.prog)
 
     def error(self, message: str):
         message = " ".join(message.split())
-        super().error(message if len(message) <= 250 else message[:200] + "...")
+        message = message if len(message) <= 250 else message[:200] + "..."
+        usage = f"usage: {self.prog} ...; --help lists its flags"
+        self.exit(2, f"{usage}\n{self.prog}: error: {message}\n")
 
     def parse_known_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
@@ -37,7 +44,11 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
-MOST = 2**40  # tokens, keys, trials: more than any machine can count or hold
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and "default: 256" for a flag's "(%(default)s"."""
+
+    def _get_help_string(self, action):
+        return action.help.replace("(%(default)s", "(default: %(default)s")
 
 
 def ranged(kind, low, high, what: str):
@@ -79,16 +90,14 @@ def add_counts(group, *rows):
 
 
 def add_model(parser: argparse.ArgumentParser):
-    group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", type=Path, default=SHIPPED, metavar="FOLDER",
-                       help="a checkpoint with its tokenizer (%(default)s)")  # fmt: skip
-    group.add_argument(
-        "--device", default="auto", help="cpu, cuda, ... (%(default)s: CUDA where there is one)"
-    )
-    group.add_argument("--dtype", choices=DTYPES, default="auto",
-                       help="(%(default)s: as stored, but float32 on the CPU)")  # fmt: skip
-    group.add_argument("--threads", type=threads, metavar="N",
-                       help="CPU threads (PyTorch's own choice)")  # fmt: skip
+    add = parser.add_argument_group("model").add_argument
+    add("-m", "--model", type=Path, default=SHIPPED, metavar="FOLDER",
+        help="a checkpoint with its tokenizer (%(default)s)")  # fmt: skip
+    add("--device", default="auto", help="cpu, cuda, ...; auto: CUDA, if any (%(default)s)")
+    add("--dtype", choices=DTYPES, default="auto",
+        help="auto: as stored, but float32 on the CPU (%(default)s)")  # fmt: skip
+    add("--threads", type=threads, metavar="N",
+        help="CPU threads (default: PyTorch's own choice)")  # fmt: skip
 
 
 def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
@@ -99,20 +108,20 @@ def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
                        help="LM-Infinite, or vanilla (%(default)s)")  # fmt: skip
     add_counts(
         group,
-        ("--n-local", 1, None, "keys of the window (the model's context length)"),
-        ("--n-global", 0, None, "starting tokens that are always seen (10)"),
-        ("--distance-ceiling", 0, None, "the largest distance of any key (the window's size)"),
+        ("--n-local", 1, None, "keys of the window (default: the model's context length)"),
+        ("--n-global", 0, None, "starting tokens that are always seen (default: 10)"),
+        ("--distance-ceiling", 0, None, "the largest distance of any key (default: as many as "
+         "the window's keys)"),
         ("--top-k-middle", 0, 0, "how many tokens that the window has left come back in each "
-         "head; all of the text is then kept (%(default)s: none)"),
-        ("--top-k-distance", 0, None, "how far away these seem (half the window)"),
-        ("--top-k-from-layer", 0, None, "the first layer, from 0, in which they come back (an "
-         "eighth of the layers)"),
+         "head; all of the text is then kept (%(default)s)"),
+        ("--top-k-distance", 0, None, "how far away these seem (default: half the window)"),
+        ("--top-k-from-layer", 0, None, "the first layer, from 0, in which they come back "
+         "(default: an eighth of the layers)"),
     )  # fmt: skip
     group.add_argument("--middle", choices=KINDS,
                        help="where --top-k-middle keeps the text: in memory, or in a file in "
-                       "the folder for temporary files, which TMPDIR names (ram)")  # fmt: skip
+                       "the folder that TMPDIR names (default: ram)")  # fmt: skip
     parser.set_defaults(top_k_queries=queries)
-    return group
 
 
 def check_attention(options):
@@ -121,25 +130,23 @@ def check_attention(options):
     for name, wrong, why in (
         ("n-local", is_full, "with --attention full"),
         ("n-global", is_full, "with --attention full"),
+        ("top-k-middle", is_full and reaches, "with --attention full"),
         ("top-k-distance", not reaches, "without --top-k-middle"),
         ("top-k-from-layer", not reaches, "without --top-k-middle"),
         ("middle", not reaches, "without --top-k-middle"),
     ):
         if wrong and getattr(options, name.replace("-", "_")) is not None:
             raise ValueError(f"--{name} has no meaning {why}")
-    if is_full and reaches:
-        raise ValueError("--top-k-middle has no meaning with --attention full: all is seen")
 
 
 def attention(options, config: ModelConfig) -> LMInfinite | None:
     """The setting that the flags describe; None is the vanilla model."""
-    n_local, n_global = options.n_local or config.context_length, options.n_global
-    n_global = 10 if n_global is None else n_global
+    top = options.distance_ceiling
     if options.attention == "full":
-        n_local, n_global = None, 0
-    top = n_local if options.distance_ceiling is None else options.distance_ceiling
-    if top is None:
-        return None
+        return None if top is None else LMInfinite(None, 0, top)
+    n_local = options.n_local or config.context_length
+    n_global = 10 if options.n_global is None else options.n_global
+    top = n_local if top is None else top
     if not options.top_k_middle:
         return LMInfinite(n_local, n_global, top)
     first = options.top_k_from_layer

@@ -6,21 +6,22 @@ import sys
 import time
 from pathlib import Path
 
-EVERY = 0.5  # seconds between two lines
+EVERY, EVERY_IN_A_LOG = 0.5, 30.0  # seconds between two lines
 
 
 class Progress:
-    """Progress towards `total` tokens, from `done`."""
+    """Progress towards `total` tokens, from `done`: one line of a terminal, or, rarely, one
+    more line of a log."""
 
     def __init__(self, total: int, done: int = 0):
         self.total, self.first = total, done
         self.began = self.shown = time.monotonic()
-        self.width = 0
+        self.redraws, self.width = sys.stderr.isatty(), 0
 
-    def show(self, done: int, fact: str, now: bool = False):
-        """Say that `done` are done, and one fact more; at most twice a second, unless now."""
+    def show(self, done: int, fact: str = "", now: bool = False):
+        """Say that `done` are done, and one fact more, if it is time for it, or `now`."""
         clock = time.monotonic()
-        if not now and clock - self.shown < EVERY:
+        if not now and clock - self.shown < (EVERY if self.redraws else EVERY_IN_A_LOG):
             return
         self.shown = clock
         speed = (done - self.first) / max(clock - self.began, 1e-9)
@@ -28,11 +29,14 @@ class Progress:
         left = f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min"
         facts = f"{done:,}/{self.total:,} tokens", fact, f"{speed:,.0f} tokens/s"
         line = "  ".join([*filter(None, facts), f"{left} left"])
+        if not self.redraws:
+            print(line, file=sys.stderr, flush=True)
+            return
         print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
         self.width = len(line)
 
     def end(self):
-        """Leave the line as it is, and begin another."""
+        """Leave a terminal's line as it is, and begin another."""
         if self.width:
             print(file=sys.stderr, flush=True)
             self.width = 0

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from ..terminal.json_parts import is_unicode
 
 UNKNOWN = " ⁇ ".encode()  # what sentencepiece shows for a piece that may stand for any text
-EACH_BYTE = "minilm_inf.each_byte"  # how sentencepiece shows bytes that form no character
-codecs.register_error(EACH_BYTE, lambda error: ("\ufffd", error.start + 1))
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,14 @@ class Added:
 class Around:
     """All of a tokenizer but its vocabulary and merges.
 
+    normalise: what a text becomes first; the second argument says whether it continues another.
     before, after: the ids that stand around every text.
     bos_token_id: the id of the token that a folder names as BOS, whether or not it stands
         before every text; None where it names none.
     """
 
     added: tuple[Added, ...] = ()
-    normalise: Callable[[str], str] = str
+    normalise: Callable[[str, bool], str] = lambda text, begun: text
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     bos_token_id: int | None = None
@@ -53,10 +52,7 @@ class Tokenizer:
 
     bos_id is what encode puts before a text, and eos_id what ends one; None where there is
     none. vocab_size is the last id plus one, whether or not all ids before it are in use.
-    errors: what the bytes become that form no character, for Python's decoder.
     """
-
-    errors = "replace"
 
     def __init__(self, around: Around, vocab_size: int):
         self.around, self.vocab_size = around, vocab_size
@@ -89,7 +85,8 @@ class Tokenizer:
             if at % 2:  # between two parts of the text stands a token
                 ids.append(self.marks[part])
             elif part:
-                ids += self._encode_text(self.around.normalise(part), begun or at > 0)
+                inside = begun or at > 0
+                ids += self._encode_text(self.around.normalise(part, inside), inside)
         return [*self.around.before, *ids, *self.around.after] if bos else ids
 
     def mark_id(self, content: str) -> int | None:
@@ -130,7 +127,7 @@ class Stream:
 
     def __init__(self, tokenizer: Tokenizer, begun: bool):
         self.tokenizer, self.begun = tokenizer, begun
-        self.decoder = codecs.getincrementaldecoder("utf-8")(tokenizer.errors)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
         """The text that this id completes, perhaps none."""

@@ -7,14 +7,12 @@ work. Other expressions than these are refused: a stranger's may take for ever.
 
 from __future__ import annotations
 
-import base64
 import re
-from pathlib import Path
 
 import tiktoken
 
 from ..terminal.json_parts import Part
-from .around import Added, Around, Tokenizer
+from .around import Around, Tokenizer
 from .merges import ranked
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -28,36 +26,48 @@ LLAMA3_PATTERN = (
 QWEN2 = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 LONGEST_SPACE = 200_000  # characters; tiktoken's own limit lies between 300,000 and a million
 TOO_MUCH_SPACE = re.compile(rf"\s{{{LONGEST_SPACE + 1}}}")
-LLAMA3_RANKS = 128_000
-LLAMA3_SPECIAL = (  # the 256 ids after the ranks begin with these; the others are reserved
-    "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 "
-    "finetune_right_pad_id step_id start_header_id end_header_id eom_id eot_id python_tag image"
-).split()
+
+
+def byte_letters() -> list[str]:
+    """The character that stands for each byte in a file: itself where it can be printed.
+
+    >>> byte_letters()[32:36]
+    ['Ġ', '!', '"', '#']
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 class ByteLevelTokenizer(Tokenizer):
-    """Byte-level BPE at work.
+    """Byte-level BPE at work, from a vocabulary (token in letters -> id) and a model's merges.
 
-    ranks:   the tokens in order, every single byte among them, each with its id; None for a
-             byte that the vocabulary lacks.
-    tokens:  id -> its bytes.
-    pattern: the expression that cuts a text into words.
+    pattern:     the expression that cuts a text into words.
+    whole_words: whether a word that is a token is taken whole, though no merges lead there.
+    Raises ValueError where tiktoken would not find the same ids.
     """
 
     def __init__(
-        self,
-        around: Around,
-        ranks: dict[bytes, int | None],
-        tokens: dict[int, bytes],
-        pattern: str,
+        self, model: Part, vocab: dict, around: Around, pattern: str, whole_words: bool = False
     ):
-        self.tokens = tokens | {token.id: token.content.encode() for token in around.added}
-        super().__init__(around, max(self.tokens) + 1)
-        self.ids = list(ranks.values())
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+
+        def spelled(token: str) -> bytes:
+            all_bytes = byte_of.keys() >= {*token}
+            return bytes(map(byte_of.get, token)) if all_bytes else token.encode()
+
+        added = {token.id: token.content for token in around.added}
+        plain = vocab.keys() - {*added.values()}
+        words = {token for token in plain if whole_words and byte_of.keys() >= {*token}}
+        ranks = ranked(model, vocab, byte_of, words)
+        self.ids = [vocab.get(token) for token in ranks]  # None for a byte without a token
         self.encoding = tiktoken.Encoding(
             "minilm_inf", pat_str=pattern, special_tokens={},
-            mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
+            mergeable_ranks={spelled(token): rank for token, rank in ranks.items()},
         )  # fmt: skip
+        self.tokens = {id: spelled(token) for token, id in vocab.items()}
+        self.tokens |= {id: content.encode() for id, content in added.items()}
+        super().__init__(around, max(self.tokens) + 1)
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
         """The ids of a text without added tokens, wherever it stands."""
@@ -78,65 +88,3 @@ class ByteLevelTokenizer(Tokenizer):
         """The bytes of one id: none for a special one, and for one that no token has."""
         hidden = self.checked(id) in self.special_ids
         return b"" if hidden else self.tokens.get(int(id), b"")
-
-
-def byte_letters() -> list[str]:
-    """The character that stands for each byte in a file: itself where it can be printed.
-
-    >>> byte_letters()[32:36]
-    ['Ġ', '!', '"', '#']
-    """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def of_letters(
-    model: Part, vocab: dict[str, int], around: Around, pattern: str, whole_words: bool = False
-) -> ByteLevelTokenizer:
-    """A tokenizer from a vocabulary (token in letters -> id) and the merges of a model.
-
-    whole_words: whether a word that is a token is taken whole, though no merges lead there.
-    Raises ValueError where tiktoken would not find the same ids.
-    """
-    byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
-
-    def spelled(token: str) -> bytes:
-        return bytes(map(byte_of.get, token)) if byte_of.keys() >= {*token} else token.encode()
-
-    marks = {token.content for token in around.added}
-    words = (
-        {t for t in vocab if t not in marks and byte_of.keys() >= {*t}} if whole_words else ()
-    )
-    ranks = ranked(model, vocab, byte_of, words)
-    tokens = {id: spelled(token) for token, id in vocab.items()}
-    ids = {spelled(token): vocab.get(token) for token in ranks}
-    return ByteLevelTokenizer(around, ids, tokens, pattern)
-
-
-def is_rank_file(content: bytes) -> bool:
-    """Whether a tokenizer.model is lines of base64 and a number, not a sentencepiece model."""
-    return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content[:2000]) is not None
-
-
-def from_rank_file(path: Path, content: bytes) -> ByteLevelTokenizer:
-    """Llama 3's tokenizer.model, tiktoken's own format: a token in base64 and its rank a line.
-    Raises ValueError for another or damaged one."""
-    try:
-        lines = (line.split() for line in content.splitlines())
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except ValueError:  # a line of another shape
-        ranks = {}
-    every_byte = {bytes([byte]) for byte in range(256)}
-    if list(ranks.values()) != list(range(LLAMA3_RANKS)) or not every_byte <= ranks.keys():
-        raise ValueError(
-            f"{path} has not the {LLAMA3_RANKS:,} ranks of Llama 3 in their order: how another "
-            "model cuts its words is not in such a file, so give its tokenizer.json"
-        )
-    reserved = (f"reserved_special_token_{n}" for n in range(2, 246))
-    names = enumerate([*LLAMA3_SPECIAL, *reserved], LLAMA3_RANKS)
-    added = tuple(Added(f"<|{name}|>", id, special=True) for id, name in names)
-    begin, end = LLAMA3_RANKS, LLAMA3_RANKS + 1
-    around = Around(added=added, before=(begin,), bos_token_id=begin, eos_id=end)
-    tokens = {rank: token for token, rank in ranks.items()}
-    return ByteLevelTokenizer(around, ranks, tokens, LLAMA3_PATTERN)

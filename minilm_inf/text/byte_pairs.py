@@ -8,11 +8,11 @@ tokenizers library both read.
 
 from __future__ import annotations
 
-import heapq
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 from .byte_level import byte_letters
 
@@ -33,59 +33,40 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
     Raises ValueError where the texts have no more pairs to merge.
     """
     counts = Counter(word for text in texts for word in WORDS.findall(text))
-    words = [[bytes([byte]) for byte in word.encode("utf-8")] for word in counts]
+    # A word is a string in which each token is one letter: a byte has that of its number.
+    words = [word.encode("utf-8").decode("latin-1") for word in counts]
+    tokens = {chr(byte): bytes([byte]) for byte in range(256)}
     weights = list(counts.values())
     frequency: Counter = Counter()
     places = defaultdict(set)  # the words that hold a pair, or once did
-    for number, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            frequency[pair] += weights[number]
+
+    def add(number: int, sign: int):
+        for pair in pairwise(words[number]):
+            frequency[pair] += sign * weights[number]
             places[pair].add(number)
-    queue = [(-n, pair) for pair, n in frequency.items()]
-    heapq.heapify(queue)
-    merges: list[tuple[bytes, bytes]] = []
-    tokens = set()
+
+    for number in range(len(words)):
+        add(number, 1)
+    merges: dict[bytes, tuple[bytes, bytes]] = {}  # by what they make
     while len(merges) < count:
-        if not queue:
+        found = ((-n, tokens[a], tokens[b], a, b) for (a, b), n in frequency.items())
+        n, *merge, a, b = min(found, default=(0, "", ""))
+        if n >= 0:
             raise ValueError(
                 f"the text has only {len(merges)} pairs to merge, not {count}: give more text "
                 "or a smaller vocabulary"
             )
-        n, pair = heapq.heappop(queue)
-        if -n != frequency[pair] or pair[0] + pair[1] in tokens:
-            continue  # it changed since, and stands elsewhere in the queue
-        merges.append(pair)
-        tokens.add(pair[0] + pair[1])
-        changed = set()
-        for number in sorted(places.pop(pair)):
-            old, new = words[number], merged(words[number], pair)
-            for sign, word in ((-1, old), (1, new)):
-                for other in zip(word, word[1:]):
-                    frequency[other] += sign * weights[number]
-                    places[other].add(number)
-                    changed.add(other)
-            words[number] = new
-        for other in changed:
-            if frequency[other] > 0:
-                heapq.heappush(queue, (-frequency[other], other))
-    return merges
-
-
-def merged(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
-    """A word in which the pair, wherever it stands, is one token.
-
-    >>> merged([b"a", b"b", b"a", b"b"], (b"a", b"b"))
-    [b'ab', b'ab']
-    """
-    out, at = [], 0
-    while at < len(word):
-        if tuple(word[at : at + 2]) == pair:
-            out.append(word[at] + word[at + 1])
-            at += 2
-        else:
-            out.append(word[at])
-            at += 1
-    return out
+        if b"".join(merge) in merges:
+            del frequency[a, b]  # another pair makes this token
+            continue
+        letter = chr(256 + len(merges))
+        tokens[letter] = b"".join(merge)
+        merges[tokens[letter]] = tuple(merge)
+        for number in places.pop((a, b)):
+            add(number, -1)
+            words[number] = words[number].replace(a + b, letter)
+            add(number, 1)
+    return list(merges.values())
 
 
 def tokenizer_json(merges: list[tuple[bytes, bytes]]) -> str:

@@ -17,40 +17,23 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 from ..terminal.files import named, read_text
 from ..terminal.json_parts import part_of
 from .around import longest_first
-from .chat_template import Piece, Reader
+from .chat_template import BOS, EOS, LEFT, RIGHT, SYMBOL, SYMBOLS, Reader, trimmed
 from .template_syntax import UNTOLD, UnknownTemplate, parsed
 
+SYSTEM, FIRST, REPLY, LATER = SYMBOLS[4:8]  # what stands for words that are not said yet
 KNOWN = "ChatML, Llama 2, Llama 3, Mistral and Zephyr (TinyLlama)"
-BOS, EOS = Piece("bos", "bos"), Piece("eos", "eos")
-
-
-class Form(NamedTuple):
-    """The marks around turns, the one that ends a reply, whether each must be an id of its own,
-    and what else cannot be told from them in a vocabulary in which they are letters."""
-
-    marks: tuple[str, ...]
-    end: Piece
-    whole: bool
-    others: tuple[str, ...] = ()
-
-    def fits(self, own: str, end: Piece) -> bool:
-        """Whether a template that writes this, and this after a reply, is of the form."""
-        ends = end.who == self.end.who and end.words.startswith(self.end.words)
-        return ends and all(mark in own for mark in self.marks)
-
-
-EOT = "<|eot_id|>"
 FORMS = (
-    Form(("<|im_start|>", "<|im_end|>"), Piece("", "<|im_end|>"), True),
-    Form(("<|start_header_id|>", "<|end_header_id|>", EOT), Piece("", EOT), True),
-    Form(("<|user|>", "<|assistant|>"), EOS, False, ("<|system|>",)),
-    Form(("[INST]", "[/INST]"), EOS, False, ("<<SYS>>", "<</SYS>>")),
+    (("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
+    (("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"),
+    (("<|user|>", "<|assistant|>", "<|system|>"), EOS),
+    (("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), EOS),
 )
+"""Each form's marks, of which every template writes the first two, and what ends a reply. Where
+EOS does, marks may be only letters to the tokenizer; else each must be an id of its own."""
 
 
 class Chat:
@@ -65,22 +48,28 @@ class Chat:
     begun = False
 
     def __init__(self, folder: Path, tokenizer, system: str | None = None):
-        self.tokenizer, place = tokenizer, named(folder)
-        self.system = [] if system is None else [("system", system)]
-        text = template_text(Path(folder))
+        self.tokenizer, self.system = tokenizer, system
+        place, text = named(folder), template_text(Path(folder))
         try:
-            self.statements = parsed(text)
-            form, written = self._recognised()
+            marks, end = self._recognised(parsed(text))
+            self._find_marks(marks)
         except UNTOLD as error:
             has = "a chat template of a form that is not known" if text else "no chat template"
-            more = ", or that takes no system message" * bool(text and self.system)
+            has += ", or that takes no system message" if text and system is not None else ""
             raise ValueError(
-                f"{place} has {has}{more}: --chat knows the forms of {KNOWN}; without --chat "
+                f"{place} has {has}: --chat knows the forms of {KNOWN}; without --chat "
                 "the prompt is read as it stands"
             ) from error
-        self._find_marks(form, written, place)
+        written = self.first + self.following
+        missing = [mark for mark in self.letters if end != EOS]
+        missing += [name for name, symbol in (("BOS", BOS), ("EOS", EOS)) if symbol in written]
+        if missing:
+            raise ValueError(
+                f"the tokenizer in {place} has no {missing[0]} of its own, of which its chat "
+                "template is made: the two do not belong together"
+            )
         self._check(system or "")
-        self.stop_ids = (self.marks[form.end],)
+        self.stop_ids = (self.ids[end],)
 
     def prompt(self, text: str, first: bool) -> list[int]:
         """The ids from the end of the reply before, or from the very beginning where there is
@@ -90,59 +79,55 @@ class Chat:
         from the template's own.
         """
         self._check(text)
-        if first:
-            return self._ids(Reader(self.statements, [*self.system, ("user", text)]).pieces, "")
-        if not self.goes_on:
+        if not (first or self.goes_on):
             raise ValueError(
                 "this model's chat template moves the system message on to every new turn, "
                 "which cannot be done in a text that was read: leave out --system"
             )
-        turns = [*self.system, ("user", "x"), ("assistant", "x"), ("user", text)]
-        return self._ids(after_reply(Reader(self.statements, turns).pieces))
+        words = {SYSTEM: self.system, FIRST: text, LATER: text}
+        written = (self.first if first else self.following).translate(str.maketrans(words))
+        ids, before = [], "" if first else "."  # a reply, whatever it ends with
+        for at, part in enumerate(SYMBOL.split(trimmed(written))):
+            ids += [self.ids[part]] if at % 2 else self._letters(part, None if at else before)
+        return ids
 
-    def _recognised(self) -> tuple[Form, list[Piece]]:
-        """The template's form, and what it writes for three questions. Raises one of UNTOLD for
-        another form, and for one whose turns are not all alike."""
-        turns = [*self.system, ("user", "0"), *[("assistant", "x"), ("user", "x")] * 2]
-        texts = [Reader(self.statements, turns[:end]).pieces for end in (-4, -2, len(turns))]
-        following, own = after_reply(texts[1]), "".join(p.words for p in texts[2] if not p.who)
-        self.goes_on = ("user", "0") not in following and following == after_reply(texts[2])
+    def _recognised(self, template: list) -> tuple[tuple[str, ...], str]:
+        """The form of a template, and in `first` and `following` what it writes for a question
+        and after a reply. Raises one of UNTOLD for another form, and for one whose turns are
+        not all alike."""
+        turns = [("system", SYSTEM)] * (self.system is not None) + [("user", FIRST)]
+        turns += [("assistant", REPLY), ("user", LATER)] * 2
+        texts = [Reader(template, turns[:end]).written for end in (-4, -2, len(turns))]
+        self.first, (self.following, later) = texts[0], map(after_reply, texts[1:])
+        self.goes_on = FIRST not in self.following and self.following == later
         for one, other in pairwise(texts):  # spaces before a reply are the model's to write
-            same = without_space(other[: len(one)]) == without_space(one)
-            self.goes_on &= same and other[len(one)].who == "assistant"
-        end, *_ = [piece for piece in following if piece.words.strip()]
-        [form] = [form for form in FORMS if form.fits(own, end)]
-        if "system" not in [who for who, _ in texts[0]] if self.system else not self.goes_on:
+            one = one.rstrip()
+            rest = other.removeprefix(one).replace(LEFT, "").lstrip()
+            self.goes_on &= other.startswith(one) and rest.startswith(REPLY)
+        alike = self.goes_on if self.system is None else SYSTEM in self.first
+        if not alike or RIGHT in trimmed(self.following):
             raise UnknownTemplate
-        return form, texts[2]
+        ends, written = self.following.lstrip(), texts[2]
+        [form] = [
+            (marks, end) for marks, end in FORMS
+            if ends.startswith(end) and all(mark in written for mark in marks[:2])
+        ]  # fmt: skip
+        return form
 
-    def _find_marks(self, form: Form, written: list[Piece], place: str):
-        """Tell marks that are ids of their own, BOS and EOS among them, from those that are
-        only letters. Raises ValueError where a mark must be an id and is none."""
-        tokenizer, marks = self.tokenizer, (*form.marks, *form.others)
-        ids = {Piece("", m): tokenizer.mark_id(m) for m in (*tokenizer.marks, *marks)}
+    def _find_marks(self, marks: tuple[str, ...]):
+        """Put symbols where marks are written that are ids of their own, BOS and EOS among
+        them; `letters` are the marks that are none."""
+        tokenizer = self.tokenizer
+        ids = {mark: tokenizer.mark_id(mark) for mark in (*tokenizer.marks, *marks)}
         ids |= {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
-        for mark, id in ids.items():
-            if id is None and (mark in written if mark.who else form.whole):
-                raise ValueError(
-                    f"the tokenizer in {place} has no {mark.who.upper() or mark.words} of its "
-                    "own, of which its chat template is made: the two do not belong together"
-                )
-        self.marks = {mark: id for mark, id in ids.items() if id is not None}
-        self.letters = [mark.words for mark, id in ids.items() if id is None and not mark.who]
-        self.cut = longest_first(mark.words for mark in self.marks if not mark.who)
-
-    def _ids(self, pieces: list[Piece], before: str | None = ".") -> list[int]:
-        """The ids of pieces; before: what they follow, a reply, whatever it ends with."""
-        ids, letters = [], ""
-        for who, words in pieces:
-            for part in [words] if who else self.cut.split(words):
-                if (who, part) in self.marks:
-                    ids += [*self._letters(letters, before), self.marks[who, part]]
-                    letters, before = "", None
-                else:
-                    letters += part
-        return ids + self._letters(letters, before)
+        self.letters = [mark for mark in marks if ids[mark] is None]
+        self.ids = {mark: id for mark, id in ids.items() if id is not None}
+        finder = longest_first(self.ids)
+        written = dict.fromkeys(finder.findall(self.first + self.following))
+        symbols = {mark: SYMBOLS[8 + at] for at, mark in enumerate(written)}
+        both = (self.first, self.following)
+        self.first, self.following = (finder.sub(lambda m: symbols[m[0]], t) for t in both)
+        self.ids |= {symbol: self.ids[mark] for mark, symbol in symbols.items()}
 
     def _letters(self, text: str, before: str | None = "") -> list[int]:
         """The ids of a text in which marks are only letters; before: the text that it goes on
@@ -154,10 +139,10 @@ class Chat:
 
     def _check(self, text: str):
         """Raise ValueError for a text that would be read as a mark of the template."""
-        found = [mark for mark in self.letters if mark in text]
+        found = [mark for mark in (*self.letters, *SYMBOLS) if mark in text]
         # A token that its file does not call special is found in any text.
         ids = set(self._letters(text))
-        found += [mark for (_, mark), id in self.marks.items() if id in ids]
+        found += [mark for mark, id in self.ids.items() if id in ids]
         if found:
             raise ValueError(
                 f"the text holds {found[0]}, which this model could not tell from the marks "
@@ -165,14 +150,9 @@ class Chat:
             )
 
 
-def after_reply(pieces: list[Piece]) -> list[Piece]:
+def after_reply(written: str) -> str:
     """What is written after the last reply."""
-    return pieces[max(at for at, piece in enumerate(pieces) if piece.who == "assistant") + 1 :]
-
-
-def without_space(pieces: list[Piece]) -> list[Piece]:
-    """Pieces without spaces at their end."""
-    return [*pieces[:-1], pieces[-1]._replace(words=pieces[-1].words.rstrip())]
+    return written.rpartition(REPLY)[2].lstrip(RIGHT)
 
 
 def template_text(folder: Path) -> str:
@@ -182,6 +162,6 @@ def template_text(folder: Path) -> str:
         return read_text(folder / "chat_template.jinja")
     given = part_of(folder / "tokenizer_config.json")["chat_template"]
     if isinstance(given.value, list):
-        named_default = [part for part in given.items() if part["name"].text("") == "default"]
-        return named_default[0]["template"].text("") if named_default else ""
+        several = {part["name"].text(""): part["template"].text("") for part in given.items()}
+        return several.get("default", "")
     return given.text("")

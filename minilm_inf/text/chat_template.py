@@ -2,70 +2,44 @@
 
 A template is a program that comes with the weights. It is read, and never run: its statements
 are followed as far as known templates need it. Names are looked up in a dict, texts are joined
-and trimmed, loops go over the messages; what people say decides nothing. Whatever else a
-template does is unknown, and so is the template then.
+and trimmed, loops go over the messages. What people say decides nothing: it is not known yet,
+and a symbol stands for it, one of Unicode's 32 characters that occur in no text. Whatever else
+a template does is unknown, and so is the template then.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from datetime import date
-from typing import NamedTuple
 
 from .template_syntax import LONGEST, UNTOLD, UnknownTemplate
 
 MOST_STEPS = 5000  # of one conversation; known templates take some hundreds
-MOST_PIECES = 200
-FUNCTIONS = ("strftime_now", "namespace", "raise_exception")
+MOST_SAID = 200
+SYMBOLS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+SYMBOL = re.compile(f"([{SYMBOLS[0]}-{SYMBOLS[-1]}])")
+BOS, EOS, LEFT, RIGHT = SYMBOLS[:4]  # the tokens, and the ends of what is to be trimmed
 UNDEFINED, UNKNOWN = (), object()  # the value of a name without one; of one that is not told
 
 
-class Piece(NamedTuple):
-    """A part of a text. who: the role whose words it is, "bos" or "eos", or "" for what the
-    template writes itself."""
-
-    who: str
-    words: str
-
-
-class Said:
-    """A text that is not all the template's own: it can be joined and trimmed, no more."""
-
-    def __init__(self, *pieces: Piece):
-        self.pieces: list[Piece] = []
-        for piece in pieces:
-            if self.pieces and not piece.who and not self.pieces[-1].who:
-                piece = Piece("", self.pieces.pop().words + piece.words)
-            self.pieces.append(piece)
-        own = sum(len(words) for who, words in self.pieces if not who)
-        if own > LONGEST or len(self.pieces) > MOST_PIECES:
-            raise UnknownTemplate
-
-    def __bool__(self) -> bool:
-        raise UnknownTemplate
-
-    def __eq__(self, other) -> bool:
-        if isinstance(other, str | Said):
-            raise UnknownTemplate
-        return False
-
-
 class Reader:
-    """What a template writes for turns, each a role and its words, before the reply: pieces.
+    """What a template writes for turns, each a role and its words, before the reply.
 
     Raises one of UNTOLD where that cannot be told, or where it refuses such turns.
     """
 
     def __init__(self, statements: list[ast.stmt], turns: list[tuple[str, str]]):
         self.written, self.steps = "", 0
-        said = [(role, Said(Piece(role, words))) for role, words in turns]
-        self.names = dict.fromkeys(FUNCTIONS, object()) | {
-            "messages": [{"role": role, "content": words} for role, words in said],
-            "tools": None, "documents": None, "add_generation_prompt": True,
-            "bos_token": Said(Piece("bos", "bos")), "eos_token": Said(Piece("eos", "eos")),
+        self.names = {
+            "messages": [{"role": role, "content": words} for role, words in turns],
+            "bos_token": BOS, "eos_token": EOS, "add_generation_prompt": True,
+            "tools": None, "documents": None,
+            "strftime_now": object(), "namespace": object(), "raise_exception": object(),
         }  # fmt: skip
         self.follow(statements)
-        self.pieces = pieces(self.written)
+        if len(SYMBOL.findall(self.written)) > MOST_SAID:
+            raise UnknownTemplate
 
     def step(self):
         self.steps += 1
@@ -84,8 +58,8 @@ class Reader:
                 case ast.Assign([target], node):
                     self.assign(target, node)
                 case ast.If(test, body, other):
-                    self.follow(body if self.value(test) else other)
-                case ast.For(ast.Name(name), node, body) if name not in FUNCTIONS:
+                    self.follow(body if told(self.value(test)) else other)
+                case ast.For(ast.Name(name), node, body):
                     self.repeat(name, self.value(node), body)
                 case _:
                     raise UnknownTemplate
@@ -109,7 +83,7 @@ class Reader:
         except UNTOLD:
             value = UNKNOWN
         match target:
-            case ast.Name(name) if name not in FUNCTIONS:
+            case ast.Name(name):
                 self.names[name] = value
             case ast.Subscript(ast.Name(name), ast.Constant(str(attribute))):
                 item(self.names, name)[attribute] = value
@@ -122,27 +96,28 @@ class Reader:
         self.step()
         match node:
             case ast.Constant(str() | int() | None as value):
-                return value
+                return told(value)
             case ast.Name(name):
                 return item(self.names, name)
             case ast.List(parts):
                 return [of(part) for part in parts]
             case ast.BoolOp(kind, [*parts, last]):
                 for part in parts:
-                    value = of(part)
+                    value = told(of(part))
                     if bool(value) == isinstance(kind, ast.Or):
                         return value
                 return of(last)
             case ast.UnaryOp(ast.Not(), part):
-                return not of(part)
+                return not told(of(part))
             case ast.UnaryOp(ast.USub(), ast.Constant(int(number))):
                 return -number
             case ast.IfExp(test, one, other):
-                return of(one if of(test) else other)
+                return of(one if told(of(test)) else other)
             case ast.Compare(a, [ast.Eq() | ast.NotEq() as kind], [b]):
-                return (of(a) == of(b)) == isinstance(kind, ast.Eq)
+                return same(of(a), of(b)) == isinstance(kind, ast.Eq)
             case ast.Compare(a, [ast.In() | ast.NotIn() as kind], [b]):
-                return (of(a) in of(b)) == isinstance(kind, ast.In)
+                value = of(a)
+                return any(same(value, x) for x in of(b)) == isinstance(kind, ast.In)
             case ast.BinOp(a, ast.Mod(), b):
                 return divmod(of(a), of(b))[1]  # of numbers alone
             case ast.BinOp(a, ast.Add() | ast.MatMult(), b):
@@ -171,41 +146,44 @@ def item(value, at):
     return value[at]
 
 
+def told(value):
+    """A value that decides something. Raises UnknownTemplate where it holds what people say."""
+    if isinstance(value, dict) or (isinstance(value, str) and SYMBOL.search(value)):
+        raise UnknownTemplate
+    return value
+
+
+def same(a, b) -> bool:
+    """Whether two values are equal, as those of two kinds never are, whatever people say."""
+    return type(a) is type(b) and told(a) == told(b)
+
+
 def joined(a, b):
     """The sum of two texts, or of two numbers."""
-    if type(a) is type(b) is int:
-        return a + b
-    both = Said(*pieces(a), *pieces(b))
-    return a + b if isinstance(a, str) and isinstance(b, str) else both
-
-
-def pieces(text) -> list[Piece]:
-    """The pieces of a text. Raises UnknownTemplate for a value that is none."""
-    if isinstance(text, Said):
-        return text.pieces
-    if not isinstance(text, str) or len(text) > LONGEST:
+    if type(a) is not type(b) or not isinstance(a, str | int) or len(f"{a}{b}") > LONGEST:
         raise UnknownTemplate
-    return [Piece("", text)]
+    return a + b
 
 
 def filtered(name: str, value):
     """VALUE | trim, VALUE | length, and VALUE is [not] defined and the like."""
-    tests = {"defined": value is not UNDEFINED, "undefined": value is UNDEFINED,
-             "none": value is None, "string": isinstance(value, str | Said)}  # fmt: skip
-    test = name.removeprefix("is_").removeprefix("not_")
-    if name.startswith("is_") and test in tests:
-        return tests[test] != name.startswith("is_not_")
     if name == "length" and isinstance(value, list):
         return len(value)
-    if name != "trim":
-        raise UnknownTemplate
-    if isinstance(value, str):
-        return value.strip()
-    trimmed = list(pieces(value))
-    forth, back = range(len(trimmed)), reversed(range(len(trimmed)))
-    for order, strip in ((forth, str.lstrip), (back, str.rstrip)):
-        for at in order:  # where a piece is nothing but spaces, the next one ends the text
-            trimmed[at] = trimmed[at]._replace(words=strip(trimmed[at].words))
-            if trimmed[at].words:
-                break
-    return Said(*trimmed)
+    if name == "trim" and isinstance(value, str):
+        return f"{LEFT}{value}{RIGHT}" if SYMBOL.search(value) else value.strip()
+    tests = {"defined": value is not UNDEFINED, "undefined": value is UNDEFINED,
+             "none": value is None, "string": isinstance(value, str)}  # fmt: skip
+    return tests[name.removeprefix("is_").removeprefix("not_")] == ("is_not_" not in name)
+
+
+def trimmed(text: str) -> str:
+    """A text without the spaces at the ends of those parts that are to be trimmed.
+
+    >>> trimmed(f"[{LEFT} a {LEFT} {RIGHT}{RIGHT}]")
+    '[a]'
+    """
+    while LEFT in text:
+        text = re.sub(
+            f"{LEFT}([^{LEFT}{RIGHT}]*){RIGHT}", lambda inside: inside[1].strip(), text
+        )
+    return text

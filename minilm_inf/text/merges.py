@@ -9,7 +9,9 @@ them are the same. Files of which that is not true are refused; none is known.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
+from itertools import pairwise
 
 from ..terminal.files import shown
 from ..terminal.json_parts import Part
@@ -23,9 +25,8 @@ def merges_of(model: Part, vocab: dict[str, int]) -> list[list[str]]:
     pairs = []
     for merge in model["merges"].items():
         pair = merge.value.split(" ") if isinstance(merge.value, str) else merge.value
-        if not isinstance(pair, list) or [*map(type, pair)] != [str, str] or not all(pair):
-            raise merge.wrong("two tokens")
-        if not {*pair, "".join(pair)} <= vocab.keys():
+        are_two = isinstance(pair, list) and [*map(type, pair)] == [str, str] and all(pair)
+        if not are_two or not {*pair, "".join(pair)} <= vocab.keys():
             raise merge.wrong("two tokens of its vocabulary, and both joined another")
         pairs.append(pair)
     return pairs
@@ -39,21 +40,17 @@ def ranked(
 
     Raises ValueError where these ranks would not find the same tokens as the merges.
     """
-    listed: dict[str, list] = {}  # token -> the pairs of which merges make it
-    newest = None
-    for a, b in merges_of(model, vocab):
-        if a + b in listed and a + b != newest:
-            raise model.error(f"the merges that make {shown(a + b)} do not stand together")
-        newest = a + b
-        listed.setdefault(newest, []).append([a, b])
+    merges, listed = merges_of(model, vocab), defaultdict(list)
+    for pair in merges:
+        listed["".join(pair)].append(pair)
+    if [pair for pairs in listed.values() for pair in pairs] != merges:
+        raise model.error("its merges that make the same token do not stand together")
     every = dict.fromkeys([*singles, *listed, *words])
     ranks = {token: rank for rank, token in enumerate(every)}
-    for token in {**listed, **dict.fromkeys(words)}:
-        if len(token) > LONGEST_TOKEN:
-            raise model.error(f"it has a token of more than {LONGEST_TOKEN} letters")
+    for token in [*listed, *words]:
         parts = joined(token, ranks)
-        alone = token in words and len(parts) != 2
-        if not alone and parts not in listed.get(token, ()):
+        alone = token in words and 2 != len(parts) <= LONGEST_TOKEN
+        if not alone and parts not in listed[token]:
             raise model.error(
                 f"its merges do not make {shown(token)} of {shown(parts)}, as tiktoken and "
                 "sentencepiece would"
@@ -62,7 +59,8 @@ def ranked(
 
 
 def joined(token: str, ranks: dict[str, int]) -> list[str]:
-    """The two parts that BPE makes a token of in its last step, or more if it never gets there.
+    """The two parts that BPE makes a token of in its last step, or more if it never gets there,
+    or where a token is longer than any in use.
 
     Neighbours that are a token together become one, those of the lowest rank first, and of
     equal ranks the leftmost (Sennrich et al., arXiv 1508.07909).
@@ -71,11 +69,10 @@ def joined(token: str, ranks: dict[str, int]) -> list[str]:
     ['a', 'bc']
     """
     parts = list(token)
-    while len(parts) > 2:
-        pairs = enumerate(zip(parts, parts[1:]))
-        found = [(ranks[a + b], at) for at, (a, b) in pairs if a + b in ranks]
-        if not found:
+    while 2 < len(parts) <= LONGEST_TOKEN:
+        pairs = enumerate(pairwise(parts))
+        rank, at = min((ranks.get(a + b, len(ranks)), at) for at, (a, b) in pairs)
+        if rank == len(ranks):
             break
-        _, at = min(found)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts

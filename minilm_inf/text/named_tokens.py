@@ -8,6 +8,7 @@ added_tokens.json          content -> id
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..terminal.files import shown
@@ -54,28 +55,21 @@ def kept(added: list[Added], vocab: dict[str, int], path: Path) -> tuple[Added, 
     return tuple(token for token in added if size.is_null or token.id < size.id())
 
 
-def ends(folder: Path, ids: dict[str, int], bos: bool = False, **own: int | None) -> dict:
+def ends(folder: Path, added: Iterable[Added], vocab: dict, bos: bool = False, **own) -> dict:
     """Around's fields bos_token_id, eos_id, before and after, as a folder's files have them.
 
-    ids: of tokens by their contents. own: bos_token and eos_token where no file names them;
-    one that is named and is no token is None. bos: whether BOS stands before a text where
-    tokenizer_config.json does not say it.
+    bos: whether BOS stands before a text where tokenizer_config.json does not say it. own: the
+    ids of bos_token and eos_token where no file names them; of no token it is None.
     """
-    about, other = (
-        part_of(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")
-    )
-    found = {"bos_token": None, "eos_token": None} | own
-    for name in found:
-        said = other[name] if about[name].is_null else about[name]
-        if not said.is_null:
-            token = said["content"] if isinstance(said.value, dict) else said
-            found[name] = ids.get(token.text())
-    bos_id, eos_id = found.values()
+    ids = vocab | {token.content: token.id for token in added}
+    about = part_of(folder / "tokenizer_config.json")
+    for name in ("bos_token", "eos_token"):
+        for said in (part_of(folder / "special_tokens_map.json")[name], about[name]):
+            if not said.is_null:
+                token = said["content"] if isinstance(said.value, dict) else said
+                own[name] = ids.get(token.text())
+    bos_id, eos_id = own.get("bos_token"), own.get("eos_token")
     add_bos = about["add_bos_token"].flag(bos and "add_bos_token" not in about)
-    add_eos = about["add_eos_token"].flag()
-    return {
-        "bos_token_id": bos_id,
-        "eos_id": eos_id,
-        "before": (bos_id,) if add_bos and bos_id is not None else (),
-        "after": (eos_id,) if add_eos and eos_id is not None else (),
-    }
+    before = (bos_id,) if add_bos and bos_id is not None else ()
+    after = (eos_id,) if about["add_eos_token"].flag() and eos_id is not None else ()
+    return {"bos_token_id": bos_id, "eos_id": eos_id, "before": before, "after": after}

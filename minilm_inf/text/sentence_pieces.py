@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from .around import EACH_BYTE, Around, Tokenizer
+from .around import Around, Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 SPACE = "▁"
@@ -17,46 +17,18 @@ WITHOUT_SPACE = b"\x1a\x02\x18\x00"  # appended to a model: normalizer_spec.add_
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model.
 
-    content: its bytes; path: of the file, for a sentence.
-    spaced: whether text after an added token gets a space before it, as at the beginning.
-
-    Of a tokenizer.json, which is no sentencepiece model yet:
-    tokens: the pieces' texts; strips: whether the space before a decoded text goes.
-    scheme: when a space is put before a text: "each", "always" (where there is none), "first"
-        (the same, where nothing is before it), or "never".
-    Raises ValueError for bytes that sentencepiece cannot read.
+    processor: it at work; inside: the same within a text, where it mostly puts no space before
+    what it reads. tokens: the pieces' texts by their ids, but of those that are no text.
+    strips: whether the space before a decoded text goes.
     """
 
-    errors = EACH_BYTE
-
-    def __init__(
-        self,
-        content: bytes,
-        path: Path,
-        around: Around,
-        spaced: bool = False,
-        tokens: list[str] | None = None,
-        strips: bool | None = None,
-        scheme: str = "never",
-    ):
-        self.processor = processor = processor_of(content, path)
-        # The same model inside a text: no space is put before what it reads.
-        self.inside = processor if spaced else processor_of(content + WITHOUT_SPACE, path)
-        self.scheme, self.n_pieces = scheme, processor.GetPieceSize()
+    def __init__(self, around: Around, processor, inside, tokens: dict[int, str], strips: bool):
+        self.processor, self.inside, self.strips = processor, inside, strips
+        self.n_pieces = processor.GetPieceSize()
         super().__init__(around, max([self.n_pieces, *(a.id + 1 for a in around.added)]))
-        if tokens is None:
-            pieces = ((id, processor.IdToPiece(id)) for id in range(self.n_pieces))
-            self.tokens = {id: piece for id, piece in pieces if not processor.IsControl(id)}
-            first = next((id for id, piece in self.tokens.items() if piece[:1] == SPACE), 0)
-            strips = len(processor.DecodeIds([first])) < len(self.tokens.get(first, ""))
-        else:
-            self.tokens = dict(enumerate(tokens))
-        self.strips, self.tokens = strips, self.tokens | {a.id: a.content for a in around.added}
+        self.tokens = tokens | {token.id: token.content for token in around.added}
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
-        wanted = self.scheme == "always" or (self.scheme == "first" and not begun)
-        if self.scheme == "each" or (wanted and not text.startswith((" ", SPACE))):
-            text = " " + text
         return (self.inside if begun else self.processor).EncodeAsIds(text)
 
     def mark_id(self, content: str) -> int | None:
@@ -106,41 +78,42 @@ def model_proto(pieces: list[tuple[str, float, int]], names: dict, **spaces: boo
     spaces: prefix, whether a space is put before a text; extra, whether more than one in a row
     are made one.
     """
-    proto = b"".join(
-        _field(1, _field(1, text.encode()) + _float(2, score) + _number(3, kind))
-        for text, score, kind in pieces
-    )
     unknown = next(text for text, _, kind in pieces if kind == UNKNOWN)
-    trainer = _number(3, 2) + _number(4, len(pieces))  # model_type BPE, vocab_size
-    trainer += _number(35, any(kind == BYTE for *_, kind in pieces))  # byte_fallback
     # Without a name sentencepiece takes <s>; the name of no piece means none.
-    trainer += _field(45, unknown.encode())
-    for number, name in ((46, "bos"), (47, "eos"), (48, "pad")):
-        trainer += _field(number, (names.get(name) or "none").encode())
-    normalizer = _field(1, b"identity") + _number(3, spaces["prefix"])
-    normalizer += _number(4, spaces["extra"]) + _number(5, 1)  # a space is written as ▁
-    return proto + _field(2, trainer) + _field(3, normalizer)
+    named = (names.get(name) or "none" for name in ("bos", "eos", "pad"))
+    trainer = _message(
+        (3, 2), (4, len(pieces)),  # model_type BPE, vocab_size
+        (35, any(kind == BYTE for *_, kind in pieces)),  # byte_fallback
+        *((45 + at, text.encode()) for at, text in enumerate([unknown, *named])),
+    )  # fmt: skip
+    normalizer = _message(  # a space is written as ▁
+        (1, b"identity"), (3, spaces["prefix"]), (4, spaces["extra"]), (5, 1)
+    )
+    each = (_message((1, text.encode()), (2, score), (3, kind)) for text, score, kind in pieces)
+    return _message(*((1, piece) for piece in each), (2, trainer), (3, normalizer))
 
 
-def _number(number: int, value: int, wire: int = 0) -> bytes:
-    """A field that is a whole number, in protobuf's spelling: seven bits a byte, the lowest
-    first.
+def _message(*fields: tuple[int, bytes | float | int]) -> bytes:
+    """Numbered fields in protobuf's spelling."""
+    out = []
+    for number, value in fields:
+        if isinstance(value, bytes):
+            out += _number(number << 3 | 2), _number(len(value)), value
+        elif isinstance(value, float):
+            out += _number(number << 3 | 5), struct.pack("<f", value)
+        else:
+            out += _number(number << 3), _number(int(value))
+    return b"".join(out)
 
-    >>> _number(1, 300).hex()
-    '08ac02'
+
+def _number(value: int) -> bytes:
+    """A whole number in protobuf's spelling: seven bits a byte, the lowest first.
+
+    >>> _number(300).hex()
+    'ac02'
     """
     out = []
-    for rest in (number << 3 | wire, int(value)):
-        while rest > 127:
-            out.append(rest & 127 | 128)
-            rest >>= 7
-        out.append(rest)
-    return bytes(out)
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _number(number, len(content), wire=2) + content
-
-
-def _float(number: int, value: float) -> bytes:
-    return bytes([number << 3 | 5]) + struct.pack("<f", value)
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])

@@ -14,6 +14,11 @@ import ast
 import re
 import warnings
 
+LINES = {  # a tag's first word -> the line of Python for it
+    "{": "write({})", "set": "{}", "if": "if {}:", "elif": "elif {}:", "else": "else:",
+    "endif": "pass", "for": "for {}:", "endfor": "pass",
+}  # fmt: skip
+CLOSED = {"elif": "if", "else": "if", "endif": "if", "endfor": "for"}
 LONGEST = 30_000  # characters of a template, or of a text in it; known ones have below 10,000
 STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 OPENING = re.compile(r"\{[{%#][-+]?")
@@ -45,51 +50,57 @@ def parsed(source: str) -> list[ast.stmt]:
     if len(source) > LONGEST:
         raise UnknownTemplate
     lines: list[str] = []
-    open_blocks: list[str] = []  # "if" and "for"
-    for kind, inside in tags(re.sub(r"\r\n?", "\n", source).removesuffix("\n")):
-        word, text = "", inside if kind == "text" else SPELLED.sub(spelled, inside)
-        if kind == "text":
-            line = f"write({text!a})"
-        elif kind == "{":
-            line = readable(f"write({text})", "_()")
-        else:
-            word, text = re.match(r"\s*(\w*)(.*)", text).groups()
-            closes = {"elif": "if", "else": "if", "endif": "if", "endfor": "for"}.get(word)
-            if closes and open_blocks.pop() != closes:
-                raise UnknownTemplate
-            line = statement(word, text.strip())
-        lines.append(" " * len(open_blocks) + line)
-        if word in ("if", "elif", "else", "for"):
-            open_blocks.append("for" if word == "for" else "if")
-            lines.append(" " * len(open_blocks) + "pass")
-    if open_blocks:
+    inside: list[str] = []  # the open blocks, "if" and "for"
+    for word, rest in tags(re.sub(r"\r\n?", "\n", source).removesuffix("\n")):
+        if word in CLOSED and inside.pop() != CLOSED[word]:
+            raise UnknownTemplate
+        line = LINES[word].format(readable(rest) or ("_ in _()" if word == "for" else "_()"))
+        lines.append(" " * len(inside) + line)
+        if line.endswith(":"):
+            inside.append("for" if word == "for" else "if")
+            lines.append(" " * len(inside) + "pass")
+    if inside:
         raise UnknownTemplate
     return ast.parse("\n".join(lines)).body
 
 
+def readable(code: str) -> str | None:
+    """Code that Python can read, None for other: it matters only where it would be reached."""
+    try:
+        [_] = ast.parse(code.encode("ascii")).body
+    except UNTOLD:
+        return None
+    return code
+
+
 def tags(source: str):
-    """("text", text), ("{", inside) and ("%", inside) in turn; comments are left out."""
+    """Each tag's first word and the rest of it, in Python's spelling; "{" for a value that is
+    written, as text between tags is. Comments are left out."""
     at, closed = 0, ""
     while opening := OPENING.search(source, at):
         kind = opening[0][1]
         end = CLOSING[kind].match(source, opening.end())
         if not end:
             raise UnknownTemplate
-        yield "text", without_margin(source[at : opening.start()], closed, opening[0], at == 0)
-        if kind != "#":
-            yield kind, end[1]
+        yield "{", ascii(without_margin(source[at : opening.start()], closed, opening[0], at))
+        code = SPELLED.sub(spelled, end[1]).strip()
+        if kind == "{":
+            yield "{", code
+        elif kind == "%":
+            word = re.match(r"\w*", code)[0]
+            yield word, code.removeprefix(word).strip()
         at, closed = end.end(), end[2]
-    yield "text", without_margin(source[at:], closed, "", at == 0)
+    yield "{", ascii(without_margin(source[at:], closed, "", at))
 
 
-def without_margin(text: str, closed: str, opening: str, first: bool) -> str:
-    """What is left of the text between the end of one tag and the opening of the next, as in
-    transformers (trim_blocks and lstrip_blocks)."""
+def without_margin(text: str, closed: str, opening: str, at: int) -> str:
+    """What is left of the text from `at`, between the end of one tag and the opening of the
+    next, as in transformers (trim_blocks and lstrip_blocks)."""
     if opening.endswith("-"):
         text = text.rstrip()
     elif opening in ("{%", "{#"):
         line = text.rfind("\n") + 1
-        if (line or first) and not text[line:].strip():
+        if (line or at == 0) and not text[line:].strip():
             text = text[:line]
     if closed.startswith("-"):
         return text.lstrip()
@@ -108,26 +119,3 @@ def spelled(found: re.Match) -> str:
     if name:
         return f'["{name}"]' if mark == "." else f" .{name}"
     return constant.title() if constant else "@" if found[0] == "~" else " "
-
-
-def statement(word: str, rest: str) -> str:
-    """A line of Python for a statement's first word, and the rest of it."""
-    match word:
-        case "if" | "elif":
-            return word + readable(f"if {rest}:", "if _():")[2:]
-        case "for":
-            return readable(f"for {rest}:", "for _ in _():")
-        case "set":
-            return readable(rest, "_()")
-        case "else" | "endif" | "endfor":
-            return {"else": "else:"}.get(word, "pass")
-    raise UnknownTemplate
-
-
-def readable(line: str, other: str) -> str:
-    """A line that Python can read, or else the other one, which is no known statement."""
-    try:
-        found = ast.parse(line.encode("ascii") + b" pass" * line.endswith(":"))
-        return line if len(found.body) == 1 else other
-    except UNTOLD:
-        return other

@@ -1,28 +1,30 @@
 """Text to ids and back, by whatever tokenizer a checkpoint's folder holds.
 
-    tokenizer.model            sentencepiece (Llama 1 and 2, Mistral, TinyLlama), or tiktoken's
-                               ranks (Llama 3)
+    tokenizer.model            sentencepiece (Llama 1 and 2, Mistral, TinyLlama)
     tokenizer.json             byte-level BPE (GPT-NeoX for MPT, GPT-J, Llama 3, SmolLM2), or
                                BPE with byte fallback (Llama 1 and 2, Mistral, TinyLlama)
     vocab.json, merges.txt     byte-level BPE in GPT-2's files
 
-The first of these that is there is used. around.Tokenizer is what all of them are.
+The first of these that is there is used; a tokenizer.model of tiktoken's ranks, which Llama 3
+has beside a tokenizer.json that says more, is passed over. Each is an around.Tokenizer.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..checkpoint.checkpoint import existing_folder
 from ..terminal.files import read_bytes, read_text
 from ..terminal.json_parts import Part, part_of
 from .around import Added, Around, Tokenizer
-from .byte_level import GPT2, from_rank_file, is_rank_file, of_letters
+from .byte_level import GPT2, ByteLevelTokenizer
 from .named_tokens import ends, kept, listed_tokens
-from .sentence_pieces import SentencePieceTokenizer, processor_of
+from .sentence_pieces import WITHOUT_SPACE, SentencePieceTokenizer, processor_of
 from .tokenizer_json import from_tokenizer_json
 
 LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
+RANKS = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # a token in base64, and its rank
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -30,16 +32,18 @@ def load(folder) -> Tokenizer:
     """The tokenizer that a checkpoint's folder holds. Raises ValueError, in one sentence, where
     it holds none, or one that cannot be used exactly."""
     folder = existing_folder(folder)
-    if (folder / "tokenizer.model").is_file():
-        content = read_bytes(folder / "tokenizer.model", LARGEST_MODEL)
-        read = from_rank_file if is_rank_file(content) else sentence_pieces
-        return read(folder / "tokenizer.model", content)
+    path = folder / "tokenizer.model"
+    if path.is_file():
+        content = read_bytes(path, LARGEST_MODEL)
+        if not RANKS.match(content[:2000]):
+            return sentence_pieces(path, content)
     if (folder / "tokenizer.json").is_file():
         return from_tokenizer_json(folder / "tokenizer.json")
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return from_vocab_and_merges(folder)
     raise ValueError(
-        f"{folder} holds no tokenizer: copy the model's tokenizer.model or tokenizer.json there"
+        f"{folder} holds no tokenizer that can be read: copy the model's tokenizer.json there, "
+        "or its tokenizer.model where that is one of sentencepiece"
     )
 
 
@@ -61,12 +65,15 @@ def sentence_pieces(path: Path, content: bytes) -> SentencePieceTokenizer:
     folder, model = path.parent, processor_of(content, path)
     pieces = {model.IdToPiece(id): id for id in range(model.GetPieceSize())}
     added = kept(listed_tokens(folder, unless_said=True), pieces, path)
-    ids = pieces | {token.content: token.id for token in added}
-    bos, eos = (None if id < 0 else id for id in (model.bos_id(), model.eos_id()))
-    fields = ends(folder, ids, bos=True, bos_token=bos, eos_token=eos)
-    added = tuple(token for token in added if token.id >= len(pieces))
-    spaced = part_of(folder / "tokenizer_config.json")["legacy"].flag()
-    return SentencePieceTokenizer(content, path, Around(added=added, **fields), spaced=spaced)
+    own = dict(bos_token=model.bos_id(), eos_token=model.eos_id())
+    own = {name: id for name, id in own.items() if id >= 0}
+    fields = ends(folder, added, pieces, bos=True, **own)
+    around = Around(added=tuple(t for t in added if t.id >= len(pieces)), **fields)
+    tokens = {id: piece for piece, id in pieces.items() if not model.IsControl(id)}
+    spaceless = processor_of(content + WITHOUT_SPACE, path)
+    strips = model.EncodeAsIds("a") != spaceless.EncodeAsIds("a")
+    inside = model if part_of(folder / "tokenizer_config.json")["legacy"].flag() else spaceless
+    return SentencePieceTokenizer(around, model, inside, tokens, strips)
 
 
 def from_vocab_and_merges(folder: Path) -> Tokenizer:
@@ -77,15 +84,15 @@ def from_vocab_and_merges(folder: Path) -> Tokenizer:
     """
     path, merges = folder / "vocab.json", folder / "merges.txt"
     vocab = part_of(path).ids()
-    added = listed_tokens(folder, unless_said=False)
-    if END_OF_TEXT in vocab and all(token.content != END_OF_TEXT for token in added):
-        added.append(Added(END_OF_TEXT, vocab[END_OF_TEXT], special=True))
-    added = kept(added, vocab, path)
-    ids, own = vocab | {token.content: token.id for token in added}, vocab.get(END_OF_TEXT)
-    parts = Around(added=added, **ends(folder, ids, bos_token=own, eos_token=own))
+    own = vocab.get(END_OF_TEXT)
+    added = [] if own is None else [Added(END_OF_TEXT, own, special=True)]
+    added = kept(added + listed_tokens(folder, unless_said=False), vocab, path)
+    parts = Around(added=added, **ends(folder, added, vocab, bos_token=own, eos_token=own))
     part_of(folder / "tokenizer_config.json")["add_prefix_space"].only(None, False)
     lines = (line for line in read_text(merges).splitlines() if line[:8] != "#version")
-    return of_letters(Part({"merges": [*filter(None, lines)]}, merges), vocab, parts, GPT2)
+    return ByteLevelTokenizer(
+        Part({"merges": [*filter(None, lines)]}, merges), vocab, parts, GPT2
+    )
 
 
 def opening(tokenizer: Tokenizer) -> list[int]:

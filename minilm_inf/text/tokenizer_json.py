@@ -7,17 +7,29 @@ stand around a text is told by its post_processor alone, as in transformers.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from pathlib import Path
 
+from ..terminal.files import named
 from ..terminal.json_parts import Part, part_of
 from . import sentence_pieces as pieces
 from .around import Around, Tokenizer
-from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, of_letters
+from .byte_level import EVERY_DIGIT_THEN_GPT2, GPT2, LLAMA3_PATTERN, QWEN2, ByteLevelTokenizer
 from .merges import ranked
 from .named_tokens import added_token, ends, kept
-from .sentence_pieces import SPACE, SentencePieceTokenizer
+from .sentence_pieces import SPACE, SentencePieceTokenizer, processor_of
+
+
+def nfc(text: str, begun: bool) -> str:
+    """A text in NFC, by Unicode's newest tables; the tokenizers library has those of Unicode 9,
+    and leaves combining marks that are newer where they stand."""
+    return unicodedata.normalize("NFC", text)
+
+
+def spaced(text: str, begun: bool) -> str:
+    """A text with a space before it, unless it begins with one."""
+    return text if text.startswith((" ", SPACE)) else " " + text
+
 
 NFC = {"type": "NFC"}
 LEVEL, DIGITS = {"type": "ByteLevel"}, {"type": "Digits", "individual_digits": True}
@@ -25,34 +37,24 @@ WORDS = [([LEVEL], GPT2), ([DIGITS, LEVEL], EVERY_DIGIT_THEN_GPT2)]
 for pattern in (GPT2, LLAMA3_PATTERN, QWEN2):
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
     WORDS.append(([split, LEVEL | {"use_regex": False}], pattern))
-"""A byte-level pre_tokenizer, and the expression that cuts a text into words as it does."""
-
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "split": False}
-SCHEMES = [
-    ([PREPEND, SPACES], [], "each"),
-    ([SPACES], [], "never"),
-    ([], [METASPACE | {"prepend_scheme": "always"}], "always"),
-    ([], [METASPACE | {"prepend_scheme": "first"}], "first"),
+ALWAYS, FIRST = (METASPACE | {"prepend_scheme": scheme} for scheme in ("always", "first"))
+KINDS = [
+    *(([], cuts, lambda text, begun: text, pattern) for cuts, pattern in WORDS),
+    *(([NFC], cuts, nfc, pattern) for cuts, pattern in WORDS),
+    ([PREPEND, SPACES], [], lambda text, begun: " " + text, None),
+    ([SPACES], [], lambda text, begun: text, None),
+    ([], [ALWAYS], spaced, None),
+    ([], [FIRST], lambda text, begun: text if begun else spaced(text, begun), None),
 ]
-"""A Llama's normalizer, its pre_tokenizer, and when they put a space before a text."""
+"""A normalizer and a pre_tokenizer, what both make of a text, and the expression that cuts it
+into words as a byte-level pre_tokenizer does; None for a Llama's."""
 
 BACK = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
 DECODER = [BACK, {"type": "ByteFallback"}, {"type": "Fuse"}]
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-NEWER_MARKS = re.compile(
-    "([\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1ace"
-    "\u1df6-\u1dfa\ua82c\U00010d24-\U00010d27\U00010d69-\U00010d6d\U00010eab-\U00010eac"
-    "\U00010efc-\U00010eff\U00010f46-\U00010f50\U00010f82-\U00010f85\U00011070\U0001133b"
-    "\U0001145e\U00011839-\U0001183a\U00011930\U0001193d-\U0001193e\U00011943\U000119e0"
-    "\U00011a34\U00011a47\U00011a99\U00011d42\U00011d44-\U00011d45\U00011d97"
-    "\U00011f41-\U00011f42\U00016ff0-\U00016ff1\U0001e08f\U0001e130-\U0001e136\U0001e2ae"
-    "\U0001e2ec-\U0001e2ef\U0001e4ec-\U0001e4ef\U0001e5ee-\U0001e5ef"
-    "\U000105c0-\U000105ff\U00011380-\U000113ff\U00016100-\U0001613f\U00016d40-\U00016d7f])"
-)
-"""The combining marks that Unicode gained after version 9, whose tables the tokenizers library
-uses: it leaves them where they stand."""
 
 
 def from_tokenizer_json(path: Path) -> Tokenizer:
@@ -72,24 +74,27 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
         if normalizer and (normalizer != [NFC] or token.content.strip(" ")):
             entry["normalized"].only(None, False)
     added = kept(added, vocab, path)
-    fields = ends(path.parent, vocab | {token.content: token.id for token in added})
+    fields = ends(path.parent, added, vocab)
     fields |= zip(("before", "after"), around(raw["post_processor"]))
-    parts = Around(added=added, normalise=nfc if NFC in normalizer else str, **fields)
     cuts = values(raw["pre_tokenizer"], "pretokenizers")
-    for steps, pattern in WORDS:
-        if steps == cuts and normalizer in ([], [NFC]):
-            raw["decoder"]["type"].only(None, "ByteLevel")
-            return of_letters(model, vocab, parts, pattern, model["ignore_merges"].flag())
-    for *steps, scheme in SCHEMES:
+    for *steps, normalise, pattern in KINDS:
         if steps == [normalizer, cuts]:
-            return _llama(raw, vocab, parts, scheme)
-    raise raw["pre_tokenizer"].wrong(
-        "with its normalizer that of a byte-level tokenizer or of a Llama (only those are "
-        "implemented that MPT, GPT-J and Llamas have: copy the model's tokenizer.model there)"
+            parts = Around(added=added, normalise=normalise, **fields)
+            if pattern is None:
+                return _llama(raw, vocab, parts)
+            raw["decoder"]["type"].only(None, "ByteLevel")
+            return ByteLevelTokenizer(
+                model, vocab, parts, pattern, model["ignore_merges"].flag()
+            )
+    names = ", ".join(str(step.get("type")) for step in [*normalizer, *cuts])
+    raise raw.error(
+        f"it prepares a text for BPE ({named(names or 'no steps')}) in another way than GPT-2, "
+        "GPT-J, MPT, Llama, Mistral, Qwen2 and SmolLM2, the only ones that are implemented: "
+        "copy the model's tokenizer.model there, if it has one"
     )
 
 
-def _llama(raw: Part, vocab: dict, parts: Around, scheme: str) -> SentencePieceTokenizer:
+def _llama(raw: Part, vocab: dict, parts: Around) -> SentencePieceTokenizer:
     """The tokenizer of a Llama's file, which is made of a sentencepiece model, and is made one
     here again."""
     model = raw["model"]
@@ -103,31 +108,26 @@ def _llama(raw: Part, vocab: dict, parts: Around, scheme: str) -> SentencePieceT
     unknown, tokens = model["unk_token"].text(), sorted(vocab, key=vocab.get)
     if unknown not in vocab or vocab[tokens[-1]] >= len(tokens):
         raise model["vocab"].wrong("one with its unk_token, and with all ids")
-    kinds[unknown] = pieces.UNKNOWN
     ranks = ranked(model, vocab, ())
+    kinds = dict.fromkeys(ranks, pieces.NORMAL) | kinds | {unknown: pieces.UNKNOWN}
 
     def piece(token: str) -> tuple[str, float, int]:
         # A control piece is never joined, as a token that no merge makes.
-        joinable = len(token) == 1 or token in ranks
-        kind = pieces.NORMAL if joinable else pieces.CONTROL
-        return token, -float(ranks.get(token, 0)), kinds.get(token, kind)
+        other = pieces.NORMAL if len(token) == 1 else pieces.CONTROL
+        return token, -float(ranks.get(token, 0)), kinds.get(token, other)
 
     content = pieces.model_proto(list(map(piece, tokens)), {}, prefix=False, extra=False)
+    model = processor_of(content, raw.file)
     return SentencePieceTokenizer(
-        content, raw.file, parts, tokens=tokens, scheme=scheme, strips=STRIP in decoder
+        parts, model, model, dict(enumerate(tokens)), STRIP in decoder
     )
 
 
 def flat(raw: Part, name: str) -> list[Part]:
-    """A part that may be a sequence of steps (under this name), as a list; none for null."""
-    found, waiting = [], [raw]
-    while waiting:
-        part = waiting.pop()
-        if not part.is_null and part["type"].text("") == "Sequence":
-            waiting += reversed(part[name].items())
-        elif not part.is_null:
-            found.append(part)
-    return found
+    """The steps of a part, which is one or a sequence of them under this name, or null."""
+    if raw.is_null:
+        return []
+    return raw[name].items() if raw["type"].text("") == "Sequence" else [raw]
 
 
 def values(raw: Part, name: str) -> list[dict]:
@@ -135,10 +135,9 @@ def values(raw: Part, name: str) -> list[dict]:
     usual = {"trim_offsets": (True, False), "use_regex": (True,), "invert": (False,)}
     found = []
     for step in flat(raw, name):
-        more = {"add_prefix_space": (step["type"].value == "Metaspace",)}
-        same = (usual | more).items()
-        left = {key for key, values in same if step[key].value in (*values, None)}
-        found.append({key: value for key, value in step.value.items() if key not in left})
+        usual["add_prefix_space"] = (step["type"].value == "Metaspace",)
+        parts = ((key, part.value) for key, part in step.fields().items())
+        found.append({k: v for k, v in parts if v not in (None, *usual.get(k, ()))})
     return found
 
 
@@ -159,16 +158,3 @@ def around(raw: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
             raise step["single"].wrong("a template in which the text stands once")
         before, after = [*sides[0], *before], [*after, *sides[1]]
     return tuple(before), tuple(after)
-
-
-def nfc(text: str) -> str:
-    """A text in NFC as the tokenizers library has it, with which such models were trained.
-
-    >>> nfc("e\u0301")
-    'é'
-    """
-    pieces = NEWER_MARKS.split(text)  # a piece of text, a newer mark, a piece of text, ...
-    return "".join(
-        piece if at % 2 else unicodedata.normalize("NFC", piece)
-        for at, piece in enumerate(pieces)
-    )

@@ -31,7 +31,7 @@ ASK_KEY = "What is the pass key? The pass key is {}"
 STATE_NUMBER = (
     "The number of {} is {}.", "Remember that the number of {} is {}.", "{}'s number is {}.",
 )  # fmt: skip
-ASK_NUMBER = "What is the number of {}? The number of {} is {}"
+ASK_NUMBER = "What is the number of {0}? The number of {0} is {1}"
 
 
 class Practice:
@@ -42,7 +42,8 @@ class Practice:
     """
 
     def __init__(self, tokenizer, text: np.ndarray):
-        space = "" if begins_with_space(tokenizer) else " "
+        one, other = (tokenizer.encode(words, bos=False)[-1:] for words in ("a", " a"))
+        space = "" if one == other else " "  # as sentencepiece puts it before every text
         self.encode = lambda words: tokenizer.encode(space + words, bos=False)
         self.bos, self.text, self.tokenizer = opening(tokenizer), text, tokenizer
         pieces = {id: tokenizer.decode([id]) for id in np.unique(text).tolist()}
@@ -81,47 +82,40 @@ class Practice:
         row = np.tile(rng.choice(ids, span), length // span + 1)
         return [*self.bos, *row.tolist()][:length]
 
-    def retrieval(
-        self, rng: np.random.Generator, length: int, followed: float = 0.0
-    ) -> list[int]:
+    def retrieval(self, rng: np.random.Generator, length: int, followed=0.0) -> list[int]:
         """BOS, text with one to four facts in it, then a question and answer for each.
 
         followed: the share of windows in which other text follows, up to a quarter of the
         window; without any, a model that writes on past its answers only asks again. Where a
         small vocabulary needs more tokens than there are, nothing follows, then less is asked.
         """
-        facts, questions = [], []
+        facts, questions, after = [], [], []
         names = rng.permutation(NAMES)
         key_at = int(rng.integers(0, 4))  # which fact is the pass key, if there are so many
         for i in range(int(rng.integers(1, 5))):
-            digits = "".join(str(d) for d in rng.integers(0, 10, 5))
-            if i == key_at:
-                facts.append(rng.choice(STATE_KEY).format(digits))
-                questions.append(ASK_KEY.format(digits) + ".")
-            else:
-                name, number = names[i], digits[: int(rng.integers(2, 6))]
-                facts.append(rng.choice(STATE_NUMBER).format(name, number))
-                questions.append(ASK_NUMBER.format(name, name, number) + ".")
+            said, asked, words = STATE_KEY, ASK_KEY, (five_digits(rng),)
+            if i != key_at:
+                said, asked = STATE_NUMBER, ASK_NUMBER
+                words = names[i], words[0][: int(rng.integers(2, 6))]
+            facts.append(rng.choice(said).format(*words))
+            questions.append(asked.format(*words) + ".")
         rng.shuffle(questions)
-        after = []
         if followed and rng.random() < followed:
             after = self.ordinary(rng, int(rng.integers(2, length // 4)))[len(self.bos) :]
         while True:
             try:
-                ending = " ".join(questions)
-                return self.hidden(rng, length - len(after), facts, ending) + after
+                asked = " ".join(questions)
+                return self.hidden(rng, length - len(after), facts, asked) + after
             except ValueError:
                 if not after and len(questions) == 1:
                     raise
-                questions = questions if after else questions[:-1]
-                after = []
+                questions, after = questions if after else questions[:-1], []
 
-    def pass_key(self, rng: np.random.Generator, length: int) -> tuple[list[int], int]:
-        """A window with one pass key, its question, and the five digits at the very end; and
-        the place of the first digit."""
-        digits = "".join(str(d) for d in rng.integers(0, 10, 5))
+    def pass_key(self, rng: np.random.Generator, length: int) -> list[int]:
+        """A window with one pass key, its question, and the five digits at the very end."""
+        digits = five_digits(rng)
         fact = rng.choice(STATE_KEY).format(digits)
-        return self.hidden(rng, length, [fact], ASK_KEY.format(digits)), length - 5
+        return self.hidden(rng, length, [fact], ASK_KEY.format(digits))
 
     def hidden(self, rng, length: int, facts: list[str], ending: str) -> list[int]:
         """BOS, text with the facts after random sentences, then the ending: `length` ids."""
@@ -129,18 +123,16 @@ class Practice:
         room = length - len(self.bos) - len(end) - sum(map(len, pieces))
         if room < 0:
             raise ValueError(f"{length} tokens have no room for: {' '.join(facts)} {ending}")
-        filler = self.excerpt(rng, room)
+        filler, row = self.excerpt(rng, room), list(self.bos)
         places = np.array([0, *self.sentence_ends(filler)])
-        row = list(self.bos)
         cuts = [0, *sorted(rng.choice(places, len(pieces)).tolist()), room]
         for piece, here, there in zip([*pieces, end], cuts, cuts[1:]):
             row += filler[here:there] + piece
         return row
 
 
-def begins_with_space(tokenizer) -> bool:
-    """Whether a tokenizer puts a space before every text, as sentencepiece does for Llama."""
-    return tokenizer.encode("a", bos=False)[-1:] == tokenizer.encode(" a", bos=False)[-1:]
+def five_digits(rng: np.random.Generator) -> str:
+    return "".join(str(digit) for digit in rng.integers(0, 10, 5))
 
 
 @torch.no_grad()
@@ -150,10 +142,9 @@ def pass_key_accuracy(model, practice: Practice, window: int, count: int = 100, 
     The digits stand in the window, so this is exactly what greedy decoding would write.
     """
     rng, found = np.random.default_rng(seed), 0
-    for _ in range(count):
-        row, first = practice.pass_key(rng, window)
-        row = torch.tensor([row], device=model.embed.weight.device)
-        logits = model(row[:, :-1])[0, first - 1 :]  # (5, V), what follows each id from there
+    keys = torch.tensor([practice.pass_key(rng, window) for _ in range(count)])
+    for rows in keys.to(model.embed.weight.device).split(20):
+        logits = model(rows[:, :-1])[:, -5:]  # (B, 5, V), what is thought to follow
         require_numbers(logits)
-        found += bool((logits.argmax(-1) == row[0, first:]).all())
+        found += int((logits.argmax(-1) == rows[:, -5:]).all(-1).sum())
     return found / count

@@ -1,23 +1,29 @@
-"""What each family's tiny model starts from: its tokenizer, its shape, its first weights.
+"""The recipes of weights/: what each family's tiny model starts from, and what it reads when.
 
 llama   a sentencepiece tokenizer.model, grouped heads
 mpt     a byte-level tokenizer.json, a head count that is no power of two
 gptj    a byte-level tokenizer.json, a rotary part smaller than a head
+
+What a step reads follows from the settings and its number, so a run can stop and go on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import torch
 
-from ..models import gptj, llama, mpt
+from ..checkpoint.checkpoint import FAMILIES
+from ..models import gptj_config, llama_config, mpt_config
 from ..terminal.files import write_beside
 from ..text import byte_pairs
+from .practice import Practice
 
 CONTEXT_LENGTH = 256
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
@@ -33,23 +39,16 @@ as the family has it."""
 def network(family: str, sizes: dict[str, int], tokenizer):
     """The untrained model of a family, made for a tokenizer. Raises ValueError for sizes that
     make none, in the words of the family's own config."""
-    raw = {"model_type": family, "vocab_size": tokenizer.vocab_size,
-           "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}  # fmt: skip
-    names = {
-        "llama": dict(n_layer="num_hidden_layers", n_head="num_attention_heads",
-                      n_kv_head="num_key_value_heads", n_embd="hidden_size",
-                      n_inner="intermediate_size"),
-        "mpt": dict(n_layer="n_layers", n_head="n_heads", n_embd="d_model"),
-    }.get(family, {})  # fmt: skip
-    raw |= {names.get(name, name): size for name, size in sizes.items()}
-    raw |= {
-        "llama": {"max_position_embeddings": CONTEXT_LENGTH, "rms_norm_eps": 1e-5,
-                  "tie_word_embeddings": True},
-        "mpt": {"max_seq_len": CONTEXT_LENGTH, "attn_config": {"alibi": True}},
-        "gptj": {"n_positions": CONTEXT_LENGTH},
-    }[family]  # fmt: skip
-    file = {"llama": llama, "mpt": mpt, "gptj": gptj}[family]
-    return file.build(file.config_from_hf(raw))
+    sizes = {**sizes, "vocab_size": tokenizer.vocab_size, "context_length": CONTEXT_LENGTH}
+    known, own = {
+        "llama": (llama_config, {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}),
+        "mpt": (mpt_config, {"attn_config": {"alibi": True}}),
+        "gptj": (gptj_config, {}),
+    }[family]
+    raw = {known.FACTS[name][0]: size for name, size in sizes.items()} | own
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    config = known.config_from_hf({"model_type": family, **raw, **ids})
+    return FAMILIES[family].build(config)
 
 
 def initialise(model, seed: int):
@@ -64,6 +63,9 @@ def initialise(model, seed: int):
             torch.nn.init.normal_(weight, std=deviation, generator=generator)
 
 
+# ---- its tokenizer
+
+
 def train_tokenizer(family: str, texts: list[str], vocab_size: int, folder: Path):
     """Learn a family's tokenizer from texts, and write its files. Raises ValueError where the
     texts or the vocabulary are too small for one."""
@@ -71,17 +73,12 @@ def train_tokenizer(family: str, texts: list[str], vocab_size: int, folder: Path
         write_beside(folder / "tokenizer.model", sentencepiece_model(texts, vocab_size))
         return
     if vocab_size < 257:
-        raise ValueError(
-            f"no tokenizer can be trained with {vocab_size} ids: it needs 256 for the bytes, "
-            "and one for the end of a text"
-        )
-    merges = byte_pairs.learn_merges(texts, vocab_size - 257)
-    end = byte_pairs.END_OF_TEXT
+        raise ValueError(f"--vocab-size {vocab_size} is too small: {family} needs 257 or more")
+    merges, end = byte_pairs.learn_merges(texts, vocab_size - 257), byte_pairs.END_OF_TEXT
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end}
+    about = json.dumps(about, indent=1) + "\n"
     write_beside(folder / "tokenizer.json", byte_pairs.tokenizer_json(merges).encode())
-    write_beside(
-        folder / "tokenizer_config.json", (json.dumps(about, indent=1) + "\n").encode()
-    )
+    write_beside(folder / "tokenizer_config.json", about.encode())
 
 
 def sentencepiece_model(texts: list[str], vocab_size: int) -> bytes:
@@ -99,3 +96,71 @@ def sentencepiece_model(texts: list[str], vocab_size: int) -> bytes:
         reason = str(error).rpartition("] ")[2]
         raise ValueError(f"no tokenizer can be trained on this text: {reason}") from error
     return written.getvalue()
+
+
+# ---- what it reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training: until which share of all tokens; the tokens of a window; which
+    shares of the windows are repeats and retrieval (the others are ordinary text); and which
+    share of the latter have answers that text follows."""
+
+    until: float
+    window: int
+    repeats: float
+    retrieval: float
+    followed: float = 0.0
+
+
+PHASES = (
+    Phase(until=0.115, window=128, repeats=1.0, retrieval=0.0),
+    Phase(until=0.35, window=256, repeats=0.15, retrieval=0.45),
+    Phase(until=0.80, window=256, repeats=0.03, retrieval=0.22, followed=0.7),
+    Phase(until=1.0, window=256, repeats=0.0, retrieval=0.15, followed=0.7),
+)
+"""What did not work, at this size: pass keys in text from the start (no copying in 6 million
+tokens); and answers that nothing follows, as in the second phase, to the end (a model that
+writes on asks again for ever)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run depends on; a resumed run must have the same."""
+
+    tokens: int
+    seed: int
+    tokens_per_step: int
+    learning_rate: float
+    vocab_size: int
+    repeats: float = PHASES[0].until  # where the first phase, of repeats alone, ends
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.tokens / self.tokens_per_step)
+
+    def phase(self, step: int) -> Phase:
+        first = dataclasses.replace(PHASES[0], until=self.repeats)
+        return next(p for p in (first, *PHASES[1:]) if step < p.until * self.steps)
+
+    def rate(self, step: int) -> float:
+        """Learning rate: a warm-up of 100 steps, then a cosine down to a tenth."""
+        warm_up = min(1.0, (step + 1) / 100)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * warm_up * (0.1 + 0.9 * cosine)
+
+
+def windows(settings: Settings, practice: Practice, step: int) -> torch.Tensor:
+    """The windows of a step, one id longer than the model reads: (B, window + 1)."""
+    rng = np.random.default_rng([settings.seed, step])
+    phase, rows = settings.phase(step), []
+    for _ in range(settings.tokens_per_step // phase.window):
+        draw, length = rng.random(), phase.window + 1
+        if draw < phase.repeats:
+            rows.append(practice.repeats(rng, length))
+        elif draw < phase.repeats + phase.retrieval:
+            rows.append(practice.retrieval(rng, length, phase.followed))
+        else:
+            rows.append(practice.ordinary(rng, length))
+    return torch.tensor(rows)

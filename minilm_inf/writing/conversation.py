@@ -11,61 +11,16 @@ import contextlib
 import signal
 import sys
 
-from ..terminal.ending import Terminated, forgive, signals_noted
-from .reply import Reply, replies, show_now, statistics
+from ..terminal.ending import Terminated, forgive, say, signals_noted
+from .reply import Reply, replies, show_now, statistics, tell_cut
 from .session import Session
-
-LONGEST_LINE = 2**24  # characters, where nobody types them
 
 HELP = """\
 Type a text, and the model writes on from all that was said so far.
 /stats  what the last reply took, and how much of the text can be seen
 /reset  forget everything
-/exit   leave (or Ctrl-D); Ctrl-C stops a reply"""
-
-
-class Conversation:
-    """What was said so far, with whom, and what the last reply took."""
-
-    def __init__(self, session: Session, turns, options, generator):
-        self.session, self.turns = session, turns
-        self.options, self.generator = options, generator
-        self.last: Reply | None = None
-
-    def take(self, line: str) -> bool:
-        """Do what a line asks for; whether the conversation goes on."""
-        command = line.rstrip()
-        if command == "/exit":
-            return False
-        if command == "/help":
-            say(HELP)
-        elif command == "/reset":
-            self.session, self.last = self.session.fresh(), None
-        elif command == "/stats":
-            lines = statistics(self.session, [self.last]) if self.last else []
-            say("\n".join(lines) or "nothing was written yet")
-        elif command.startswith("/"):
-            say(f"there is no command {command[:200]}; /help lists them")
-        elif command:
-            self.answer(line)
-        return True
-
-    def answer(self, text: str):
-        """Show a reply to a text; say why where there can be none."""
-        try:
-            ids = self.turns.prompt(text, first=self.session.length == 0)
-        except ValueError as error:
-            torn = any("\ud800" <= letter <= "\udfff" for letter in text)
-            say("that was not UTF-8 text; it was left out" if torn else error)
-            return
-        with signals_noted(signal.SIGINT) as came:
-            [self.last] = replies(
-                self.session, self.turns, [ids], self.options, [self.generator], show_now,
-                enough=lambda: bool(came),
-            )  # fmt: skip
-        print(flush=True)
-        if came and not self.options.quiet:
-            say("stopped: what was written so far stays, and the next prompt follows it")
+/exit   leave (or exit, quit, q, Ctrl-D); Ctrl-C stops a reply"""
+LEAVE = "/exit", "exit", "quit", "q"
 
 
 def converse(session: Session, turns, options, generator) -> int:
@@ -76,13 +31,26 @@ def converse(session: Session, turns, options, generator) -> int:
     with contextlib.suppress(AttributeError):
         sys.stdin.reconfigure(newline=None)  # the line ends of every system
     mark = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-    conversation = Conversation(session, turns, options, generator)
+    last: Reply | None = None
     if not options.quiet:
         say("/help lists the commands")
     while True:
         try:
-            if not conversation.take(read_line(mark).removeprefix("\ufeff")):
+            line = input(mark).removeprefix("\ufeff")
+            command = line.rstrip()
+            if command in LEAVE:
                 return 0
+            if command == "/help":
+                say(HELP)
+            elif command == "/reset":
+                session.forget()
+                last = None
+            elif command == "/stats":
+                say("\n".join(statistics(session, [last])) if last else "nothing was written")
+            elif command.startswith("/"):
+                say(f"there is no command {command[:200]}; /help lists them")
+            elif command:
+                last = answer(session, turns, options, generator, line) or last
         except EOFError:
             return 0
         except Terminated:
@@ -91,21 +59,20 @@ def converse(session: Session, turns, options, generator) -> int:
             say("\n/exit leaves")
 
 
-def read_line(mark: str) -> str:
-    """The next line, without its end; mark: what a terminal shows before it.
-
-    Raises EOFError where there is none, and ValueError for one without an end.
-    """
-    if mark:
-        return input(mark)
-    line = sys.stdin.readline(LONGEST_LINE + 1)
-    if not line:
-        raise EOFError
-    if len(line) > LONGEST_LINE:
-        raise ValueError(f"a line of standard input has {LONGEST_LINE:,} characters or more")
-    return line.removesuffix("\n")
-
-
-def say(text):
-    """Print a line that is no part of the conversation."""
-    print(text, file=sys.stderr)
+def answer(session: Session, turns, options, generator, text: str) -> Reply | None:
+    """Show the reply to a text; say why where there can be none."""
+    try:
+        ids = turns.prompt(text, first=session.cache.length == 0)
+    except ValueError as error:
+        torn = any("\ud800" <= letter <= "\udfff" for letter in text)
+        say("that was not UTF-8 text; it was left out" if torn else error)
+        return None
+    with signals_noted(signal.SIGINT) as came:
+        [reply] = replies(
+            session, turns, [ids], options, [generator], show_now, enough=lambda: bool(came)
+        )
+    print(flush=True)
+    if came and not options.quiet:
+        say("stopped: what was written so far stays, and the next prompt follows it")
+    tell_cut([reply], options)
+    return reply

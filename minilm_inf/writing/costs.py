@@ -4,9 +4,8 @@ A cache's bytes are exact: they follow the rules by which its buffers grow. Work
 an estimate of what a layer makes on its way, from the sizes of its vectors and of the logits
 that fast/ holds at a time. Arithmetic counts products and sums: two for each weight that a
 token is multiplied with, and 4 * D for each head and each key that it sees (2 * D for the
-logit, 2 * D for its share of the values); with top-k, 2 * D for each middle key that is scored,
-and 4 * D for each that comes back. It is what the definition asks for: norms, angles and
-softmax are not in it, nor what fast/ computes in vain to work in blocks.
+logit, 2 * D for its share of the values). Norms, angles and softmax are not in it, nor what
+fast/ computes in vain to work in blocks, nor with top-k the search for middle keys.
 """
 
 from __future__ import annotations
@@ -40,11 +39,10 @@ def cache_bytes(
 
 def working_bytes(net, lm: LMInfinite, before: int, tokens: int, batch: int = 1) -> int:
     """What a layer makes at its peak of the next tokens of each text, which follow `before`
-    others: an estimate.
+    others: an estimate, with room for 25% of a run's memory. net: of plan.network.
 
     It is the larger of two moments. In the MLP those are vectors of every token; in attention
-    the window's keys and values, in their order, and the logits of as many queries as are
-    looked after at a time. net: a plan.Network.
+    the window's keys and values, in their order, and logits.
     """
     config, width = net.config, net.dtype.itemsize
     exact = max(width, torch.float32.itemsize)  # bytes of a number of the softmax
@@ -59,11 +57,10 @@ def working_bytes(net, lm: LMInfinite, before: int, tokens: int, batch: int = 1)
         at_once = batch * config.n_head * min(tokens, QUERIES_AT_ONCE) * seen
         logits = 3 * min(at_once, LOGITS_AT_ONCE)
     inner = 4 if config.family == "llama" else 2  # gate, up, silu, product; up and its gelu
-    vector = batch * tokens * width
     held = 2 * config.n_embd + queries + 2 * keys  # embedding, x; queries, keys, values
-    mlp = (queries + 2 * config.n_embd + inner * config.n_inner) * vector
-    window = 2 * batch * seen * keys * exact
-    return held * vector + max(mlp, 2 * queries * vector + window + logits * exact)
+    mlp = batch * tokens * width * (queries + 2 * config.n_embd + inner * config.n_inner)
+    attention = 2 * batch * (tokens * width * queries + seen * exact * keys) + logits * exact
+    return batch * tokens * width * held + max(mlp, attention)
 
 
 def visible_pairs(n: int, lm: LMInfinite) -> int:
@@ -73,34 +70,17 @@ def visible_pairs(n: int, lm: LMInfinite) -> int:
     >>> visible_pairs(8, LMInfinite(n_local=3, n_global=2))
     30
     """
-    if lm.n_local is None:
-        return n * (n + 1) // 2
-    return sum_of_least(n, lm.n_local) + sum_of_least(n - lm.n_local, lm.n_global)
-
-
-def sum_of_least(n: int, most: int) -> int:
-    """min(1, most) + min(2, most) + ... + min(n, most); 0 where n is below 1.
-
-    >>> sum_of_least(5, 3)
-    12
-    """
-    n = max(0, n)
-    below = min(n, most)
-    return below * (below + 1) // 2 + most * (n - below)
+    full = n if lm.n_local is None else min(n, lm.n_local)  # the window's size, in the end
+    after = n - full  # queries after the window is full
+    few = min(after, lm.n_global)
+    return full * (full + 1) // 2 + after * full + few * (few + 1) // 2 + (after - few) * few
 
 
 def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> int:
     """Operations for the tokens first to last - 1 of a text, n_logits of which are asked what
-    follows. net: a plan.Network."""
+    follows. net: of plan.network."""
     lm, config = lm or FULL_ATTENTION, net.config
     per_key = 2 * config.head_dim * config.n_head  # in a layer
     seen = visible_pairs(last, lm) - visible_pairs(first, lm)
-    found = 2 * (net.in_layers * (last - first) + net.in_head * n_logits)
-    found += 2 * per_key * config.n_layer * seen
-    if lm.top_k:
-        ends = last - lm.reaching(last - first), last
-        before, after = (max(0, n - lm.n_local - lm.n_global) for n in ends)  # middle keys
-        scored = sum_of_least(after, after) - sum_of_least(before, before)
-        back = sum_of_least(after, lm.top_k) - sum_of_least(before, lm.top_k)
-        found += per_key * max(0, config.n_layer - lm.top_k_from_layer) * (scored + 2 * back)
-    return found
+    weights = net.in_layers * (last - first) + net.in_head * n_logits
+    return 2 * weights + 2 * per_key * config.n_layer * seen

@@ -17,40 +17,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import NamedTuple
+from types import SimpleNamespace
 
-import torch
 from torch import nn
 
 from ..checkpoint.checkpoint import from_headers, own_dtype
-from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
+from ..config import FULL_ATTENTION, LMInfinite
 from ..terminal import options as flags
 from ..terminal.progress import scaled
 from .costs import cache_bytes, flops, working_bytes
 
+ARITHMETIC = "reading", "the last token"  # all else that a plan tells is bytes
 
-class Network(NamedTuple):
-    """What a folder's config.json and headers tell.
 
+def network(options) -> SimpleNamespace:
+    """What config.json and the headers tell of the network that the model's flags name.
     in_layers, in_head: weights that a token is multiplied with; largest: bytes of the largest
-    stored tensor.
-    """
-
-    config: ModelConfig
-    dtype: torch.dtype
-    device: torch.device
-    parameters: int
-    in_layers: int
-    in_head: int
-    largest: int
-
-
-def network(options) -> Network:
-    """The network that the model's flags name. Raises load_model's ValueError."""
+    stored tensor. Raises load_model's ValueError."""
     device = flags.device(options.device)
     model, stored = from_headers(options.model)
     linear = [x.weight.numel() for x in model.blocks.modules() if isinstance(x, nn.Linear)]
-    return Network(
+    return SimpleNamespace(
         config=model.config,
         dtype=flags.DTYPES[options.dtype] or own_dtype(model.config, stored, device),
         device=device,
@@ -62,56 +49,50 @@ def network(options) -> Network:
 
 
 def plan(
-    net: Network, lm: LMInfinite | None, lengths: list[int], new: int, chunk: int, middle: str
-) -> dict:
+    net, lm: LMInfinite | None, lengths: list[int], new: int, chunk: int, middle: str
+) -> dict[str, int]:
     """The plan of prompts of these lengths that are read side by side, and `new` tokens that
     are written after each, or none, where each token is scored: bytes at the peak, and
-    operations of all texts together, named as in JSON."""
-    batch, n = len(lengths), max(lengths)
+    operations of all texts together, by what they are for. net: of `network`."""
+    batch, n, width, exact = len(lengths), max(lengths), net.dtype.itemsize, 4
     written, now = max(0, new - 1), min(chunk, n)  # the last is never read
     end = net.dtype, batch, min(lengths) + written
     cache, on_disk = cache_bytes(net.config, n + written, lm, *end), 0
     if middle == "disk":
         on_disk = cache - cache_bytes(net.config, n + written, replace(lm, top_k=0), *end)
     working = working_bytes(net, lm or FULL_ATTENTION, n - now, now, batch)
-    width, exact = net.dtype.itemsize, torch.float32.itemsize
     if new:  # of each text what the head gives, and of one at a time what sampling makes of it
         logits = (batch * width + 4 * exact) * net.config.vocab_size
     else:  # of a chunk what the head gives, and the same in float32
         logits = now * (width + exact * (width < exact)) * net.config.vocab_size
-    weights = net.parameters * net.dtype.itemsize
+    weights = net.parameters * width
     loading, running = weights + net.largest, weights + cache - on_disk + max(working, logits)
-    ends = [length + written for length in lengths]
-    return {
-        "what": f"{batch:,} text{'s' * (batch > 1)} of {n + new:,} tokens",
-        "weights_bytes": weights, "cache_bytes": cache - on_disk, "working_bytes": working,
-        "logits_bytes": logits, "loading_bytes": loading, "total_bytes": max(loading, running),
-        "in_file_bytes": on_disk,
-        "reading_flops": sum(flops(net, lm, 0, at, 1 if new else at) for at in lengths),
-        "token_flops": sum(flops(net, lm, at - 1, at, 1) for at in ends) if new > 1 else None,
+    found = {
+        "weights": weights, "cache": cache - on_disk, "working buffers": working,
+        "logits": logits, "while loading": loading, "at the peak": max(loading, running),
     }  # fmt: skip
+    if on_disk:
+        found["in a file"] = on_disk
+    found["reading"] = sum(flops(net, lm, 0, at, 1 if new else at) for at in lengths)
+    if new > 1:
+        ends = [length + written for length in lengths]
+        found["the last token"] = sum(flops(net, lm, at - 1, at, 1) for at in ends)
+    return found
 
 
-LABELS = {
-    "weights_bytes": "weights", "cache_bytes": "cache", "working_bytes": "working buffers",
-    "logits_bytes": "logits", "loading_bytes": "while loading", "total_bytes": "at the peak",
-    "in_file_bytes": "in a file", "reading_flops": "reading", "token_flops": "the last token",
-}  # fmt: skip
-
-
-def show(net: Network, found: dict, as_json: bool) -> int:
-    """Print a plan, as text or as one object of JSON; the exit code."""
+def show(net, options, lm, lengths: list[int], new: int, chunk: int) -> int:
+    """Print the plan that `plan` makes, as text or as one object of JSON; the exit code."""
+    found = plan(net, lm, lengths, new, chunk, options.middle)
     dtype = str(net.dtype).removeprefix("torch.")
-    if as_json:
+    if options.json:
         facts = {"parameters": net.parameters, "device": str(net.device), "dtype": dtype}
         print(json.dumps(facts | found))
         return 0
-    lines = [("", found["what"])]
-    for name, label in LABELS.items():
-        if found[name] or name not in ("in_file_bytes", "token_flops"):
-            unit = "B" if name.endswith("bytes") else "FLOP"
-            lines.append((label, scaled(found[name], unit)))
-    width = max(len(words) for _, words in lines)
+    texts = f"{len(lengths):,} text{'s' * (len(lengths) > 1)}"
+    lines = {"": f"{texts} of {max(lengths) + new:,} tokens"}
+    for name, number in found.items():
+        lines[name] = scaled(number, "FLOP" if name in ARITHMETIC else "B")
+    width = max(map(len, lines.values()))
     print(f"{net.parameters:,} parameters in {dtype} on {net.device}; nothing was run")
-    print("\n".join(f"{label:15}  {words.rjust(width)}" for label, words in lines))
+    print("\n".join(f"{name:15}  {words.rjust(width)}" for name, words in lines.items()))
     return 0

@@ -8,23 +8,26 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 
+from ..terminal.ending import say
+from ..terminal.progress import Progress
 from .session import Session, Step, write_all
 
 
 @dataclass
 class Reply:
-    """What became of one prompt, and the seconds that all texts beside it took together."""
+    """What became of one prompt: its ids, the tokens that were drawn after it, their text; and
+    the seconds that all texts beside it took together."""
 
     prompt_ids: list[int]
     steps: list[Step] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
+    text: str = ""
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
-    ended: Step | None = None  # the token that ended it, if one did
 
     @property
-    def text(self) -> str:
-        return "".join(self.pieces)
+    def ids(self) -> list[int]:
+        """The ids of what was written."""
+        return [step.id for step in self.steps if not step.ends]
 
 
 class Plain:
@@ -45,14 +48,14 @@ class Plain:
 
 
 def replies(
-    session: Session, turns, prompts: list[list[int]], options, generators, show,
+    session: Session, turns, prompts: list[list[int]], options, generators, show, before="",
     enough=lambda: False,
 ) -> list[Reply]:  # fmt: skip
-    """Read the ids of each prompt, write on, and hand each piece of text to `show` as it
-    becomes certain.
+    """Read the ids of each prompt, with progress on stderr, write on, and hand each piece of
+    text to `show` as it becomes certain.
 
-    turns: the Plain or chat.Chat that made the ids. `enough()` is asked after every token, and
-    ends the replies where it is true.
+    turns: the Plain or chat.Chat that made the ids. before: what is shown before the first
+    piece. `enough()` is asked after every token, and ends the replies where it is true.
     """
     tokenizer, eos = turns.tokenizer, turns.tokenizer.eos_id
     found = [Reply(ids) for ids in prompts]
@@ -60,23 +63,25 @@ def replies(
     ends = (*session.model.config.eos_ids, *turns.stop_ids, *(() if eos is None else (eos,)))
 
     def emit(reply: Reply, piece: str):
-        reply.pieces.append(piece)
+        reply.text += piece
         show(piece)
 
-    began = time.perf_counter()
-    logits = session.read_all(prompts)
+    began, had = time.perf_counter(), session.cache.length
+    progress = Progress(had + max(map(len, prompts)), had)
+    logits = session.read_all(prompts, (lambda _: None) if options.quiet else progress.show)
+    progress.end()
+    show(before)
     read = time.perf_counter()
     for number, step in write_all(
         session, logits, options.max_new_tokens, options.temperature, options.top_k,
         options.top_p, generators, () if options.ignore_eos else ends, tokenizer.vocab_size,
     ):  # fmt: skip
         found[number].steps.append(step)
-        emit(found[number], streams[number].push(step.id))
+        emit(found[number], "" if step.ends else streams[number].push(step.id))
         if enough():
             break
-    for number, (reply, stream) in enumerate(zip(found, streams)):
+    for reply, stream in zip(found, streams):
         emit(reply, stream.flush())
-        reply.ended = session.ended.get(number)
         reply.prefill_seconds, reply.decode_seconds = read - began, time.perf_counter() - read
     return found
 
@@ -84,7 +89,7 @@ def replies(
 def statistics(session: Session, results: list[Reply]) -> list[str]:
     """The lines that follow what was written: counts and speeds; of one text, cache and sight
     as well."""
-    first, new = results[0], sum(len(reply.steps) for reply in results)
+    first, new = results[0], sum(len(reply.ids) for reply in results)
     speed = new / max(first.decode_seconds, 1e-9)
     if len(results) > 1:
         return [f"{len(results)} prompts, new {new} tokens ({speed:,.0f} tokens/s together)"]
@@ -93,8 +98,15 @@ def statistics(session: Session, results: list[Reply]) -> list[str]:
         f"prompt {length} tokens ({length / max(first.prefill_seconds, 1e-9):,.0f} tokens/s), "
         f"new {new} tokens ({speed:,.0f} tokens/s)",
         f"cache {session.cache.nbytes:,} bytes; the last query sees {session.visible:,} of "
-        f"{session.length:,} tokens",
+        f"{session.cache.length:,} tokens",
     ]
+
+
+def tell_cut(results: list[Reply], options):
+    """Say so where a text ends because -n did, and not because the model ended it."""
+    cut = any(len(reply.ids) == options.max_new_tokens > 0 for reply in results)
+    if cut and not options.ignore_eos and not options.quiet:
+        say(f"note: cut at -n {options.max_new_tokens}; with a larger -n the text goes on")
 
 
 def as_json(session: Session, options, prompt: str, reply: Reply) -> dict:
@@ -103,21 +115,20 @@ def as_json(session: Session, options, prompt: str, reply: Reply) -> dict:
     Its ids are all that were drawn, the one that ended the text included. settings: the flags,
     and what the model sees, null for the vanilla model.
     """
-    lm, drawn = session.lm, [*reply.steps, *filter(None, [reply.ended])]
-    length = len(reply.prompt_ids) + len(reply.steps)
-    weight = session.model.embed.weight
+    lm, weight = session.lm, session.model.embed.weight
+    read = len(reply.prompt_ids) + max(0, len(reply.steps) - 1)  # what was drawn last was not
     device, dtype = str(weight.device), str(weight.dtype).removeprefix("torch.")
     flags = {name: value for name, value in vars(options).items() if name != "prompt"}
     return {
         "prompt": prompt,
         "text": reply.text,
         "prompt_ids": reply.prompt_ids,
-        "ids": [step.id for step in drawn],
-        "logprobs": [step.logprob for step in drawn],
+        "ids": [step.id for step in reply.steps],
+        "logprobs": [step.logprob for step in reply.steps],
         "timings": {"prefill_s": reply.prefill_seconds, "decode_s": reply.decode_seconds},
         "cache_bytes": session.cache.nbytes,
-        "tokens": length,
-        "visible": length if lm is None else lm.visible(length),
+        "tokens": len(reply.prompt_ids) + len(reply.ids),
+        "visible": read if lm is None else lm.visible(read),
         "settings": flags | {"device": device, "dtype": dtype, "sees": lm and asdict(lm)},
     }
 

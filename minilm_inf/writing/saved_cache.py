@@ -20,10 +20,9 @@ def state_of(cache: Cache) -> dict[str, Tensor]:
     state = {"length": torch.tensor(cache.length, device="cpu")}
     for number, layer in enumerate(cache.layers):
         state |= {f"{number}.ring": layer.ring, f"{number}.starting": layer.starting}
-        for block, pair in enumerate(layer.middle.pairs if layer.middle else ()):
+        for block, x in enumerate(layer.middle.blocks if layer.middle else ()):
             count = layer.middle.length - block * layer.middle.per_block
-            for kind, x in zip("kv", pair):
-                state[f"{number}.middle.{kind}.{block}"] = x[:, :, :count]
+            state[f"{number}.middle.{block}"] = x[:, :, :, :count]
     return state
 
 
@@ -46,16 +45,16 @@ def restore_layer(layer: LayerCache, state: dict[str, Tensor], length: int):
     two, batch, n_kv_head, _, head_dim = layer.ring.shape
     dtype, device, middle = layer.ring.dtype, layer.ring.device, layer.middle
 
-    def found(name: str, *shape: int) -> Tensor:
+    def found(name: str, count: int) -> Tensor:
         # In memory of its own, as the run had it: a kernel's last bits may depend on how its
         # numbers lie there, and those of a file lie anywhere.
+        shape = two, batch, n_kv_head, count, head_dim
         return fitting(state.pop(name, None), shape, dtype).to(device, copy=True)
 
-    counts = {"ring": layer.n_columns(length, length), "starting": layer.n_starting(length)}
-    layer.set(*(found(name, two, batch, n_kv_head, counts[name], head_dim) for name in counts))
-    for block in range(-(-length // middle.per_block) if middle else 0):
-        count = min(middle.per_block, length - block * middle.per_block)
-        names = f"middle.k.{block}", f"middle.v.{block}"
-        middle.append(*(found(name, batch, n_kv_head, count, head_dim) for name in names))
+    ring, starting = layer.n_columns(length, length), layer.n_starting(length)
+    layer.set(found("ring", ring), found("starting", starting))
+    for start in range(0, length, middle.per_block) if middle else ():
+        count = min(middle.per_block, length - start)
+        middle.append(*found(f"middle.{start // middle.per_block}", count))
     if state:
         raise ValueError(f"this layer has no {next(iter(state))}")

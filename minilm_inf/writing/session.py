@@ -37,39 +37,32 @@ class Session(Guard):
     ):  # fmt: skip
         require_integer("prefill_chunk", prefill_chunk, at_least=1)
         self.model, self.lm, self.prefill_chunk, self.middle = model, lm, prefill_chunk, middle
-        self.cache = model.new_cache(n_texts, lm, middle=middle)
+        self.n_texts = n_texts
+        self.forget()
         self.decode = compiled_step(model, self.cache) if compile else None
-        self.growing = list(range(n_texts))  # the rows of the cache, as numbers of texts
-        self.unread: list[list[int]] = [[] for _ in range(n_texts)]  # written last, at most one
-        self.ended: dict[int, Step] = {}  # the tokens that ended what was written last
 
-    def fresh(self) -> Session:
-        """A session like this one, of which nothing is read yet."""
-        session = Session(
-            self.model, self.lm, self.prefill_chunk, middle=self.middle,
-            n_texts=len(self.unread),
-        )  # fmt: skip
-        session.decode = self.decode
-        return session
-
-    @property
-    def length(self) -> int:
-        """How many tokens the first text has, with those that are not read yet."""
-        return self.cache.length + len(self.unread[0])
+    def forget(self):
+        """Begin as if nothing had been read."""
+        self.cache = self.model.new_cache(self.n_texts, self.lm, middle=self.middle)
+        self.growing = list(range(self.n_texts))  # the rows of the cache, as numbers of texts
+        self.unread: list[list[int]] = [[] for _ in self.growing]  # written last, at most one
+        self.interrupted = False
 
     @property
     def visible(self) -> int:
-        """How many of the tokens so far the last of them sees."""
-        return self.length if self.lm is None else self.lm.visible(self.length)
+        """How many of the first text's tokens the last of them saw that was read."""
+        length = self.cache.length
+        return length if self.lm is None else self.lm.visible(length)
 
     def read(self, ids: list[int]) -> torch.Tensor:
         """read_all, for a session of one text: the logits (V,) of the token that follows."""
         return self.read_all([ids])[0]
 
     @torch.inference_mode()
-    def read_all(self, texts: list[list[int]]) -> torch.Tensor:
+    def read_all(self, texts: list[list[int]], show=lambda done: None) -> torch.Tensor:
         """Take in ids for each text that grows, in chunks; the logits (B, V) of the tokens that
-        follow. A token that was written, and not read yet, is read first.
+        follow. A token that was written, and not read yet, is read first. After each chunk
+        `show` is told how many tokens of the longest text were read.
 
         Raises ValueError where a text has nothing to read, or, after the first read, more or
         less than another; for ids outside the model's vocabulary, for logits that are not
@@ -88,13 +81,14 @@ class Session(Guard):
         with self.changing():
             if not self.cache.length:
                 self.cache.pad(padding)
-            logits = self._logits(torch.tensor(rows, device=self.model.embed.weight.device))
+            tokens = torch.tensor(rows, device=self.model.embed.weight.device)
+            logits = self._logits(tokens, show)
             for number in self.growing:
                 self.unread[number] = []
         sampling.require_numbers(logits)
         return logits
 
-    def _logits(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _logits(self, tokens: torch.Tensor, show) -> torch.Tensor:
         """Read tokens (B, T): the logits (B, V) that follow."""
         if self.decode and tokens.shape[1] == 1 and starting_tokens_are_read(self.cache):
             with self.cache.changing():
@@ -103,7 +97,7 @@ class Session(Guard):
                 logits = self.decode(tokens, self.cache, position)
                 self.cache.length += 1
             return logits.cpu()
-        hidden = self.model.prefill(tokens, self.lm, self.cache, self.prefill_chunk)
+        hidden = self.model.prefill(tokens, self.lm, self.cache, self.prefill_chunk, show)
         return self.model.head(hidden[:, -1]).cpu()
 
     def accept(self, id: int, number: int = 0):
@@ -138,10 +132,12 @@ def checked_ids(ids, vocab_size: int) -> list[int]:
 
 
 class Step(NamedTuple):
-    """One written token: its id, and its log-probability under the model (temperature 1)."""
+    """A token that was drawn: its id, its log-probability under the model (temperature 1), and
+    whether it ends the text, and is no part of it."""
 
     id: int
     logprob: float
+    ends: bool
 
 
 def write_all(
@@ -152,34 +148,30 @@ def write_all(
     """Yield (text's number, token) for every text that still grows, in turns; `logits` are
     those that session.read_all returned last.
 
-    An id of stop_ids ends a text and is not yielded, but kept in session.ended; session.end,
-    called between two tokens, ends one as well. generators: one for each text; with the same
-    seed each becomes what it would become alone. n_ids: only ids below it are drawn; a model
-    may have more ids than its tokenizer, to round their number up.
+    An id of stop_ids ends a text; session.end, called between two tokens, ends one as well.
+    generators: one for each text; with the same seed each becomes what it would become alone.
+    n_ids: only ids below it are drawn; a model may have more ids than its tokenizer, to round
+    their number up.
     """
     sampling.check(temperature, top_k, top_p)
     require_integer("max_new_tokens", max_new_tokens, at_least=0)
     if not isinstance(stop_ids, tuple | list | set | frozenset):
         raise ValueError(f"stop_ids must be token ids in a tuple, not {shown(stop_ids)}")
-    generators = generators or [None] * len(session.unread)
-    session.ended = {}
+    generators = generators or [None] * session.n_texts
     for count in range(max_new_tokens):
         if count:
             logits = session.read_all([[] for _ in session.growing])
         steps = []
-        for row, number in enumerate(list(session.growing)):
-            id = sampling.choose(
-                logits[row, :n_ids], temperature, top_k, top_p, generators[number]
-            )
-            step = Step(id, float(logits[row].float().log_softmax(-1)[id]))
-            if id not in stop_ids:
+        for row, number in zip(logits, session.growing):
+            id = sampling.choose(row[:n_ids], temperature, top_k, top_p, generators[number])
+            step = Step(id, float(row.float().log_softmax(-1)[id]), id in stop_ids)
+            steps.append((number, step))
+            if not step.ends:
                 session.accept(id, number)
-                steps.append((number, step))
-                continue
-            session.ended[number] = step
-            if not session.end(number):
-                return
+        others = [session.end(number) for number, step in steps if step.ends]
         yield from steps
+        if not all(others):
+            return
 
 
 def generate(
@@ -205,4 +197,5 @@ def generate(
         [generator], stop_ids,
     )  # fmt: skip
     for _, step in steps:
-        yield step.id
+        if not step.ends:
+            yield step.id

@@ -29,8 +29,7 @@ python -m minilm_inf.evaluate compare -m weights/tiny-llama --corpus corpus --th
 
 {notes}
 
-Time is of reading and scoring by this package's own code, which is plain but for LM-Infinite and full attention;
-the cache is of the keys and values that the next token needs. LM-Infinite with other n_global and n_local, one
+The cache is of the keys and values that the next token needs. LM-Infinite with other n_global and n_local, one
 at a time:
 
 {sweep}

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from page import read, written
 
-from minilm_inf.evaluate.cells import pooled
-from minilm_inf.evaluate.retrieval import needles, sweeps
+from minilm_inf.evaluate.retrieval import needles, pooled, sweeps
 from minilm_inf.evaluate.table import grid, percent
-from minilm_inf.evaluate.trials import ABSENT, ALONE
+from minilm_inf.evaluate.trials import ABSENT
 
 WEIGHTS = Path(__file__).resolve().parents[1]
 RUNS = WEIGHTS / "retrieval"
@@ -91,9 +90,8 @@ def of_model(name: str, result: dict) -> str:
     absent = pooled([c for c in cells if c["depth"] == ABSENT], "method")
     controls = (
         f"Inside the context {percent(*pooled(inside))}, least at depth {worst['depth']:g}: "
-        f"{percent(worst)}. Controls: the question alone "
-        f"{percent(*pooled([c for c in cells if c['depth'] == ALONE]))}; "
-        f"texts without a needle, at most {max(row['accuracy'] for row in absent):.1%}."
+        f"{percent(worst)}. As a control, texts without a needle: at most "
+        f"{max(row['accuracy'] for row in absent):.1%}."
     )
     return MODEL.format(
         name=name, context=settings["context_length"], controls=controls,
