@@ -130,8 +130,9 @@ check-smollm2: .venv/checks $(SMOLLM2)/model.safetensors  ## SmolLM2: logits, id
 tutorials: .venv/lessons  ## run every lesson of the course, and write its page and figure again
 	@$(BIN)/python tutorials/render.py
 
-smollm2-figures: .venv/lessons $(SMOLLM2)/model.safetensors  ## the lessons' figures of SmolLM2 again (3 minutes)
+smollm2-figures: .venv/lessons $(SMOLLM2)/model.safetensors  ## measure SmolLM2 for the lessons again, and draw it (3 minutes)
 	@$(BIN)/python tutorials/smollm2.py
+	@$(BIN)/python tutorials/render.py 04_three_culprits.py 05_the_lambda_mask.py 10_what_it_does_not_do.py
 
 notebooks:  ## write the lessons as .ipynb, where jupytext is installed
 	@command -v jupytext >/dev/null || { echo "jupytext is not installed: pip install jupytext, or \

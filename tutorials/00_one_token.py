@@ -76,8 +76,8 @@ names = [tokenizer.processor.id_to_piece(id) for id in best.indices.tolist()]
 drawing, axes = plot.figure()
 bars = axes.barh(names[::-1], best.values.tolist()[::-1], color=plot.COLOURS["other"])
 axes.bar_label(bars, fmt=" %.3f")
-axes.set(title='What may follow "The captain had"', xlabel="probability", xlim=(0, 0.21))
-plot.show(drawing, "The ten likeliest tokens after 'The captain had', as bars of probability")
+axes.set(xlabel="probability", xlim=(0, 0.21), ylabel="the ten likeliest tokens")
+plot.show(drawing, 'After "The captain had" the model finds "been" the likeliest')
 
 # %% [markdown]
 # **Claim.** Writing is nothing but this, again and again: read all, take an id from the last

@@ -58,13 +58,14 @@ for (name, scheme), axes in zip(schemes.items(), panels):
     here, far = logits(scheme, 0, distances), logits(scheme, 1_000_000, distances)
     print(f"{name:24} largest change: {float((here - far).abs().max()):.1e}")
     assert torch.allclose(here, far, atol=1e-8)
-    plot.line(axes, distances, here[head], "third", "from 0", linewidth=6, linestyle="-")
-    plot.line(axes, distances, far[head], "other", "from 1,000,000", color=plot.INK)
+    plot.line(
+        axes, distances, here[head], "third", "key at position 0", linewidth=6, linestyle="-"
+    )
+    plot.line(axes, distances, far[head], "other", "key at position 1,000,000", color=plot.INK)
     axes.set(title=name, xlabel="distance i - j")
 panels[2].set_title("ALiBi (MPT), head 3")
 panels[0].set_ylabel("logit of one query and one key")
-panels[2].legend(loc="upper right")
-plot.show(drawing, "The logit against the distance for three schemes, the same at any position")
+plot.show(drawing, "A logit depends on the distance, and not on where the two stand")
 
 # %% [markdown]
 # RoPE's logit is a sum of waves, one for each pair. ALiBi's falls in a straight line, by its

@@ -93,7 +93,7 @@ box(10.1, 5.1, "GPT-J\nLayerNorm\nattention and MLP side by side\nRoPE in pairs"
 spine_boxes = {0.6: "ids", 2.7: "embed", 6: "blocks", 9.3: "norm, head", 11.3: "logits"}
 for x, text in spine_boxes.items():
     box(x, 2.75, text, plot.COLOURS["other"], "white")
-box(6, 0.5, "look_back: LM-Infinite goes here", plot.COLOURS["window"], "white")
+box(6, 0.5, "look_back: LM-Infinite goes here", plot.COLOURS["LM-Infinite"], "white")
 for x, to_x in ((1, 2.2), (3.2, 5.4), (6.6, 8.55), (10.05, 10.8)):
     arrow(x, 2.75, to_x, 2.75)
 for x, to_x in ((1.9, 5.4), (6, 6), (10.1, 6.6)):
@@ -101,7 +101,7 @@ for x, to_x in ((1.9, 5.4), (6, 6), (10.1, 6.6)):
 arrow(5.8, 2.4, 5.8, 0.85), arrow(6.2, 0.85, 6.2, 2.4)
 axes.text(5.65, 1.6, "q, k, v, positions, scheme", ha="right", va="center")
 axes.text(6.35, 1.6, "what each query gathers", va="center")
-plot.show(drawing, "The spine, three kinds of blocks, and the one function that they call")
+plot.show(drawing, "Three families share one spine, and one function that looks back")
 
 # %% [markdown]
 # That function can also be watched. This is the weight that the last layer gives to the first

@@ -29,99 +29,92 @@ import json
 
 import plot
 import torch
-import torch.nn.functional as F
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.diagnose.recorder import Rows, recording
+from minilm_inf.diagnose.recorder import entropy_and_logits
+from minilm_inf.evaluate.compare import stream_nll
 
-N, L, BINS = 4096, 256, list(range(0, 4097, 128))  # bins of distances
+N, L = 4096, 256
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
-tokens = torch.tensor([tokenizer.encode((plot.HERE / "text.txt").read_text("utf-8"))[:N]])
-queries = torch.arange(31, N, 32)  # every 32nd position is looked at
+ids = tokenizer.encode((plot.HERE / "text.txt").read_text("utf-8"))[:N]
 ceiling = LMInfinite(None, n_global=0, distance_ceiling=L)  # None: all keys are in the window
 settings = {
     "vanilla": LMInfinite(None, n_global=0),
     "Λ without ceiling": LMInfinite(L - 10, n_global=10),
     "ceiling without Λ": ceiling,
-    "window alone": LMInfinite(L, n_global=0),
+    "sliding window": LMInfinite(L, n_global=0),
     "LM-Infinite": LMInfinite(L - 10, n_global=10, distance_ceiling=L),
 }
 
 # %% [markdown]
-# The package can show what passes through a model while it reads. `Rows` takes in the queries
-# and keys of every layer and head, and keeps of each row, one query of one head: the highest
-# logit by distance, the largest |logit|, and the entropy of the softmax.
-
-
-# %%
-def watched(lm: LMInfinite, felt: LMInfinite):
-    # reads the text with lm: its rows, as they would be with felt, and its nll
-    rows = Rows(model, queries, BINS, 10, felt)  # 10: whose weight it sums, unused here
-    # the second function would be shown what each layer gives to the next: not needed here
-    with recording(model, rows.take, lambda layer, x: None), torch.inference_mode():
-        logits = model(tokens, lm)[0]
-    return rows, F.cross_entropy(logits[:-1], tokens[0, 1:], reduction="none")
-
-
-seen = {name: watched(lm, lm) for name, lm in settings.items()}
-vanilla, capped = seen["vanilla"][0], watched(settings["vanilla"], ceiling)[0]
-
-# %% [markdown]
 # **Claim.** Factor 1 does most of the harm, factor 2 some, factor 3 next to none here.
 #
-# First, logits. The same queries and keys of the vanilla model, once at their true distance,
-# once as if 256 away: further away than any trained distance, the highest logit of a head is
-# more than twice what it would be at the ceiling.
+# **First, logits.** `entropy_and_logits` reads a text and keeps, of each row (one query of one
+# head), the highest logit by distance, the largest |logit|, and the entropy of the softmax. The
+# queries and keys of the vanilla model are taken twice: once at their true distances, once as
+# if all keys that are further away stood at 256.
 
 # %%
-# of each head the highest in the bins from 256 on, and their mean over layers and heads
-true, felt = (float(rows.highest[..., 2:].amax(-1).mean()) for rows in (vanilla, capped))
-print(f"keys 256 and more away: highest logit {true:.1f}, felt at 256 {felt:.1f}")
-assert true > 2 * felt
+queries, edges = torch.arange(31, N, 32), list(range(128, N, 128))
+vanilla = entropy_and_logits(model, ids, queries, edges=edges)
+capped = entropy_and_logits(model, ids, queries, as_if=ceiling, edges=edges)
+# of each head the highest at 256 and further away, and their mean over layers and heads
+far, near = (float(rows.highest[..., 2:].amax(-1).mean()) for rows in (vanilla, capped))
+print(f"keys 256 and more away: highest logit {far:.1f}, and {near:.1f} as if at 256")
+assert far > 2 * near
+
+drawing, axes = plot.figure()
+high, low = (rows.highest.mean((0, 1)).tolist() for rows in (vanilla, capped))
+plot.steps(axes, [0, *edges, N], high, "vanilla", label="at their true distance")
+plot.steps(axes, [0, *edges, N], low, "ceiling without Λ", label="as if at most 256 away")
+plot.trained(axes, L)
+axes.set(xlabel="true distance of the key", ylabel="highest logit, mean over heads", ylim=0)
+plot.show(drawing, "Factor 1: keys at new distances get logits that are too high")
 
 # %% [markdown]
-# Second, what each setting loses, in nats per token: its nll beyond 256, less LM-Infinite's.
-# Beside it, from queries within 256 to the last 2,048: the mean entropy, and "top", the largest
-# |logit| that a query has in any layer and head, on average.
+# **Second, entropy**, and what each setting loses, in nats per token: its nll beyond 256, less
+# LM-Infinite's. "top" is the largest |logit| that a query has in any layer and head; arrows go
+# from the mean of the queries within 256 to that of the last 2,048.
 
 # %%
+seen = {name: entropy_and_logits(model, ids, queries, lm) for name, lm in settings.items()}
+nll = {name: stream_nll(model, ids, lm) for name, lm in settings.items()}
 early, late, lost = queries < L, queries >= N // 2, {}
-for name, (rows, nll) in seen.items():
-    lost[name] = loss = float((nll - seen["LM-Infinite"][1])[L:].mean())
+for name, rows in seen.items():
+    lost[name] = loss = float((nll[name] - nll["LM-Infinite"])[L:].mean())
     a, b = (float(rows.entropy[..., part].mean()) for part in (early, late))
     c, d = (float(rows.bound[..., part].amax((0, 1)).mean()) for part in (early, late))
     print(f"{name:18} lost {loss:.2f}  entropy {a:.2f} -> {b:.2f}  top {c:.1f} -> {d:.1f}")
     assert 1 < d / c < 1.2
     assert b > a + 2 if rows.visible[-1] == N else b < a + 1  # N: all keys are seen
 assert lost["vanilla"] > lost["Λ without ceiling"] > 2 > 1 > lost["ceiling without Λ"] > 0.2
-assert 0 < lost["window alone"] < 0.1
+assert 0 < lost["sliding window"] < 0.1
+
+drawing, axes = plot.figure()
+plot.line(axes, queries, queries.log(), "third", "ln n, the entropy if all n keys were alike")
+for name in list(seen)[::2]:  # the other two see few keys, as LM-Infinite does
+    entropy = seen[name].entropy.mean((0, 1)).view(-1, 4).mean(1)
+    plot.line(axes, queries[1::4], entropy, name)
+plot.trained(axes, L)
+axes.set(xlabel="position of the query", ylabel="entropy, nats, mean over heads", ylim=0)
+plot.show(drawing, "Factor 2: as long as all keys are seen, attention spreads", "entropy")
 
 # %%
-drawing, (logits, spread, cost) = plot.figure(3, width_ratios=(1, 1, 1.15))
-for rows, role, name in ((vanilla, "vanilla", "vanilla"), (capped, "ceiling", "felt at 256")):
-    plot.line(logits, BINS[1:], rows.highest.mean((0, 1)), role, name)
-plot.line(spread, queries, queries.log(), "third", "ln n", linewidth=1, linestyle="-")
-roles = ("vanilla", "other", "ceiling", "other", "window")  # one for each setting
-for name, role in zip(list(lost)[::2], roles[::2]):  # the other two see few keys as well
-    entropy = seen[name][0].entropy.mean((0, 1)).view(-1, 4).mean(1)
-    plot.line(spread, queries[1::4], entropy, role, name)
-logits.set(title="1. Highest logit", xlabel="distance", ylabel="mean over heads", ylim=(0, 17))
-spread.set(title="2. Entropy", xlabel="position", ylabel="nats, mean over heads", ylim=(0, 9))
-logits.legend(loc="upper right", fontsize=9)
-spread.legend(loc="lower right", bbox_to_anchor=(1, 0.05), fontsize=9)
-plot.trained(logits, L), plot.trained(spread, L)
-colours = [plot.COLOURS[role] for role in roles]
-cost.bar_label(cost.barh(lost.keys(), lost.values(), color=colours, height=0.6), fmt=" %.2f")
-cost.set(title="3. What each cure leaves", xlim=(0, 6.2), ylim=(4.5, -0.5))
-cost.set_xlabel("nats lost beyond 256")
-plot.show(drawing, "Highest logit by distance, entropy by position, and what each cure leaves")
+drawing, axes = plot.figure()
+colours = [plot.COLOURS[name] for name in lost]
+bars = axes.barh(list(lost), list(lost.values()), color=colours, height=0.6)
+axes.bar_label(bars, fmt=" %.2f")
+axes.set(xlabel="nats per token lost beyond 256", ylim=(4.5, -0.5))
+plot.show(
+    drawing, "New distances cost most, many keys some, lost starting tokens little", "loss"
+)
 
 # %% [markdown]
-# So the answer for this model. (1) The logits of distances that were never met are too high,
+# So the answer for this model. (1) The logits at distances that were never met are too high,
 # and ten far tokens are enough to do the harm: the Λ without ceiling loses 3.85 nats, the
-# window alone, which lacks just them, 0.02. (2) The entropy grows like ln n as long as all keys
-# are seen, and the ceiling does not stop it; that alone costs about half a nat. (3) The
-# starting tokens hardly matter: they are all that the window alone lacks. Eight other
+# sliding window, which lacks just them, 0.02. (2) The entropy grows like ln n as long as all
+# keys are seen, and the ceiling does not stop it; that alone costs about half a nat. (3) The
+# starting tokens hardly matter: they are all that the sliding window lacks. Eight other
 # documents give the same order ([methods.md](../weights/methods.md)): full attention loses 5.2
 # nats, the Λ without ceiling 2.7, the ceiling without Λ 0.5, the sliding window 0.02.
 #
@@ -130,19 +123,23 @@ plot.show(drawing, "Highest logit by distance, entropy by position, and what eac
 # Proposition 1 holds, but says little: where logits are this large, ln n - 2 w_max is mostly
 # negative (exercise 1).
 #
-# Factor 3 is a matter of the model. SmolLM2-135M, a Llama trained on 8,192 tokens, keeps giving
-# its first 4 tokens about 30% of its attention. The tiny Llama gives them 5.0% within its 256
-# tokens, and 2.3% beyond, where it is broken. (Measured beforehand, as lesson 05 tells. Whether
-# a model *needs* what it looks at is that lesson's question.)
-#
-# ![weight on the first 4 tokens by position, for both models](figures/04_smollm2.png)
+# **Third, starting tokens.** What these are worth depends on the model. SmolLM2-135M, a Llama
+# trained on 8,192 tokens, keeps giving its first 4 tokens about 30% of its attention. The tiny
+# Llama gives them 5.6% within its 256 tokens, and 2.6% beyond, where it is broken. (Measured
+# beforehand, as lesson 05 tells. Whether a model *needs* what it looks at is that lesson's
+# question.)
 
 # %%
 real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())["weight"]
-for name, weights in real.items():  # a query every 50 positions: 5 of them within 256
-    a, b = (100 * sum(part) / len(part) for part in (weights[:5], weights[5:]))
-    print(f"{name:12} {a:4.1f}% within 256 tokens, {b:4.1f}% beyond")
-    assert max(a, b) < 6 if name == "tiny Llama" else min(a, b) > 25 and min(weights) > 0.19
+drawing, axes = plot.figure()
+for (name, weights), role in zip(real.items(), ("third", "other")):
+    weights = 100 * torch.tensor(weights).view(-1, 5).mean(1)  # of 5 queries, 52 apart
+    a, b = float(weights[0]), float(weights[1:].mean())
+    print(f"{name:12} {a:4.1f}% within 260 tokens, {b:4.1f}% beyond")
+    assert max(a, b) < 6 if name == "tiny Llama" else min(a, b) > 25
+    plot.steps(axes, range(0, 2081, 260), weights.tolist(), role, label=name)
+axes.set(xlabel="position of the query", ylabel="weight on the first 4 tokens, %", ylim=0)
+plot.show(drawing, "Factor 3: SmolLM2 keeps 30% of its attention on 4 tokens", "smollm2")
 
 # %% [markdown]
 # `python -m minilm_inf.diagnose` takes all these measurements of any checkpoint, with

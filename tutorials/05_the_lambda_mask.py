@@ -59,10 +59,47 @@ for i in range(24):
 # visible(n) counts tokens: the query at position i is the last of i + 1
 print({i: lm.visible(i + 1) for i in (5, 8, 9, 23, 1_000_000)})
 
+# %%
+drawing, panels = plot.figure(2, sharey=True)
+both = {"Λ": lm, "sliding window": LMInfinite(n_local=11, n_global=0)}
+for axes, (name, setting) in zip(panels, both.items()):
+    seen = lambda_mask(positions, positions, setting)
+    kinds = torch.where(d < setting.n_local, plot.WINDOW, plot.START) * seen
+    plot.cells(axes, kinds + (is_past & ~seen) * plot.UNSEEN)
+    axes.set(title=f"{name}: {setting.most_visible} keys at most", xlabel="key j")
+panels[0].set_ylabel("query i")
+plot.show(drawing, "The Λ keeps the first tokens in sight, a sliding window loses them")
+
 # %% [markdown]
-# **Window alone against LM-Infinite.** Are the starting tokens worth their keys? The tiny Llama
-# reads 2,048 tokens with 256 keys in sight: the last 256, or the last 246 and the first 10
-# (which then need the ceiling of lesson 06).
+# **Are the starting tokens worth their keys?** A sliding window could have as many, and spend
+# all of them on the last tokens. A real model shows what that costs: SmolLM2-135M, trained on
+# 8,192 tokens, reads 2,080, well within its length, so that vanilla attention shows what all
+# of them can tell. With 260 keys in sight, the sliding window loses more than half a nat as
+# soon as the first tokens leave it. LM-Infinite keeps 4 of them, and loses 0.07 to a model that
+# sees up to 2,080.
+
+# %%
+real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())["nll"]
+drawing, axes = plot.figure()
+for name in ("sliding window", "vanilla", "LM-Infinite"):
+    plot.steps(axes, range(0, 2081, 130), real[name], name)  # a mean per 130 positions
+    lost = [a - b for a, b in zip(real[name], real["vanilla"])]
+    print(f"{name:14} loses {sum(lost[2:]) / len(lost[2:]):.2f} nats beyond position 260")
+    assert max(lost[:2]) < 0.001  # two steps within the window
+    assert min(lost[2:]) > 0.5 if name == "sliding window" else max(lost) < 0.2
+axes.axvline(260, color=plot.INK, linewidth=1, linestyle=":")
+axes.annotate(" the window is full: 260", (260, 3.02), va="bottom", fontsize=9)
+axes.set(xlabel="position", ylabel="nll, nats per token", ylim=(3, 4.8))
+plot.show(drawing, "Without its first tokens SmolLM2 loses more than half a nat", "smollm2")
+
+# %% [markdown]
+# (SmolLM2-135M is, here and in lessons 04 and 10, SmolLM2-135M-Instruct, converted from a file
+# of 4-bit weights. `make smollm2` fetches its 93 MB. Its numbers were measured beforehand, see
+# [smollm2.json](figures/smollm2.json); `make smollm2-figures` measures and draws them again.)
+#
+# Not every model needs them. The tiny Llama, trained on 256 tokens, reads 2,048 with 256 keys
+# in sight: the last 256, or the last 246 and the first 10 (which then need the ceiling of
+# lesson 06). It reads on well with either; its starting tokens are worth little:
 
 # %%
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
@@ -70,59 +107,19 @@ bos, *ids = tokenizer.encode((plot.HERE / "text.txt").read_text(encoding="utf-8"
 texts = [[bos, *ids[k * 2048 : (k + 1) * 2048]] for k in range(6)]
 
 
-def read(lm: LMInfinite) -> torch.Tensor:
-    return torch.stack([stream_nll(model, text, lm) for text in texts]).mean(0)
+def late_nll(lm: LMInfinite) -> float:
+    return float(torch.stack([stream_nll(model, text, lm)[256:] for text in texts]).mean())
 
 
-nll = {
-    "window alone": read(LMInfinite(n_local=256, n_global=0)),
-    "LM-Infinite": read(LMInfinite(n_local=246, n_global=10, distance_ceiling=256)),
+late = {
+    "sliding window": late_nll(LMInfinite(n_local=256, n_global=0)),
+    "LM-Infinite": late_nll(LMInfinite(n_local=246, n_global=10, distance_ceiling=256)),
 }
-late = {name: float(curve[256:].mean()) for name, curve in nll.items()}
 print("nll beyond 256:", {name: round(value, 3) for name, value in late.items()})
 # hardly any difference in this model; vanilla attention has over 8 (lesson 03)
-assert 0 < late["window alone"] - late["LM-Infinite"] < 0.05 and max(late.values()) < 4
-
-# %%
-drawing, (left, right) = plot.figure(2, width_ratios=(1, 1.35))
-kinds = mask * torch.where(is_local, plot.WINDOW, plot.START) + (is_past & ~mask) * plot.UNSEEN
-plot.cells(left, kinds)
-left.set(title="What each query sees", xlabel="key j", ylabel="query i", xticks=[0, 10, 20])
-for y, text, role in ((5, "window", "window"), (8, "starting tokens", "start")):
-    left.annotate(text, (23.5, y), ha="right", color=plot.COLOURS[role], weight="bold")
-left.annotate("not seen", (23.5, 11), ha="right", color="#888888", weight="bold")
-for (name, curve), role, width in zip(nll.items(), ("third", "window"), (6, 2)):
-    curve = curve.view(-1, 64).mean(1)
-    plot.line(right, range(32, 2048, 64), curve, role, name, linestyle="-", linewidth=width)
-plot.trained(right, 256)
-right.set(title="The tiny Llama reads as well with either", xlabel="position", ylim=(2.5, 4.5))
-right.set(ylabel="nll, nats per token", xticks=[0, 500, 1000, 1500, 2000])
-right.legend(loc="upper right")
-plot.show(drawing, "Left, the Λ-mask. Right, the nll with and without starting tokens")
+assert 0 < late["sliding window"] - late["LM-Infinite"] < 0.05 and max(late.values()) < 4
 
 # %% [markdown]
-# Either keeps this model going, and its starting tokens are worth little. A real model needs
-# them. SmolLM2-135M, trained on 8,192 tokens, is within its length here: vanilla attention
-# shows what 2,000 tokens can tell. With 260 keys in sight, the window alone loses more
-# than half a nat as soon as the first tokens leave it. LM-Infinite keeps 4 of them, and loses
-# 0.06 to a model that sees up to 2,000.
-#
-# ![SmolLM2's nll by position: vanilla, window alone and LM-Infinite](figures/05_smollm2.png)
-
-# %%
-real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())
-# a number per 125 positions, the first two within the window
-for name in ("window", "LM-Infinite"):
-    lost = [a - b for a, b in zip(real["nll"][name], real["vanilla"])]
-    print(f"{name:12} loses {sum(lost[2:]) / len(lost[2:]):.2f} nats beyond position 250")
-    assert max(lost[:2]) < 0.001
-    assert min(lost[2:]) > 0.6 if name == "window" else max(lost) < 0.15
-
-# %% [markdown]
-# SmolLM2-135M is, here and in lessons 04 and 10, SmolLM2-135M-Instruct, converted from a file
-# of 4-bit weights (`make smollm2` fetches its 93 MB). Its numbers were measured beforehand, see
-# [smollm2.json](figures/smollm2.json); `make smollm2-figures` makes them again.
-#
 # In larger models still more depends on them: the paper finds Llama-2-7B's nll at 16,000 tokens
 # at 6.43 without starting tokens and at 1.03 with a single one.
 #

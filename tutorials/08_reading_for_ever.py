@@ -30,27 +30,39 @@ ids = tokenizer.encode((plot.HERE / "text.txt").read_text(encoding="utf-8"))
 
 # %%
 tokens = torch.tensor([ids[:2048]])
-sizes = {"vanilla": [], "LM-Infinite": []}
+sizes = {}
 with torch.inference_mode():
     for name, setting in (("vanilla", None), ("LM-Infinite", lm)):
         cache, pieces = model.new_cache(1, setting), []
         for chunk in tokens.split(64, 1):
             pieces.append(model(chunk, setting, cache=cache))
-            sizes[name].append(cache.nbytes)
         assert torch.allclose(torch.cat(pieces, 1), model(tokens, setting), atol=1e-3)
+        sizes[name] = cache.nbytes
 token = 4 * 2 * 2 * 32  # numbers: layers, keys and values, heads, D; each has 4 bytes
-for name, by_chunk in sizes.items():
-    n = by_chunk[-1] // 4
-    print(f"{name:11} {4 * n:9,} bytes = {n:9,} numbers = {n // token:5,} tokens of {token}")
-assert set(sizes["LM-Infinite"][8:]) == {4 * token * (256 + 10 + 10)}
-assert sizes["vanilla"][-1] == 4 * token * 2048
+for name, size in sizes.items():
+    print(
+        f"{name:11} {size:9,} bytes = {size // 4:9,} numbers = {size // 4 // token:5,} tokens"
+    )
+assert sizes["LM-Infinite"] == 4 * token * (256 + 10 + 10)
+assert sizes["vanilla"] == 4 * token * 2048
 
 # %% [markdown]
 # So after 2,048 tokens, and after a million, it holds 141,312 numbers: 256 + 10 tokens, and
 # room for the 10 once more beside the window, so that one product answers a query. (Texts of
 # different lengths that are read side by side are padded in front; padding has negative
-# positions, and nobody sees it.)
-#
+# positions, and nobody sees it.) Drawn is what is in use: with full attention as many tokens as
+# were read, with LM-Infinite as many as the next query sees. (The vanilla cache's own buffer
+# doubles whenever it is full.)
+
+# %%
+lengths = list(range(64, 16385, 64))
+drawing, axes = plot.figure()
+for name, kept in (("vanilla", lengths), ("LM-Infinite", map(lm.visible, lengths))):
+    plot.line(axes, lengths, [4 * token * n / 1e6 for n in kept], name)
+axes.set(xlabel="tokens read", ylabel="keys and values that are kept, MB", ylim=0)
+plot.show(drawing, "With LM-Infinite the cache stops growing at 266 tokens")
+
+# %% [markdown]
 # **Angles.** A cache that lasts meets large positions. RoPE turns by position · frequency, and
 # float32 has 24 bits, too few for position 200 million, which takes 28. So the package
 # multiplies in float64, and rounds after the cosine. Here is a logit at a distance of 100,
@@ -83,6 +95,13 @@ off = {
 print("off by {:.1f} in float32, by {:.0e} in float64".format(*(x[-1] for x in off.values())))
 assert off[torch.float32][-1] > 1 and max(off[torch.float64]) < 1e-5
 
+drawing, axes = plot.figure()
+for dtype, role in ((torch.float32, "third"), (torch.float64, "other")):
+    plot.line(axes, shifts, off[dtype], role, f"angles in {str(dtype)[6:]}", marker="o")
+axes.set(xlabel="position", ylabel="error of a logit", xscale="log", yscale="log")
+axes.set_xticks([1e2, 1e4, 1e6, 1e8], ["100", "10,000", "1,000,000", "100,000,000"])
+plot.show(drawing, "In float64, angles are exact at position 200 million too", "angles")
+
 # %% [markdown]
 # **For ever** has been tried, with a smaller Llama,
 # [nano-llama](../weights/README.md#the-weights): held-out texts, in random order again and
@@ -98,22 +117,10 @@ print(f"{sum(nll[:100]) / 100:.3f}, {sum(nll[100:]) / 100:.3f}")
 assert stream["tokens"] == 200_000_000 and len(nll) == 200
 assert abs(sum(nll[:100]) - sum(nll[100:])) / 100 < 0.05
 
-drawing, (memory, angles, curve) = plot.figure(3)
-for name, role in (("vanilla", "vanilla"), ("LM-Infinite", "window")):
-    plot.line(memory, range(64, 2049, 64), [x / 1e6 for x in sizes[name]], role, name)
-for dtype, role in ((torch.float32, "other"), (torch.float64, "window")):
-    plot.line(angles, shifts, off[dtype], role, str(dtype)[6:], marker="o")
-plot.line(curve, [i + 0.5 for i in range(200)], nll, "window", linewidth=1.2)
-memory.set(title="cache, MB", xlabel="tokens read", ylim=(0, 5.5))
-memory.annotate("the buffer\ndoubles", (1000, 2.2), ha="right")
-angles.set(title="error of a logit", xlabel="position", xscale="log", yscale="log")
-angles.set_xticks([1e2, 1e4, 1e6, 1e8])
-curve.set(title="nll of a stream", xlabel="million tokens", ylim=(2, 4))
-memory.legend()
-angles.legend()
-plot.show(
-    drawing, "The cache stops growing, angles stay exact, and the nll of a stream is flat"
-)
+drawing, axes = plot.figure()
+plot.line(axes, [i + 0.5 for i in range(200)], nll, "LM-Infinite", linewidth=1.2)
+axes.set(xlabel="million tokens read", ylabel="nll, nats per token", ylim=(2, 4))
+plot.show(drawing, "The nll of a stream of 200 million tokens stays where it was", "stream")
 
 # %% [markdown]
 # Constant memory is not memory of everything: lesson 10.

@@ -21,7 +21,7 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, Rotary, load
-from minilm_inf.evaluate.methods import Method, answers
+from minilm_inf.evaluate.retrieval import share_found
 from minilm_inf.evaluate.trials import PassKey
 from minilm_inf.top_k import bring_back
 from minilm_inf.train.practice import Practice
@@ -55,57 +55,73 @@ for i in range(40):
 # %%
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
 text = (plot.HERE / "text.txt").read_text(encoding="utf-8")
-maker = PassKey(Practice(tokenizer, np.array(tokenizer.encode(text, bos=False))), tokenizer)
-example = maker.trial(60, 0.5, [5])
-print(tokenizer.decode(example.ids))
-
-lengths, depths, trials = (256, 512, 1024, 2048), (0.1, 0.3, 0.5, 0.7, 0.9), 3
-plain = LMInfinite.for_model(model.config, n_global=10)
-
-
-def found(lm: LMInfinite, length: int, depth: float) -> float:
-    """The share of numbers that are found."""
-    rows = [maker.trial(length, depth, [length, seed]).ids for seed in range(trials)]
-    right = answers(model, Method("", lm), torch.tensor(rows), maker.width)
-    return sum(n == maker.width for n in right) / trials
-
+practice = Practice(tokenizer, np.array(tokenizer.encode(text, bos=False)))
+maker, longer = PassKey(practice, tokenizer), PassKey(practice, tokenizer, digits=6)
+print(tokenizer.decode(maker.trial(60, 0.5, [5]).ids))
 
 # %% [markdown]
 # **Claim.** Without the middle, a number is found only where it stands in the window. With it,
 # all are found again, in a text eight times as long as any in the training, 3 trials a cell.
-# For this model a single middle key for each head is enough.
+# For this model a single middle key for each head is enough. More can do harm: a number of six
+# digits, which the model has not practised, is found more often with 1 than with 5.
 
 # %%
-share = {
-    k: [[found(replace(plain, top_k=k), n, depth) for n in lengths] for depth in depths]
-    for k in (0, 1, 5)
-}
-table = {k: torch.tensor(rows) for k, rows in share.items()}
-hidden = table[0][:, 1:][:3]  # beyond 256 tokens, at depths up to a half: never in the window
-for k in share:
-    some = 100 * table[k][:3, 1:].mean()
-    print(f"k = {k}: {100 * table[k].mean():.0f}% of all, {some:.0f}% of the hidden numbers")
-assert hidden.max() == 0 and table[0][:, 0].mean() > 0.9
-assert table[1].mean() > 0.95 and table[5].mean() > 0.95
-
-# %%
-drawing, panels = plot.figure(3)
-for (k, rows), axes in zip(share.items(), panels):
-    axes.imshow(rows, vmin=0, vmax=1, aspect="auto")
-    for y, row in enumerate(rows):
-        for x, value in enumerate(row):
-            ink = "white" if value > 0.6 else plot.INK
-            axes.text(x, y, f"{100 * value:.0f}%", ha="center", va="center", color=ink)
-    plot.grid(axes, len(depths), len(lengths))
-    axes.set(
-        title=f"numbers found, top_k = {k}", xlabel="tokens", xticks=range(4), yticks=range(5)
+plain, lengths = LMInfinite.for_model(model.config, n_global=10), (256, 512, 1024, 2048)
+depths, table = (0.1, 0.3, 0.5, 0.7, 0.9), {}
+for k in (0, 1):
+    lm = replace(plain, top_k=k)
+    rows = [[share_found(model, lm, maker, n, depth, 3) for n in lengths] for depth in depths]
+    table[k] = torch.tensor(rows)
+    some = table[k][:3, 1:].mean()  # beyond 256 tokens, up to a half: never in the window
+    print(
+        f"k = {k}: {100 * table[k].mean():.0f}% of all, {100 * some:.0f}% of the hidden numbers"
     )
-    axes.set(xticklabels=lengths, yticklabels=depths)
-panels[0].set_ylabel("depth of the number")
-plot.show(drawing, "Numbers found, by length and depth: no middle key, one and five per head")
+six = {
+    k: share_found(model, replace(plain, top_k=k), longer, 512, 0.2, 24) for k in (0, 1, 2, 5)
+}
+print("six digits:", {k: f"{100 * share:.0f}%" for k, share in six.items()})
+assert table[0][:3, 1:].max() == 0 and table[0][:, 0].mean() > 0.9 and table[1].mean() > 0.95
+assert six[0] == 0 and six[1] > six[5] + 0.1
+
+# %%
+drawing, (*panels, bars) = plot.figure(3, width_ratios=(1.1, 1.1, 1))
+for axes, (k, shares) in zip(panels, table.items()):
+    plot.shares(axes, shares.tolist(), depths, lengths)
+    axes.set(title=f"Five digits, top_k = {k}", xlabel="tokens")
+panels[0].set_ylabel("share of the text before the number")
+percent, colour = [100 * share for share in six.values()], plot.COLOURS["LM-Infinite + top-k"]
+found = bars.bar(list(map(str, six)), percent, color=colour)
+bars.bar_label(found, fmt="%.0f%%")
+bars.set(
+    title="Six digits, 512 tokens", xlabel="top_k", ylabel="numbers found, %", ylim=(0, 100)
+)
+plot.show(drawing, "One middle key a head finds the number again; more are not better")
 
 # %% [markdown]
-# The panels for 1 and 5 are the same. A task at which they differ is in exercise 2.
+# **The words matter.** Both numbers and questions were worded as in training, where these
+# models learned to copy an answer. With the number in sight, in texts of 256 tokens, tell it
+# and ask for it in other words:
+
+# %%
+wordings = {
+    "as in training": (PassKey.states, PassKey.asks),
+    "not asked": (["The pass key is {}."], "The pass key is {}"),
+    "a password": (["The password is {}."], "What is the password? The password is {}"),
+    "a code": (["The secret code is {}."], "What is the secret code? The secret code is {}"),
+    "was": (["The pass key is {}."], "What was the pass key? It was {}"),
+}
+for name in ("tiny-llama", "tiny-mpt"):
+    model, tokenizer = load(plot.ROOT / "weights" / name)
+    practice = Practice(tokenizer, np.array(tokenizer.encode(text, bos=False)))
+    maker, right = PassKey(practice, tokenizer), {}
+    for wording, (maker.states, maker.asks) in wordings.items():
+        right[wording] = share_found(model, None, maker, 256, 0.5, 40)
+    print(f"{name:10} ", ", ".join(f"{words} {100 * x:.0f}%" for words, x in right.items()))
+    assert right["as in training"] > 0.9 > 0.5 > right["was"]
+
+# %% [markdown]
+# So a number that is not found may have been seen, and the question not understood: what comes
+# back helps a model no more than what is in sight would.
 #
 # Reaching back is not free for what was in sight: keys that come back take attention from the
 # window's. With 5 of them tiny-gptj writes 80.8% of the numbers that stand in its window, and
@@ -126,8 +142,7 @@ plot.show(drawing, "Numbers found, by length and depth: no middle key, one and f
 # 1. Which middle keys do come back? At the last query of a trial of 512 tokens, count in how
 #    many heads and layers one of the number's five digits is among them (`recording` of lesson
 #    04 shows q and k).
-# 2. Is more better? Hide six digits (`PassKey(practice, tokenizer, digits=6)`), which the model
-#    has not practised, in 512 tokens, and compare k = 1 with k = 5. Does the distance at which
-#    middle keys seem, 128, matter too? Try 16, 64 and 255 with five digits.
+# 2. Does the distance at which middle keys seem, 128, matter? Try 16, 64 and 255. And which
+#    layers must reach back? Try `top_k_from_layer` 1, 2 and 3.
 #
 # Answers: [solutions/09_reaching_back.py](solutions/09_reaching_back.py).

@@ -14,8 +14,7 @@ import plot
 import torch
 
 from minilm_inf import LMInfinite, load
-from minilm_inf.evaluate.compare import reencoded_nll, stream_nll, stream_pieces
-from minilm_inf.evaluate.streaming_llm import StreamingLLM
+from minilm_inf.evaluate.methods import InCache, Method, Truncated
 
 folder = plot.ROOT / "weights" / "tiny-llama"
 model, tokenizer = load(folder, dtype=torch.float64)
@@ -48,67 +47,72 @@ print(f"tokens without any influence: {int((influence < 1e-12).sum())} of {n}")
 assert (influence[~near & ~starting] < 1e-12).all()
 assert (influence[near | starting] > 1e-12).all()
 
+drawing, axes = plot.figure()
+for role, part in (("starting", starting), ("window", ~starting)):
+    name = "starting tokens" if role == "starting" else "within 124 tokens"
+    colour = plot.COLOURS[role]
+    axes.bar(j[part].tolist(), influence[part].tolist(), width=1, color=colour, label=name)
+axes.axvspan(G - 0.5, n - 1 - reach - 0.5, color=plot.COLOURS["hidden"], label="no influence")
+axes.set(yscale="log", ylim=(1e-15, 100), xlabel="token that is changed")
+axes.set_ylabel("largest change of a logit of the last token")
+plot.show(drawing, "What lies out of reach of all layers has no influence at all")
+
 # %% [markdown]
 # Fluency, then, is another matter. Four ways to read on with about as many keys in sight: a
-# window of 266 alone; a window of 256 and 10 starting tokens, with StreamingLLM's distances or
-# LM-Infinite's; and re-encoding (lesson 03), with 129 to 256. StreamingLLM counts distances in
-# its cache: to a starting token j it is min(i, 265) - j, where LM-Infinite has min(i - j, 256).
+# sliding window of 266; a window of 256 and 10 starting tokens, with StreamingLLM's distances
+# or LM-Infinite's; and re-encoding (lesson 03), with 129 to 256. StreamingLLM counts distances
+# in its cache: to a starting token j it is min(i, 265) - j, where LM-Infinite has
+# min(i - j, 256).
 
 # %%
 model, _ = load(folder)
 W, K = 256, 10
-
-
-def streaming_llm(row: list[int]) -> torch.Tensor:
-    return torch.cat(list(stream_pieces(model, row, StreamingLLM(model, W, K).read, 512)))
-
-
 methods = {
-    "LM-Infinite": lambda row: stream_nll(model, row, LMInfinite(W, K, W)),
-    "StreamingLLM": streaming_llm,
-    "re-encoding": lambda row: reencoded_nll(model, row),
-    "window": lambda row: stream_nll(model, row, LMInfinite(W + K, n_global=0)),
+    "LM-Infinite": Method("", LMInfinite(W, K, W)),
+    "StreamingLLM": InCache("", LMInfinite(W, K)),
+    "re-encoding": Truncated("", None, W),
+    "sliding window": Method("", LMInfinite(W + K, n_global=0)),
 }
 texts = [[bos, *ids[k * 2048 : (k + 1) * 2048]] for k in range(6)]
-late = {name: torch.stack([f(row)[512:] for row in texts]) for name, f in methods.items()}
-more = {name: (late[name] - late["LM-Infinite"]).view(-1, 128).mean(1) for name in methods}
-found = {}  # the mean difference on the same tokens, and its 95% interval over 72 pieces
-for name, pieces in more.items():
-    found[name] = float(pieces.mean()), 1.96 * float(pieces.std()) / len(pieces) ** 0.5
-    print(f"{name:12} {late[name].mean():.3f}   {found[name][0]:+.3f} ± {found[name][1]:.3f}")
-assert max(abs(mean) + around for mean, around in found.values()) < 0.05
+tiny = {}  # beyond 512, 128 tokens at a time: 72 pieces
+for name, method in methods.items():
+    nll = torch.stack([torch.cat(list(method.pieces(model, row, 512))) for row in texts])
+    tiny[name] = nll[:, 512:].reshape(-1, 128).mean(1)
 
-# %%
-drawing, (left, right) = plot.figure(2, width_ratios=(1.5, 1))
-colours = [plot.COLOURS["start" if s else "window"] for s in starting]
-left.bar(range(n), influence.tolist(), width=1, color=colours)
-left.axvspan(G - 0.5, n - 1 - reach - 0.5, color=plot.COLOURS["middle"])
-left.annotate("no influence", ((n - 1 - reach + G) / 2, 1e-7), ha="center", rotation=90)
-left.set(yscale="log", ylim=(1e-15, 100), xlabel="token that is changed")
-left.set(title="influence on the last token", ylabel="largest change of a logit")
-for y, (name, (mean, around)) in enumerate(found.items()):
-    role = "window" if name == "LM-Infinite" else "other"
-    right.errorbar(mean, y, xerr=around, fmt="o", color=plot.COLOURS[role], capsize=4)
-right.axvline(0, color=plot.INK, linewidth=1, linestyle=":")
-right.set_yticks(range(len(found)), found)
-right.invert_yaxis()
-right.set(title="nll, less LM-Infinite's", xlabel="nats per token", xlim=(-0.01, 0.03))
-plot.show(drawing, "Left, which tokens still count. Right, four methods: within 0.05 nat")
+
+def found(pieces: dict) -> dict:
+    """The mean difference from LM-Infinite's on the same tokens, and its 95% interval."""
+    more = {name: pieces[name] - pieces["LM-Infinite"] for name in methods}
+    around = {name: 1.96 * float(x.std()) / len(x) ** 0.5 for name, x in more.items()}
+    return {name: (float(x.mean()), around[name]) for name, x in more.items()}
+
 
 # %% [markdown]
 # All four are nearly as fluent as one another, within 0.02 nat, though they do not forget the
 # same: re-encoding reaches at most 255 tokens back, the others 255 or 265 in each layer. The
 # nll of a novel does not show it. LM-Infinite's gain over re-encoding is its cost: it reads
-# each token once. In a real model, SmolLM2-135M, the window alone falls behind, and the other
-# three stay alike (measured beforehand, as in lesson 05):
-#
-# ![the nll of four methods with SmolLM2, 260 keys in sight](figures/10_smollm2.png)
+# each token once. A real model, SmolLM2-135M, with 260 keys in sight, loses much with the
+# sliding window, and the other three stay alike (measured beforehand, as in lesson 05):
 
 # %%
 real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())["nll"]
-real = {name: sum(curve[4:]) / len(curve[4:]) for name, curve in real.items()}
-window = real.pop("window")
-assert window > max(real.values()) + 0.5 and max(real.values()) - min(real.values()) < 0.05
+real = {name: torch.tensor(steps[4:]) for name, steps in real.items()}  # beyond 520
+drawing, panels = plot.figure(2, sharey=True)
+for axes, (name, pieces) in zip(
+    panels, {"tiny Llama": tiny, "SmolLM2-135M, another scale": real}.items()
+):
+    for y, (method, (mean, around)) in enumerate(found(pieces).items()):
+        print(
+            f"{name:.12} {method:14} {pieces[method].mean():.3f}   {mean:+.3f} ± {around:.3f}"
+        )
+        style = {"fmt": "o", "color": plot.COLOURS[method], "capsize": 4}
+        axes.errorbar(mean, y, xerr=around, **style)
+        assert abs(mean) + around < 0.05 or (method, pieces is real) == ("sliding window", True)
+    axes.axvline(0, color=plot.INK, linewidth=1, linestyle=":")
+    axes.set(title=name, xlabel="nats per token, less LM-Infinite's", ylim=(3.5, -0.5))
+panels[0].set_yticks(range(4), methods)
+assert found(real)["sliding window"][0] > 0.5
+plot.show(drawing, "SmolLM2 needs its starting tokens; else all four read alike", "smollm2")
 
 # %% [markdown]
 # If the answer stands in the middle, reach back (lesson 09), or use another method:

@@ -121,8 +121,8 @@ for y, rows in enumerate(by_row.values()):
 axes.set_yticks(range(len(KERNELS)), by_row)
 labels = ("0", "n_local", "\nn_local + n_global", "2 n_local", "3 n_local")
 axes.set_xticks([0, L, L + G, 2 * L, 3 * L], labels)
-axes.set(xlabel="query position", title="error by query position; at the right, the largest")
-plot.show(drawing, "The error by query position of a right kernel and of four wrong ones")
+axes.set(xlabel="query position", title="shade: size of the error; at the right, the largest")
+plot.show(drawing, "The first row that is wrong tells what is wrong with a kernel")
 
 # %% [markdown]
 # The rotation is wrong at row 1, for row 0 sees only itself; the ceiling at row n_local, where

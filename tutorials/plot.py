@@ -1,11 +1,11 @@
 """How the lessons draw: one palette, one size, one way to show a figure.
 
-A colour means the same thing in every lesson, in explorer.html and in the figures of weights/.
-The five differ in lightness as well as in hue (a test measures it), and a line has its own
-dashes too, so that greyscale and colour-blind readers lose nothing. What is none of the five,
-another ablation or something to compare with, is one of the greys, "other" and "third"; only
-the eight curves of weights/methods.png have further colours. The same numbers give the same
-bytes: no time is written into a file.
+The palette is that of minilm_inf/evaluate/figure.py, which draws the figures of weights/, and
+of explorer.html: a method has one name and one colour wherever it is drawn, and so has what a
+key is to a query. What is neither is grey, "other" or "third". Colours differ in lightness as
+well as in hue, and lines have dashes of their own, so that greyscale and colour-blind readers
+lose nothing. A figure's title says what is found; its legend stands below the panels. The
+same numbers give the same bytes: no time is written into a file.
 
 Where matplotlib is missing, all that draws does nothing, and a lesson still runs: its numbers
 and its asserts need no picture. Importing this also makes the package beside this folder
@@ -24,7 +24,7 @@ try:
     import matplotlib
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import ScalarFormatter
 except ImportError:
     matplotlib = None
 
@@ -34,34 +34,28 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # tensors this small gain nothing from more, and sums stay the same
 
-COLOURS = {
-    "window": "#08306b",  # the last n_local tokens, and LM-Infinite as a whole
-    "start": "#b03a26",  # the first n_global tokens
-    "ceiling": "#25a883",  # what stands at the ceiling, and a ceiling without the Λ
-    "vanilla": "#f0ad1d",  # the plain model
-    "middle": "#d9d9d9",  # what is not seen
-    "other": "#5f5f5f",
-    "third": "#9a9a9a",
-}
-DASHES = {
-    "window": "-",
-    "start": (0, (5, 1.5)),
-    "ceiling": (0, (1, 1)),
-    "vanilla": (0, (6, 1.5, 1, 1.5)),
-    "middle": "-",
-    "other": (0, (3, 1.5)),
-    "third": (0, (1.5, 1.5)),
-}
+from minilm_inf.evaluate.figure import KEYS, STYLES  # noqa: E402
+
+METHODS = {  # as the lessons call them -> as the programs' flags do
+    "vanilla": "full", "re-encoding": "truncate", "sliding window": "window",
+    "Λ without ceiling": "no-ceiling", "ceiling without Λ": "no-lambda",
+    "StreamingLLM": "streaming", "LM-Infinite": "lambda", "LM-Infinite + top-k": "topk",
+}  # fmt: skip
+STYLE_OF = {name: STYLES[flag][:2] for name, flag in METHODS.items()}
+STYLE_OF |= {"other": ("#5f5f5f", (0, (4, 1))), "third": ("#9a9a9a", (0, (1.5, 1.5)))}
+COLOURS = KEYS | {name: colour for name, (colour, _) in STYLE_OF.items()}
 UNSEEN, WINDOW, START, CEILING = range(1, 5)  # the values of `cells`; 0 stays white
-CELLS = ("#ffffff", *(COLOURS[name] for name in ("middle", "window", "start", "ceiling")))
+CELLS = {"not seen": "hidden", "window": "window", "starting token": "starting"}
+CELLS |= {"at the ceiling": "ceiling"}  # what a key is, as legends say it -> its colour
 INK = "#333333"
-SIZE, DPI = (9, 4.2), 130
+SIZE, DPI = (9, 4.7), 180
 STYLE = {
-    "font.size": 11, "axes.titlesize": 12, "axes.titlelocation": "left", "text.color": INK,
+    "font.size": 10.5, "axes.titlesize": 11, "axes.titlelocation": "left", "text.color": INK,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 2,
-    "legend.edgecolor": "none", "legend.fontsize": 10, "image.interpolation": "nearest",
-    "image.cmap": "Blues", "figure.facecolor": "white",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.xmargin": 0.02,
+    "lines.linewidth": 2, "legend.frameon": False, "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.5, "image.interpolation": "nearest", "image.cmap": "Blues",
+    "figure.facecolor": "white", "figure.titlesize": 13, "figure.titleweight": "bold",
 }  # fmt: skip
 
 lesson: str | None = None  # whose figure is drawn, when another program runs the lesson
@@ -95,17 +89,33 @@ def figure(columns: int = 1, **kwargs):
 
 
 def line(axes, x, y, role: str, label: str | None = None, **kwargs):
-    """A curve in the colour and the dashes of its role."""
-    style = {"color": COLOURS[role], "linestyle": DASHES[role]} | kwargs
+    """A curve in the colour and the dashes of its role: a method, whose name is its label, or
+    one of the greys."""
+    colour, dashes = STYLE_OF[role]
+    style = {"color": colour, "linestyle": dashes} | kwargs
+    label = label or (role if role in METHODS else None)
     axes.plot([float(v) for v in x], [float(v) for v in y], label=label, **style)
+
+
+def steps(axes, edges, values, role: str, **kwargs):
+    """A line of steps, each of which spans what its value is the mean of."""
+    if matplotlib is not None:
+        style = {"drawstyle": "steps-post", "linestyle": "-"} | kwargs
+        line(axes, edges, [*values, values[-1]], role, **style)
 
 
 def cells(axes, values):
     """A matrix of UNSEEN, WINDOW, START and CEILING (0: white), a square for each entry."""
     if matplotlib is None:
         return
-    axes.imshow(torch.as_tensor(values).tolist(), cmap=ListedColormap(CELLS), vmin=0, vmax=4)
-    grid(axes, *torch.as_tensor(values).shape)
+    values = torch.as_tensor(values)
+    colours = ListedColormap(["#ffffff", *(COLOURS[role] for role in CELLS.values())])
+    axes.imshow(values.tolist(), cmap=colours, vmin=0, vmax=4)
+    for value, (name, role) in enumerate(CELLS.items(), 1):
+        if (values == value).any():
+            style = {"marker": "s", "markersize": 10, "linestyle": "", "label": name}
+            axes.plot([], [], color=COLOURS[role], **style)  # for the legend
+    grid(axes, *values.shape)
 
 
 def grid(axes, rows: int, columns: int):
@@ -119,23 +129,28 @@ def grid(axes, rows: int, columns: int):
     axes.spines[:].set_visible(False)
 
 
-def numbers(axes, values, seen, ceiling: int | None = None):
-    """A matrix of distances, a number in each entry that is seen; those at the ceiling stand
-    out in its colour."""
+def numbers(axes, values, kinds):
+    """`cells` of some kinds, with a number in each entry that is none of 0 and UNSEEN."""
+    cells(axes, kinds)
+    for (i, row), kind in zip(enumerate(values.tolist()), kinds.tolist()):
+        for j, value in enumerate(row):
+            if kind[j] > UNSEEN:
+                ink = INK if kind[j] == CEILING else "white"
+                axes.text(j, i, value, ha="center", va="center", color=ink, weight="bold")
+
+
+def shares(axes, values: list[list[float]], rows, columns):
+    """A matrix of shares, each written in its square as a percentage."""
     if matplotlib is None:
         return
-    shades = [[v if s else float("nan") for v, s in zip(*row)] for row in zip(values, seen)]
-    axes.imshow(shades, vmin=-2, vmax=20)
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            if seen[i][j]:
-                ink = "white" if value == ceiling or value > 9 else INK
-                if value == ceiling:
-                    square = Rectangle((j - 0.5, i - 0.5), 1, 1, color=COLOURS["ceiling"])
-                    axes.add_patch(square)
-                axes.text(j, i, value, ha="center", va="center", fontsize=8, color=ink)
-    grid(axes, len(values), len(values[0]))
-    axes.set(xticks=[], yticks=[])
+    axes.imshow(values, vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            ink = "white" if value > 0.6 else INK
+            axes.text(x, y, f"{100 * value:.0f}%", ha="center", va="center", color=ink)
+    grid(axes, len(rows), len(columns))
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), [f"{n:,}" for n in columns])
 
 
 def trained(axes, length: int):
@@ -145,10 +160,28 @@ def trained(axes, length: int):
     axes.annotate(" trained length", (length, 0.01), xycoords=where, va="bottom", fontsize=9)
 
 
-def show(drawing, caption: str):
-    """Show a figure: in a notebook at once, elsewhere as figures/LESSON.png."""
+def finish(drawing, title: str):
+    """Give a figure its title, one legend below all panels, and commas in thousands."""
+    drawing.suptitle(title, x=0.01, ha="left")
+    labels = {}
+    for axes in drawing.axes:
+        handles, names = axes.get_legend_handles_labels()
+        for name, handle in zip(names, handles):
+            labels.setdefault(name, handle)
+        for axis in (axes.xaxis, axes.yaxis):
+            plain = isinstance(axis.get_major_formatter(), ScalarFormatter)
+            if plain and max(axis.get_view_interval()) >= 1000:
+                axis.set_major_formatter("{x:,.0f}")
+    if labels:
+        drawing.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5)
+
+
+def show(drawing, title: str, part: str = ""):
+    """Show a figure, whose title says what is found: in a notebook at once, elsewhere as
+    figures/LESSON.png, and a further one of a lesson, `part`, as figures/NN_PART.png."""
     if matplotlib is None:
         return
+    finish(drawing, title)
     name = lesson or Path(getattr(sys.modules["__main__"], "__file__", "") or "").stem
     if lesson is None and "IPython" in sys.modules:
         from IPython.display import Image, display
@@ -157,9 +190,11 @@ def show(drawing, caption: str):
         drawing.savefig(content, dpi=DPI)
         display(Image(content.getvalue(), width=9 * 96))
         return
+    if part:
+        name = f"{name.partition('_')[0]}_{part}"
     path = HERE / "figures" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     drawing.savefig(path, dpi=DPI, metadata={"Software": None})
-    shown.append((path.name, caption))
+    shown.append((path.name, title))
     if lesson is None:
         print(f"the figure is in {path}", file=sys.stderr)

@@ -1,5 +1,5 @@
 """What passes through a model while it reads, shown from outside, and what rows of attention
-are made of.
+are made of: `entropy_and_logits` for a text and a setting.
 
 The core knows no hooks; PyTorch's own are put on the blocks by `recording`, and taken off
 again. Each block is called with (x, attention): before the call the attention is exchanged for
@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..config import LMInfinite
+from ..config import FULL_ATTENTION, LMInfinite
 from ..distance_ceiling import capped_logits
 from ..lambda_mask import distances, lambda_mask
 from ..transformer import Transformer
@@ -28,7 +28,7 @@ LOGITS_AT_ONCE = 1 << 24  # of all heads together; one row at least
 
 
 @contextlib.contextmanager
-def recording(model: Transformer, on_attention, on_hidden):
+def recording(model: Transformer, on_attention, on_hidden=lambda layer, x: None):
     """While it lasts, every layer of every reading calls both functions.
 
     on_attention: (layer, q, k), unplaced, (B, H, T, D) and (B, H_kv, T, D), before the layer
@@ -57,6 +57,19 @@ def recording(model: Transformer, on_attention, on_hidden):
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.inference_mode()
+def entropy_and_logits(
+    model, ids: list[int], q_positions: Tensor, lm=None, as_if=None, edges=(), n_starting=0
+) -> Rows:
+    """The Rows of some queries of a text that is read with lm, as they are, or as they would be
+    with another setting, `as_if`. edges: where bins of distances end, within the text."""
+    seen = as_if or lm or FULL_ATTENTION
+    rows = Rows(model, q_positions, [0, *edges, len(ids)], n_starting, seen)
+    with recording(model, rows.take):
+        model.read(torch.tensor([ids], device=model.embed.weight.device), lm)
+    return rows
 
 
 class Rows:

@@ -1,9 +1,9 @@
 """Results as pictures: nll by position, a line for each method; and shares by length and depth,
 a panel for each.
 
-What the lessons draw too, the vanilla model, LM-Infinite and its two ablations, has their
-colours. Dashes and markers tell the lines apart in a greyscale print and for colour-blind
-readers; shares are of a single hue, from white on.
+This is the palette of all figures, those of the lessons too. A method has one colour in all
+of them, and so has what a key is to a query. Dashes and markers tell the lines apart in a
+greyscale print and for colour-blind readers; shares are of a single hue, from white on.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import io
 import math
 
+KEYS = {"window": "#2b7bba", "starting": "#a33220", "ceiling": "#25a883", "hidden": "#d9d9d9"}
 STYLES = {  # method -> colour, dashes, marker
     "full": ("#f0ad1d", (0, (6, 1.5, 1, 1.5)), "o"),
-    "no-lambda": ("#25a883", (0, (1, 1)), "s"),
-    "no-ceiling": ("#5f5f5f", (0, (3, 1.5)), "^"),
-    "window": ("#56b4e9", (0, (1.5, 1.2)), "D"),
+    "no-lambda": (KEYS["ceiling"], (0, (1, 1)), "s"),  # it has the ceiling alone
+    "no-ceiling": ("#8a5fb0", (0, (3, 1.5)), "^"),
+    "window": (KEYS["window"], (0, (1.5, 1.2)), "D"),
     "truncate": ("#8a8a8a", (0, (5, 1.5)), "v"),
     "streaming": ("#cc79a7", (0, (3, 1, 1, 1, 1, 1)), "P"),
     "lambda": ("#08306b", (0, ()), None),

@@ -103,6 +103,14 @@ class Asked(Run):
         return rows
 
 
+def share_found(model, lm: LMInfinite | None, maker: Maker, length: int, depth, count=10):
+    """The share of `count` questions of one length and depth that a model answers rightly."""
+    rows = [maker.trial(length, depth, [length, number]).ids for number in range(count)]
+    rows = torch.tensor(rows, device=model.embed.weight.device)
+    right = answers(model, Method("", lm), rows, maker.width)
+    return sum(n == maker.width for n in right) / count
+
+
 def where_it_lies(trial: Trial, lm: LMInfinite) -> int:
     """How the queries that write the answer see what states it: as an index of WHERE; -1 where
     the text does not state it.

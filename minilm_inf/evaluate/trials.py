@@ -119,14 +119,17 @@ class Maker:
 
 
 class PassKey(Maker):
-    """The paper's task: one pass key of five digits, and the question for it."""
+    """The paper's task: one pass key of five digits, and the question for it; `states` and
+    `asks` hold a model's trained wording, and may be replaced."""
+
+    states, asks = STATE_KEY, ASK_KEY
 
     def __init__(self, practice: Practice, tokenizer, digits: int = 5):
         super().__init__(practice, tokenizer, digits)
 
     def _facts(self, rng, depth) -> tuple[list[str], int, str]:
         digits = self._number(rng)
-        return [rng.choice(STATE_KEY).format(digits)], 0, ASK_KEY.format(digits)
+        return [rng.choice(self.states).format(digits)], 0, self.asks.format(digits)
 
 
 class Pairs(Maker):

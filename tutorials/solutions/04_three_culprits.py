@@ -13,8 +13,7 @@ import here
 import torch
 
 from minilm_inf import load
-from minilm_inf.config import FULL_ATTENTION
-from minilm_inf.diagnose.recorder import Rows, recording
+from minilm_inf.diagnose.recorder import entropy_and_logits
 
 torch.set_num_threads(1)
 for n in (10, 1000, 100_000):
@@ -26,10 +25,8 @@ for n in (10, 1000, 100_000):
         assert entropy >= -p.max().log() >= torch.tensor(n).log() - 2 * w_max
 
 model, tokenizer = load(here.ROOT / "weights" / "tiny-llama")
-tokens = torch.tensor([tokenizer.encode(here.TEXT.read_text(encoding="utf-8"))[:4096]])
-rows = Rows(model, torch.arange(31, 4096, 32), [0, 4096], 10, FULL_ATTENTION)
-with recording(model, rows.take, lambda layer, x: None), torch.inference_mode():
-    model.read(tokens)
+ids = tokenizer.encode(here.TEXT.read_text(encoding="utf-8"))[:4096]
+rows = entropy_and_logits(model, ids, torch.arange(31, 4096, 32))
 floor = rows.visible.log() - 2 * rows.bound
 share, slack = float((floor > 0).double().mean()), float((rows.entropy - floor).min())
 print(f"median w_max {rows.bound.median():.1f}; the bound is positive in {100 * share:.0f}% of")
@@ -43,12 +40,9 @@ assert share < 0.1 and slack > 3  # and so Proposition 1 holds in every row
 
 # %% 2. ALiBi's far keys get nothing, so that its entropy does not grow
 model, tokenizer = load(here.ROOT / "weights" / "tiny-mpt")
-tokens = torch.tensor([tokenizer.encode(here.TEXT.read_text(encoding="utf-8"))[:2048]])
+ids = tokenizer.encode(here.TEXT.read_text(encoding="utf-8"))[:2048]
 queries = torch.arange(31, 2048, 32)
-rows = Rows(model, queries, [0, 2048], 10, FULL_ATTENTION)
-with recording(model, rows.take, lambda layer, x: None), torch.inference_mode():
-    model.read(tokens)
-entropy = rows.entropy.mean((0, 1))
+entropy = entropy_and_logits(model, ids, queries).entropy.mean((0, 1))
 early, late = (float(entropy[part].mean()) for part in (queries < 256, queries >= 1024))
 print(f"entropy {early:.2f} within 256 tokens, {late:.2f} beyond 1,024")
 assert late < early + 0.5

@@ -10,7 +10,7 @@ import torch
 
 from minilm_inf import LMInfinite, load
 from minilm_inf.diagnose.recorder import recording
-from minilm_inf.evaluate.methods import Method, answers
+from minilm_inf.evaluate.retrieval import share_found
 from minilm_inf.evaluate.trials import PassKey
 from minilm_inf.top_k import bring_back
 from minilm_inf.train.practice import Practice
@@ -31,24 +31,21 @@ def look(layer, q, k):
     counts.append(int(chosen[0, :, -1, list(trial.stated)].any(-1).sum()))
 
 
-with recording(model, look, lambda layer, x: None), torch.inference_mode():
+with recording(model, look), torch.inference_mode():
     model.read(tokens, lm)
 print(f"heads, of 6, that have a digit back, by layer: {counts}")
 assert sum(counts) > 0 and len(counts) == 4
 
 
-# %% 2. Six digits: k = 1 finds 75%, k = 5 42%. The distance: all found up to 128, 75% at 255
-def found(maker: PassKey, setting: LMInfinite, count: int) -> float:
+# %% 2. All are found at each distance; from layer 1 on as well, from layer 2 on none
+def found(setting: LMInfinite) -> float:
     """The share of numbers that are found in 512 tokens, at a depth of 0.2."""
-    rows = torch.tensor([maker.trial(512, 0.2, [seed]).ids for seed in range(count)])
-    right = answers(model, Method("", setting), rows, maker.width)
-    return sum(n == maker.width for n in right) / count
+    return share_found(model, setting, maker, 512, 0.2, 8)
 
 
-longer = PassKey(Practice(tokenizer, np.array(ids)), tokenizer, digits=6)
-six = {k: found(longer, replace(lm, top_k=k), 24) for k in (1, 5)}
-print(f"six digits, by k: {six}")
-assert six[1] > six[5]
-share = {d: found(maker, replace(lm, top_k_distance=d), 8) for d in (16, 64, 128, 255)}
-print(f"five digits, by distance: {share}")
+share = {d: found(replace(lm, top_k_distance=d)) for d in (16, 64, 128, 255)}
+print(f"by distance: {share}")
 assert share[128] > 0.5
+layers = {layer: found(replace(lm, top_k_from_layer=layer)) for layer in range(4)}
+print(f"by first layer: {layers}")
+assert layers[1] > 0.5 > layers[2]
