@@ -22,8 +22,8 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from minilm_inf import LMInfinite, chunked_attend, load  # noqa: E402
 from minilm_inf.conformance import check  # noqa: E402
-from minilm_inf.fast import chunked, triton_band  # noqa: E402
-from minilm_inf.fast.kernel import kernel_attend  # noqa: E402
+from minilm_inf.fast import chunked, reading, triton_band  # noqa: E402
+from minilm_inf.fast.kernel import kernel_attend, kernel_band, kernel_text  # noqa: E402
 
 SHARED_KIB = {80: 163, 89: 99, 90: 227}  # compute capability -> what a program may have
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -38,7 +38,7 @@ def interpreted() -> bool:
         report = check(kernel_attend, dtype)
         print(f"kernel_attend in {NAMES[dtype]}, interpreted:\n{report}\n", flush=True)
         is_right &= not report and all(answered for answered, _ in report.done.values())
-    chunked.has_kernel = lambda q: q.dtype != torch.float64  # on a CPU as well
+    chunked.read_as_band, reading.attend_band = kernel_text, kernel_band  # on a CPU as well
     report = check(chunked_attend, skip=["blocks"])
     print(f"chunked_attend by the kernel:\n{report}\n", flush=True)
     model, lm = load("weights/tiny-llama")[0], LMInfinite(20, 4, 20)

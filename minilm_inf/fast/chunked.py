@@ -1,14 +1,12 @@
 """attention.attend in O(n): every query meets only the keys that it can see.
 
 Consecutive positions are a band, read from the first query to the last with a window of placed
-keys that moves along; whatever else there may be is read in chunks. Both leave out only keys
-whose weight in the definition is exactly 0. Rows of a batch that stand at positions of their
-own are read one by one, each without its padding.
+keys that moves along; whatever else there may be is read in chunks. Rows of a batch that stand
+at positions of their own are read one by one, each without its padding.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import torch
@@ -19,6 +17,7 @@ from ..positions import PLACED
 from ..terminal.checks import check_attention
 from .band import ROWS, How, attend_band, attend_past, fits_band, sees_all_past, spare_columns
 from .chunk import attend_chunks
+from .kernel import kernel_text, serves
 
 QUERIES_PER_STRETCH = 24 * ROWS  # for which the window moves along at once
 KEY_HEADS_AT_ONCE = 8  # whose windows are in memory
@@ -64,26 +63,12 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
     n = q.shape[2] - n_reaching  # the others see no middle
     if learns or not is_band or not n:
         return attend_chunks(q, k, v, q_positions, k_positions, how, n_reaching)
-    out = read_as_band(q, k, v, k_positions, how)
+    read = kernel_text if q.is_cuda and serves(q) else read_as_band
+    out = read(q, k, v, k_positions, how)
     if n_reaching:
         last = q[:, :, n:], k, v, q_positions[n:], k_positions
         out[:, :, n:] = attend_chunks(*last, how, n_reaching)
     return out
-
-
-def has_kernel(q: Tensor) -> bool:
-    """Whether the Triton kernel reads bands of such queries: where PyTorch brings Triton."""
-    can_be = q.is_cuda and q.dtype != torch.float64 and q.shape[3] <= 256
-    return can_be and importlib.util.find_spec("triton") is not None
-
-
-def band_of(q: Tensor):
-    """Who reads a band of such queries: the kernel, or band.attend_band."""
-    if not has_kernel(q):
-        return attend_band
-    from .kernel import kernel_band
-
-    return kernel_band
 
 
 def are_consecutive(q_positions: Tensor, k_positions: Tensor) -> bool:
@@ -107,11 +92,6 @@ def read_as_band(q, k, v, k_positions: Tensor, how: How) -> Tensor:
     home = k_positions[early] if how.home is None else torch.tensor([how.home])
     at_home = how.scheme.place(k[:, :, early], home)
     starting = at_home, v[:, :, early], k_positions[early]
-    if has_kernel(q):
-        place = how.scheme.at(k_positions, exact, q.device)
-        last = n - n_queries, place(k), v, starting, first + n - n_queries, how, out
-        band_of(q)(q, place, *last)
-        return out
     spare = spare_columns(at_home.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
     room = reach if n_queries > stretch else min(reach, n - n_queries)  # for keys before

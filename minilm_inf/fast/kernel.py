@@ -1,7 +1,11 @@
-"""What the Triton kernel is asked by: as attention.attend is, or as band.attend_band is."""
+"""The Triton kernel's doors: it is called as attention.attend is, and as band.attend_band is.
+
+On a GPU it reads every band, where PyTorch brings Triton; where there is none, band.py does.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
 
@@ -12,7 +16,26 @@ from ..config import FULL_ATTENTION, LMInfinite
 from ..positions import PLACED
 from ..terminal.checks import check_attention
 from .band import How, fits_band
-from .triton_band import launch
+
+
+def serves(q: Tensor) -> bool:
+    """Whether the kernel can take such queries (B, H, T, D), and is there."""
+    is_known = q.dtype != torch.float64 and q.shape[3] <= 256
+    return is_known and importlib.util.find_spec("triton") is not None
+
+
+def launch(*how):
+    """triton_band.launch; Triton is imported where it is needed, and not before."""
+    from . import triton_band
+
+    return triton_band.launch(*how)
+
+
+def kernel_text(q, k, v, k_positions: Tensor, how: How) -> Tensor:
+    """chunked.read_as_band by the kernel: the same arguments."""
+    scheme, lm, scale = how
+    positions = k_positions[len(k_positions) - q.shape[2] :], k_positions
+    return kernel_attend(q, k, v, *positions, scheme, replace(lm, top_k=0), scale)
 
 
 def kernel_band(q, place, shift, keys, values, starting, first: int, how: How, out, _head=0):
