@@ -42,7 +42,6 @@ lint: .venv/checks  ## ruff, check and format
 parity: .venv/checks  ## logits against transformers, ids against the libraries of each format, live
 	@$(BIN)/python tests/parity.py
 	@$(BIN)/python tests/tokenizer_parity.py
-	@$(BIN)/python tests/chat_parity.py
 
 kills: .venv/checks  ## kill streams, training and conversions at random moments: bit-equal (5 minutes)
 	@PYTHONPATH=. $(BIN)/python tests/kills.py
