@@ -69,7 +69,7 @@ def test_windows_and_trials_are_text_from_end_to_end(known, kind):
     practice, rng = Practice(known, text), np.random.default_rng(0)
     rows = [practice.ordinary(rng, 257), practice.repeats(rng, 257)]
     rows += [practice.retrieval(rng, 257, 1.0), practice.hidden(rng, 257, ["It is 7."], "So?")]
-    for maker in (PassKey(practice, known), Pairs(practice, known, 3)):
+    for maker in (PassKey(practice, known), Pairs(practice, known)):
         for trial in (maker.trial(257, 0.3, [1]), maker.trial(257, ABSENT, [1])):
             question = known.decode(trial.ids).rpartition("What is ")[2]
             assert re.fullmatch(r"the .*\? The .* is \d+", question)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, ROOT, interrupt_at, some_tokens, tiny_llama, tiny_model
-from test_compare import nll_after, reencoded
+from test_compare import reencoded, streamed
 from test_streaming_llm import SlowCache
 
 from minilm_inf import LMInfinite
@@ -55,8 +55,7 @@ def slowly(model, name: str, ids: list[int]) -> list[float]:
     if name == "streaming":
         logits = slow_logits(model, ids[:-1])
         return [-float(x.log_softmax(-1)[id]) for x, id in zip(logits, ids[1:])]
-    lm = settings_of(name)
-    return [nll_after(model, ids[: i + 1], ids[i + 1], lm) for i in range(len(ids) - 1)]
+    return streamed(model, ids, settings_of(name))
 
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -72,9 +71,8 @@ def test_each_method_is_what_it_says(family, name):
     expected = slowly(model, name, ids)
     for device in DEVICES:
         for chunk in (4, 25):
-            pieces = list(chosen(model)[name].pieces(model.to(device), ids, chunk))
-            assert torch.cat(pieces).tolist() == pytest.approx(expected, abs=1e-5), chunk
-            assert len(pieces) > 2 or chunk == 25
+            found = chosen(model)[name].nll(model.to(device), ids, chunk)
+            assert found.tolist() == pytest.approx(expected, abs=1e-5), chunk
 
 
 def test_a_ceiling_of_ones_own():
@@ -124,15 +122,20 @@ def measured(model, methods: dict, documents: dict, nll: dict | None = None) -> 
     return run
 
 
-def made_up(nll: dict, lm=BUDGET, context_length=8) -> dict:
+def result_of(nll: dict, lm=BUDGET, context_length=8) -> dict:
     """A result of `evaluate compare`, of what was found of each method, (documents, n)."""
     count, n = next(iter(nll.values())).shape
-    documents, model = {str(k): [0] * (n + 1) for k in range(count)}, tiny_llama(
-        context_length=context_length)  # fmt: skip
+    documents = {str(k): [0] * (n + 1) for k in range(count)}
+    model = tiny_llama(context_length=context_length)
     run = measured(model, chosen(model, list(nll), lm), documents, nll)
     told = {"model": "weights/tiny", "documents": list(documents), "length": n, "budget": 64,
             "context_length": context_length, "asked": list(nll)}  # fmt: skip
     return {"settings": told, **comparison.result(run)}
+
+
+def made_up(nll: dict) -> list[dict]:
+    """What it says of each method."""
+    return result_of(nll)["results"]["methods"]
 
 
 def test_means_and_intervals_are_over_documents():
@@ -143,10 +146,8 @@ def test_means_and_intervals_are_over_documents():
     hard = np.linspace(1, 9, 6)[:, None] + rng.normal(0, 1, (6, 30))
     nll = {"full": hard + 0.25, "lambda": hard}
 
-    def entries(nll: dict) -> list[dict]:
-        return made_up(nll)["results"]["methods"]
-
-    for entry in entries(nll):
+    full, ours = made_up(nll)
+    for entry in (full, ours):
         x = nll[entry["name"]]
         ranges = [(row["first"], row["last"]) for row in entry["nll"]]
         assert ranges == [(0, 8), (8, 16), (16, 30)]
@@ -155,13 +156,12 @@ def test_means_and_intervals_are_over_documents():
             assert row["nll"] == pytest.approx(means.mean())
             assert row["interval"] == interval(means, np.ones(6), [0, number])
         assert entry["beyond"]["nll"] == pytest.approx(x[:, 8:].mean())
-    full, ours = entries(nll)
     assert full["beyond"]["interval"][0] < ours["beyond"]["interval"][1]
     assert full["beyond_less_lm_infinite"]["interval"] == pytest.approx([0.25, 0.25])
     assert ours["beyond_less_lm_infinite"] is None
-    (alone,) = entries({"full": hard[:1]})
+    (alone,) = made_up({"full": hard[:1]})
     assert alone["beyond"]["interval"] is None and alone["beyond_less_lm_infinite"] is None
-    for entry in entries({name: x[:, :8] for name, x in nll.items()}):
+    for entry in made_up({name: x[:, :8] for name, x in nll.items()}):
         assert entry["beyond"] is entry["beyond_less_lm_infinite"] is None
         assert [row["last"] for row in entry["nll"]] == [8]
 
@@ -185,61 +185,55 @@ def test_cache_bytes_are_those_of_a_cache():
 
 
 def test_the_sweep_measures_each_setting():
-    """A value that is swept and not used, or a ceiling that stays where it was."""
-    model = tiny_llama(context_length=8)
+    """A value that is swept and not used, or a ceiling that stays where it was; a difference
+    to something else."""
+    model, base = tiny_llama(context_length=8), LMInfinite(6, 2, 6)
     documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    run = measured(model, sweep_of(LMInfinite(6, 2, 6), 8), documents)
+    run = measured(model, sweep_of(base, 8), documents)
     run.settings |= {"sweep": True, "asked": ["lambda"]}
-    assert len(run.methods) == 1 + 7 + 4
-    base = np.stack([stream_nll(model, ids, LMInfinite(6, 2, 6)) for ids in documents.values()])
-    for entry in comparison.result(run)["results"]["methods"][1:]:
+    first, *swept = comparison.result(run)["results"]["methods"]
+    assert len(swept) == 7 + 4
+    for entry in swept:
         name, value = entry["name"].split("=")
         n_local, n_global = ({"n_local": 6, "n_global": 2} | {name: int(value)}).values()
         lm = LMInfinite(n_local, n_global, n_local)
-        nll = np.stack([stream_nll(model, ids, lm) for ids in documents.values()])
-        assert entry["beyond"]["nll"] == pytest.approx(nll[:, 8:].mean(), abs=1e-5), entry[
-            "name"
-        ]
-        found = entry["beyond_less_lm_infinite"]["nll"]
-        assert found == pytest.approx((nll - base)[:, 8:].mean(), abs=1e-5)
+        nll = torch.stack([stream_nll(model, ids, lm)[8:] for ids in documents.values()])
+        assert entry["beyond"]["nll"] == pytest.approx(float(nll.mean()), abs=1e-5)
+        less = entry["beyond"]["nll"] - first["beyond"]["nll"]
+        assert entry["beyond_less_lm_infinite"]["nll"] == pytest.approx(less)
 
 
 # ---- what is said of them
 
 
 def drawn(names, n_documents=3, **more) -> dict:
-    """made_up, of random numbers; more: added to a method's."""
+    """A result of random numbers; more: added to a method's."""
     same = np.random.default_rng(0).normal(3, 0.3, (n_documents, 300))
     lm = LMInfinite(60, 4, 60, top_k=5)
-    return made_up({name: same + more.get(name, 0.0) for name in names}, lm, 64)
+    return result_of({name: same + more.get(name, 0.0) for name in names}, lm, 64)
+
+
+def cells(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, by line."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
 
 
 def test_the_table_shows_the_numbers():
-    """A cell under another column's name; a difference of the wrong sign; -0.00; an empty
-    column, or the passkeys of nobody."""
+    """A cell under another column's name; a difference of the wrong sign; -0.00."""
     assert table.mean({"nll": 3.1449, "interval": None}) == "3.14", "rounded once"
-    assert table.mean(None) == "-"
     zero = {"nll": -0.0001, "interval": [-0.0004, 0.25]}
     assert table.difference(zero) == "+0.000 (+0.000 to +0.250)"
     result = drawn(["full", "lambda"], full=1.5)
     found = result["results"]["methods"]
-    lines = table.methods_table(result).split("\n")
-    head = "method | 0 to 64 | 64 to 128 | 128 to 256 | 256 to 300"
-    assert lines[0] == f"| {head} | beyond, less LM-Infinite | cache |"
-    full, ours = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert len(full) == len(ours) == 7 and lines[1] == "|" + 7 * "---|"
-    assert full[0] == "full attention" and full[1:5] == [
-        table.mean(row) for row in found[0]["nll"]
-    ]
+    found[1]["passkey"] = {"accuracy": 0.5, "interval": [0.25, 0.75]}
+    head, _, full, ours = cells(table.methods_table(result))
+    assert head[:5] == ["method", "0 to 64", "64 to 128", "128 to 256", "256 to 300"]
+    assert head[5:] == ["beyond, less LM-Infinite", "cache", "passkey, middle"]
+    assert full[:5] == ["full attention", *(table.mean(row) for row in found[0]["nll"])]
     assert full[5] == "+1.500 (+1.500 to +1.500)" and ours[5] == "-"
     of_a_key = 2 * 2 * 2 * 8 * 8
     assert [full[6], ours[6]] == [f"{n * of_a_key / 1000:.2f} kB" for n in (300, 64)]
-    found[1]["passkey"] = {"accuracy": 0.5, "interval": [0.25, 0.75]}
-    lines = table.methods_table(result).split("\n")
-    assert lines[0].endswith("| cache | passkey, middle |")
-    assert lines[2].endswith("| - |") and lines[3].endswith("| 50.0% (25.0 to 75.0) |")
-    alone = table.methods_table(drawn(["full"])).split("\n")[0]
-    assert "less LM-Infinite" not in alone and "passkey" not in alone
+    assert [full[7], ours[7]] == ["-", "50.0% (25.0 to 75.0)"]
 
 
 # ---- the program
@@ -259,7 +253,7 @@ def test_one_run_one_table(call, texts, tmp_path):
     out_file, path = tmp_path / "new" / "run.json", tmp_path / "new" / "methods.png"
     flags = ["--text", texts / "a", texts / "b", "--length", 270, "--out", out_file]
     code, out, err = call(*flags, "--trials", 0, "--figure", path)
-    assert code == 0 and "4,320/4,320 tokens" in err and "passkey" not in out
+    assert code == 0 and "4,320/4,320 tokens" in err
     result = json.loads(out_file.read_text())
     assert "\n".join(out.split("\n")[:10]) == table.methods_table(result)
     assert [entry["name"] for entry in result["results"]["methods"]] == ALL
@@ -296,14 +290,14 @@ def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path, monkeypatch):
     nobody sees; a run that is stopped between all of them, and ends with other numbers."""
     path, out_file = tmp_path / "long", tmp_path / "run.json"
     path.write_text("The ship went on. They looked at the sea, for it was late. " * 200)
-    flags = ["-m", ROOT / "weights" / "nano-llama", "--text", path, "--length", 1026]
-    flags += ["--methods", "lambda,topk", "--threads", 1]
-    flags += ["--trials", 1, "--sweep", "--out"]
-    code, whole, err = call(*flags, tmp_path / "whole.json")
+    arguments = ["-m", ROOT / "weights" / "nano-llama", "--text", path, "--length", 1026,
+                 "--methods", "lambda,topk", "--threads", 1, "--trials", 1, "--sweep",
+                 "--out"]  # fmt: skip
+    code, whole, err = call(*arguments, tmp_path / "whole.json")
     assert code == 0 and "passkey, middle |" in whole and "tokens/s" in err
     assert "Pass keys: 1, in 1,024 tokens." in whole
     assert "| setting | beyond 256 |" in whole and "\n| n_local 64 | " in whole
-    arguments = [*flags, out_file]
+    arguments += [out_file]
     for step in (3, 11):
         with monkeypatch.context() as patched:
             interrupt_at(patched, Run, step)

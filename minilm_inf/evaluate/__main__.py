@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..train.practice import NAMES
 from ..writing import plan
 from . import comparison, perplexity, retrieval
 from .documents import add_texts
@@ -135,8 +134,6 @@ def add_retrieval(tasks, name: str, what: str):
     if name == "recall":
         asked.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
                            help="people and their numbers (%(default)s)")  # fmt: skip
-        told = "people whose numbers are told (%(default)s)"
-        flags.add_counts(asked, ("--pairs", 1, 4, told, len(NAMES)))
     asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
                        metavar="X,X", help="tokens of a trial, BOS, question and answer among "
                        "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip

@@ -28,7 +28,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..config import LMInfinite
 from ..terminal import options as flags
@@ -79,8 +78,7 @@ class Run(resume.Run):
             return self.asked.step()
         which, document = left[0]
         method, ids = list(self.methods.values())[which], self.documents[document]
-        pieces = method.pieces(self.model, ids, self.chunk)
-        self.nll[which, document] = torch.cat(list(pieces))
+        self.nll[which, document] = method.nll(self.model, ids, self.chunk)
 
     def of(self, name: str) -> np.ndarray:
         """The nll of a method by name, (documents, n)."""
