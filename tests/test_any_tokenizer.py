@@ -98,7 +98,7 @@ def test_what_measures_runs(program, kind, folder, tmp_path, monkeypatch):
     for task in ("passkey", "recall"):
         few = ["--lengths", "1,2", "--depths", "0,1", "--trials", 1]
         code, said, err = program(evaluate.main, task, *run, *few, "--out", out)
-        assert code == 0 and "| not stated |" in said, err
+        assert code == 0 and "| length |" in said, err
         cells = json.loads(out.read_text())["results"]["cells"]
         assert [c["trials"] for c in cells] == [1] * (2 + 4 * 6 - 2)
     more = ["--length", 1100, "--methods", "full,truncate,topk", "--n-local", 60, "--trials", 1]

@@ -62,9 +62,10 @@ def test_every_way_computes_what_it_is_named_after(monkeypatch):
     ours, full = (attend(*vectors, at, at, scheme, lm) for lm in (LM, None))
     expected = {CHUNKED: ours, REFERENCE: ours, SDPA: full,
                 FLEX: logits.softmax(-1) @ vectors[2]}  # fmt: skip
-    for lm in (LM, FULL_ATTENTION):
-        pairs = int(lambda_mask(at, at, lm).sum())
-        assert attention.useful_flops(lm, 80, heads=2, head_dim=16) == 4 * 16 * 2 * pairs
+    sizes = benchmark.Sizes((80,), 2, 16, 32, 4, rounds=1)
+    rows = attention.attention_rows(sizes, torch.device("cpu"), torch.float32, print)
+    pairs = [int(lambda_mask(at, at, lm).sum()) for lm in (FULL_ATTENTION, LM)]
+    assert [row.work for row in rows] == [4 * 16 * 2 * n for n in (pairs[0], *pairs[1:] * 3)]
     for way in attention.WAYS:
         found = attention.call(way, vectors, LM)()
         torch.testing.assert_close(found, expected[way], atol=1e-5, rtol=0)
@@ -203,8 +204,8 @@ def test_the_whole_program(run, without_tools):
         ["decoding at position: LM-Infinite", "10"],
         ["decoding at position: LM-Infinite", "1,000"],
     ]  # fmt: skip
-    assert "[1] not run: torch.compile finds no C++ compiler (g++ or clang++)." in out
-    assert "[2] not run: transformers is not installed." in out
+    assert "[1] not run: No working C++ compiler found in" in out
+    assert "[2] not run: No module named 'transformers'." in out
     assert "prefill: LM-Infinite, n=40, and others\n" in err
     code, out, _ = run("--quick", "--only", "decoding")
     assert code == 0 and "| attention" not in out and "--quick" in out

@@ -87,18 +87,20 @@ def test_a_card_s_means():
     the one mistake that a reader cannot see."""
     model = tiny_llama()
     documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    rows = by_position(model, documents, LM)
-    ranges = [(row["first"], row["last"]) for row in rows]
-    assert ranges == [(0, 6), (6, 12), (12, 24), (24, 30)]
+    means = by_position(model, documents, LM)
     columns = {
-        "vanilla": lambda ids: stream_nll(model, ids, None),
-        "lm_infinite": lambda ids: stream_nll(model, ids, LM),
-        "reencoded": lambda ids: reencoded_nll(model, ids),
+        "full": lambda ids: stream_nll(model, ids, None),
+        "lambda": lambda ids: stream_nll(model, ids, LM),
+        "truncate": lambda ids: reencoded_nll(model, ids),
     }
-    for row in rows:
-        for name, score in columns.items():
-            here = [score(ids)[row["first"] : row["last"]] for ids in documents.values()]
-            assert row[name] == pytest.approx(float(torch.cat(here).mean())), name
-    row = {"first": 8192, "last": 16384, "vanilla": 7, "lm_infinite": 3.0, "reencoded": 3.1}
-    line = card_table([row]).split("\n")[2]
+    for name, score in columns.items():
+        ranges = [(row["first"], row["last"]) for row in means[name]]
+        assert ranges == [(0, 6), (6, 12), (12, 24), (24, 30)]
+        for first, last in ranges:
+            here = torch.cat([score(ids)[first:last] for ids in documents.values()])
+            row = means[name][ranges.index((first, last))]
+            assert row["nll"] == pytest.approx(float(here.mean())), name
+    row = {"first": 8192, "last": 16384}
+    values = {"truncate": 3.1, "lambda": 3.0, "full": 7}
+    line = card_table({name: [row | {"nll": x}] for name, x in values.items()}).split("\n")[2]
     assert line == "| 8,192 to 16,384 | 7.00 | 3.00 | 3.10 | -0.10 |"

@@ -114,7 +114,7 @@ def test_an_answer_is_what_is_likeliest(name):
 def measured(model, methods: dict, documents: dict, nll: dict | None = None) -> Run:
     """A run that is done; nll: what it found, (documents, n), where nothing is read."""
     run = Run(model, methods, documents, 8)
-    run.settings = {"asked": list(methods), "sweep": False, "trials": 0}
+    run.settings = {"sweep": False, "trials": 0}
     for _ in steps(run) if nll is None else ():
         pass
     for name in nll or ():
@@ -129,7 +129,7 @@ def result_of(nll: dict, lm=BUDGET, context_length=8) -> dict:
     model = tiny_llama(context_length=context_length)
     run = measured(model, chosen(model, list(nll), lm), documents, nll)
     told = {"model": "weights/tiny", "documents": list(documents), "length": n, "budget": 64,
-            "context_length": context_length, "asked": list(nll)}  # fmt: skip
+            "context_length": context_length}  # fmt: skip
     return {"settings": told, **comparison.result(run)}
 
 
@@ -190,7 +190,7 @@ def test_the_sweep_measures_each_setting():
     model, base = tiny_llama(context_length=8), LMInfinite(6, 2, 6)
     documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
     run = measured(model, sweep_of(base, 8), documents)
-    run.settings |= {"sweep": True, "asked": ["lambda"]}
+    run.settings |= {"sweep": True}
     first, *swept = comparison.result(run)["results"]["methods"]
     assert len(swept) == 7 + 4
     for entry in swept:

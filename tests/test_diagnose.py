@@ -210,8 +210,8 @@ def test_the_rule_of_the_first_factor(near, far, felt, verdict):
 def test_the_rule_of_the_third_factor(moved, costs, verdict):
     """A factor 3 that is never shown, or shown of any model; a cost of the wrong sign."""
     diagnosis = diagnosed(tiny("llama", context_length=64), 128, LMInfinite(64, 2, 64), texts=4)
-    for states in diagnosis.states[0]:
-        states[: diagnosis.n_first] += moved
+    first = torch.arange(diagnosis.n_first + 48)[:, None] < diagnosis.n_first
+    diagnosis.states[0] = [x + moved * first for x in diagnosis.states[0]]
     diagnosis.nll["dropped"] = [nll + costs for nll in diagnosis.nll["lambda"]]
     found = factors_of(diagnosis)[0]["factor_3"]
     assert found["verdict"] == verdict and found["words"].startswith(verdict)

@@ -131,8 +131,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     known = Path("/proc/cpuinfo")
     text = known.read_text(encoding="utf-8", errors="replace") if known.exists() else ""
-    names = re.findall(r"^model name\s*: *(.+)$", text, re.MULTILINE)
-    return names[0] if names else platform.machine() or "CPU"
+    name = re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE)
+    return name[1] if name else platform.machine()
 
 
 def table(facts: dict, rows: list[Row]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from ..terminal import options as flags
@@ -84,8 +85,8 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
     asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
-        asked.add_argument("--methods", type=several(one_of(methods)), default=list(methods),
-                           metavar="NAME,NAME", help=f"of {', '.join(methods)}; topk takes "
+        names = dict(type=several(partial(one_of, methods)), default=list(methods))
+        asked.add_argument("--methods", **names, metavar="NAME,NAME", help=f"of {', '.join(methods)}; topk takes "
                            f"--top-k-middle {TOP_K} unless told (default: all)")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw it (needs matplotlib)")  # fmt: skip
@@ -155,21 +156,17 @@ def several(kind):
     return lambda text: list(dict.fromkeys(map(kind, text.split(","))))
 
 
-def one_of(known):
-    """An argparse type: a name of `known`."""
-
-    def name(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
-        return text
-
+def one_of(known, name: str) -> str:
+    """An argparse type, once it is told what is known: one of those names."""
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
     return name
 
 
 def swept(text: str) -> tuple[str, list[int]]:
     """An argparse type: k=1,3,5, distance=... or from-layer=..."""
     name, _, values = text.partition("=")
-    least = int(one_of(retrieval.SWEEPS)(name) == "k")
+    least = int(one_of(retrieval.SWEEPS, name) == "k")
     return name, several(flags.at_least(least))(values)
 
 

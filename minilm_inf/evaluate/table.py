@@ -101,12 +101,13 @@ def sweep_table(result: dict) -> str:
     return markdown(head, lines)
 
 
-def card_table(rows: list[dict]) -> str:
-    """The table of a model's card: comparison.by_position's rows."""
+def card_table(means: dict[str, list[dict]]) -> str:
+    """The table of a model's card, of what comparison.by_position found."""
     head = ["positions", "vanilla", "LM-Infinite", "re-encoding", "LM-Infinite - re-encoding"]
     lines = []
-    for row in rows:
-        values = [f"{row[name]:.2f}" for name in ("vanilla", "lm_infinite", "reencoded")]
-        gap = number(row["lm_infinite"] - row["reencoded"], "{:+.2f}")
-        lines.append([f"{row['first']:,} to {row['last']:,}", *values, gap])
+    for rows in zip(*(means[name] for name in ("full", "lambda", "truncate"))):
+        vanilla, ours, again = (row["nll"] for row in rows)
+        cells = [f"{x:.2f}" for x in (vanilla, ours, again)]
+        where = f"{rows[0]['first']:,} to {rows[0]['last']:,}"
+        lines.append([where, *cells, number(ours - again, "{:+.2f}")])
     return markdown(head, lines)
