@@ -44,6 +44,8 @@ def place(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "weights" / "tiny-llama", tmp_path / "FOLDER")
     words = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")
+    mine = next(block for block in PROGRAMS if block.startswith("# mine.py"))
+    (tmp_path / "mine.py").write_text(mine, encoding="utf-8")
     (tmp_path / "book.txt").write_text(words[:3000], encoding="utf-8")
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(words[-9000:], encoding="utf-8")
@@ -116,11 +118,11 @@ def test_all_that_can_be_typed_is_run():
      for block in SHOWN],
     ids=range(len(SHOWN)),
 )  # fmt: skip
-def test_what_is_shown_is_what_is_printed(block, python):
+def test_what_is_shown_is_what_is_printed(block, place, python):
     """Catches an output in the README that the command above it no longer prints. A line of
     three dots stands for any lines."""
     line, _, output = block.partition("\n")
-    done = python([*shlex.split(line)[1:], "--device", "cpu"])
+    done = python([*shlex.split(line)[1:], "--device", "cpu"], place)
     pieces = [re.escape(piece.strip()) for piece in re.split(r"^\.\.\.$", output, flags=re.M)]
     printed = done.stdout.strip()
     assert re.fullmatch(r"[\s\S]*?".join(pieces), printed), printed + done.stderr

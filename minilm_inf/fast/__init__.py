@@ -1,8 +1,7 @@
 """The same numbers as attention.attend in O(n): in reading order band, chunk, chunked; then
-cache and reading, for texts that go on; and middle, for top-k.
+cache and reading, for texts that go on; middle, for top-k; and kernel, for a GPU.
 
-Every room says which keys it leaves out, and why their weight in the definition is 0. The
-words:
+Every room says which keys it leaves out, and why their weight would be 0. The words:
 
     window          the last n_local keys that a query sees
     starting keys   the first n_global of a text, once they have left the window

@@ -141,10 +141,8 @@ def runs_of_blocks(start: int, length: int, n_cut: int, at_once: int):
 def attend_past(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """All of the past, in PyTorch's own causal attention: placed q (B, H, T, D) and k, and v,
     (B, H_kv, T, D)."""
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
-    )
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
 
 
 def attend_blocks(q, k, v, at_home, home_v, mask, cut: int, scale: float, scratch) -> Tensor:

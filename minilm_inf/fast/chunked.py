@@ -1,9 +1,8 @@
 """attention.attend in O(n): every query meets only the keys that it can see.
 
 Consecutive positions are a band, read from the first query to the last with a window of placed
-keys that moves along; whatever else there may be is read in chunks. Both leave out only keys
-whose weight in the definition is exactly 0. Rows of a batch that stand at positions of their
-own are read one by one, each without its padding.
+keys that moves along; whatever else there may be is read in chunks. Rows of a batch that stand
+at positions of their own are read one by one, each without its padding.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from ..positions import PLACED
 from ..terminal.checks import check_attention
 from .band import ROWS, How, attend_band, attend_past, fits_band, sees_all_past, spare_columns
 from .chunk import attend_chunks
+from .kernel import kernel_text, serves
 
 QUERIES_PER_STRETCH = 24 * ROWS  # for which the window moves along at once
 KEY_HEADS_AT_ONCE = 8  # whose windows are in memory
@@ -63,7 +63,8 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
     n = q.shape[2] - n_reaching  # the others see no middle
     if learns or not is_band or not n:
         return attend_chunks(q, k, v, q_positions, k_positions, how, n_reaching)
-    out = read_as_band(q, k, v, k_positions, how)
+    read = kernel_text if q.is_cuda and serves(q) else read_as_band
+    out = read(q, k, v, k_positions, how)
     if n_reaching:
         last = q[:, :, n:], k, v, q_positions[n:], k_positions
         out[:, :, n:] = attend_chunks(*last, how, n_reaching)

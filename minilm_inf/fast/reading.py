@@ -23,6 +23,7 @@ from torch import Tensor
 from .band import How, attend_band, fits_band, masked_bias, spare_columns
 from .cache import Cache
 from .chunk import attend_chunks
+from .kernel import kernel_band, serves
 from .middle import Found
 
 
@@ -94,7 +95,8 @@ class Reading:
         starting, n_starting = kept.starting[:, rows], kept.starting.shape[3]
         if self.is_band and n_reaching < n:
             at_home, shift = (*starting, torch.arange(n_starting)), self.n_new - n
-            attend_band(q, self.place, shift, keys, values, at_home, end - n, self.how, out)
+            read = kernel_band if q.is_cuda and serves(q) else attend_band
+            read(q, self.place, shift, keys, values, at_home, end - n, self.how, out)
         n = n_reaching if self.is_band else n
         if n and kept.middle:
             k, v = (x[:, :, padding:] for x in kept.middle.all(rows))
