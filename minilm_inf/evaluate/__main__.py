@@ -86,8 +86,9 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
         names = dict(type=several(partial(one_of, methods)), default=list(methods))
-        asked.add_argument("--methods", **names, metavar="NAME,NAME", help=f"of {', '.join(methods)}; topk takes "
-                           f"--top-k-middle {TOP_K} unless told (default: all)")  # fmt: skip
+        asked.add_argument("--methods", **names, metavar="NAME,NAME",
+                           help=f"of {', '.join(methods)}; topk takes --top-k-middle {TOP_K} "
+                           "unless told (default: all)")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw it (needs matplotlib)")  # fmt: skip
     result.add_argument("--out", type=Path, metavar="RUN.json",
