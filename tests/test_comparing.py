@@ -13,11 +13,9 @@ from test_streaming_llm import SlowCache
 from minilm_inf import LMInfinite
 from minilm_inf.evaluate import comparison, table
 from minilm_inf.evaluate.__main__ import main
-from minilm_inf.evaluate.compare import stream_nll
 from minilm_inf.evaluate.comparison import Run, sweep_of
 from minilm_inf.evaluate.intervals import interval
 from minilm_inf.evaluate.methods import LABELS, answers, methods
-from minilm_inf.evaluate.resume import steps
 
 BUDGET = LMInfinite(5, 2, 5, top_k=2, top_k_queries="all")  # 7 keys
 ALL = list(LABELS)
@@ -108,34 +106,18 @@ def test_an_answer_is_what_is_likeliest(name):
         assert found == [0, 1, 2, 3]
 
 
-# ---- what is measured of them
+# ---- what is measured and said of them
 
 
-def measured(model, methods: dict, documents: dict, nll: dict | None = None) -> Run:
-    """A run that is done; nll: what it found, (documents, n), where nothing is read."""
-    run = Run(model, methods, documents, 8)
-    run.settings = {"sweep": False, "trials": 0}
-    for _ in steps(run) if nll is None else ():
-        pass
-    for name in nll or ():
-        run.of(name)[:] = nll[name]
-    return run
-
-
-def result_of(nll: dict, lm=BUDGET, context_length=8) -> dict:
-    """A result of `evaluate compare`, of what was found of each method, (documents, n)."""
-    count, n = next(iter(nll.values())).shape
+def made_up(nll: dict, lm=BUDGET, **facts) -> dict:
+    """A result of `evaluate compare`, of what was found of some methods, (documents, n)."""
+    model, (count, n) = tiny_llama(context_length=8, **facts), next(iter(nll.values())).shape
     documents = {str(k): [0] * (n + 1) for k in range(count)}
-    model = tiny_llama(context_length=context_length)
-    run = measured(model, chosen(model, list(nll), lm), documents, nll)
-    told = {"model": "weights/tiny", "documents": list(documents), "length": n, "budget": 64,
-            "context_length": context_length}  # fmt: skip
+    run = Run(model, chosen(model, list(nll), lm), documents)
+    for name, found in nll.items():
+        run.of(name)[:] = found
+    told = {"model": "tiny", "documents": list(documents), "length": n, "context_length": 8}
     return {"settings": told, **comparison.result(run)}
-
-
-def made_up(nll: dict) -> list[dict]:
-    """What it says of each method."""
-    return result_of(nll)["results"]["methods"]
 
 
 def test_means_and_intervals_are_over_documents():
@@ -145,8 +127,7 @@ def test_means_and_intervals_are_over_documents():
     rng = np.random.default_rng(0)
     hard = np.linspace(1, 9, 6)[:, None] + rng.normal(0, 1, (6, 30))
     nll = {"full": hard + 0.25, "lambda": hard}
-
-    full, ours = made_up(nll)
+    full, ours = made_up(nll)["results"]["methods"]
     for entry in (full, ours):
         x = nll[entry["name"]]
         ranges = [(row["first"], row["last"]) for row in entry["nll"]]
@@ -159,63 +140,10 @@ def test_means_and_intervals_are_over_documents():
     assert full["beyond"]["interval"][0] < ours["beyond"]["interval"][1]
     assert full["beyond_less_lm_infinite"]["interval"] == pytest.approx([0.25, 0.25])
     assert ours["beyond_less_lm_infinite"] is None
-    (alone,) = made_up({"full": hard[:1]})
+    (alone,) = made_up({"full": hard[:1]})["results"]["methods"]
     assert alone["beyond"]["interval"] is None and alone["beyond_less_lm_infinite"] is None
-    for entry in made_up({name: x[:, :8] for name, x in nll.items()}):
-        assert entry["beyond"] is entry["beyond_less_lm_infinite"] is None
-        assert [row["last"] for row in entry["nll"]] == [8]
-
-
-def test_cache_bytes_are_those_of_a_cache():
-    """A cache that is told smaller than what is kept, or as large as what was read."""
-    model, n = tiny_llama(n_layer=9, context_length=8), 40
-    of_a_key = 2 * model.config.n_kv_head * model.config.head_dim * 8
-    run = measured(model, chosen(model), {"a": [0] * (n + 1)}, {"full": 0})
-    found = {entry["name"]: entry["cache_bytes"] / of_a_key
-             for entry in comparison.result(run)["results"]["methods"]}  # fmt: skip
-    assert found == {
-        "full": 9 * n, "truncate": 0, "window": 9 * 7, "no-ceiling": 9 * 7, "no-lambda": 9 * n,
-        "streaming": 9 * 7, "lambda": 9 * 7, "topk": 9 * n,
-    }  # fmt: skip
-    for name in ("full", "window", "no-ceiling", "no-lambda", "lambda", "topk"):
-        method = chosen(model)[name]
-        cache = model.new_cache(1, method.lm)
-        model.read(some_tokens(n), method.lm, cache)
-        assert cache.nbytes >= found[name] * of_a_key, name
-
-
-def test_the_sweep_measures_each_setting():
-    """A value that is swept and not used, or a ceiling that stays where it was; a difference
-    to something else."""
-    model, base = tiny_llama(context_length=8), LMInfinite(6, 2, 6)
-    documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    run = measured(model, sweep_of(base, 8), documents)
-    run.settings |= {"sweep": True}
-    first, *swept = comparison.result(run)["results"]["methods"]
-    assert len(swept) == 7 + 4
-    for entry in swept:
-        name, value = entry["name"].split("=")
-        n_local, n_global = ({"n_local": 6, "n_global": 2} | {name: int(value)}).values()
-        lm = LMInfinite(n_local, n_global, n_local)
-        nll = torch.stack([stream_nll(model, ids, lm)[8:] for ids in documents.values()])
-        assert entry["beyond"]["nll"] == pytest.approx(float(nll.mean()), abs=1e-5)
-        less = entry["beyond"]["nll"] - first["beyond"]["nll"]
-        assert entry["beyond_less_lm_infinite"]["nll"] == pytest.approx(less)
-
-
-# ---- what is said of them
-
-
-def drawn(names, n_documents=3, **more) -> dict:
-    """A result of random numbers; more: added to a method's."""
-    same = np.random.default_rng(0).normal(3, 0.3, (n_documents, 300))
-    lm = LMInfinite(60, 4, 60, top_k=5)
-    return result_of({name: same + more.get(name, 0.0) for name in names}, lm, 64)
-
-
-def cells(text: str) -> list[list[str]]:
-    """The cells of a Markdown table, by line."""
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    (short,) = made_up({"full": hard[:, :8]})["results"]["methods"]
+    assert short["beyond"] is None and [row["last"] for row in short["nll"]] == [8]
 
 
 def test_the_table_shows_the_numbers():
@@ -223,17 +151,43 @@ def test_the_table_shows_the_numbers():
     assert table.mean({"nll": 3.1449, "interval": None}) == "3.14", "rounded once"
     zero = {"nll": -0.0001, "interval": [-0.0004, 0.25]}
     assert table.difference(zero) == "+0.000 (+0.000 to +0.250)"
-    result = drawn(["full", "lambda"], full=1.5)
+    same = np.random.default_rng(0).normal(3, 0.3, (3, 30))
+    result = made_up({"full": same + 1.5, "lambda": same})
     found = result["results"]["methods"]
     found[1]["passkey"] = {"accuracy": 0.5, "interval": [0.25, 0.75]}
-    head, _, full, ours = cells(table.methods_table(result))
-    assert head[:5] == ["method", "0 to 64", "64 to 128", "128 to 256", "256 to 300"]
-    assert head[5:] == ["beyond, less LM-Infinite", "cache", "passkey, middle"]
-    assert full[:5] == ["full attention", *(table.mean(row) for row in found[0]["nll"])]
-    assert full[5] == "+1.500 (+1.500 to +1.500)" and ours[5] == "-"
-    of_a_key = 2 * 2 * 2 * 8 * 8
-    assert [full[6], ours[6]] == [f"{n * of_a_key / 1000:.2f} kB" for n in (300, 64)]
-    assert [full[7], ours[7]] == ["-", "50.0% (25.0 to 75.0)"]
+    lines = table.methods_table(result).splitlines()
+    head, _, full, ours = ([x.strip() for x in line.split("|")[1:-1]] for line in lines)
+    assert head == ["method", "0 to 8", "8 to 16", "16 to 30", "beyond, less LM-Infinite",
+                    "cache", "passkey, middle"]  # fmt: skip
+    assert full[:4] == ["full attention", *(table.mean(row) for row in found[0]["nll"])]
+    assert full[4:] == ["+1.500 (+1.500 to +1.500)", f"{30 * 0.512:.2f} kB", "-"]
+    assert ours[4:] == ["-", f"{7 * 0.512:.2f} kB", "50.0% (25.0 to 75.0)"]
+
+
+def test_cache_bytes_are_those_of_a_cache():
+    """A cache that is told smaller than what is kept, or as large as what was read."""
+    n, model = 40, tiny_llama(n_layer=9, context_length=8)
+    of_a_key = 2 * model.config.n_kv_head * model.config.head_dim * 8
+    result = made_up({name: np.zeros((1, n)) for name in ALL}, n_layer=9)
+    for entry in result["results"]["methods"]:
+        name, keys = entry["name"], entry["cache_bytes"] / of_a_key
+        all_keys = {"truncate": 0} | dict.fromkeys(("full", "no-lambda", "topk"), 9 * n)
+        assert keys == all_keys.get(name, 9 * 7)
+        if name not in ("truncate", "streaming"):
+            method = chosen(model)[name]
+            cache = model.new_cache(1, method.lm)
+            model.read(some_tokens(n), method.lm, cache)
+            assert cache.nbytes >= entry["cache_bytes"], name
+
+
+def test_a_sweep_changes_one_thing_at_a_time():
+    """A value that is swept and not used, or a ceiling that stays where it was."""
+    swept = {name: method.lm for name, method in sweep_of(LMInfinite(6, 2, 6), 8).items()}
+    assert swept.pop("lambda") == LMInfinite(6, 2, 6)
+    assert swept == {
+        **{f"n_global={n}": LMInfinite(6, n, 6) for n in (0, 1, 2, 4, 10, 32, 100)},
+        **{f"n_local={n}": LMInfinite(n, 2, n) for n in (2, 4, 6, 8)},
+    }
 
 
 # ---- the program
@@ -249,7 +203,8 @@ def test_one_run_one_table(call, texts, tmp_path):
     """A program that prints another number than it measured, or writes another file; a picture
     that needs all methods, or intervals."""
     pytest.importorskip("matplotlib")
-    assert comparison.picture(drawn(["full"], 1)).startswith(b"\x89PNG\r\n")
+    alone = made_up({"full": np.ones((1, 30))})
+    assert comparison.picture(alone).startswith(b"\x89PNG\r\n")
     out_file, path = tmp_path / "new" / "run.json", tmp_path / "new" / "methods.png"
     flags = ["--text", texts / "a", texts / "b", "--length", 270, "--out", out_file]
     code, out, err = call(*flags, "--trials", 0, "--figure", path)
