@@ -56,7 +56,7 @@ def test_windows_and_trials_are_text_from_end_to_end(folder):
     practice = Practice(known, text)
     rows = [practice.ordinary(rng, 257), practice.repeats(rng, 257)]
     rows += [practice.retrieval(rng, 257, 1.0), practice.hidden(rng, 257, ["It is 7."], "So?")]
-    for maker in (PassKey(practice, known), Pairs(practice, known, 3)):
+    for maker in (PassKey(practice, known), Pairs(practice, known)):
         for trial in (maker.trial(257, 0.3, [1]), maker.trial(257, ABSENT, [1])):
             question = known.decode(trial.ids).rpartition("What is ")[2]
             assert re.fullmatch(r"the .*\? The .* is \d+", question)
@@ -86,7 +86,7 @@ def test_what_measures_runs(program, folder, tmp_path, monkeypatch):
     for task in ("passkey", "recall"):
         few = ["--lengths", "1,2", "--depths", "0,1"]
         code, said, err = program(evaluate.main, task, *run, *few, "--out", out)
-        assert code == 0 and "| not stated |" in said, err
+        assert code == 0 and "| length |" in said, err
         cells = json.loads(out.read_text())["results"]["cells"]
         assert [c["trials"] for c in cells] == [1] * (2 + 4 * 6 - 2)
     more = ["--length", 1100, "--methods", "full,truncate,topk", "--n-local", 60]
