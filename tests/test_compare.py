@@ -5,8 +5,6 @@ import torch
 from conftest import SETTINGS, some_tokens, tiny_llama
 
 from minilm_inf.evaluate.compare import reencoded_nll, reencoded_pieces, stream_nll
-from minilm_inf.evaluate.comparison import by_position
-from minilm_inf.evaluate.table import card_table
 
 LM = SETTINGS["LM-Infinite"]
 
@@ -70,25 +68,3 @@ def test_half_precision_is_scored_in_single():
     logits = model(ids[None, :-1], LM, model.new_cache(1, LM))[0].double()
     exact = -logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
     assert (stream_nll(model, ids.tolist(), LM, 30) - exact).abs().max() < 1e-5
-
-
-def test_a_card_s_means():
-    """Means of bins that overlap, or over one document only; a gap of the wrong sign, which is
-    the one mistake that a reader cannot see."""
-    model = tiny_llama()
-    documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    rows = by_position(model, documents, LM)
-    ranges = [(row["first"], row["last"]) for row in rows]
-    assert ranges == [(0, 6), (6, 12), (12, 24), (24, 30)]
-    columns = {
-        "vanilla": lambda ids: stream_nll(model, ids, None),
-        "lm_infinite": lambda ids: stream_nll(model, ids, LM),
-        "reencoded": lambda ids: reencoded_nll(model, ids),
-    }
-    for row in rows:
-        for name, score in columns.items():
-            here = [score(ids)[row["first"] : row["last"]] for ids in documents.values()]
-            assert row[name] == pytest.approx(float(torch.cat(here).mean())), name
-    row = {"first": 8192, "last": 16384, "vanilla": 7, "lm_infinite": 3.0, "reencoded": 3.1}
-    line = card_table([row]).split("\n")[2]
-    assert line == "| 8,192 to 16,384 | 7.00 | 3.00 | 3.10 | -0.10 |"

@@ -247,7 +247,6 @@ def test_a_card_is_of_whole_records(program, folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "m")
     (tmp_path / "c" / "web").mkdir(parents=True)
     (tmp_path / "c" / "web" / "Acts.txt").write_text(TEXT)
-    (tmp_path / "c" / "corpus.json").write_text("{}")
     monkeypatch.setattr(card, "load", lambda *_: pytest.fail("told too late"))
     for about in (
         *({**whole, name: value} for name, value in (

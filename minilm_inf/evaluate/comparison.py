@@ -87,22 +87,6 @@ class Run(resume.Run):
         return self.nll[list(self.methods).index(name)]
 
 
-def by_position(model, documents: dict[str, list[int]], lm: LMInfinite, chunk: int = 512,
-                n_bos: int = 1) -> list[dict]:  # fmt: skip
-    """What a model's card shows of documents of one length, each of which begins with n_bos of
-    BOS: a row per bin, with first, last (exclusive), vanilla, lm_infinite, reencoded."""
-    names = {"vanilla": "full", "lm_infinite": "lambda", "reencoded": "truncate"}
-    found = methods(list(names.values()), lm, model.config, n_bos)
-    run, rows = Run(model, found, documents, chunk), []
-    for _ in resume.steps(run):
-        pass
-    cuts = edges(model.config.context_length, run.nll.shape[2])
-    for first, last in zip(cuts, cuts[1:]):
-        means = {x: float(run.of(name)[:, first:last].mean()) for x, name in names.items()}
-        rows.append({"first": first, "last": last, **means})
-    return rows
-
-
 # ---- what the flags ask for
 
 

@@ -101,14 +101,3 @@ def sweep_table(result: dict) -> str:
             less = difference(entry["beyond_less_lm_infinite"])
             lines.append([entry["name"].replace("=", " "), mean(entry["beyond"]), less])
     return markdown(head, lines)
-
-
-def card_table(rows: list[dict]) -> str:
-    """The table of a model's card: comparison.by_position's rows."""
-    head = ["positions", "vanilla", "LM-Infinite", "re-encoding", "LM-Infinite - re-encoding"]
-    lines = []
-    for row in rows:
-        values = [f"{row[name]:.2f}" for name in ("vanilla", "lm_infinite", "reencoded")]
-        gap = number(row["lm_infinite"] - row["reencoded"], "{:+.2f}")
-        lines.append([f"{row['first']:,} to {row['last']:,}", *values, gap])
-    return markdown(head, lines)
