@@ -28,7 +28,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..config import LMInfinite
 from ..terminal import options as flags
@@ -79,8 +78,7 @@ class Run(resume.Run):
             return self.asked.step()
         which, document = left[0]
         method, ids = list(self.methods.values())[which], self.documents[document]
-        pieces = method.pieces(self.model, ids, self.chunk)
-        self.nll[which, document] = torch.cat(list(pieces))
+        self.nll[which, document] = method.nll(self.model, ids, self.chunk)
 
     def of(self, name: str) -> np.ndarray:
         """The nll of a method by name, (documents, n)."""
@@ -110,7 +108,7 @@ def prepared(options, texts, model, tokenizer) -> Run:
     run = Run(model, chosen, documents, options.chunk, asked)
     run.settings = {
         "documents": sorted(documents), "ids_sha256": digest(list(documents.values())),
-        "length": length, "context_length": context, "asked": options.methods,
+        "length": length, "context_length": context,
         "lm_infinite": dict(vars(lm)), "budget": lm.n_local + lm.n_global,
         "sweep": options.sweep, "trials": options.trials,
     }  # fmt: skip
@@ -145,8 +143,7 @@ def pass_keys(model, maker: PassKey, methods, lm: LMInfinite, options) -> Asked:
 
 def result(run: Run) -> dict:
     """What was measured of each method, and of what was swept."""
-    asked = [name for name in run.methods if name in run.settings["asked"] or "=" in name]
-    return {"results": {"methods": [entry(run, name) for name in asked]}}
+    return {"results": {"methods": [entry(run, name) for name in run.methods]}}
 
 
 def entry(run: Run, name: str) -> dict:
@@ -196,5 +193,5 @@ def picture(result: dict) -> bytes:
     told = result["settings"]
     context, name = told["context_length"], Path(told["model"]).name
     title = f"{name}, trained on {context:,} tokens: nats per token by position"
-    asked = [x for x in result["results"]["methods"] if x["name"] in told["asked"]]
-    return figure.curves(title, asked, context)
+    found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
+    return figure.curves(title, found, context)
