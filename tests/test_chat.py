@@ -22,7 +22,6 @@ from tokenizer_json import DIGITS, added, whole
 from minilm_inf import load_tokenizer
 from minilm_inf.checkpoint import save
 from minilm_inf.generate import main
-from minilm_inf.text import chat_template
 from minilm_inf.text.byte_level import byte_letters
 from minilm_inf.text.chat import Chat
 from minilm_inf.writing.session import Session
@@ -148,21 +147,6 @@ def test_the_marks_are_where_they_should_be(folder):
     assert conversation.prompt("Hi", first=True) == system + turn
     assert conversation.prompt("Hi", first=False) == [1, *letters("\n"), *turn]
     assert conversation.stop_ids == (1,)
-
-
-def test_todays_date(folder, monkeypatch):
-    """Catches a date of the day on which this was written."""
-
-    class Day(datetime.date):
-        @classmethod
-        def today(cls):
-            return cls(2031, 2, 3)
-
-    monkeypatch.setattr(chat_template, "date", Day)
-    for name, day in (("Llama 3.2", "03 Feb 2031"), ("Llama 3.1", "26 Jul 2024")):
-        conversation = talk(folder(name))
-        text = conversation.tokenizer.decode(conversation.prompt("Hi", first=True))
-        assert f"December 2023\nToday Date: {day}\n\nuser" in text
 
 
 # ---- what people may not do by typing
