@@ -135,20 +135,6 @@ def test_the_ids_are_those_of_the_template(name, folder):
             check_ids(talk(place, system), template, marks, turns)
 
 
-def test_the_marks_are_where_they_should_be(folder):
-    """Catches a comparison above that compares two wrong things; this one is by hand."""
-
-    def letters(text: str) -> list[int]:
-        return [3 + ord(letter) for letter in text]
-
-    system = [2, *letters(f"system\n{DEFAULT}"), 1, *letters("\n")]
-    turn = [2, *letters("user\nHi"), 1, *letters("\n"), 2, *letters("assistant\n")]
-    conversation = talk(folder("SmolLM2"))
-    assert conversation.prompt("Hi", first=True) == system + turn
-    assert conversation.prompt("Hi", first=False) == [1, *letters("\n"), *turn]
-    assert conversation.stop_ids == (1,)
-
-
 # ---- what people may not do by typing
 
 
@@ -294,14 +280,20 @@ def writes(monkeypatch):
     return use
 
 
-def test_one_reply(run, model_folder, writes):
-    """Catches the prompt read as plain text, and a model that goes on after its turn."""
-    for flags, system in (([], None), (["--system", "Be brief."], "Be brief.")):
-        writes(3 + ord("Y"), 3 + ord("o"), 1)
+def test_one_reply(run, writes):
+    """Catches a comparison above that compares two wrong things, as this one is by hand; the
+    prompt read as plain text, and a model that goes on after its turn."""
+
+    def letters(text: str) -> list[int]:
+        return [3 + ord(letter) for letter in text]
+
+    turn = [2, *letters("user\nHi\n"), 1, *letters("\n"), 2, *letters("assistant\n")]
+    for flags, system in (([], DEFAULT), (["--system", "Be brief."], "Be brief.")):
+        writes(*letters("Yo"), 1)
         code, out, _ = run("--json", *flags, "-p", "Hi\n")
         result = json.loads(out)
-        prompt = talk(model_folder, system).prompt("Hi\n", first=True)
-        assert code == 0 and result["prompt_ids"] == prompt
+        first = [2, *letters(f"system\n{system}"), 1, *letters("\n")]
+        assert code == 0 and result["prompt_ids"] == first + turn
         assert result["text"] == "Yo" and result["ids"][2:] == [1]
 
 
