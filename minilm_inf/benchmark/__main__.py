@@ -17,7 +17,6 @@ import platform
 import re
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +40,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is. quick: whether compiled decoding is left out."""
+    """How large everything is."""
 
     lengths: tuple[int, ...] = (4096, 16_384, 65_536)  # tokens of attention alone
     heads: int = 8
@@ -54,11 +53,10 @@ class Sizes:
     steps: int = 60  # tokens of a round of decoding
     rounds: int = 5
     decoding_rounds: int = 7
-    quick: bool = False
 
 
 FULL = Sizes()
-QUICK = Sizes((1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=20, quick=True)
+QUICK = Sizes((1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=20)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,15 +82,14 @@ def run(options) -> int:
     if model is not None:
         require_numbers(model(torch.tensor([random_ids(model, 8)], device=device)))
     facts = facts_of(device, model, options, sizes)
-    report = partial(print, file=sys.stderr, flush=True)
     rows: list[Row] = []
     try:
         if "attention" in parts:
-            rows += attention_rows(sizes, device, dtype or torch.float32, report)
+            rows += attention_rows(sizes, device, dtype or torch.float32)
         if "prefill" in parts:
-            rows += prefill_rows(model, sizes, report)
+            rows += prefill_rows(model, sizes)
         if "decoding" in parts:
-            rows += decoding_rows(model, options.model, sizes, report)
+            rows += decoding_rows(model, options.model, sizes)
     finally:  # what was measured is not lost with what was not
         if rows:
             print(table(facts, rows), flush=True)
@@ -132,8 +129,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     known = Path("/proc/cpuinfo")
     text = known.read_text(encoding="utf-8", errors="replace") if known.exists() else ""
-    names = re.findall(r"^model name\s*: *(.+)$", text, re.MULTILINE)
-    return names[0] if names else platform.machine() or "CPU"
+    name = re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE)
+    return name[1] if name else platform.machine()
 
 
 def table(facts: dict, rows: list[Row]) -> str:

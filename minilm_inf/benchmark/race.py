@@ -8,6 +8,7 @@ measures that too; here a round is one run of each, and what disturbs a round di
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,26 +49,24 @@ class Row:
         return self.work / self.median
 
 
-def race(
-    makers: list[tuple[Row, Callable]], rounds: int, report: Callable[[str], None], device
-) -> list[Row]:
+def race(makers: list[tuple[Row, Callable]], rounds: int, device) -> list[Row]:
     """The rows, filled with the seconds of their contestants, which run in turns, a b c a b c
     ..., `rounds` times. The first is the base of all.
 
     makers: rows, each with a function that makes its contestant: a function that is timed. It
     may tell its extra_bytes; else they are measured once all is timed. Whoever cannot be made,
     or fails in the first round, says so in its row, and the others go on. The first round warms
-    up (caches, compilers, thread pools) and is not counted. report is told of the race.
+    up (caches, compilers, thread pools) and is not counted. stderr is told of the race.
     """
     rows, present = [row for row, _ in makers], []
-    report(f"{rows[0].name}, n={rows[0].n:,}, and others")
+    print(f"{rows[0].name}, n={rows[0].n:,}, and others", file=sys.stderr, flush=True)
     for row, make in makers:
         row.base = rows[0]
         try:
             contestant = make()
             once(contestant, device)
         except Exception as error:  # whatever it is, it is this contestant's own
-            row.note = f"not run: {reason(error)}"
+            row.note = "not run: " + (str(error).strip() or "out of memory").splitlines()[0]
         else:
             present.append((row, contestant))
     for _ in range(rounds):
@@ -94,15 +93,6 @@ def synchronise(device: torch.device | str):
     """Wait until a device has done all that it was given."""
     if torch.device(device).type != "cpu":
         torch.get_device_module(device).synchronize(device)
-
-
-def reason(error: Exception) -> str:
-    """Why a contestant could not run, in one sentence."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed"
-    if "C++ compiler" in str(error):
-        return "torch.compile finds no C++ compiler (g++ or clang++)"
-    return (str(error).strip().splitlines() or ["there is not enough memory"])[0]
 
 
 def extra_bytes(run: Callable[[], Tensor], device: torch.device | str) -> int | None:
