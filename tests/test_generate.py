@@ -376,7 +376,7 @@ def test_a_conversation_grows_and_ends(run, typed, tokenizer, prompts, end, leav
     seen = [int(n) for n in re.findall(r"sees \d+ of (\d+) tokens", err)]
     assert seen == [len(first) + 5, len(first) + 6 + len(prompts[1]) + 5, len(first) + 5]
     assert "nothing was written" in err and "/help" in err.splitlines()[0]
-    assert "no command /hlep" in err and "not Unicode" in err
+    assert "no command /hlep" in err and "not UTF-8" in err
     assert all(f"{command} " in err for command in ("/stats", "/reset", "/exit"))
 
 

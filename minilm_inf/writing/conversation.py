@@ -63,7 +63,8 @@ def answer(session: Session, turns, options, generator, text: str) -> Reply | No
     try:
         ids = turns.prompt(text, first=session.cache.length == 0)
     except ValueError as error:
-        say(f"{error} (this line was left out)")
+        torn = any("\ud800" <= letter <= "\udfff" for letter in text)
+        say("that was not UTF-8 text; it was left out" if torn else error)
         return None
     with signals_noted(signal.SIGINT) as came:
         [reply] = replies(

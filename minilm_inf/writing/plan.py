@@ -58,10 +58,10 @@ def cache_bytes(
 
 def working_bytes(net, lm: LMInfinite, before: int, tokens: int, batch: int = 1) -> int:
     """What a layer makes at its peak of the next tokens of each text, which follow `before`
-    others. net: of `network`.
+    others: the larger of two moments. net: of `network`.
 
-    It is the larger of two moments. In the MLP those are vectors of every token; in attention
-    the window's keys and values, in their order, and logits.
+    In the MLP those are vectors of every token; in attention the window's keys and values, in
+    their order, and logits.
     """
     config, width = net.config, net.dtype.itemsize
     exact = max(width, torch.float32.itemsize)  # bytes of a number of the softmax
@@ -96,8 +96,7 @@ def visible_pairs(n: int, lm: LMInfinite) -> int:
 
 
 def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> int:
-    """Operations for the tokens first to last - 1 of a text, n_logits of which are asked what
-    follows. net: of `network`."""
+    """Operations for the tokens first to last - 1 of a text; of n_logits the logits count."""
     lm, config = lm or FULL_ATTENTION, net.config
     per_key = 2 * config.head_dim * config.n_head  # in a layer
     seen = visible_pairs(last, lm) - visible_pairs(first, lm)
