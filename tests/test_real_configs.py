@@ -320,6 +320,7 @@ def test_a_key_that_is_not_implemented_is_named(family):
                 module.config_from_hf(with_key(raw, key, value))
             said = str(caught.value).replace("n_kv_head", "num_key_value_heads")
             assert key in said and "\n" not in said, (key, value)
+            assert "quantised" in said or "quantization" not in key
 
 
 @pytest.mark.parametrize("n_embd, n_inner", [(48, 61), (7, 5), (7168, 1018)])
