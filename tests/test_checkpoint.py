@@ -242,11 +242,9 @@ def test_missing_parts(folder, tmp_path_factory, capsys):
     """Catches an OSError with a number where a sentence would say which file to fetch, a pickle
     that is run, and another sentence of convert's where there is nothing to convert."""
     (folder / WEIGHTS).rename(folder / "optimizer.pt")
-    message = refusal(folder, str(folder), "but optimizer.pt", "python -m minilm_inf.convert")
+    message = refusal(folder, str(folder), "python -m minilm_inf.convert")
     assert convert.main([str(folder)]) == 1
     assert capsys.readouterr().err == f"error: {message}\n"
-    (folder / "optimizer.pt").rename(folder / "pytorch_model.bin")
-    assert refusal(folder) == message.replace("optimizer.pt", "pytorch_model.bin")
     refusal(folder / "nowhere", "nowhere is not a folder")
     refusal(folder / "config.json", "is not a folder", "minilm_inf.convert")
     refusal(tmp_path_factory.mktemp("empty"), "config.json: No such file")
