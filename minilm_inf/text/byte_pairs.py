@@ -72,11 +72,7 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
 def tokenizer_json(merges: list[tuple[bytes, bytes]]) -> str:
     """The tokenizer.json of these merges: END_OF_TEXT is id 0, and is put before every text."""
     letters = byte_letters()
-
-    def spelled(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
-    pairs = [[spelled(a), spelled(b)] for a, b in merges]
+    pairs = [["".join(letters[byte] for byte in token) for token in pair] for pair in merges]
     tokens = [END_OF_TEXT, *letters, *map("".join, pairs)]
     vocab = {token: id for id, token in enumerate(tokens)}
     return byte_level_json(vocab, pairs, {END_OF_TEXT: True}, DIGITS, END_OF_TEXT)
