@@ -42,7 +42,6 @@ lint: .venv/checks  ## ruff, check and format
 parity: .venv/checks  ## logits against transformers, ids against the libraries of each format, live
 	@$(BIN)/python tests/parity.py
 	@$(BIN)/python tests/tokenizer_parity.py
-	@$(BIN)/python tests/chat_parity.py
 
 kernel: .venv/checks  ## the Triton kernel without a GPU: interpreted, held to the definition; compiled for three GPUs
 	@$(BIN)/python tests/check_kernel.py

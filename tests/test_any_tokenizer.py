@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_llama
+from tokenizer_json import FOLDER, folder_of
 
 from minilm_inf.checkpoint import save
 from minilm_inf.diagnose import __main__ as diagnose
@@ -24,52 +25,38 @@ BOS = {  # kind of tokenizer -> what it puts before a text
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=BOS)
-def kind(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def folder(kind, tmp_path_factory):
-    """A random model of 2 layers with a tokenizer of that kind."""
-    folder, weights = tmp_path_factory.mktemp("model"), ROOT / "weights"
-    save(tiny_llama(vocab_size=2048, context_length=256, dtype=torch.float32), folder)
+@pytest.fixture(params=BOS)
+def folder(request, tmp_path):
+    """A folder with a tokenizer of the kind that is its name."""
+    folder, kind, weights = tmp_path / request.param, request.param, ROOT / "weights"
+    folder.mkdir()
     if kind == "pieces":
         shutil.copy(weights / "tiny-llama" / "tokenizer.model", folder)
     elif kind == "two files":
         for name in ("vocab.json", "merges.txt"):
-            shutil.copy(ROOT / "tests" / "fixtures" / "tokenizers" / name, folder)
+            shutil.copy(FOLDER / name, folder)
     else:
         raw = json.loads((weights / "tiny-gptj" / "tokenizer.json").read_text("utf-8"))
         single = raw["post_processor"]["single"]
-        single += single[:1] if kind == "around" else []
-        raw["post_processor"] = None if kind == "no bos" else raw["post_processor"]
-        (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
-        if kind not in ("no eos", "no bos"):
+        if kind == "around":
+            single += single[:1]
             shutil.copy(weights / "tiny-gptj" / "tokenizer_config.json", folder)
+        raw |= {"post_processor": None} if kind == "no bos" else {}
+        folder_of(folder, tokenizer=raw)
     return folder
 
 
-@pytest.fixture(scope="module")
-def known(folder):
-    return load(folder)
-
-
-def test_a_text_begins_as_its_tokenizer_says(known, kind):
-    """A BOS of another tokenizer, a first token taken for one, or an EOS amid a text."""
-    assert opening(known) == BOS[kind]
-    plain = known.encode(TEXT, bos=False)
-    ids = encoded({"a": TEXT}, known, 300)["a"]
-    assert ids == (BOS[kind] + plain)[:301]
-
-
-def test_windows_and_trials_are_text_from_end_to_end(known, kind):
-    """A window without its BOS, or one that has lost a token where there is none."""
-    text, begin = np.array(known.encode(TEXT, bos=False)), BOS[kind]
-    practice, rng = Practice(known, text), np.random.default_rng(0)
+def test_windows_and_trials_are_text_from_end_to_end(folder):
+    """A window without its BOS, or with another's, or one that has lost a token where there is
+    none; an EOS amid a text."""
+    known, begin = load(folder), BOS[folder.name]
+    text, rng = np.array(known.encode(TEXT, bos=False)), np.random.default_rng(0)
+    assert opening(known) == begin
+    assert encoded({"a": TEXT}, known, 300)["a"] == [*begin, *text][:301]
+    practice = Practice(known, text)
     rows = [practice.ordinary(rng, 257), practice.repeats(rng, 257)]
     rows += [practice.retrieval(rng, 257, 1.0), practice.hidden(rng, 257, ["It is 7."], "So?")]
-    for maker in (PassKey(practice, known), Pairs(practice, known, 3)):
+    for maker in (PassKey(practice, known), Pairs(practice, known)):
         for trial in (maker.trial(257, 0.3, [1]), maker.trial(257, ABSENT, [1])):
             question = known.decode(trial.ids).rpartition("What is ")[2]
             assert re.fullmatch(r"the .*\? The .* is \d+", question)
@@ -82,28 +69,29 @@ def test_windows_and_trials_are_text_from_end_to_end(known, kind):
 def test_truncation_without_bos_reads_the_last_tokens():
     """A text's first token that stands before every window, far from where it was."""
     rows = torch.arange(9)[None]
-    assert Truncated("", None, 6, 0).rows(rows).tolist() == [[3, 4, 5, 6, 7, 8]]
-    assert Truncated("", None, 6, 1).rows(rows).tolist() == [[0, 4, 5, 6, 7, 8]]
-    assert Truncated("", None, 9, 1).rows(rows).tolist() == rows.tolist()
+    every = [*range(9)]
+    for width, n_bos, read in ((6, 0, every[3:]), (6, 1, [0, *every[4:]]), (9, 1, every)):
+        assert Truncated("", None, width, n_bos).rows(rows).tolist() == [read]
 
 
-@pytest.mark.parametrize("kind", ["no bos"], indirect=True)
-def test_what_measures_runs(program, kind, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["no bos"], indirect=True)
+def test_what_measures_runs(program, folder, tmp_path, monkeypatch):
     """A program that adds None to a number where nothing stands before a text; pass keys that
     end it after minutes of reading, and take its table along."""
     monkeypatch.setattr("minilm_inf.terminal.options.can_draw", lambda: False)
+    save(tiny_llama(vocab_size=2048, context_length=256, dtype=torch.float32), folder)
     text, out = tmp_path / "text.txt", tmp_path / "run.json"
     text.write_text(TEXT, encoding="utf-8")
-    run = ["-m", folder, "--text", text]
+    run = ["-m", folder, "--text", text, "--trials", 1]
     for task in ("passkey", "recall"):
-        few = ["--lengths", "1,2", "--depths", "0,1", "--trials", 1]
+        few = ["--lengths", "1,2", "--depths", "0,1"]
         code, said, err = program(evaluate.main, task, *run, *few, "--out", out)
-        assert code == 0 and "| not stated |" in said, err
+        assert code == 0 and "| length |" in said, err
         cells = json.loads(out.read_text())["results"]["cells"]
         assert [c["trials"] for c in cells] == [1] * (2 + 4 * 6 - 2)
-    more = ["--length", 1100, "--methods", "full,truncate,topk", "--n-local", 60, "--trials", 1]
+    more = ["--length", 1100, "--methods", "full,truncate,topk", "--n-local", 60]
     code, said, err = program(evaluate.main, "compare", *run, *more)
     assert code == 0 and "| passkey, middle |" in said
-    more = ["--length", 400, "--out", tmp_path / "d"]
-    code, said, err = program(diagnose.main, *run, *more)
+    few = ["-m", folder, "--text", text, "--length", 400, "--out", tmp_path / "d"]
+    code, said, err = program(diagnose.main, *few)
     assert code == 0 and said.startswith("factor 1, "), err

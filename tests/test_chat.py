@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, tiny_llama
-from tokenizer_json import LEVEL, added, digits, sequence, whole
+from tokenizer_json import DIGITS, added, whole
 
 from minilm_inf import load_tokenizer
 from minilm_inf.checkpoint import save
@@ -27,45 +27,35 @@ from minilm_inf.text.byte_level import byte_letters
 from minilm_inf.text.chat import Chat
 from minilm_inf.writing.session import Session
 
+TEMPLATES = ROOT / "tests" / "fixtures" / "templates"
 DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+QUOTED = 'Say "é\\\\" \\\'or\\\' [ x ] \\[ ["y"]\\n+ {no} }} %} SYSTEM.'
+MISTRAL_MARKS = ["<s>", "</s>", "[INST]", "[/INST]"]
 CHATML_MARKS = ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
 LLAMA3_MARKS = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
-MARKS = {  # a template of fixtures/ -> a byte-level tokenizer's BOS, EOS, and other marks
-    "ChatML": CHATML_MARKS,
-    "SmolLM2": CHATML_MARKS,  # the bytes of SmolLM2's own
-    "spacious": CHATML_MARKS,  # as somebody else would write it
-    "renamed": CHATML_MARKS,  # other names and quotes, turns told otherwise
-    "Qwen": CHATML_MARKS,  # its default system message told in another way
-    "Llama 3": LLAMA3_MARKS,
-    "Llama 3.1": LLAMA3_MARKS,  # with its questions about tools
-    "Llama 3.2": LLAMA3_MARKS,
-    "Llama 2": None,
-    "Zephyr": None,
-    "Mistral 0.1": None,
-    "Mistral 0.2": None,
-    "Mistral, newer": None,
-    "Mistral 0.3": ["<s>", "</s>", "[INST]", "[/INST]"],
+MARKS = {  # templates -> a byte-level tokenizer's BOS, EOS, and other marks; None for pieces
+    ("ChatML", "SmolLM2", "Qwen"): CHATML_MARKS,
+    ("spacious", "renamed"): CHATML_MARKS,  # SmolLM2's as somebody else would write it
+    ("Llama 3", "Llama 3.1", "Llama 3.2"): LLAMA3_MARKS,
+    ("Mistral 0.3",): MISTRAL_MARKS,
+    ("Llama 2", "Zephyr", "Mistral 0.1", "Mistral 0.2", "Mistral, newer"): None,
 }
-NO_SYSTEM = ("Mistral 0.1", "Mistral 0.2")
-
-
-def template_of(name: str) -> str:
-    path = ROOT / "tests" / "fixtures" / "templates" / f"{name}.jinja"
-    return path.read_bytes().decode()
-
-
-KNOWN = {name: (template_of(name), marks) for name, marks in MARKS.items()}
-QUOTED = 'Say "é\\\\" \\\'or\\\' [ x ] \\[ ["y"]\\n+ {no} }} %} SYSTEM.'
-KNOWN["quoted"] = (template_of("SmolLM2").replace(DEFAULT, QUOTED), CHATML_MARKS)
-KNOWN["in CRLF"] = (template_of("spacious").replace("\n", "\r\n"), CHATML_MARKS)
-CHATML, SMOLLM2, LLAMA2 = map(template_of, ("ChatML", "SmolLM2", "Llama 2"))
+KNOWN = {
+    name: ((TEMPLATES / f"{name}.jinja").read_bytes().decode(), marks)
+    for names, marks in MARKS.items()
+    for name in names
+}
+CHATML, SMOLLM2, LLAMA2 = (KNOWN[name][0] for name in ("ChatML", "SmolLM2", "Llama 2"))
+KNOWN["quoted"] = (SMOLLM2.replace(DEFAULT, QUOTED), CHATML_MARKS)
+KNOWN["in CRLF"] = (KNOWN["spacious"][0].replace("\n", "\r\n"), CHATML_MARKS)
+NO_SYSTEM = ("Mistral 0.1", "Mistral 0.2", "Mistral 0.3")  # the last moves it to every turn
 
 
 def byte_level_folder(folder: Path, marks: list[str], template: str, special=True):
     """A tokenizer of bytes and marks, with a chat template."""
     vocab = {token: id for id, token in enumerate([*marks, *byte_letters()])}
     tokens = [added(id, mark, special) for id, mark in enumerate(marks)]
-    raw = whole(vocab, [], sequence(digits(True), LEVEL), tokens)
+    raw = whole(vocab, [], DIGITS, tokens)
     about = {"bos_token": marks[0], "eos_token": marks[1], "chat_template": template}
     (folder / "tokenizer.json").write_text(json.dumps(raw))
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
@@ -73,21 +63,25 @@ def byte_level_folder(folder: Path, marks: list[str], template: str, special=Tru
 
 @pytest.fixture
 def folder(tmp_path):
-    """A function that makes a folder with a tokenizer for a template: bytes, and its marks."""
+    """A function that makes a folder with a known template, and a tokenizer for it."""
 
-    def make(name: str, template=None, special=True) -> Path:
-        known, marks = KNOWN[name]
-        template = known if template is None else template
-        if marks is None:
-            shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", tmp_path)
-            about = json.dumps({"chat_template": template})
-            (tmp_path / "tokenizer_config.json").write_text(about)
-            (tmp_path / "tokenizer.json").unlink(missing_ok=True)
-        else:
-            byte_level_folder(tmp_path, marks, template, special)
-        return tmp_path
+    def make(name: str, special=True) -> Path:
+        template, marks = KNOWN[name]
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        byte_level_folder(place, marks or MISTRAL_MARKS, template, special)
+        if marks is None:  # it comes before a tokenizer.json
+            shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", place)
+        return place
 
     return make
+
+
+def talk(place: Path, system: str | None = None, template: str | None = None) -> Chat:
+    """A conversation by a folder's template, or by this one, written there."""
+    if template is not None:
+        (place / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
+    return Chat(place, load_tokenizer(place), system)
 
 
 def rendered(template: str, messages: list[dict], bos: str, eos: str) -> str:
@@ -100,10 +94,6 @@ def rendered(template: str, messages: list[dict], bos: str, eos: str) -> str:
     )
 
 
-SAID = ["Hello", "What is 2+2? ", "  two\n\nlines\n", "naïve 漢字 🙂", "", "it's [x] <b>"]
-TURNS = [(SAID[0],), (SAID[1], SAID[2]), (SAID[3], SAID[4], SAID[5])]
-
-
 def encoded(text: str, tokenizer) -> list[int]:
     """The ids of a whole conversation in which the template's marks are written out."""
     ids = []
@@ -114,15 +104,12 @@ def encoded(text: str, tokenizer) -> list[int]:
     return ids
 
 
-def check_ids(conversation: Chat, template: str, marks, system, texts, moves=False):
+def check_ids(conversation: Chat, template: str, marks, texts):
     """Compare the ids of each turn with those of what Jinja writes."""
-    tokenizer, (bos, eos) = conversation.tokenizer, (marks or ["<s>", "</s>"])[:2]
+    tokenizer, (bos, eos) = conversation.tokenizer, (marks or MISTRAL_MARKS)[:2]
+    system = conversation.system
     messages = [] if system is None else [{"role": "system", "content": system}]
     for count, text in enumerate(texts):
-        if count and moves:
-            with pytest.raises(ValueError, match="leave out --system"):
-                conversation.prompt(text, first=False)
-            return
         ids = conversation.prompt(text, first=count == 0)
         messages.append({"role": "user", "content": text})
         whole = encoded(rendered(template, messages, bos, eos), tokenizer)
@@ -132,32 +119,32 @@ def check_ids(conversation: Chat, template: str, marks, system, texts, moves=Fal
         messages.append({"role": "assistant", "content": "Very well."})
 
 
+SAID = ["Hello", "What is 2+2? ", "  two\n\nlines\n", "naïve 漢字 🙂", "", "it's [x] <b>"]
+
+
 @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning:jinja2")
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_ids_are_those_of_the_template(name, folder):
     """Catches a line end too many, a default system message lost, text that is not trimmed."""
-    place = folder(name)
-    tokenizer, (template, marks) = load_tokenizer(place), KNOWN[name]
-    systems = [None] if name in NO_SYSTEM else [None, " Be \n brief. \n", ""]
-    for system, turns in itertools.product(systems, TURNS):
-        conversation = Chat(place, tokenizer, system)
-        moves = name == "Mistral 0.3" and system is not None
-        check_ids(conversation, template, marks, system, turns, moves)
-    if name in NO_SYSTEM:
-        with pytest.raises(ValueError, match="takes no system message"):
-            Chat(place, tokenizer, "Be brief.")
+    place, (template, marks) = folder(name), KNOWN[name]
+    for system in (None, " Be \n brief. \n", ""):
+        if system is not None and name in NO_SYSTEM:
+            with pytest.raises(ValueError, match="takes no system message"):
+                talk(place, system)
+            continue
+        for turns in (SAID[:1], SAID[1:3], SAID[3:]):
+            check_ids(talk(place, system), template, marks, turns)
 
 
 def test_the_marks_are_where_they_should_be(folder):
     """Catches a comparison above that compares two wrong things; this one is by hand."""
-    place = folder("SmolLM2")
 
     def letters(text: str) -> list[int]:
         return [3 + ord(letter) for letter in text]
 
     system = [2, *letters(f"system\n{DEFAULT}"), 1, *letters("\n")]
     turn = [2, *letters("user\nHi"), 1, *letters("\n"), 2, *letters("assistant\n")]
-    conversation = Chat(place, load_tokenizer(place))
+    conversation = talk(folder("SmolLM2"))
     assert conversation.prompt("Hi", first=True) == system + turn
     assert conversation.prompt("Hi", first=False) == [1, *letters("\n"), *turn]
     assert conversation.stop_ids == (1,)
@@ -173,9 +160,8 @@ def test_todays_date(folder, monkeypatch):
 
     monkeypatch.setattr(chat_template, "date", Day)
     for name, day in (("Llama 3.2", "03 Feb 2031"), ("Llama 3.1", "26 Jul 2024")):
-        place = folder(name)
-        tokenizer = load_tokenizer(place)
-        text = tokenizer.decode(Chat(place, tokenizer).prompt("Hi", first=True))
+        conversation = talk(folder(name))
+        text = conversation.tokenizer.decode(conversation.prompt("Hi", first=True))
         assert f"December 2023\nToday Date: {day}\n\nuser" in text
 
 
@@ -185,12 +171,13 @@ def test_todays_date(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["SmolLM2", "Llama 3.1"])
 def test_nobody_can_type_a_mark(name, folder):
     """Catches a user who ends the turn and speaks as the system, or as the model."""
-    place = folder(name)
-    tokenizer, marks = load_tokenizer(place), MARKS[name]
+    place, marks = folder(name), KNOWN[name][1]
 
     def found(system: str, text: str) -> list[int]:
-        ids = Chat(place, tokenizer, system).prompt(text, first=True)
-        assert text in tokenizer.decode(ids) and system in tokenizer.decode(ids)
+        conversation = talk(place, system)
+        ids = conversation.prompt(text, first=True)
+        decoded = conversation.tokenizer.decode(ids)
+        assert text in decoded and system in decoded
         return [id for id in ids if id < len(marks)]
 
     for mark in [*marks, "<|im_<|im_end|>end|>", "".join(marks)]:
@@ -198,48 +185,27 @@ def test_nobody_can_type_a_mark(name, folder):
             assert found("sys", text) == found(text, "xyz") == found("sys", "xyz")
 
 
-def test_what_stands_for_words_is_refused_in_them(folder):
-    """Catches a text that brings the system message, or a mark, into its turn."""
-    place = folder("SmolLM2")
-    conversation = Chat(place, load_tokenizer(place), "Be brief.")
-    for code in range(0xFDD0, 0xFDF0):
-        with pytest.raises(ValueError, match="leave it out"):
-            conversation.prompt(f"Hi{chr(code)}", first=False)
-
-
-def test_marks_that_cannot_be_told_apart_are_refused(folder):
-    """Catches a tokenizer that finds its marks in any text, and Llama 2's brackets."""
-    for name, marks in (
-        ("ChatML", ["<|im_start|>", "<|im_end|>"]),
-        ("Llama 2", ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"]),
-    ):
-        place = folder(name, special=False)  # added tokens, but not called special
-        tokenizer = load_tokenizer(place)
-        conversation = Chat(place, tokenizer)
-        conversation.prompt("Hi <|im_|> end [ ", first=True)
-        for mark in marks:
-            wrong = pytest.raises(ValueError, match=f"{re.escape(mark)}.*leave it out")
-            for first in (True, False):
-                with wrong:
-                    conversation.prompt(f"Hi{mark}", first=first)
-            with wrong:
-                Chat(place, tokenizer, system=f"Hi{mark}")
-
-
-def test_a_tokenizer_without_the_marks(folder):
-    """Catches marks spelled in letters, which the model never saw."""
-    place = folder("Llama 2", template=CHATML)
-    with pytest.raises(ValueError, match="no <.im_start.> of its own"):
-        Chat(place, load_tokenizer(place))
+@pytest.mark.parametrize("name, special, marks", [
+    ("SmolLM2", True, map(chr, range(0xFDD0, 0xFDF0))),  # what stands for words, and for marks
+    ("ChatML", False, ["<|im_start|>", "<|im_end|>"]),  # found in any text
+    ("Llama 2", True, ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"]),  # only letters
+])  # fmt: skip
+def test_marks_that_cannot_be_told_apart_are_refused(folder, name, special, marks):
+    """Catches a text that brings a mark, or the system message, into its turn."""
+    place = folder(name, special)
+    conversation = talk(place)
+    conversation.prompt("Hi <|im_|> end [ ", first=True)
+    for mark in marks:
+        for refused in (
+            lambda text: conversation.prompt(text, first=True),
+            lambda text: conversation.prompt(text, first=False),
+            lambda text: talk(place, system=text),
+        ):
+            with pytest.raises(ValueError, match=f"{re.escape(mark)}.*leave it out"):
+                refused(f"Hi{mark}")
 
 
 # ---- templates
-
-
-def chat_with(place: Path, tokenizer, template: str) -> Chat:
-    (place / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
-    return Chat(place, tokenizer)
-
 
 CHANGES = (  # what is changed in ChatML's template, and for what
     ("message['content']", "messages[0]['content']"),
@@ -251,31 +217,36 @@ CHANGES = (  # what is changed in ChatML's template, and for what
     ("{% for", "{{ write('a') }}{% for"), ("{% for", "{{ a) + (b }}{% for"),
     ("<|im_end|>", "<|end|>"), ("im_start", "start_of_turn"),
     ("{% for", "{{ '\\ufdd4' }}{% for"),
+    ("{% endfor %}", "{% else %}{{ 'no messages' }}{% endfor %}"),
 )  # fmt: skip
 OTHERS = [CHATML.replace(*change) for change in CHANGES] + [
     "{{ messages }}", "no template at all", LLAMA2.replace(" + eos_token", ""),
     SMOLLM2.replace("loop.first and", "loop.last and"),
+    # text that is searched again from every place, or loops in loops
+    "{{" * 14_000, "{% if x %}" * 2900, "{{ " + "(" * 29_000 + " }}", "{{ " + "'\\" * 14_000,
+    "{% set x = messages[0].content %}" + "{% set x = x + x %}" * 1400 + "{{ x }}",
+    "{% for a in messages %}" * 20 + "{% endfor %}" * 20, "{% if x %}" * 1_000_000,
 ]  # fmt: skip
 
 
-def test_other_templates_are_not_known(folder):
-    """Catches a conversation in a form that the model never saw, and nobody notices."""
+def test_other_templates_are_not_known_and_take_no_time(folder):
+    """Catches a conversation in a form that the model never saw, and a hostile template."""
     place = folder("ChatML")
-    tokenizer = load_tokenizer(place)
     for template in OTHERS:
-        with pytest.raises(ValueError, match="a form that is not known"):
-            chat_with(place, tokenizer, template)
+        began = time.perf_counter()
+        with pytest.raises(ValueError, match="a form that is not known.*ChatML, Llama 2,"):
+            talk(place, template=template)
+        assert time.perf_counter() - began < 2, template[:60]
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning:jinja2")
-def test_a_changed_template_is_refused_or_exact(folder, tokenizer):
+def test_a_changed_template_is_refused_or_exact(folder):
     """Catches a statement that is read otherwise than Jinja reads it."""
     jinja2 = pytest.importorskip("jinja2")
     source, found = random.Random(1), 0
     words = [" ", "\n", "-", "'", "%}", "{%- if", "{% endif %}", "not ", " + ", "loop.last"]
     known = [pair for pair in KNOWN.values() if pair[1] in (CHATML_MARKS, None)]
-    place = folder("ChatML")
-    chatml = load_tokenizer(place)
+    chatml, pieces = folder("ChatML"), folder("Llama 2")
     for _ in range(120):
         template, marks = source.choice(known)
         for _ in range(source.choice([1, 1, 2, 5])):
@@ -283,53 +254,32 @@ def test_a_changed_template_is_refused_or_exact(folder, tokenizer):
             other = source.choice([*words, template[at : at + 30], template[-at : 40 - at]])
             template = template[:at] + source.choice(["", other]) + template[at + cut :]
         try:
-            conversation = chat_with(place, chatml if marks else tokenizer, template)
-            check_ids(conversation, template, marks, None, ["Hi", "Oh"])
+            conversation = talk(chatml if marks else pieces, template=template)
+            check_ids(conversation, template, marks, ["Hi", "Oh"])
             found += 1
         except (ValueError, jinja2.TemplateError):  # in a part that decides nothing
             continue
     assert found > 15
 
 
-HOSTILE = {
-    "openings": "{{" * 14_000,
-    "ifs": "{% if x %}" * 2900,
-    "brackets": "{{ " + "(" * 29_000 + " }}",
-    "quotes": "{{ " + "'\\" * 14_000,
-    "doubling": "{% set x = messages[0].content %}" + "{% set x = x + x %}" * 1400 + "{{ x }}",
-    "a loop of nothing": "{% for a in messages %}" * 20 + "{% endfor %}" * 20,
-    "endless": "{% if x %}" * 1_000_000,
-}
-
-
-def test_a_hostile_template_takes_no_time(folder):
-    """Catches text that is searched again from every place, or loops in loops."""
-    place = folder("ChatML")
-    tokenizer = load_tokenizer(place)
-    for kind, template in HOSTILE.items():
-        began = time.perf_counter()
-        with pytest.raises(ValueError, match="a form that is not known.*ChatML, Llama 2,"):
-            chat_with(place, tokenizer, template)
-        assert time.perf_counter() - began < 2, kind
-
-
 def test_where_a_template_stands(folder):
-    """Catches the file that newer folders have passed over, and a list of several templates."""
+    """Catches the file that newer folders have passed over, a list of several templates, and
+    marks spelled in letters, which the model never saw."""
     place = folder("ChatML")
-    tokenizer, about = load_tokenizer(place), place / "tokenizer_config.json"
+    about = place / "tokenizer_config.json"
     several = [{"name": "tool_use", "template": "?"}, {"name": "default", "template": SMOLLM2}]
     about.write_text(json.dumps({"chat_template": several}))
-    longer = Chat(place, tokenizer).prompt("Hi", first=True)
-    assert DEFAULT in tokenizer.decode(longer)
-    assert len(chat_with(place, tokenizer, "\ufeff" + CHATML).prompt("Hi", first=True)) < 30
+    longer = talk(place)
+    assert DEFAULT in longer.tokenizer.decode(longer.prompt("Hi", first=True))
+    assert len(talk(place, template="\ufeff" + CHATML).prompt("Hi", first=True)) < 30
     (place / "chat_template.jinja").unlink()
-    for raw, word in (
-        ("{}", "no chat template"), ('{"chat_template": 3}', "be a text"),
-        ('{"chat_template": [{"name": "x", "template": "y"}]}', "no chat template"),
-    ):  # fmt: skip
-        about.write_text(raw)
+    for given, word in ((None, "no chat template"), (3, "be a text"),
+                        (several[:1], "no chat template")):  # fmt: skip
+        about.write_text(json.dumps({"chat_template": given}))
         with pytest.raises(ValueError, match=word):
-            Chat(place, tokenizer)
+            talk(place)
+    with pytest.raises(ValueError, match="no <.im_start.> of its own"):
+        talk(folder("Llama 2"), template=CHATML)
 
 
 # ---- the program
@@ -354,13 +304,8 @@ def writes(monkeypatch):
     """A function that makes every model write these ids, again and again."""
 
     def use(*ids: int):
-        left: list[int] = []
-
-        def choose(*_) -> int:
-            left.extend([] if left else ids)
-            return left.pop(0)
-
-        monkeypatch.setattr("minilm_inf.writing.sampling.choose", choose)
+        endless = itertools.cycle(ids)
+        monkeypatch.setattr("minilm_inf.writing.sampling.choose", lambda *_: next(endless))
 
     return use
 
@@ -368,11 +313,11 @@ def writes(monkeypatch):
 def test_one_reply(run, model_folder, writes):
     """Catches the prompt read as plain text, and a model that goes on after its turn."""
     for flags, system in (([], None), (["--system", "Be brief."], "Be brief.")):
-        conversation = Chat(model_folder, load_tokenizer(model_folder), system)
         writes(3 + ord("Y"), 3 + ord("o"), 1)
         code, out, _ = run("--json", *flags, "-p", "Hi\n")
         result = json.loads(out)
-        assert code == 0 and result["prompt_ids"] == conversation.prompt("Hi\n", first=True)
+        prompt = talk(model_folder, system).prompt("Hi\n", first=True)
+        assert code == 0 and result["prompt_ids"] == prompt
         assert result["text"] == "Yo" and result["ids"][2:] == [1]
 
 
@@ -390,9 +335,8 @@ def test_a_conversation(run, model_folder, writes, monkeypatch):
     writes(3 + ord("Y"), 1)
     code, out, err = run("-i", "--n-local", 20)
     assert code == 0 and out == "Y\nY\nY\n" and "not UTF-8" in err
-    conversation = Chat(model_folder, load_tokenizer(model_folder))
     turns = [("Hi", True), ("Again", False), ("Anew", True)]
-    assert given == [conversation.prompt(text, first) for text, first in turns]
+    assert given == [talk(model_folder).prompt(text, first) for text, first in turns]
 
 
 def test_a_model_whose_marks_are_letters(program, folder, tokenizer, writes, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SETTINGS, some_tokens, tiny_llama
 
-from minilm_inf.evaluate.compare import reencoded_nll, reencoded_pieces, stream_nll
+from minilm_inf.evaluate.compare import reencoded_nll, stream_nll
 from minilm_inf.evaluate.comparison import by_position
 from minilm_inf.evaluate.table import card_table
 
@@ -17,18 +17,9 @@ def nll_after(model, ids, following: int, lm=None) -> float:
     return -float(logits.log_softmax(-1)[following])
 
 
-@pytest.mark.parametrize("lm, chunk", [(None, 7), (LM, 1), (LM, 23), (LM, 512)])
-def test_a_stream_is_scored_token_by_token(lm, chunk):
-    """An entry of the next position, or a chunk's last token that goes unscored; one token,
-    which nothing follows, whose mean would be nan."""
-    model, ids = tiny_llama(), some_tokens(24)[0].tolist()
-    expected = [nll_after(model, ids[: i + 1], ids[i + 1], lm) for i in range(23)]
-    found = stream_nll(model, ids, lm, chunk)
-    assert found.dtype == torch.float64
-    assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    for few in ([], [1]):
-        with pytest.raises(ValueError, match="at least two tokens"):
-            stream_nll(model, few, lm, chunk)
+def streamed(model, ids: list[int], lm) -> list[float]:
+    """The specification: each token after all that came before."""
+    return [nll_after(model, ids[: i + 1], ids[i + 1], lm) for i in range(len(ids) - 1)]
 
 
 def reencoded(model, ids: list[int], length: int, n_bos: int = 1) -> list[float]:
@@ -38,30 +29,49 @@ def reencoded(model, ids: list[int], length: int, n_bos: int = 1) -> list[float]
     the ids before the last one that it scores, `length` in all, and it scores its second half.
     """
     stride = length // 2
-    scores = []
-    for i in range(len(ids) - 1):  # what follows ids[i]
-        context = ids[: i + 1]
-        if i >= length:
-            last = length + (i - length) // stride * stride + stride - 1  # this window's last
-            context = [*ids[:n_bos], *ids[last - length + n_bos + 1 : i + 1]]
-            assert length - stride < len(context) <= length
+    scores = streamed(model, ids[: length + 1], None)
+    for i in range(length, len(ids) - 1):  # what follows ids[i]
+        last = length + (i - length) // stride * stride + stride - 1  # this window's last
+        context = [*ids[:n_bos], *ids[last - length + n_bos + 1 : i + 1]]
+        assert length - stride < len(context) <= length
         scores.append(nll_after(model, context, ids[i + 1]))
     return scores
 
 
-@pytest.mark.parametrize("context_length, batch, n_bos", [
-    (2, 1, 1), (5, 3, 1), (6, 16, 1), (6, 3, 0),
-])  # fmt: skip
-def test_reencoding_is_what_it_says(context_length, batch, n_bos):
+@pytest.mark.parametrize("lm, chunk", [(None, 7), (LM, 1), (LM, 23), (LM, 512)])
+def test_a_stream_is_scored_token_by_token(lm, chunk):
+    """An entry of the next position, or a chunk's last token that goes unscored; one token,
+    which nothing follows, whose mean would be nan."""
+    model, ids = tiny_llama(), some_tokens(24)[0].tolist()
+    found = stream_nll(model, ids, lm, chunk)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(streamed(model, ids, lm), abs=1e-5)
+    for few in ([], [1]):
+        with pytest.raises(ValueError, match="at least two tokens"):
+            stream_nll(model, few, lm, chunk)
+
+
+@pytest.mark.parametrize("length, n_bos", [(2, 1), (5, 1), (6, 1), (6, 0)])
+def test_reencoding_is_what_it_says(length, n_bos):
     """A yardstick with too little context, a token scored twice, or none at the end; a text's
     first token that stands before every window, as if it were BOS."""
-    model = tiny_llama(n_layer=1, context_length=context_length)
-    for n in [2, *range(context_length, 2 * context_length + 3), 41]:
+    model = tiny_llama(n_layer=1, context_length=6)
+    for n in [2, *range(length, 2 * length + 3), 41]:
         ids = some_tokens(n, seed=n)[0].tolist()
-        found = torch.cat(list(reencoded_pieces(model, ids, context_length, batch, n_bos)))
-        expected = reencoded(model, ids, context_length, n_bos)
+        found = reencoded_nll(model, ids, n_bos, None if length == 6 else length)
+        expected = reencoded(model, ids, length, n_bos)
         assert found.tolist() == pytest.approx(expected, abs=1e-5), n
-        assert torch.equal(found, reencoded_nll(model, ids, n_bos)) or batch < 16
+
+
+def test_many_windows_at_a_time_are_as_one():
+    """A window that is scored from another's row, or not at all."""
+    model, ids = tiny_llama(n_layer=1, context_length=1024), some_tokens(4700)[0].tolist()
+    some = torch.tensor([1023, 1024, 1535, 1536, 3583, 3584, 4697, 4698])
+    for at, found in zip(some.tolist(), reencoded_nll(model, ids)[some].tolist()):
+        last = at if at < 1024 else 1024 + (at - 1024) // 512 * 512 + 511
+        context = ids[: at + 1] if at < 1024 else [ids[0], *ids[last - 1022 : at + 1]]
+        log_p = model(torch.tensor([context]))[0, -1].log_softmax(-1)
+        assert found == pytest.approx(-float(log_p[ids[at + 1]]), abs=1e-5), at
 
 
 def test_half_precision_is_scored_in_single():
@@ -77,18 +87,20 @@ def test_a_card_s_means():
     the one mistake that a reader cannot see."""
     model = tiny_llama()
     documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    rows = by_position(model, documents, LM)
-    ranges = [(row["first"], row["last"]) for row in rows]
-    assert ranges == [(0, 6), (6, 12), (12, 24), (24, 30)]
+    means = by_position(model, documents, LM)
     columns = {
-        "vanilla": lambda ids: stream_nll(model, ids, None),
-        "lm_infinite": lambda ids: stream_nll(model, ids, LM),
-        "reencoded": lambda ids: reencoded_nll(model, ids),
+        "full": lambda ids: stream_nll(model, ids, None),
+        "lambda": lambda ids: stream_nll(model, ids, LM),
+        "truncate": lambda ids: reencoded_nll(model, ids),
     }
-    for row in rows:
-        for name, score in columns.items():
-            here = [score(ids)[row["first"] : row["last"]] for ids in documents.values()]
-            assert row[name] == pytest.approx(float(torch.cat(here).mean())), name
-    row = {"first": 8192, "last": 16384, "vanilla": 7, "lm_infinite": 3.0, "reencoded": 3.1}
-    line = card_table([row]).split("\n")[2]
+    for name, score in columns.items():
+        ranges = [(row["first"], row["last"]) for row in means[name]]
+        assert ranges == [(0, 6), (6, 12), (12, 24), (24, 30)]
+        for first, last in ranges:
+            here = torch.cat([score(ids)[first:last] for ids in documents.values()])
+            row = means[name][ranges.index((first, last))]
+            assert row["nll"] == pytest.approx(float(here.mean())), name
+    row = {"first": 8192, "last": 16384}
+    values = {"truncate": 3.1, "lambda": 3.0, "full": 7}
+    line = card_table({name: [row | {"nll": x}] for name, x in values.items()}).split("\n")[2]
     assert line == "| 8,192 to 16,384 | 7.00 | 3.00 | 3.10 | -0.10 |"

@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, ROOT, interrupt_at, some_tokens, tiny_llama, tiny_model
-from test_compare import nll_after, reencoded
+from test_compare import reencoded, streamed
 from test_streaming_llm import SlowCache
 
 from minilm_inf import LMInfinite
 from minilm_inf.evaluate import comparison, table
 from minilm_inf.evaluate.__main__ import main
-from minilm_inf.evaluate.compare import stream_nll
 from minilm_inf.evaluate.comparison import Run, sweep_of
 from minilm_inf.evaluate.intervals import interval
 from minilm_inf.evaluate.methods import LABELS, answers, methods
-from minilm_inf.evaluate.resume import steps
 
 BUDGET = LMInfinite(5, 2, 5, top_k=2, top_k_queries="all")  # 7 keys
 ALL = list(LABELS)
@@ -55,8 +53,7 @@ def slowly(model, name: str, ids: list[int]) -> list[float]:
     if name == "streaming":
         logits = slow_logits(model, ids[:-1])
         return [-float(x.log_softmax(-1)[id]) for x, id in zip(logits, ids[1:])]
-    lm = settings_of(name)
-    return [nll_after(model, ids[: i + 1], ids[i + 1], lm) for i in range(len(ids) - 1)]
+    return streamed(model, ids, settings_of(name))
 
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -72,9 +69,8 @@ def test_each_method_is_what_it_says(family, name):
     expected = slowly(model, name, ids)
     for device in DEVICES:
         for chunk in (4, 25):
-            pieces = list(chosen(model)[name].pieces(model.to(device), ids, chunk))
-            assert torch.cat(pieces).tolist() == pytest.approx(expected, abs=1e-5), chunk
-            assert len(pieces) > 2 or chunk == 25
+            found = chosen(model)[name].nll(model.to(device), ids, chunk)
+            assert found.tolist() == pytest.approx(expected, abs=1e-5), chunk
 
 
 def test_a_ceiling_of_ones_own():
@@ -110,28 +106,17 @@ def test_an_answer_is_what_is_likeliest(name):
         assert found == [0, 1, 2, 3]
 
 
-# ---- what is measured of them
+# ---- what is measured and said of them
 
 
-def measured(model, methods: dict, documents: dict, nll: dict | None = None) -> Run:
-    """A run that is done; nll: what it found, (documents, n), where nothing is read."""
-    run = Run(model, methods, documents, 8)
-    run.settings = {"asked": list(methods), "sweep": False, "trials": 0}
-    for _ in steps(run) if nll is None else ():
-        pass
-    for name in nll or ():
-        run.of(name)[:] = nll[name]
-    return run
-
-
-def made_up(nll: dict, lm=BUDGET, context_length=8) -> dict:
-    """A result of `evaluate compare`, of what was found of each method, (documents, n)."""
-    count, n = next(iter(nll.values())).shape
-    documents, model = {str(k): [0] * (n + 1) for k in range(count)}, tiny_llama(
-        context_length=context_length)  # fmt: skip
-    run = measured(model, chosen(model, list(nll), lm), documents, nll)
-    told = {"model": "weights/tiny", "documents": list(documents), "length": n, "budget": 64,
-            "context_length": context_length, "asked": list(nll)}  # fmt: skip
+def made_up(nll: dict, lm=BUDGET, **facts) -> dict:
+    """A result of `evaluate compare`, of what was found of some methods, (documents, n)."""
+    model, (count, n) = tiny_llama(context_length=8, **facts), next(iter(nll.values())).shape
+    documents = {str(k): [0] * (n + 1) for k in range(count)}
+    run = Run(model, chosen(model, list(nll), lm), documents)
+    for name, found in nll.items():
+        run.of(name)[:] = found
+    told = {"model": "tiny", "documents": list(documents), "length": n, "context_length": 8}
     return {"settings": told, **comparison.result(run)}
 
 
@@ -142,11 +127,8 @@ def test_means_and_intervals_are_over_documents():
     rng = np.random.default_rng(0)
     hard = np.linspace(1, 9, 6)[:, None] + rng.normal(0, 1, (6, 30))
     nll = {"full": hard + 0.25, "lambda": hard}
-
-    def entries(nll: dict) -> list[dict]:
-        return made_up(nll)["results"]["methods"]
-
-    for entry in entries(nll):
+    full, ours = made_up(nll)["results"]["methods"]
+    for entry in (full, ours):
         x = nll[entry["name"]]
         ranges = [(row["first"], row["last"]) for row in entry["nll"]]
         assert ranges == [(0, 8), (8, 16), (16, 30)]
@@ -155,91 +137,57 @@ def test_means_and_intervals_are_over_documents():
             assert row["nll"] == pytest.approx(means.mean())
             assert row["interval"] == interval(means, np.ones(6), [0, number])
         assert entry["beyond"]["nll"] == pytest.approx(x[:, 8:].mean())
-    full, ours = entries(nll)
     assert full["beyond"]["interval"][0] < ours["beyond"]["interval"][1]
     assert full["beyond_less_lm_infinite"]["interval"] == pytest.approx([0.25, 0.25])
     assert ours["beyond_less_lm_infinite"] is None
-    (alone,) = entries({"full": hard[:1]})
+    (alone,) = made_up({"full": hard[:1]})["results"]["methods"]
     assert alone["beyond"]["interval"] is None and alone["beyond_less_lm_infinite"] is None
-    for entry in entries({name: x[:, :8] for name, x in nll.items()}):
-        assert entry["beyond"] is entry["beyond_less_lm_infinite"] is None
-        assert [row["last"] for row in entry["nll"]] == [8]
+    (short,) = made_up({"full": hard[:, :8]})["results"]["methods"]
+    assert short["beyond"] is None and [row["last"] for row in short["nll"]] == [8]
+
+
+def test_the_table_shows_the_numbers():
+    """A cell under another column's name; a difference of the wrong sign; -0.00."""
+    assert table.mean({"nll": 3.1449, "interval": None}) == "3.14", "rounded once"
+    zero = {"nll": -0.0001, "interval": [-0.0004, 0.25]}
+    assert table.difference(zero) == "+0.000 (+0.000 to +0.250)"
+    same = np.random.default_rng(0).normal(3, 0.3, (3, 30))
+    result = made_up({"full": same + 1.5, "lambda": same})
+    found = result["results"]["methods"]
+    found[1]["passkey"] = {"accuracy": 0.5, "interval": [0.25, 0.75]}
+    lines = table.methods_table(result).splitlines()
+    head, _, full, ours = ([x.strip() for x in line.split("|")[1:-1]] for line in lines)
+    assert head == ["method", "0 to 8", "8 to 16", "16 to 30", "beyond, less LM-Infinite",
+                    "cache", "passkey, middle"]  # fmt: skip
+    assert full[:4] == ["full attention", *(table.mean(row) for row in found[0]["nll"])]
+    assert full[4:] == ["+1.500 (+1.500 to +1.500)", f"{30 * 0.512:.2f} kB", "-"]
+    assert ours[4:] == ["-", f"{7 * 0.512:.2f} kB", "50.0% (25.0 to 75.0)"]
 
 
 def test_cache_bytes_are_those_of_a_cache():
     """A cache that is told smaller than what is kept, or as large as what was read."""
-    model, n = tiny_llama(n_layer=9, context_length=8), 40
+    n, model = 40, tiny_llama(n_layer=9, context_length=8)
     of_a_key = 2 * model.config.n_kv_head * model.config.head_dim * 8
-    run = measured(model, chosen(model), {"a": [0] * (n + 1)}, {"full": 0})
-    found = {entry["name"]: entry["cache_bytes"] / of_a_key
-             for entry in comparison.result(run)["results"]["methods"]}  # fmt: skip
-    assert found == {
-        "full": 9 * n, "truncate": 0, "window": 9 * 7, "no-ceiling": 9 * 7, "no-lambda": 9 * n,
-        "streaming": 9 * 7, "lambda": 9 * 7, "topk": 9 * n,
-    }  # fmt: skip
-    for name in ("full", "window", "no-ceiling", "no-lambda", "lambda", "topk"):
-        method = chosen(model)[name]
-        cache = model.new_cache(1, method.lm)
-        model.read(some_tokens(n), method.lm, cache)
-        assert cache.nbytes >= found[name] * of_a_key, name
+    result = made_up({name: np.zeros((1, n)) for name in ALL}, n_layer=9)
+    for entry in result["results"]["methods"]:
+        name, keys = entry["name"], entry["cache_bytes"] / of_a_key
+        all_keys = {"truncate": 0} | dict.fromkeys(("full", "no-lambda", "topk"), 9 * n)
+        assert keys == all_keys.get(name, 9 * 7)
+        if name not in ("truncate", "streaming"):
+            method = chosen(model)[name]
+            cache = model.new_cache(1, method.lm)
+            model.read(some_tokens(n), method.lm, cache)
+            assert cache.nbytes >= entry["cache_bytes"], name
 
 
-def test_the_sweep_measures_each_setting():
+def test_a_sweep_changes_one_thing_at_a_time():
     """A value that is swept and not used, or a ceiling that stays where it was."""
-    model = tiny_llama(context_length=8)
-    documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    run = measured(model, sweep_of(LMInfinite(6, 2, 6), 8), documents)
-    run.settings |= {"sweep": True, "asked": ["lambda"]}
-    assert len(run.methods) == 1 + 7 + 4
-    base = np.stack([stream_nll(model, ids, LMInfinite(6, 2, 6)) for ids in documents.values()])
-    for entry in comparison.result(run)["results"]["methods"][1:]:
-        name, value = entry["name"].split("=")
-        n_local, n_global = ({"n_local": 6, "n_global": 2} | {name: int(value)}).values()
-        lm = LMInfinite(n_local, n_global, n_local)
-        nll = np.stack([stream_nll(model, ids, lm) for ids in documents.values()])
-        assert entry["beyond"]["nll"] == pytest.approx(nll[:, 8:].mean(), abs=1e-5), entry[
-            "name"
-        ]
-        found = entry["beyond_less_lm_infinite"]["nll"]
-        assert found == pytest.approx((nll - base)[:, 8:].mean(), abs=1e-5)
-
-
-# ---- what is said of them
-
-
-def drawn(names, n_documents=3, **more) -> dict:
-    """made_up, of random numbers; more: added to a method's."""
-    same = np.random.default_rng(0).normal(3, 0.3, (n_documents, 300))
-    lm = LMInfinite(60, 4, 60, top_k=5)
-    return made_up({name: same + more.get(name, 0.0) for name in names}, lm, 64)
-
-
-def test_the_table_shows_the_numbers():
-    """A cell under another column's name; a difference of the wrong sign; -0.00; an empty
-    column, or the passkeys of nobody."""
-    assert table.mean({"nll": 3.1449, "interval": None}) == "3.14", "rounded once"
-    assert table.mean(None) == "-"
-    zero = {"nll": -0.0001, "interval": [-0.0004, 0.25]}
-    assert table.difference(zero) == "+0.000 (+0.000 to +0.250)"
-    result = drawn(["full", "lambda"], full=1.5)
-    found = result["results"]["methods"]
-    lines = table.methods_table(result).split("\n")
-    head = "method | 0 to 64 | 64 to 128 | 128 to 256 | 256 to 300"
-    assert lines[0] == f"| {head} | beyond, less LM-Infinite | cache |"
-    full, ours = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert len(full) == len(ours) == 7 and lines[1] == "|" + 7 * "---|"
-    assert full[0] == "full attention" and full[1:5] == [
-        table.mean(row) for row in found[0]["nll"]
-    ]
-    assert full[5] == "+1.500 (+1.500 to +1.500)" and ours[5] == "-"
-    of_a_key = 2 * 2 * 2 * 8 * 8
-    assert [full[6], ours[6]] == [f"{n * of_a_key / 1000:.2f} kB" for n in (300, 64)]
-    found[1]["passkey"] = {"accuracy": 0.5, "interval": [0.25, 0.75]}
-    lines = table.methods_table(result).split("\n")
-    assert lines[0].endswith("| cache | passkey, middle |")
-    assert lines[2].endswith("| - |") and lines[3].endswith("| 50.0% (25.0 to 75.0) |")
-    alone = table.methods_table(drawn(["full"])).split("\n")[0]
-    assert "less LM-Infinite" not in alone and "passkey" not in alone
+    swept = {name: method.lm for name, method in sweep_of(LMInfinite(6, 2, 6), 8).items()}
+    assert swept.pop("lambda") == LMInfinite(6, 2, 6)
+    assert swept == {
+        **{f"n_global={n}": LMInfinite(6, n, 6) for n in (0, 1, 2, 4, 10, 32, 100)},
+        **{f"n_local={n}": LMInfinite(n, 2, n) for n in (2, 4, 6, 8)},
+    }
 
 
 # ---- the program
@@ -255,11 +203,12 @@ def test_one_run_one_table(call, texts, tmp_path):
     """A program that prints another number than it measured, or writes another file; a picture
     that needs all methods, or intervals."""
     pytest.importorskip("matplotlib")
-    assert comparison.picture(drawn(["full"], 1)).startswith(b"\x89PNG\r\n")
+    alone = made_up({"full": np.ones((1, 30))})
+    assert comparison.picture(alone).startswith(b"\x89PNG\r\n")
     out_file, path = tmp_path / "new" / "run.json", tmp_path / "new" / "methods.png"
     flags = ["--text", texts / "a", texts / "b", "--length", 270, "--out", out_file]
     code, out, err = call(*flags, "--trials", 0, "--figure", path)
-    assert code == 0 and "4,320/4,320 tokens" in err and "passkey" not in out
+    assert code == 0 and "4,320/4,320 tokens" in err
     result = json.loads(out_file.read_text())
     assert "\n".join(out.split("\n")[:10]) == table.methods_table(result)
     assert [entry["name"] for entry in result["results"]["methods"]] == ALL
@@ -296,14 +245,14 @@ def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path, monkeypatch):
     nobody sees; a run that is stopped between all of them, and ends with other numbers."""
     path, out_file = tmp_path / "long", tmp_path / "run.json"
     path.write_text("The ship went on. They looked at the sea, for it was late. " * 200)
-    flags = ["-m", ROOT / "weights" / "nano-llama", "--text", path, "--length", 1026]
-    flags += ["--methods", "lambda,topk", "--threads", 1]
-    flags += ["--trials", 1, "--sweep", "--out"]
-    code, whole, err = call(*flags, tmp_path / "whole.json")
+    arguments = ["-m", ROOT / "weights" / "nano-llama", "--text", path, "--length", 1026,
+                 "--methods", "lambda,topk", "--threads", 1, "--trials", 1, "--sweep",
+                 "--out"]  # fmt: skip
+    code, whole, err = call(*arguments, tmp_path / "whole.json")
     assert code == 0 and "passkey, middle |" in whole and "tokens/s" in err
     assert "Pass keys: 1, in 1,024 tokens." in whole
     assert "| setting | beyond 256 |" in whole and "\n| n_local 64 | " in whole
-    arguments = [*flags, out_file]
+    arguments += [out_file]
     for step in (3, 11):
         with monkeypatch.context() as patched:
             interrupt_at(patched, Run, step)

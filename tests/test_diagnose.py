@@ -7,15 +7,15 @@ import signal
 import pytest
 import torch
 from conftest import FAMILIES, logit_of, seen_by, some_tokens, tiny_model
-from live_bytes import LiveBytes
 
 from minilm_inf import LMInfinite, attend
 from minilm_inf.config import FULL_ATTENTION
 from minilm_inf.diagnose import figures
 from minilm_inf.diagnose.__main__ import main
-from minilm_inf.diagnose.factors import apart, factors_of
-from minilm_inf.diagnose.measure import Diagnosis, log_edges, some_places, some_queries
+from minilm_inf.diagnose.factors import factors_of
+from minilm_inf.diagnose.measure import Diagnosis
 from minilm_inf.diagnose.recorder import Rows, recording
+from minilm_inf.evaluate.compare import edges as edges_of
 from minilm_inf.evaluate.compare import stream_nll
 
 LM = LMInfinite(n_local=6, n_global=2, distance_ceiling=6)
@@ -80,7 +80,7 @@ def test_rows_are_the_definition(family, lm, at_once, monkeypatch):
     """A maximum that takes a felt distance for a true one, or an entropy over hidden keys."""
     monkeypatch.setattr("minilm_inf.diagnose.recorder.LOGITS_AT_ONCE", at_once)
     model, tokens = tiny(family, softmax_scale=0.4), some_tokens(20)
-    edges, queries = log_edges(6, 20, 2), torch.tensor([0, 1, 5, 6, 7, 12, 19])
+    edges, queries = edges_of(6, 20, 2, below=True), torch.tensor([0, 1, 5, 6, 7, 12, 19])
     rows, layers = Rows(model, queries, edges, 2, lm), unhooked(model, tokens, None)
     for layer, (q, k, _) in enumerate(layers):
         rows.take(layer, q, k)
@@ -111,47 +111,30 @@ def test_rows_are_the_definition(family, lm, at_once, monkeypatch):
             assert rows.largest[layer, head].tolist() == pytest.approx(largest, abs=1e-9)
 
 
-def test_apart_by_hand():
-    """A spread around the mean of all, or around another group's."""
-    generator = torch.Generator().manual_seed(2)
-    some, rest = (torch.randn(2, n, 5, generator=generator) + n for n in (3, 7))
-    own, others = some.reshape(-1, 5).tolist(), rest.reshape(-1, 5).tolist()
-    middle, mean = ([sum(x) / len(x) for x in zip(*group)] for group in (others, own))
-    square = sum(math.dist(x, middle) ** 2 for x in others) / len(others)
-    assert apart(some, rest) == pytest.approx(math.dist(mean, middle) / math.sqrt(square))
-
-
-def test_places():
-    """A bin on both sides of the trained length, a position twice, or one beyond the text."""
-    for anchor, n in ((8, 40), (6, 96), (8192, 20_000), (200, 216)):
-        for per_octave in (1, 2):
-            edges = log_edges(anchor, n, per_octave)
-            assert edges[:2] == [0, 1] and edges[-1] == n and edges == sorted(set(edges))
-            assert anchor in edges
-    generator = torch.Generator().manual_seed(0)
-    queries = some_queries(log_edges(256, 4096, 1), generator).tolist()
-    assert queries == sorted(set(queries)) and queries[-1] == 4095
-    for a, b in zip([0, 1, 2, 64], [1, 2, 4, 128]):
-        assert sum(a <= i < b for i in queries) == min(16, b - a)
-    for n, first in ((16, 4), (5000, 25)):
-        places = some_places(n, first, generator).tolist()
-        assert places[:first] == list(range(first)) and len(places) == min(n, first + 500)
-        assert places == sorted(set(places)) and max(places) < n
-
-
-def test_nll_of_each_reading():
-    """A reading under another setting than its name says, or ids that are off by one."""
-    model, ids = tiny("llama"), some_tokens(97, seed=0)[0].tolist()
+def test_what_is_read_of_each_text():
+    """A reading under another setting than its name says, or ids that are off by one; a query
+    twice, one beyond the text, or none of the last tokens; a state of another place."""
+    model, ids = tiny("llama", context_length=64), some_tokens(97, seed=0)[0].tolist()
     diagnosis = diagnosed(model)
     settings = {"vanilla": None, "lambda": LM, "dropped": LMInfinite(6, 0, 6)}
     expected = {name: stream_nll(model, ids, lm) for name, lm in settings.items()}
     for name, nll in diagnosis.nll.items():
         torch.testing.assert_close(nll[0], expected.pop(name), atol=1e-5, rtol=0)
-    assert not expected
     numbers = factors_of(diagnosis)[0]["factor_3"]["numbers"]
     cost = (diagnosis.nll["dropped"][0] - diagnosis.nll["lambda"][0])[6:].mean().item()
     low, high = numbers["cost_interval"]
-    assert numbers["cost"] == pytest.approx(cost) and low <= cost <= high
+    assert numbers["cost"] == pytest.approx(cost) and low <= cost <= high and not expected
+    queries = diagnosis.rows["vanilla"][0].q_positions.tolist()
+    assert queries == sorted(set(queries)) and queries[-1] == 95
+    for first, last in ((0, 1), (1, 2), (8, 16), (32, 64)):
+        assert sum(first <= i < last for i in queries) == min(16, last - first)
+    states = [x for *_, x in unhooked(model, torch.tensor([ids[:64]]), None)]
+    for found, x in zip(diagnosis.states, states):
+        torch.testing.assert_close(found[0], x[0], atol=1e-8, rtol=0)
+    some, rest = states[numbers["layer"]][0].split([16, 48])
+    spread = (rest - rest.mean(0)).square().sum(1).mean().sqrt()
+    far = float((some.mean(0) - rest.mean(0)).norm() / spread)
+    assert numbers["apart"] == pytest.approx(far)
 
 
 def test_curves_are_means_over_heads():
@@ -185,19 +168,6 @@ def test_curves_are_means_over_heads():
         assert (rows.entropy <= rows.visible.log() + 1e-9).all()
 
 
-def test_memory_grows_with_the_length_only(monkeypatch, small_chunks):
-    """A tensor of n x n elements, which 16 x context_length of a real model cannot have."""
-    small_chunks(queries=32, keys=64)
-    monkeypatch.setattr("minilm_inf.diagnose.recorder.LOGITS_AT_ONCE", 8192)
-    monkeypatch.setattr("minilm_inf.diagnose.measure.QUERIES_PER_OCTAVE", 4)
-    model, peak = tiny("mpt", context_length=16, n_layer=1), {}
-    for n in (96, 192):
-        with LiveBytes() as live:
-            diagnosed(model, n, LMInfinite(16, 2, 16))
-        peak[n] = live.peak
-    assert peak[192] <= 2.2 * peak[96]
-
-
 # ---- verdicts
 
 
@@ -205,17 +175,15 @@ def test_a_model_without_a_factor_and_one_that_has_it():
     """A summary that says the same of every model."""
     blind = tiny("llama", n_layer=1)  # no logit is anything but 0: attention is uniform
     blind.blocks[0].qkv.weight[:48] = 0
-    found, _ = factors_of(diagnosed(blind))
-    assert found["factor_1"]["verdict"] == "not shown"
-    assert found["factor_2"]["verdict"] == "shown"
-    numbers = found["factor_2"]["numbers"]
-    assert numbers["grows"] == pytest.approx(numbers["uniform_would_grow"])
-
     steep = tiny("mpt", n_layer=1, alibi_bias_max=0.5)  # every head looks near, at any length
-    found, _ = factors_of(diagnosed(steep))
-    assert found["factor_1"]["verdict"] == "shown"
-    assert found["factor_2"]["verdict"] == "not shown"
-    assert all(factor["words"].startswith(factor["verdict"]) for factor in found.values())
+    for model, first, second in ((blind, "not shown", "shown"), (steep, "shown", "not shown")):
+        found, _ = factors_of(diagnosed(model))
+        assert [found[f"factor_{i}"]["verdict"] for i in (1, 2)] == [first, second]
+        numbers = found["factor_2"]["numbers"]
+        assert (numbers["grows"] == pytest.approx(numbers["uniform_would_grow"])) == (
+            model is blind
+        )
+        assert all(factor["words"].startswith(factor["verdict"]) for factor in found.values())
 
 
 @pytest.mark.parametrize("near, far, felt, verdict", [
@@ -234,35 +202,19 @@ def test_the_rule_of_the_first_factor(near, far, felt, verdict):
     assert factors_of(diagnosis)[0]["factor_1"]["verdict"] == verdict
 
 
-def model_that_lives_on_token_0():
-    """A network that can tell what follows, 7, only by the first token, 5, which it sees with
-    uniform attention; and whose state at that token is like no other."""
-    model = tiny("llama", n_layer=1, context_length=16)
-    for weight in model.parameters():
-        weight.data.zero_()
-    for norm in (model.norm, model.blocks[0].attention_norm, model.blocks[0].mlp_norm):
-        norm.weight.data.fill_(1)
-    model.embed.weight.data[:, 1] = 1
-    model.embed.weight.data[5] = 0
-    model.embed.weight.data[5, 0] = 100
-    model.blocks[0].qkv.weight.data[-16:, 0] = 1  # v: how much of coordinate 0 there is
-    model.blocks[0].o.weight.data[2] = 1
-    model.head.weight.data[7, 2] = 5
-    return model
-
-
-def test_a_model_that_needs_its_starting_tokens():
-    """A factor 3 that is never shown, or shown of any model."""
-    needs, ids = model_that_lives_on_token_0(), [5] + [7] * 96
-    found = factors_of(diagnosed(needs, lm=LMInfinite(16, 2, 16), ids=ids))[0]["factor_3"]
-    assert found["verdict"] == "shown"
-    assert found["numbers"]["apart"] > 1 and found["numbers"]["cost"] > 1
-    with torch.no_grad():  # the state stands apart as before, but nothing depends on it
-        needs.head.weight[7, 2] = 0
-    found = factors_of(diagnosed(needs, lm=LMInfinite(16, 2, 16), ids=ids))[0]["factor_3"]
-    assert found["verdict"] == "in part" and found["numbers"]["cost"] == pytest.approx(0)
-    model, lm = tiny("llama", context_length=64), LMInfinite(64, 2, 64)
-    assert factors_of(diagnosed(model, 128, lm, 4))[0]["factor_3"]["verdict"] == "not shown"
+@pytest.mark.parametrize("moved, costs, verdict", [
+    (50, 0.06, "shown"), (50, 0.04, "in part"), (0, 0.06, "in part"), (0, 0.04, "not shown"),
+])  # fmt: skip
+def test_the_rule_of_the_third_factor(moved, costs, verdict):
+    """A factor 3 that is never shown, or shown of any model; a cost of the wrong sign."""
+    diagnosis = diagnosed(tiny("llama", context_length=64), 128, LMInfinite(64, 2, 64), texts=4)
+    first = torch.arange(diagnosis.n_first + 48)[:, None] < diagnosis.n_first
+    diagnosis.states[0] = [x + moved * first for x in diagnosis.states[0]]
+    diagnosis.nll["dropped"] = [nll + costs for nll in diagnosis.nll["lambda"]]
+    found = factors_of(diagnosis)[0]["factor_3"]
+    assert found["verdict"] == verdict and found["words"].startswith(verdict)
+    assert found["numbers"]["cost"] == pytest.approx(costs)
+    assert found["numbers"]["layer"] == 0 or not moved
 
 
 # ---- the program; what it refuses is in test_measuring_faults

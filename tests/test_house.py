@@ -26,7 +26,7 @@ READING_ORDER = [
     "checkpoint.tensor_file", "checkpoint.run_state", "checkpoint.checkpoint", "checkpoint",
     "text", "text.around", "text.merges", "text.byte_level", "text.named_tokens",
     "text.sentence_pieces", "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
-    "text.template_syntax", "text.chat_template", "text.chat",
+    "text.chat_template", "text.chat",
     "terminal.ending", "terminal.options", "terminal.progress", "terminal.tables",
     "conformance.questions", "conformance.asking", "conformance", "conformance.__main__",
     "writing", "writing.saved_cache", "writing.sampling", "writing.session", "writing.explain",

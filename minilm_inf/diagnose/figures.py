@@ -6,6 +6,8 @@ in line, so that greyscale shows them too.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..evaluate.figure import GREY, by_tokens, new, png
 
 SIDES = {
@@ -16,21 +18,18 @@ SIDES = {
 
 def draw(factors: dict, curves: dict, facts: dict) -> bytes:
     """The picture, as PNG."""
-    name = facts["model"].rstrip("/").rpartition("/")[2]
     figure = new(15, 4.6, (
-        f"{name}: trained on {facts['context_length']:,} tokens, read to {facts['n']:,}; "
-        f"LM-Infinite with n_local {facts['n_local']:,}, n_global {facts['n_global']}"
+        f"{Path(facts['model']).name}: trained on {facts['context_length']:,} tokens, read to "
+        f"{facts['n']:,}; LM-Infinite with n_local {facts['n_local']:,}, n_global "
+        f"{facts['n_global']}"
     ))  # fmt: skip
-    panels, kinds = figure.subplots(1, 3), {"logits": logits, "entropy": entropy, "mass": mass}
-    for number, (panel, (kind, fill)) in enumerate(zip(panels, kinds.items()), 1):
-        title, verdict = (
-            fill(panel, curves[kind], facts),
-            factors[f"factor_{number}"]["verdict"],
-        )
-        panel.set_title(f"Factor {number}, {verdict}: {title}")
-        low, high = panel.get_ylim()
-        panel.set_ylim(low, low + 1.35 * (high - low))  # the legend lies on no data
-        panel.legend(loc="upper left")
+    panels = zip(figure.subplots(1, 3), (logits, entropy, mass), curves.values())
+    for (axes, fill, curve), (name, factor) in zip(panels, factors.items()):
+        title = fill(axes, curve, facts)
+        axes.set_title(f"{name.replace('_', ' ')}, {factor['verdict']}: {title}")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, low + 1.35 * (high - low))  # the legend lies on no data
+        axes.legend(loc="upper left")
     return png(figure)
 
 
@@ -49,18 +48,17 @@ def entropy(axes, curves, facts) -> str:
     for side, curve in curves.items():
         x = [(a * (b - 1)) ** 0.5 for a, b in zip(curve["first"], curve["last"])][1:]
         axes.plot(x, curve["mean"][1:], **SIDES[side])
-        if side == "vanilla":
-            axes.plot(x, curve["ln_visible"][1:], color=GREY, linewidth=1, linestyle="-.",
-                      label="ln n: uniform attention")  # fmt: skip
+    uniform = curves["vanilla"]["ln_visible"][1:]
+    axes.plot(x, uniform, color=GREY, linestyle="-.", label="ln n: uniform attention")
     by_tokens(axes, facts["context_length"], "tokens read: n, the keys that vanilla sees")
     axes.set(ylabel="entropy of attention, nats", ylim=(0, None))
     return "entropy by visible keys"
 
 
 def mass(axes, curve, facts) -> str:
-    within = SIDES["vanilla"] | {"label": "vanilla, within the trained length"}
-    axes.plot(range(facts["n_layer"]), curve["mean"], **within)
+    axes.plot(curve["mean"], **SIDES["vanilla"])
     axes.axhline(curve["share"], color=GREY, linestyle=":", label="their share of the keys")
-    axes.set(xlabel="layer", ylabel="share of the attention", ylim=(0, None))
+    axes.set(xlabel="layer", ylabel="share of attention within the trained length")
+    axes.set_ylim(0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     return f"the first {facts['n_global']} tokens"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..config import FULL_ATTENTION, LMInfinite
-from ..evaluate.compare import nll_by_piece
+from ..evaluate.compare import edges, nll_by_piece
 from .recorder import Rows, recording
 
 QUERIES_PER_OCTAVE = 16
@@ -44,8 +44,8 @@ class Diagnosis:
     def __init__(self, model, n: int, lm: LMInfinite):
         self.model, self.n, self.lm = model, n, lm
         self.trained = model.config.context_length
-        self.octaves = log_edges(self.trained, n, 1)
-        self.edges = log_edges(self.trained, n, 2)
+        self.octaves = edges(self.trained, n, below=True)
+        self.edges = edges(self.trained, n, 2, below=True)
         capped = replace(FULL_ATTENTION, distance_ceiling=self.trained)
         self.settings = {"vanilla": FULL_ATTENTION, "capped": capped, "lambda": lm}
         self.readings = {"vanilla": None, "lambda": lm, "dropped": replace(lm, n_global=0)}
@@ -85,18 +85,6 @@ class Diagnosis:
         with recording(self.model, on_attention, on_hidden):
             hidden = self.model.read(tokens[None, :-1], self.readings[reading])[0]
         return nll_by_piece(self.model, hidden, tokens[1:])
-
-
-def log_edges(anchor: int, n: int, per_octave: int) -> list[int]:
-    """Edges of bins over 0 to n - 1, `per_octave` whenever positions double. The anchor, the
-    trained length, is one: what lies inside it and what lies beyond never share a bin.
-
-    >>> log_edges(8, 40, 1)
-    [0, 1, 2, 4, 8, 16, 32, 40]
-    """
-    steps = range(-per_octave * anchor.bit_length(), per_octave * n.bit_length() + 1)
-    edges = {round(anchor * 2 ** (step / per_octave)) for step in steps}
-    return sorted({0, 1, n} | {edge for edge in edges if 1 < edge < n})
 
 
 def some_queries(edges: list[int], generator: torch.Generator) -> Tensor:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..train.practice import NAMES
 from ..writing import plan
 from . import comparison, perplexity, retrieval
 from .documents import add_texts
@@ -85,9 +85,10 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
     asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
-        asked.add_argument("--methods", type=several(one_of(methods)), default=list(methods),
-                           metavar="NAME,NAME", help=f"of {', '.join(methods)}; topk takes "
-                           f"--top-k-middle {TOP_K} unless told (default: all)")  # fmt: skip
+        names = dict(type=several(partial(one_of, methods)), default=list(methods))
+        asked.add_argument("--methods", **names, metavar="NAME,NAME",
+                           help=f"of {', '.join(methods)}; topk takes --top-k-middle {TOP_K} "
+                           "unless told (default: all)")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw it (needs matplotlib)")  # fmt: skip
     result.add_argument("--out", type=Path, metavar="RUN.json",
@@ -135,8 +136,6 @@ def add_retrieval(tasks, name: str, what: str):
     if name == "recall":
         asked.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
                            help="people and their numbers (%(default)s)")  # fmt: skip
-        told = "people whose numbers are told (%(default)s)"
-        flags.add_counts(asked, ("--pairs", 1, 4, told, len(NAMES)))
     asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
                        metavar="X,X", help="tokens of a trial, BOS, question and answer among "
                        "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip
@@ -158,21 +157,17 @@ def several(kind):
     return lambda text: list(dict.fromkeys(map(kind, text.split(","))))
 
 
-def one_of(known):
-    """An argparse type: a name of `known`."""
-
-    def name(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
-        return text
-
+def one_of(known, name: str) -> str:
+    """An argparse type, once it is told what is known: one of those names."""
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
     return name
 
 
 def swept(text: str) -> tuple[str, list[int]]:
     """An argparse type: k=1,3,5, distance=... or from-layer=..."""
     name, _, values = text.partition("=")
-    least = int(one_of(retrieval.SWEEPS)(name) == "k")
+    least = int(one_of(retrieval.SWEEPS, name) == "k")
     return name, several(flags.at_least(least))(values)
 
 

@@ -28,7 +28,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..config import LMInfinite
 from ..terminal import options as flags
@@ -79,28 +78,22 @@ class Run(resume.Run):
             return self.asked.step()
         which, document = left[0]
         method, ids = list(self.methods.values())[which], self.documents[document]
-        pieces = method.pieces(self.model, ids, self.chunk)
-        self.nll[which, document] = torch.cat(list(pieces))
+        self.nll[which, document] = method.nll(self.model, ids, self.chunk)
 
     def of(self, name: str) -> np.ndarray:
         """The nll of a method by name, (documents, n)."""
         return self.nll[list(self.methods).index(name)]
 
 
-def by_position(model, documents: dict[str, list[int]], lm: LMInfinite, chunk: int = 512,
-                n_bos: int = 1) -> list[dict]:  # fmt: skip
+def by_position(model, documents: dict[str, list[int]], lm: LMInfinite, n_bos: int = 1):
     """What a model's card shows of documents of one length, each of which begins with n_bos of
-    BOS: a row per bin, with first, last (exclusive), vanilla, lm_infinite, reencoded."""
-    names = {"vanilla": "full", "lm_infinite": "lambda", "reencoded": "truncate"}
-    found = methods(list(names.values()), lm, model.config, n_bos)
-    run, rows = Run(model, found, documents, chunk), []
+    BOS: the means of full, lambda and truncate, by name."""
+    found = methods(["full", "lambda", "truncate"], lm, model.config, n_bos)
+    run = Run(model, found, documents)
     for _ in resume.steps(run):
         pass
     cuts = edges(model.config.context_length, run.nll.shape[2])
-    for first, last in zip(cuts, cuts[1:]):
-        means = {x: float(run.of(name)[:, first:last].mean()) for x, name in names.items()}
-        rows.append({"first": first, "last": last, **means})
-    return rows
+    return {name: means_of(run.of(name), cuts) for name in found}
 
 
 # ---- what the flags ask for
@@ -126,7 +119,7 @@ def prepared(options, texts, model, tokenizer) -> Run:
     run = Run(model, chosen, documents, options.chunk, asked)
     run.settings = {
         "documents": sorted(documents), "ids_sha256": digest(list(documents.values())),
-        "length": length, "context_length": context, "asked": options.methods,
+        "length": length, "context_length": context,
         "lm_infinite": dict(vars(lm)), "budget": lm.n_local + lm.n_global,
         "sweep": options.sweep, "trials": options.trials,
     }  # fmt: skip
@@ -161,8 +154,7 @@ def pass_keys(model, maker: PassKey, methods, lm: LMInfinite, options) -> Asked:
 
 def result(run: Run) -> dict:
     """What was measured of each method, and of what was swept."""
-    asked = [name for name in run.methods if name in run.settings["asked"] or "=" in name]
-    return {"results": {"methods": [entry(run, name) for name in asked]}}
+    return {"results": {"methods": [entry(run, name) for name in run.methods]}}
 
 
 def entry(run: Run, name: str) -> dict:
@@ -212,5 +204,5 @@ def picture(result: dict) -> bytes:
     told = result["settings"]
     context, name = told["context_length"], Path(told["model"]).name
     title = f"{name}, trained on {context:,} tokens: nats per token by position"
-    asked = [x for x in result["results"]["methods"] if x["name"] in told["asked"]]
-    return figure.curves(title, asked, context)
+    found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
+    return figure.curves(title, found, context)

@@ -106,9 +106,9 @@ class Stream:
 
     def _one_pass(self, number: int) -> np.ndarray:
         """The places of all tokens in the order in which a pass, from 0, reads them."""
-        order = np.arange(len(self.documents))
-        if number:
-            order = np.random.default_rng([0, number]).permutation(order)
         ends = np.cumsum([len(ids) for ids in self.documents])
         places = np.split(np.arange(ends[-1]), ends[:-1])  # of each document
-        return np.concatenate([places[d] for d in order])
+        if number:
+            order = np.random.default_rng([0, number]).permutation(len(places))
+            places = [places[document] for document in order]
+        return np.concatenate(places)

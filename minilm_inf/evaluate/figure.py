@@ -73,14 +73,12 @@ def heatmaps(title: str, panels: dict[str, list[dict]]) -> bytes:
         list(dict.fromkeys(cell[axis] for cells in panels.values() for cell in cells))
         for axis in ("length", "depth")
     )
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    width = max(4.2, 0.6 * len(lengths)) * columns + 2
-    figure = new(width, (0.27 * len(depths) + 1.2) * rows + 0.8, title)
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
+    rows = -(-len(panels) // 2)
+    figure = new(10.4, (0.27 * len(depths) + 1.2) * rows + 0.8, title)
+    axes = figure.subplots(rows, 2, sharex=True, sharey=True).flatten()
+    axes[-1].set_axis_off()  # unless there is a panel for it
     for axis, (label, cells) in zip(axes, panels.items()):
+        axis.set_axis_on()
         found = {(cell["depth"], cell["length"]): cell["accuracy"] for cell in cells}
         shares = [[found.get((depth, n), math.nan) for n in lengths] for depth in depths]
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")

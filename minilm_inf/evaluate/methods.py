@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..config import LMInfinite, ModelConfig
 from ..transformer import Transformer
 from ..writing.sampling import require_numbers
-from .compare import reencoded_pieces, stream_pieces
+from .compare import reencoded_nll, stream_nll
 from .streaming_llm import StreamingLLM
 
 LABELS = {
@@ -44,13 +45,11 @@ class Method:
         """A reader of `batch` texts: it maps their next tokens (B, T) to hidden states
         (B, T, E). n_reaching: as Transformer.read takes it."""
         cache = model.new_cache(batch, self.lm, middle=self.middle)
-        return lambda tokens, n_reaching=None: model.read(
-            tokens, self.lm, cache, n_reaching=n_reaching
-        )
+        return partial(model.read, lm=self.lm, cache=cache)
 
-    def pieces(self, model: Transformer, ids: list[int], chunk: int):
-        """The nll of every id but the first, (n - 1,) in all, in pieces as they are read."""
-        return stream_pieces(model, ids, self.reader(model), chunk)
+    def nll(self, model: Transformer, ids: list[int], chunk: int) -> Tensor:
+        """The nll of every id but the first, (n - 1,)."""
+        return stream_nll(model, ids, self.lm, chunk, self.reader(model))
 
     def rows(self, rows: Tensor) -> Tensor:
         """What is read of rows of ids (B, T) that end with their answers."""
@@ -79,10 +78,9 @@ class Truncated(Method):
     length: int
     n_bos: int = 1
 
-    def pieces(self, model: Transformer, ids: list[int], chunk: int):
-        """As Method.pieces; each piece is of about a chunk's tokens."""
-        batch = max(1, chunk // max(1, self.length // 2))
-        return reencoded_pieces(model, ids, self.length, batch, self.n_bos)
+    def nll(self, model: Transformer, ids: list[int], chunk: int) -> Tensor:
+        """As Method.nll."""
+        return reencoded_nll(model, ids, self.n_bos, self.length)
 
     def rows(self, rows: Tensor) -> Tensor:
         """As Method.rows; the answer is among the last ones."""
@@ -109,8 +107,8 @@ def answers(model: Transformer, method: Method, rows: Tensor, width: int, chunk=
     read = method.reader(model, len(rows))
     prompt, last = rows[:, : -width - 1], rows[:, -width - 1 : -1]
     for piece in prompt.split(chunk, 1) if prompt.shape[1] else ():
-        read(piece, 0)
-    logits = model.head(read(last, last.shape[1]))  # (B, width, V)
+        read(piece, n_reaching=0)
+    logits = model.head(read(last, n_reaching=last.shape[1]))  # (B, width, V)
     require_numbers(logits)
     hits = logits.float().argmax(-1) == rows[:, -width:]
     return hits.long().cumprod(1).sum(1).tolist()

@@ -44,6 +44,7 @@ WHERE = ("starting", "middle", "window")
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # of trials that are read side by side
 METHODS = ("full", "truncate", "lambda", "topk")
 SWEEPS = {"k": "top_k_middle", "distance": "top_k_distance", "from-layer": "top_k_from_layer"}
+MAKERS = {"passkey": PassKey, "recall": Pairs}
 TITLES = {"passkey": "pass key", "recall": "key-value recall"}
 
 
@@ -136,10 +137,7 @@ def prepared(options, texts, model, tokenizer) -> Asked:
     every = [tokenizer.encode(text, bos=False) for text in texts.values()]
     text = np.array([id for ids in every for id in ids])
     practice = Practice(tokenizer, text)
-    if options.task == "recall":
-        maker = Pairs(practice, tokenizer, options.pairs)
-    else:
-        maker = PassKey(practice, tokenizer)
+    maker = MAKERS[options.task](practice, tokenizer)
     methods = methods_of(options, config, len(practice.bos))
     found = cells(options.methods, methods, lengths, depths, config.context_length)
     trial_of = partial(trial, maker)
@@ -154,7 +152,7 @@ def prepared(options, texts, model, tokenizer) -> Asked:
             name: {"lm_infinite": method.lm and vars(method.lm)}
             for name, method in methods.items()
         },
-        "pairs": getattr(options, "pairs", None), "context_length": config.context_length,
+        "context_length": config.context_length,
     }  # fmt: skip
     return run
 
@@ -236,13 +234,10 @@ def words(result: dict) -> str:
     found, told = result["results"], result["settings"]
     cells = [cell for cell in found["cells"] if "=" not in cell["method"]]
     by_length = pooled(needles(cells, told["methods"]), "length", "method")
-    by_depth = pooled(cells, "depth", "method")
     parts = [
         f"{TITLES[result['task']]}, {Path(told['model']).name}, {told['trials']} trials a cell",
         f"Trained on {told['context_length']:,} tokens; by length:",
         grid(by_length, "length", "method"),
-        "By depth, and where nothing states the answer:",
-        grid(by_depth, "depth", "method"),
         "By where it lies for LM-Infinite, in the longer texts:",
         grid(found["by_place"], "where", "method", corner="lies in"),
     ]

@@ -6,7 +6,7 @@ from ..terminal.progress import scaled
 from ..terminal.tables import markdown
 from .methods import LABELS
 
-TITLES = {**LABELS, "starting": "starting tokens", "window": "window", "absent": "not stated"}
+TITLES = {**LABELS, "starting": "starting tokens", "window": "window"}
 
 
 def title(value: str | float) -> str:
@@ -67,16 +67,14 @@ def difference(found: dict | None) -> str:
 
 
 def methods_table(result: dict) -> str:
-    """A row per method. The columns for what was not measured are left out."""
+    """A row per method."""
     found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
     bins = [f"{row['first']:,} to {row['last']:,}" for row in found[0]["nll"]]
     columns = {"method": lambda x: x["label"]}
     columns |= {name: lambda x, i=i: mean(x["nll"][i]) for i, name in enumerate(bins)}
-    if any(entry["beyond_less_lm_infinite"] for entry in found):
-        columns["beyond, less LM-Infinite"] = lambda x: difference(x["beyond_less_lm_infinite"])
+    columns["beyond, less LM-Infinite"] = lambda x: difference(x["beyond_less_lm_infinite"])
     columns["cache"] = lambda x: scaled(x["cache_bytes"]) if x["cache_bytes"] else "none"
-    if any(entry["passkey"] for entry in found):
-        columns["passkey, middle"] = lambda x: percent(x["passkey"])
+    columns["passkey, middle"] = lambda x: percent(x["passkey"])
     return markdown(list(columns), [[show(x) for show in columns.values()] for x in found])
 
 
@@ -103,12 +101,13 @@ def sweep_table(result: dict) -> str:
     return markdown(head, lines)
 
 
-def card_table(rows: list[dict]) -> str:
-    """The table of a model's card: comparison.by_position's rows."""
+def card_table(means: dict[str, list[dict]]) -> str:
+    """The table of a model's card, of what comparison.by_position found."""
     head = ["positions", "vanilla", "LM-Infinite", "re-encoding", "LM-Infinite - re-encoding"]
     lines = []
-    for row in rows:
-        values = [f"{row[name]:.2f}" for name in ("vanilla", "lm_infinite", "reencoded")]
-        gap = number(row["lm_infinite"] - row["reencoded"], "{:+.2f}")
-        lines.append([f"{row['first']:,} to {row['last']:,}", *values, gap])
+    for rows in zip(*(means[name] for name in ("full", "lambda", "truncate"))):
+        vanilla, ours, again = (row["nll"] for row in rows)
+        cells = [f"{x:.2f}" for x in (vanilla, ours, again)]
+        where = f"{rows[0]['first']:,} to {rows[0]['last']:,}"
+        lines.append([where, *cells, number(ours - again, "{:+.2f}")])
     return markdown(head, lines)

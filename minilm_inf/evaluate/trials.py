@@ -40,8 +40,11 @@ class Maker:
         commonest number of tokens are asked for.
     """
 
-    def __init__(self, practice: Practice, tokenizer, digits: int):
-        self.practice, self.digits, self.decode = practice, digits, tokenizer.decode
+    digits: int
+
+    def __init__(self, practice: Practice, tokenizer, digits: int | None = None):
+        self.practice, self.decode = practice, tokenizer.decode
+        self.digits = digits or self.digits
         self.ends = practice.sentence_ends(practice.text)
         rng = np.random.default_rng(0)
         widths = [self._width(self._any(rng)) for _ in range(64)]
@@ -122,10 +125,7 @@ class PassKey(Maker):
     """The paper's task: one pass key of five digits, and the question for it; `states` and
     `asks` hold a model's trained wording, and may be replaced."""
 
-    states, asks = STATE_KEY, ASK_KEY
-
-    def __init__(self, practice: Practice, tokenizer, digits: int = 5):
-        super().__init__(practice, tokenizer, digits)
+    states, asks, digits = STATE_KEY, ASK_KEY, 5
 
     def _facts(self, rng, depth) -> tuple[list[str], int, str]:
         digits = self._number(rng)
@@ -133,11 +133,9 @@ class PassKey(Maker):
 
 
 class Pairs(Maker):
-    """`count` people's numbers, which all differ, and one of which is asked for."""
+    """Four people's numbers, which all differ, and one of which is asked for."""
 
-    def __init__(self, practice: Practice, tokenizer, count: int, digits: int = 4):
-        self.count = count
-        super().__init__(practice, tokenizer, digits)
+    count, digits = 4, 4
 
     def _facts(self, rng, depth) -> tuple[list[str], int, str]:
         names, numbers = rng.permutation(NAMES)[: self.count], {}

@@ -52,6 +52,7 @@ class Tokenizer:
 
     bos_id is what encode puts before a text, and eos_id what ends one; None where there is
     none. vocab_size is the last id plus one, whether or not all ids before it are in use.
+    marks: the ids of the tokens that a chat template can write, by their texts.
     """
 
     def __init__(self, around: Around, vocab_size: int):
@@ -89,10 +90,6 @@ class Tokenizer:
                 ids += self._encode_text(self.around.normalise(part, inside), inside)
         return [*self.around.before, *ids, *self.around.after] if bos else ids
 
-    def mark_id(self, content: str) -> int | None:
-        """The id of the added token that is written so, None where there is none."""
-        return self.marks.get(content)
-
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special ones leave no trace, and bytes that form no character become
         U+FFFD.
@@ -105,10 +102,6 @@ class Tokenizer:
     def stream(self, begun: bool = False) -> Stream:
         """A decoder for ids that arrive one by one; `begun` if they continue a text."""
         return Stream(self, begun)
-
-    def opening_bytes(self, id: int) -> bytes | None:
-        """bytes_of an id with which a text begins."""
-        return self.bytes_of(id)
 
     def checked(self, id: int) -> int:
         """An id as it is. Raises ValueError for one outside 0 .. vocab_size - 1."""
@@ -133,7 +126,7 @@ class Stream:
         """The text that this id completes, perhaps none."""
         raw = self.tokenizer.bytes_of(id)
         if raw != b"" and not self.begun:
-            self.begun, raw = True, self.tokenizer.opening_bytes(id)
+            self.begun, raw = True, self.tokenizer.bytes_of(id, opening=True)
         return self.decoder.decode(UNKNOWN if raw is None else raw)
 
     def flush(self) -> str:

@@ -84,7 +84,7 @@ class ByteLevelTokenizer(Tokenizer):
             )
         return ids
 
-    def bytes_of(self, id: int) -> bytes:
+    def bytes_of(self, id: int, opening: bool = False) -> bytes:
         """The bytes of one id: none for a special one, and for one that no token has."""
         hidden = self.checked(id) in self.special_ids
         return b"" if hidden else self.tokens.get(int(id), b"")

@@ -21,10 +21,10 @@ from pathlib import Path
 from ..terminal.files import named, read_text
 from ..terminal.json_parts import part_of
 from .around import longest_first
-from .chat_template import BOS, EOS, LEFT, RIGHT, SYMBOL, SYMBOLS, Reader, trimmed
-from .template_syntax import UNTOLD, UnknownTemplate, parsed
+from .chat_template import SYMBOL, SYMBOLS, UNTOLD, Reader, UnknownTemplate, parsed, trimmed
 
-SYSTEM, FIRST, REPLY, LATER = SYMBOLS[4:8]  # what stands for words that are not said yet
+# chat_template's own, and what stands for words that are not said yet:
+BOS, EOS, LEFT, RIGHT, SYSTEM, FIRST, REPLY, LATER = SYMBOLS[:8]
 KNOWN = "ChatML, Llama 2, Llama 3, Mistral and Zephyr (TinyLlama)"
 FORMS = (
     (("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
@@ -79,11 +79,6 @@ class Chat:
         from the template's own.
         """
         self._check(text)
-        if not (first or self.goes_on):
-            raise ValueError(
-                "this model's chat template moves the system message on to every new turn, "
-                "which cannot be done in a text that was read: leave out --system"
-            )
         words = {SYSTEM: self.system, FIRST: text, LATER: text}
         written = (self.first if first else self.following).translate(str.maketrans(words))
         ids, before = [], "" if first else "."  # a reply, whatever it ends with
@@ -99,12 +94,12 @@ class Chat:
         turns += [("assistant", REPLY), ("user", LATER)] * 2
         texts = [Reader(template, turns[:end]).written for end in (-4, -2, len(turns))]
         self.first, (self.following, later) = texts[0], map(after_reply, texts[1:])
-        self.goes_on = FIRST not in self.following and self.following == later
+        alike = FIRST not in self.following and self.following == later
+        alike &= self.system is None or SYSTEM in self.first
         for one, other in pairwise(texts):  # spaces before a reply are the model's to write
             one = one.rstrip()
             rest = other.removeprefix(one).replace(LEFT, "").lstrip()
-            self.goes_on &= other.startswith(one) and rest.startswith(REPLY)
-        alike = self.goes_on if self.system is None else SYSTEM in self.first
+            alike &= other.startswith(one) and rest.startswith(REPLY)
         if not alike or RIGHT in trimmed(self.following):
             raise UnknownTemplate
         ends, written = self.following.lstrip(), texts[2]
@@ -118,9 +113,8 @@ class Chat:
         """Put symbols where marks are written that are ids of their own, BOS and EOS among
         them; `letters` are the marks that are none."""
         tokenizer = self.tokenizer
-        ids = {mark: tokenizer.mark_id(mark) for mark in (*tokenizer.marks, *marks)}
-        ids |= {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
-        self.letters = [mark for mark in marks if ids[mark] is None]
+        ids = tokenizer.marks | {BOS: tokenizer.bos_token_id, EOS: tokenizer.eos_id}
+        self.letters = [mark for mark in marks if mark not in ids]
         self.ids = {mark: id for mark, id in ids.items() if id is not None}
         finder = longest_first(self.ids)
         written = dict.fromkeys(finder.findall(self.first + self.following))

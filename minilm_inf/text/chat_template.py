@@ -1,26 +1,131 @@
-"""What a chat template writes around the words of a conversation.
+r"""What a chat template writes around the words of a conversation.
 
-A template is a program that comes with the weights. It is read, and never run: its statements
-are followed as far as known templates need it. Names are looked up in a dict, texts are joined
-and trimmed, loops go over the messages. What people say decides nothing: it is not known yet,
-and a symbol stands for it, one of Unicode's 32 characters that occur in no text. Whatever else
-a template does is unknown, and so is the template then.
+A template is a program that comes with the weights, in Jinja. It is read, and never run: it is
+spelled as Python, of which Python's own parser makes statements, since both write values alike:
+
+    {% for m in messages %}          for m in messages:
+    {{ m.role ~ m['x'] | trim }}         write(m["role"] @ m["x"].trim)
+    {% if m.content is none %}           if m["content"].is_none:
+
+These are followed as far as known templates need it. Names are looked up in a dict, texts are
+joined and trimmed, loops go over the messages. What people say decides nothing: it is not known
+yet, and a symbol stands for it, one of Unicode's 32 characters that occur in no text. Whatever
+else a template does is unknown, and so is the template then.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import warnings
 from datetime import date
 
-from .template_syntax import LONGEST, UNTOLD, UnknownTemplate
-
+LONGEST = 30_000  # characters of a template, or of a text in it; known ones have below 10,000
 MOST_STEPS = 5000  # of one conversation; known templates take some hundreds
 MOST_SAID = 200
 SYMBOLS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 SYMBOL = re.compile(f"([{SYMBOLS[0]}-{SYMBOLS[-1]}])")
 BOS, EOS, LEFT, RIGHT = SYMBOLS[:4]  # the tokens, and the ends of what is to be trimmed
 UNDEFINED, UNKNOWN = (), object()  # the value of a name without one; of one that is not told
+LINES = {  # a tag's first word -> the line of Python for it
+    "{": "write({})", "set": "{}", "if": "if {}:", "elif": "elif {}:", "else": "else:",
+    "endif": "pass", "for": "for {}:", "endfor": "pass",
+}  # fmt: skip
+STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+OPENING = re.compile(r"\{[{%#][-+]?")
+CLOSING = {
+    "{": re.compile(rf"((?:{STRING}|[^'\"])*?)([-+]?\}}\}})", re.DOTALL),
+    "%": re.compile(rf"((?:{STRING}|[^'\"])*?)([-+]?%\}})", re.DOTALL),
+    "#": re.compile(r"(.*?)([-+]?#\})", re.DOTALL),
+}
+SPELLED = re.compile(
+    rf"({STRING})|\bis\s+(not\s+)?(\w+)|([.|])\s*([A-Za-z_]\w*)|\b(true|false|none)\b|[~\n]",
+    re.DOTALL,
+)
+
+
+class UnknownTemplate(Exception):
+    """What is not done here, or cannot be told without knowing what people will say."""
+
+
+UNTOLD = (
+    UnknownTemplate, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
+    RuntimeError, MemoryError, StopIteration,
+)  # fmt: skip
+"""What reading a template may raise: what Python cannot do with it is unknown as well."""
+
+
+def parsed(source: str) -> list[ast.stmt]:
+    """A template's statements: write(value), assignments, if and for. Raises one of UNTOLD
+    where it is none of this kind."""
+    if len(source) > LONGEST:
+        raise UnknownTemplate
+    lines, depth = [], 0  # and the number of open blocks
+    for word, rest in tags(re.sub(r"\r\n?", "\n", source).removesuffix("\n")):
+        depth -= word in ("elif", "else", "endif", "endfor")
+        line = LINES[word].format(readable(rest) or ("_ in _()" if word == "for" else "_()"))
+        lines.append(" " * depth + line)
+        if line.endswith(":"):
+            depth += 1
+            lines.append(" " * depth + "pass")
+    return ast.parse("\n".join(lines)).body
+
+
+def readable(code: str) -> str | None:
+    """Code that Python can read, None for other: it matters only where it would be reached."""
+    try:
+        [_] = ast.parse(code.encode("ascii")).body
+    except UNTOLD:
+        return None
+    return code
+
+
+def tags(source: str):
+    """Each tag's first word and the rest of it, in Python's spelling; "{" for a value that is
+    written, as text between tags is. Comments are left out."""
+    at, closed = 0, ""
+    while opening := OPENING.search(source, at):
+        kind = opening[0][1]
+        end = CLOSING[kind].match(source, opening.end())
+        if not end:
+            raise UnknownTemplate
+        yield "{", ascii(without_margin(source[at : opening.start()], closed, opening[0], at))
+        code = SPELLED.sub(spelled, end[1]).strip()
+        if kind == "{":
+            yield "{", code
+        elif kind == "%":
+            word = re.match(r"\w*", code)[0]
+            yield word, code.removeprefix(word).strip()
+        at, closed = end.end(), end[2]
+    yield "{", ascii(without_margin(source[at:], closed, "", at))
+
+
+def without_margin(text: str, closed: str, opening: str, at: int) -> str:
+    """What is left of the text from `at`, between the end of one tag and the opening of the
+    next, as in transformers (trim_blocks and lstrip_blocks)."""
+    if opening.endswith("-"):
+        text = text.rstrip()
+    elif opening in ("{%", "{#"):
+        line = text.rfind("\n") + 1
+        if (line or at == 0) and not text[line:].strip():
+            text = text[:line]
+    if closed.startswith("-"):
+        return text.lstrip()
+    return text.removeprefix("\n") if closed in ("%}", "#}") else text
+
+
+def spelled(found: re.Match) -> str:
+    """A part of a tag as Python has it: a string, a test, a name after a dot, a filter."""
+    string, negated, test, mark, name, constant = found.groups()
+    if string:
+        raw = string[1:-1].encode("ascii", "backslashreplace")
+        with warnings.catch_warnings(action="ignore"):  # \[ is a backslash and a bracket
+            return ascii(raw.decode("unicode-escape"))
+    if test:
+        return f" .is_{'not_' if negated else ''}{test}"
+    if name:
+        return f'["{name}"]' if mark == "." else f" .{name}"
+    return constant.title() if constant else "@" if found[0] == "~" else " "
 
 
 class Reader:
@@ -30,7 +135,7 @@ class Reader:
     """
 
     def __init__(self, statements: list[ast.stmt], turns: list[tuple[str, str]]):
-        self.written, self.steps = "", 0
+        self.written, self.steps = "", iter(range(MOST_STEPS))
         self.names = {
             "messages": [{"role": role, "content": words} for role, words in turns],
             "bos_token": BOS, "eos_token": EOS, "add_generation_prompt": True,
@@ -41,15 +146,10 @@ class Reader:
         if len(SYMBOL.findall(self.written)) > MOST_SAID:
             raise UnknownTemplate
 
-    def step(self):
-        self.steps += 1
-        if self.steps > MOST_STEPS:
-            raise UnknownTemplate
-
     def follow(self, statements: list[ast.stmt]):
         """Go through statements one by one."""
         for statement in statements:
-            self.step()
+            next(self.steps)
             match statement:
                 case ast.Pass():
                     pass
@@ -59,7 +159,7 @@ class Reader:
                     self.assign(target, node)
                 case ast.If(test, body, other):
                     self.follow(body if told(self.value(test)) else other)
-                case ast.For(ast.Name(name), node, body):
+                case ast.For(ast.Name(name), node, body, []):
                     self.repeat(name, self.value(node), body)
                 case _:
                     raise UnknownTemplate
@@ -93,7 +193,7 @@ class Reader:
     def value(self, node: ast.expr):
         """The value of an expression; what need not be known for it is not asked."""
         of = self.value
-        self.step()
+        next(self.steps)
         match node:
             case ast.Constant(str() | int() | None as value):
                 return told(value)

@@ -26,21 +26,18 @@ class SentencePieceTokenizer(Tokenizer):
         self.processor, self.inside, self.strips = processor, inside, strips
         self.n_pieces = processor.GetPieceSize()
         super().__init__(around, max([self.n_pieces, *(a.id + 1 for a in around.added)]))
+        controls = {processor.IdToPiece(id): id for id in range(self.n_pieces)
+                    if id not in tokens}  # fmt: skip
+        self.marks = controls | self.marks
         self.tokens = tokens | {token.id: token.content for token in around.added}
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
         return (self.inside if begun else self.processor).EncodeAsIds(text)
 
-    def mark_id(self, content: str) -> int | None:
-        """The id of the added token or the control piece that is written so, if any."""
-        if content in self.marks:
-            return self.marks[content]
-        id = self.processor.PieceToId(content)
-        return id if self.processor.IsControl(id) and id not in self.tokens else None
-
-    def bytes_of(self, id: int) -> bytes | None:
-        """The bytes that an id stands for inside a text: none for a special token or a control
-        piece, and None for the unknown piece, which may stand for any."""
+    def bytes_of(self, id: int, opening: bool = False) -> bytes | None:
+        """The bytes that an id stands for inside a text, or where one begins (opening), without
+        the space that stands for its beginning: none for a special token or a control piece,
+        and None for the unknown piece, which may stand for any."""
         own = self.checked(id) < self.n_pieces
         if id in self.special_ids:
             return b""
@@ -48,12 +45,9 @@ class SentencePieceTokenizer(Tokenizer):
             return None
         if own and self.processor.IsByte(id):
             return bytes.fromhex(self.tokens[id][3:5])  # "<0x41>"
-        return self.tokens.get(id, "").replace(SPACE, " ").encode()
-
-    def opening_bytes(self, id: int) -> bytes | None:
-        """The same where a text begins: without the space that stands for its beginning."""
-        raw = self.bytes_of(id)
-        return raw[1:] if self.strips and self.tokens[id][:1] == SPACE else raw
+        text = self.tokens.get(id, "")
+        text = text.removeprefix(SPACE) if opening and self.strips else text
+        return text.replace(SPACE, " ").encode()
 
 
 def processor_of(content: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:

@@ -23,7 +23,6 @@ from .named_tokens import ends, kept, listed_tokens
 from .sentence_pieces import WITHOUT_SPACE, SentencePieceTokenizer, processor_of
 from .tokenizer_json import from_tokenizer_json
 
-LARGEST_MODEL = 2**27  # bytes of a tokenizer.model; the largest that are known have 20 MB
 RANKS = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # a token in base64, and its rank
 END_OF_TEXT = "<|endoftext|>"
 
@@ -34,7 +33,7 @@ def load(folder) -> Tokenizer:
     folder = existing_folder(folder)
     path = folder / "tokenizer.model"
     if path.is_file():
-        content = read_bytes(path, LARGEST_MODEL)
+        content = read_bytes(path)
         if not RANKS.match(content[:2000]):
             return sentence_pieces(path, content)
     if (folder / "tokenizer.json").is_file():
