@@ -7,7 +7,7 @@ numbers in O(n), which is fast/: band, chunk, chunked; cache and reading, for te
 and middle, for top_k.
 
 The rest, in reading order: checks; checkpoint/ (a folder becomes a model), text/ (text becomes
-ids, and a chat a text), writing/ (sampling, session, explain, costs, plan, reply, conversation)
+ids, and a chat a text), writing/ (sampling, session, explain, plan, reply, conversation)
 and generate; then corpus (what weights/ learned from), evaluate/ (perplexity, retrieval from
 long texts, comparison of methods side by side) and card, which is what is measured; diagnose/
 (why a plain model fails), train/ (how weights/ came to be), inspect/ and convert/ (for folders

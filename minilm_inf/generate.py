@@ -74,9 +74,8 @@ def add_sampling(group):
         ("--seed", flags.seed, 1234, "N",
          "the same seed and settings give the same text (%(default)s)"),
     ):  # fmt: skip
-        group.add_argument(
-            *words.split(), type=kind, default=default, metavar=metavar, help=told
-        )
+        how = dict(type=kind, default=default, metavar=metavar, help=told)
+        group.add_argument(*words.split(), **how)
 
 
 def add_output(group):
@@ -107,16 +106,14 @@ def main(arguments: list[str] | None = None) -> int:
 def check(options):
     """Raise ValueError for flags that contradict each other."""
     several = len(options.prompt or ()) > 1
-    given = options.prompt, options.file, options.json, options.explain
+    given = options.prompt, options.file, options.json, options.explain, options.plan
     for wrong, sentence in (
-        ((options.prompt or []).count("-") > 1,
-         "-p - reads all of stdin, and can be given once only"),
         (options.system is not None and not options.chat,
          "--system has no meaning without --chat"),
         (several and (options.compile or options.explain),
          "--compile and --explain are for one text at a time: give one --prompt"),
         (options.interactive and any(given),
-         "--prompt, --file, --json and --explain have no meaning with --interactive"),
+         "--prompt, --file, --json, --explain and --plan have no meaning with --interactive"),
     ):  # fmt: skip
         if wrong:
             raise ValueError(sentence)
@@ -124,16 +121,20 @@ def check(options):
 
 def run(options) -> int:
     if options.plan:
-        return run_plan(options)
-    model, tokenizer = flags.load(options)
-    turns, lm = turns_of(tokenizer, options), flags.attention(options, model.config)
-    how = options.prefill_chunk, options.compile, options.middle or "ram"
-    if options.interactive:
-        session = Session(model, lm, *how)
-        return converse(session, turns, options, sampling.seeded(options.seed))
-    prompts = prompts_of(options)
+        model, tokenizer = plan.network(options), load_tokenizer(options.model)
+    else:
+        model, tokenizer = flags.load(options)
+    turns = Chat(options.model, tokenizer, options.system) if options.chat else Plain(tokenizer)
+    lm = flags.attention(options, model.config)
+    prompts = [] if options.interactive else prompts_of(options)
     ids = [encode_prompt(turns, prompt, lm, options) for prompt in prompts]
-    session = Session(model, lm, *how, len(prompts))
+    if options.plan:
+        lengths, new = list(map(len, ids)), options.max_new_tokens
+        return plan.show(model, options, lm, lengths, new, options.prefill_chunk)
+    how = options.prefill_chunk, options.compile, options.middle or "ram"
+    session = Session(model, lm, *how, max(1, len(prompts)))
+    if options.interactive:
+        return converse(session, turns, options, sampling.seeded(options.seed))
     generators = [sampling.seeded(options.seed) for _ in prompts]
     is_streamed = not options.json and len(prompts) == 1
     show = show_now if is_streamed else lambda text: None
@@ -153,23 +154,6 @@ def run(options) -> int:
         say("\n".join(statistics(session, results)))
     tell_cut(results, options)
     return 0
-
-
-def turns_of(tokenizer, options) -> Plain | Chat:
-    if options.chat:
-        return Chat(options.model, tokenizer, options.system)
-    return Plain(tokenizer)
-
-
-def run_plan(options) -> int:
-    """What the run would take: the prompts are encoded, and nothing else is done."""
-    net = plan.network(options)
-    lm = flags.attention(options, net.config)
-    if options.interactive:
-        raise ValueError("how long a conversation grows is not known: plan it with -f and -n")
-    turns = turns_of(load_tokenizer(options.model), options)
-    lengths = [len(encode_prompt(turns, x, lm, options)) for x in prompts_of(options)]
-    return plan.show(net, options, lm, lengths, options.max_new_tokens, options.prefill_chunk)
 
 
 def encode_prompt(turns, prompt: str, lm, options) -> list[int]:

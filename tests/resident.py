@@ -5,7 +5,7 @@ does it say what was needed, and not what was kept for later; glibc can be told 
 import ctypes
 from pathlib import Path
 
-from minilm_inf.terminal.progress import memory
+from minilm_inf.terminal.progress import bytes_in
 
 M_MMAP_THRESHOLD = -3  # mallopt's number
 
@@ -28,4 +28,4 @@ def reset_peak() -> int:
 
 def resident_peak() -> int:
     """The peak of resident memory since it was last set back, in bytes."""
-    return memory()[1]
+    return bytes_in("/proc/self/status")["VmHWM"]

@@ -87,4 +87,4 @@ def test_the_program_explains(program):
     assert f" of {last + 1} tokens" in err
     assert re.search(r"^0 to 2 +starting +at 20 +'once", out, re.M)
     assert re.search(rf"^{last - 19} to {last} +window +at 0 to 19 ", out, re.M)
-    assert re.search(r"^\d+ +middle +at 10 +'.*\[.*\]", out, re.M)
+    assert re.search(r"^\d+ +middle +at 10 +'once once once", out, re.M)

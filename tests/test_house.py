@@ -30,7 +30,7 @@ READING_ORDER = [
     "terminal.ending", "terminal.options", "terminal.progress", "terminal.tables",
     "conformance.questions", "conformance.asking", "conformance", "conformance.__main__",
     "writing", "writing.saved_cache", "writing.sampling", "writing.session", "writing.explain",
-    "writing.costs", "writing.plan", "writing.reply", "writing.conversation", "generate",
+    "writing.plan", "writing.reply", "writing.conversation", "generate",
     "corpus", "train", "train.practice", "evaluate", "evaluate.intervals",
     "evaluate.compare", "evaluate.documents", "evaluate.resume", "evaluate.perplexity",
     "evaluate.streaming_llm", "evaluate.methods", "evaluate.trials", "evaluate.table",

@@ -79,9 +79,7 @@ def test_what_is_written_is_the_definition(family, kind, small_blocks):
     texts, logits = [[] for _ in prompts], session.read_all(prompts)
     for number, step in write_all(session, logits, 12, temperature=0):
         texts[number].append(step.id)
-        if number == 1 and len(texts[1]) == 4:
-            session.end(1)  # a text that leaves early must not disturb the others
-    assert [texts[0], texts[1], texts[2]] == [alone[0], alone[1][:4], alone[2]]
+    assert texts == alone
 
 
 # ---- searching

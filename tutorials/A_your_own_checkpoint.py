@@ -24,7 +24,7 @@ from minilm_inf import LMInfinite, ModelConfig, generate, load
 from minilm_inf.convert.__main__ import main as convert
 from minilm_inf.inspect.__main__ import summary
 from minilm_inf.inspect.folder_facts import look
-from minilm_inf.writing.costs import cache_bytes
+from minilm_inf.writing.plan import cache_bytes
 
 original, place = plot.ROOT / "weights" / "tiny-gptj", Path(tempfile.mkdtemp())
 mine = place / "mine"

@@ -20,7 +20,7 @@ from ..config import FULL_ATTENTION, LMInfinite
 from ..fast.chunked import chunked_attend
 from ..positions import Rotary
 from ..terminal.progress import available_memory
-from ..writing.costs import visible_pairs
+from ..writing.plan import visible_pairs
 from .race import Row, race
 
 SDPA, CHUNKED = "full causal SDPA", "chunked"

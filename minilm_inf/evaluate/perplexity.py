@@ -80,7 +80,7 @@ class Run(resume.Run):
         now, cuts = time.monotonic(), self.bins["linear"].edges
         each = np.full(len(nll), (now - self.last) / len(nll))
         add_between(cuts, self.seconds, first, each)
-        self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = memory()[0] or 0
+        self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = memory() or 0
         self.last = now
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -92,12 +92,6 @@ class LayerCache:
         old = F.pad(self.starting, (0, 0, 0, count - had))
         self.set(self.ring, torch.where(is_new, new.take_along_dim(among, 3), old))
 
-    def keep(self, rows: list[int]):
-        """Forget all rows but these."""
-        self.set(self.ring[:, rows], self.starting[:, rows])
-        if self.middle:
-            self.middle.keep(rows)
-
 
 class Cache(Guard):
     """The past of `batch` texts that a model reads under one LMInfinite setting.
@@ -154,10 +148,3 @@ class Cache(Guard):
         full = (self.lm.n_local or 0) + self.lm.n_global + 1
         for layer in self.layers:
             layer.make_room(full, full)
-
-    def keep(self, rows: list[int]):
-        """Forget all rows but these, which ascend: a text that has ended costs nothing more."""
-        with self.changing():
-            self.padding = [self.padding[row] for row in rows]
-            for layer in self.layers:
-                layer.keep(rows)

@@ -45,11 +45,6 @@ class Middle(Blocks):
         super().append(k, v)
         self.longest = torch.maximum(self.longest, k.float().norm(dim=-1).amax(-1))
 
-    def keep(self, rows: list[int]):
-        """Forget all rows but these, which ascend."""
-        super().keep(rows)
-        self.longest = self.longest[rows]
-
     def find(self, q: Tensor, padding: list[int], end: int, how: How) -> Found:
         """The k keys with the largest logits of one query of each row and head, (B, H, 1, D),
         not placed. A row's middle follows its starting tokens, and stands before `end`."""

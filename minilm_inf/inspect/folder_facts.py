@@ -17,7 +17,7 @@ from ..terminal.files import named
 from ..terminal.progress import available_memory, scaled
 from ..text.tokenizer import load as load_tokenizer
 from ..transformer import Transformer
-from ..writing.costs import cache_bytes
+from ..writing.plan import cache_bytes
 from .probe import described
 
 LENGTHS = (4096, 32_768, 1_048_576)  # tokens for which the cache is told

@@ -50,7 +50,8 @@ class Blocks:
             for place, x in zip(self.blocks[number], (k, v)):
                 place[:, :, slot : slot + count] = x[:, :, :count]
             k, v, self.length = k[:, :, count:], v[:, :, count:], self.length + count
-        self._let_go()
+        if self.file:
+            self.file.let_go()
 
     @torch.inference_mode(False)  # or it could be written to in that mode alone
     def _new(self) -> Tensor:
@@ -59,18 +60,6 @@ class Blocks:
         if self.file:
             return self.file.new(shape, self.dtype)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
-
-    def _let_go(self):
-        if self.file:
-            self.file.let_go()
-
-    def keep(self, rows: list[int]):
-        """Forget all rows but these, which ascend; they move up where they are."""
-        self.shape = (len(rows), *self.shape[1:])
-        for number, block in enumerate(self.blocks):
-            for x in block:  # keys, values: no more is copied at a time
-                x[: len(rows)] = x[rows]
-            self.blocks[number] = block[:, : len(rows)]
 
     def all(self, rows: slice) -> Tensor:
         """The keys and values of some rows, (2, B, H_kv, S, D)."""
@@ -91,7 +80,8 @@ class Blocks:
             slots = tokens[numbers == number] - number * self.per_block
             block = self.blocks[number]
             found.append(block.index_select(3, slots.to(block.device)))
-        self._let_go()
+        if self.file:
+            self.file.let_go()
         return torch.cat(found, 3).to(tokens.device)
 
 

@@ -117,11 +117,10 @@ def parse_object(content: bytes) -> dict:
 
 
 @contextlib.contextmanager
-def beside(path: Path, replace: bool = True) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """A new file to write to, which becomes `path` when the block ends well, and else is gone.
 
-    Its folder is made where there is none. Raises ValueError where `path` cannot be written,
-    and without `replace` where it exists.
+    Its folder is made where there is none. Raises ValueError where `path` cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -131,10 +130,6 @@ def beside(path: Path, replace: bool = True) -> Iterator[Path]:
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        if not replace and path.exists():
-            raise ValueError(
-                f"{path} is there already, and is not overwritten: remove it first"
-            )
         os.replace(part, path)
     except OSError as error:
         raise ValueError(f"{named(path)} cannot be written: {reason(error)}") from error
@@ -151,11 +146,10 @@ def write_beside(path: Path, content: bytes):
 
 
 def sweep(path: Path):
-    """Remove what killed runs left of a file, or of all files of a folder."""
-    for folder, name in ((path.parent, glob.escape(path.name)), (path, "*")):
-        for part in folder.glob(f".{name}.[0-9]*.part"):
-            if not is_running(part.suffixes[-2][1:]):
-                part.unlink(missing_ok=True)
+    """Remove what killed runs left of a file."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.part"):
+        if not is_running(part.suffixes[-2][1:]):
+            part.unlink(missing_ok=True)
 
 
 def is_running(number: str) -> bool:
@@ -179,18 +173,13 @@ def check_output(path: Path | None, begins: bytes = b"", flag: str = "--out"):
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"{flag} {path} is a folder or a device: give the name of a file")
-        if path.is_file() and not begins_with(path, begins):
-            raise ValueError(
-                f"{flag} {path} exists and was not written by this program: give another name"
-            )
+        if path.is_file():
+            with open(path, "rb") as file:
+                first = file.read(len(begins))
+            if first not in (b"", begins):
+                raise ValueError(f"{flag} {path} was not written by this program: give another")
         nearest = next(folder for folder in path.absolute().parents if folder.exists())
         if not os.access(nearest, os.W_OK) or not nearest.is_dir():
             raise ValueError(f"{named(path)} cannot be written: {nearest} takes no new files")
     except OSError as error:
         raise ValueError(f"{named(path)} cannot be written: {reason(error)}") from error
-
-
-def begins_with(path: Path, begins: bytes) -> bool:
-    """Whether a file is empty or begins so."""
-    with open(path, "rb") as file:
-        return file.read(len(begins)) in (b"", begins)

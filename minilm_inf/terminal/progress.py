@@ -42,11 +42,9 @@ class Progress:
             self.width = 0
 
 
-def memory() -> tuple[int | None, int | None]:
-    """Bytes of resident memory of this process, now and at its peak; None where the system has
-    no /proc."""
-    found = bytes_in("/proc/self/status")
-    return found.get("VmRSS"), found.get("VmHWM")
+def memory() -> int | None:
+    """Bytes of resident memory of this process; None where the system has no /proc."""
+    return bytes_in("/proc/self/status").get("VmRSS")
 
 
 def available_memory() -> int | None:

@@ -11,7 +11,7 @@ import contextlib
 import signal
 import sys
 
-from ..terminal.ending import Terminated, forgive, say, signals_noted
+from ..terminal.ending import Terminated, say, signals_noted
 from .reply import Reply, replies, show_now, statistics, tell_cut
 from .session import Session
 
@@ -27,9 +27,8 @@ def converse(session: Session, turns, options, generator) -> int:
     """A loop of prompts on one growing text, until /exit or the end of the input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing, where the platform has it)
-    forgive(sys.stdin, "surrogateescape")  # encode refuses what is not UTF-8
-    with contextlib.suppress(AttributeError):
-        sys.stdin.reconfigure(newline=None)  # the line ends of every system
+    with contextlib.suppress(AttributeError):  # line ends of any system; encode refuses bytes
+        sys.stdin.reconfigure(errors="surrogateescape", newline=None)  # that are not UTF-8
     mark = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     last: Reply | None = None
     if not options.quiet:
@@ -64,8 +63,7 @@ def answer(session: Session, turns, options, generator, text: str) -> Reply | No
     try:
         ids = turns.prompt(text, first=session.cache.length == 0)
     except ValueError as error:
-        torn = any("\ud800" <= letter <= "\udfff" for letter in text)
-        say("that was not UTF-8 text; it was left out" if torn else error)
+        say(f"{error} (this line was left out)")
         return None
     with signals_noted(signal.SIGINT) as came:
         [reply] = replies(

@@ -59,15 +59,12 @@ def table(spans: list[Span], decode, ids: list[int]) -> str:
     """Spans as lines: tokens, what they are, how far away they seemed, and their text.
 
     decode: ids -> str; ids: of the whole text. A longer text shows its beginning and its end; a
-    middle token stands in brackets among its neighbours.
+    middle token stands among its neighbours.
     """
     lines = []
     for kind, first, last, nearest, farthest in spans:
-        text = decode(ids[first : last + 1])
-        if kind == "middle":
-            before, after = ids[max(0, first - NEIGHBOURS) : first], ids[last + 1 :]
-            text = f"{decode(before)}[{text}]{decode(after[:NEIGHBOURS])}"
-        text = " ".join(text.split())
+        around = NEIGHBOURS if kind == "middle" else 0
+        text = " ".join(decode(ids[max(0, first - around) : last + 1 + around]).split())
         if len(text) > WIDTH:
             text = f"{text[: WIDTH // 2]} ... {text[-WIDTH // 2 :]}"
         tokens = f"{first:,}" + f" to {last:,}" * (last > first)

@@ -87,19 +87,19 @@ def replies(
 
 
 def statistics(session: Session, results: list[Reply]) -> list[str]:
-    """The lines that follow what was written: counts and speeds; of one text, cache and sight
-    as well."""
-    first, new = results[0], sum(len(reply.ids) for reply in results)
-    speed = new / max(first.decode_seconds, 1e-9)
+    """The lines that follow what was written: counts and speeds of all texts together; of one
+    text, cache and sight as well."""
+    first, cache, lines = results[0], session.cache, []
+    for name, seconds, counts in (
+        ("prompt", first.prefill_seconds, [len(reply.prompt_ids) for reply in results]),
+        ("new", first.decode_seconds, [len(reply.ids) for reply in results]),
+    ):
+        speed = sum(counts) / max(seconds, 1e-9)
+        lines.append(f"{name} {sum(counts)} tokens ({speed:,.0f} tokens/s)")
     if len(results) > 1:
-        return [f"{len(results)} prompts, new {new} tokens ({speed:,.0f} tokens/s together)"]
-    length = len(first.prompt_ids)
-    return [
-        f"prompt {length} tokens ({length / max(first.prefill_seconds, 1e-9):,.0f} tokens/s), "
-        f"new {new} tokens ({speed:,.0f} tokens/s)",
-        f"cache {session.cache.nbytes:,} bytes; the last query sees {session.visible:,} of "
-        f"{session.cache.length:,} tokens",
-    ]
+        return [f"{len(results)} prompts, {', '.join(lines)}"]
+    seen = f"the last query sees {cache.lm.visible(cache.length):,} of {cache.length:,} tokens"
+    return [", ".join(lines), f"cache {cache.nbytes:,} bytes; {seen}"]
 
 
 def tell_cut(results: list[Reply], options):
@@ -128,7 +128,7 @@ def as_json(session: Session, options, prompt: str, reply: Reply) -> dict:
         "timings": {"prefill_s": reply.prefill_seconds, "decode_s": reply.decode_seconds},
         "cache_bytes": session.cache.nbytes,
         "tokens": len(reply.prompt_ids) + len(reply.ids),
-        "visible": read if lm is None else lm.visible(read),
+        "visible": session.cache.lm.visible(read),
         "settings": flags | {"device": device, "dtype": dtype, "sees": lm and asdict(lm)},
     }
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..fast.cache import Cache, LayerCache
-from ..terminal.checks import fitting, taken
+from ..fast.cache import Cache
+from ..terminal.checks import fitting
 
 
 def state_of(cache: Cache) -> dict[str, Tensor]:
@@ -33,28 +33,22 @@ def restore(cache: Cache, state: dict[str, Tensor]):
     length = int(fitting(state.pop("length", None), (), torch.int64))
     if not 0 <= length < 2**53:
         raise ValueError(f"a cache cannot hold {length} tokens")
-    for number, layer in enumerate(cache.layers):
-        restore_layer(layer, taken(state, str(number)), length)
-    if state:
-        raise ValueError(f"this cache has no {next(iter(state))}")
-    cache.length = length
-
-
-def restore_layer(layer: LayerCache, state: dict[str, Tensor], length: int):
-    """restore, for one layer."""
-    two, batch, n_kv_head, _, head_dim = layer.ring.shape
-    dtype, device, middle = layer.ring.dtype, layer.ring.device, layer.middle
+    like = cache.layers[0].ring
+    two, batch, n_kv_head, _, head_dim = like.shape
 
     def found(name: str, count: int) -> Tensor:
         # In memory of its own, as the run had it: a kernel's last bits may depend on how its
         # numbers lie there, and those of a file lie anywhere.
         shape = two, batch, n_kv_head, count, head_dim
-        return fitting(state.pop(name, None), shape, dtype).to(device, copy=True)
+        return fitting(state.pop(name, None), shape, like.dtype).to(like.device, copy=True)
 
-    ring, starting = layer.n_columns(length, length), layer.n_starting(length)
-    layer.set(found("ring", ring), found("starting", starting))
-    for start in range(0, length, middle.per_block) if middle else ():
-        count = min(middle.per_block, length - start)
-        middle.append(*found(f"middle.{start // middle.per_block}", count))
+    for at, layer in enumerate(cache.layers):
+        ring = found(f"{at}.ring", layer.n_columns(length, length))
+        layer.set(ring, found(f"{at}.starting", layer.n_starting(length)))
+        middle = layer.middle
+        for start in range(0, length, middle.per_block) if middle else ():
+            name = f"{at}.middle.{start // middle.per_block}"
+            middle.append(*found(name, min(middle.per_block, length - start)))
     if state:
-        raise ValueError(f"this layer has no {next(iter(state))}")
+        raise ValueError(f"this cache has no {next(iter(state))}")
+    cache.length = length

@@ -2,7 +2,7 @@
 
 With LM-Infinite the memory is constant, so a session never runs out. It holds several texts
 side by side, each as if it were alone: those of different lengths are padded on the left, which
-nobody sees, and one that has ended leaves, and costs nothing more. One text is a batch of one.
+nobody sees. One text is a batch of one.
 """
 
 from __future__ import annotations
@@ -44,15 +44,8 @@ class Session(Guard):
     def forget(self):
         """Begin as if nothing had been read."""
         self.cache = self.model.new_cache(self.n_texts, self.lm, middle=self.middle)
-        self.growing = list(range(self.n_texts))  # the rows of the cache, as numbers of texts
-        self.unread: list[list[int]] = [[] for _ in self.growing]  # written last, at most one
+        self.unread: list[list[int]] = [[] for _ in range(self.n_texts)]  # one each, at most
         self.interrupted = False
-
-    @property
-    def visible(self) -> int:
-        """How many of the first text's tokens the last of them saw that was read."""
-        length = self.cache.length
-        return length if self.lm is None else self.lm.visible(length)
 
     def read(self, ids: list[int]) -> torch.Tensor:
         """read_all, for a session of one text: the logits (V,) of the token that follows."""
@@ -60,17 +53,17 @@ class Session(Guard):
 
     @torch.inference_mode()
     def read_all(self, texts: list[list[int]], show=lambda done: None) -> torch.Tensor:
-        """Take in ids for each text that grows, in chunks; the logits (B, V) of the tokens that
-        follow. A token that was written, and not read yet, is read first. After each chunk
-        `show` is told how many tokens of the longest text were read.
+        """Take in ids for each text, in chunks; the logits (B, V) of the tokens that follow. A
+        token that was written, and not read yet, is read first. After each chunk `show` is told
+        how many tokens of the longest text were read.
 
         Raises ValueError where a text has nothing to read, or, after the first read, more or
         less than another; for ids outside the model's vocabulary, for logits that are not
         numbers, and where an earlier call was interrupted by an exception.
         """
         self.check_whole()
-        size, pairs = self.model.config.vocab_size, zip(self.growing, texts, strict=True)
-        new = [self.unread[number] + checked_ids(ids, size) for number, ids in pairs]
+        size, pairs = self.model.config.vocab_size, zip(self.unread, texts, strict=True)
+        new = [unread + checked_ids(ids, size) for unread, ids in pairs]
         lengths = [len(ids) for ids in new]
         if not min(lengths):
             raise ValueError("there is nothing to read: give at least one token")
@@ -83,8 +76,7 @@ class Session(Guard):
                 self.cache.pad(padding)
             tokens = torch.tensor(rows, device=self.model.embed.weight.device)
             logits = self._logits(tokens, show)
-            for number in self.growing:
-                self.unread[number] = []
+            self.unread = [[] for _ in rows]
         sampling.require_numbers(logits)
         return logits
 
@@ -103,18 +95,6 @@ class Session(Guard):
     def accept(self, id: int, number: int = 0):
         """Make a written token part of a text; the next read begins with it."""
         self.unread[number].append(id)
-
-    def end(self, number: int) -> bool:
-        """Let a text grow no more, while others do; False where there are no others: then it
-        stays, and may be read on."""
-        self.check_whole()
-        if len(self.growing) == 1:
-            return False
-        row = self.growing.index(number)
-        with self.changing():
-            del self.growing[row]
-            self.cache.keep([r for r in range(len(self.growing) + 1) if r != row])
-        return True
 
 
 def checked_ids(ids, vocab_size: int) -> list[int]:
@@ -145,10 +125,11 @@ def write_all(
     top_k: int = 50, top_p: float = 1.0, generators: list[torch.Generator | None] | None = None,
     stop_ids: tuple[int, ...] = (), n_ids: int | None = None,
 ) -> Iterator[tuple[int, Step]]:  # fmt: skip
-    """Yield (text's number, token) for every text that still grows, in turns; `logits` are
-    those that session.read_all returned last.
+    """Yield (text's number, token) for every text that has not ended, in turns; `logits` are
+    those that session.read_all returned last. Of a text that ended, and waits for the others,
+    the model goes on to read what nobody asks for.
 
-    An id of stop_ids ends a text; session.end, called between two tokens, ends one as well.
+    An id of stop_ids ends a text.
     generators: one for each text; with the same seed each becomes what it would become alone.
     n_ids: only ids below it are drawn; a model may have more ids than its tokenizer, to round
     their number up.
@@ -158,19 +139,22 @@ def write_all(
     if not isinstance(stop_ids, tuple | list | set | frozenset):
         raise ValueError(f"stop_ids must be token ids in a tuple, not {shown(stop_ids)}")
     generators = generators or [None] * session.n_texts
+    growing = list(range(session.n_texts))
     for count in range(max_new_tokens):
         if count:
-            logits = session.read_all([[] for _ in session.growing])
+            fillers = [[0] * (number not in growing) for number in range(session.n_texts)]
+            logits = session.read_all(fillers)
         steps = []
-        for row, number in zip(logits, session.growing):
+        for number in growing:
+            row = logits[number]
             id = sampling.choose(row[:n_ids], temperature, top_k, top_p, generators[number])
             step = Step(id, float(row.float().log_softmax(-1)[id]), id in stop_ids)
             steps.append((number, step))
             if not step.ends:
                 session.accept(id, number)
-        others = [session.end(number) for number, step in steps if step.ends]
+        growing = [number for number, step in steps if not step.ends]
         yield from steps
-        if not all(others):
+        if not growing:
             return
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minilm_inf import LMInfinite, ModelConfig, load
-from minilm_inf.writing.costs import cache_bytes
+from minilm_inf.writing.plan import cache_bytes
 
 torch.set_num_threads(1)
 original, folder = here.ROOT / "weights" / "tiny-gptj", Path(tempfile.mkdtemp())
