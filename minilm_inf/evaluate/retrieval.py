@@ -253,7 +253,7 @@ def picture(result: dict) -> bytes:
     """The shares by depth and length, a panel for each method."""
     told, cells = result["settings"], result["results"]["cells"]
     panels = {LABELS[method]: needles(cells, [method]) for method in told["asked"]}
-    longest = max(cell["length"] for cell in cells)
+    longest = max(cell["length"] for found in panels.values() for cell in found)
     shares = {
         label: mean([cell["accuracy"] for cell in found if cell["length"] == longest])
         for label, found in panels.items()
