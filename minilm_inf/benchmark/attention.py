@@ -30,9 +30,8 @@ LARGE = 16_384  # tokens beyond which a mask of n x n booleans is not made
 
 
 @torch.inference_mode()
-def attention_rows(sizes, device: torch.device, dtype: torch.dtype, report) -> list[Row]:
-    """A race of all ways at each length, of B = 1, `heads` query and as many key heads; report
-    is told how far it is."""
+def attention_rows(sizes, device: torch.device, dtype: torch.dtype) -> list[Row]:
+    """A race of all ways at each length, of B = 1, `heads` query and as many key heads."""
     rows, heads, dim = [], sizes.heads, sizes.head_dim
     lm = LMInfinite(sizes.n_local, sizes.n_global, sizes.n_local)
     for n in sizes.lengths:
@@ -44,7 +43,7 @@ def attention_rows(sizes, device: torch.device, dtype: torch.dtype, report) -> l
             pairs = visible_pairs(n, FULL_ATTENTION if way == SDPA else lm)
             row = Row(f"attention: {way}", n, 4 * dim * heads * pairs, "FLOP")
             makers.append((row, partial(call, way, vectors, lm)))
-        rows += race(makers, sizes.rounds, report, device)
+        rows += race(makers, sizes.rounds, device)
     return rows
 
 
@@ -56,7 +55,7 @@ def call(way: str, vectors: Tensor, lm: LMInfinite) -> Callable[[], Tensor]:
     if way == CHUNKED:
         return lambda: chunked_attend(q, k, v, positions, positions, scheme, lm)
     if way == REFERENCE:
-        check_memory(4 * q.shape[1] * n * n * 4, q.device)
+        check_memory(4 * q.shape[1] * n * n * 4)
         return lambda: attend(q, k, v, positions, positions, scheme, lm)
     place = scheme.at(positions, q.dtype, q.device)
     q, k = place(q), place(k)
@@ -75,11 +74,10 @@ def call(way: str, vectors: Tensor, lm: LMInfinite) -> Callable[[], Tensor]:
     return lambda: compiled(q, k, v, block_mask=mask)
 
 
-def check_memory(needed: int, device: torch.device):
+def check_memory(needed: int):
     """Raise ValueError where the definition's bytes are more than a quarter of the available
     memory: the logits at true distances, those at the ceiling, and what masks make of both."""
-    is_cuda = device.type == "cuda"
-    available = torch.cuda.mem_get_info(device)[0] if is_cuda else available_memory()
+    available = available_memory()
     if available is not None and needed > available / 4:
         raise ValueError(
             f"O(n^2) memory: 4 tensors of H x n x n x 4 bytes are {needed / 1e9:,.0f} GB, more "

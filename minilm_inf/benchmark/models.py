@@ -39,7 +39,7 @@ def prefill(model: Transformer, ids: list[int], lm: LMInfinite | None):
     return read
 
 
-def prefill_rows(model: Transformer, sizes, report) -> list[Row]:
+def prefill_rows(model: Transformer, sizes) -> list[Row]:
     """A row for each length, and one for the vanilla model at the shortest, beyond which its
     O(n^2) would take all the time."""
     readings = [("LM-Infinite", n, LMInfinite.for_model(model.config)) for n in sizes.tokens]
@@ -47,7 +47,7 @@ def prefill_rows(model: Transformer, sizes, report) -> list[Row]:
         (Row(f"prefill: {name}", n, n), partial(prefill, model, random_ids(model, n), lm))
         for name, n, lm in [*readings, ("vanilla", sizes.tokens[0], None)]
     ]
-    return race(makers, sizes.rounds, report, model.embed.weight.device)
+    return race(makers, sizes.rounds, model.embed.weight.device)
 
 
 class Ours:
@@ -108,7 +108,7 @@ class Theirs:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
 
-def decoding_rows(model: Transformer, folder: Path, sizes, report) -> list[Row]:
+def decoding_rows(model: Transformer, folder: Path, sizes) -> list[Row]:
     """A race after each context, of both sides; and one of positions, near the beginning of a
     text and far from it. No text is read up to there: all have as many tokens, and their
     positions end there."""
@@ -123,5 +123,5 @@ def decoding_rows(model: Transformer, folder: Path, sizes, report) -> list[Row]:
     rows = []
     for entrants in races:
         made = [(Row(name, n, steps, steps=steps), make) for name, n, make in entrants]
-        rows += race(made, sizes.decoding_rounds, report, model.embed.weight.device)
+        rows += race(made, sizes.decoding_rounds, model.embed.weight.device)
     return rows

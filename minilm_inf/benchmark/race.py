@@ -8,6 +8,7 @@ measures that too; here a round is one run of each, and what disturbs a round di
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,19 +49,17 @@ class Row:
         return self.work / self.median
 
 
-def race(
-    makers: list[tuple[Row, Callable]], rounds: int, report: Callable[[str], None], device
-) -> list[Row]:
+def race(makers: list[tuple[Row, Callable]], rounds: int, device) -> list[Row]:
     """The rows, filled with the seconds of their contestants, which run in turns, a b c a b c
     ..., `rounds` times. The first is the base of all.
 
     makers: rows, each with a function that makes its contestant: a function that is timed. It
     may tell its extra_bytes; else they are measured once all is timed. Whoever cannot be made,
     or fails in the first round, says so in its row, and the others go on. The first round warms
-    up (caches, compilers, thread pools) and is not counted. report is told of the race.
+    up (caches, compilers, thread pools) and is not counted. stderr is told of the race.
     """
     rows, present = [row for row, _ in makers], []
-    report(f"{rows[0].name}, n={rows[0].n:,}, and others")
+    print(f"{rows[0].name}, n={rows[0].n:,}, and others", file=sys.stderr, flush=True)
     for row, make in makers:
         row.base = rows[0]
         try:

@@ -92,7 +92,7 @@ def measure(options) -> tuple[dict, dict, dict]:
         )
     documents = encoded(texts, tokenizer, length)
     diagnosis = Diagnosis(model, length, lm)
-    diagnosis.read_all(documents, lambda line: print(line, file=sys.stderr))
+    diagnosis.read_all(documents)
     facts = {
         "model": str(options.model), "texts": list(documents), "n": length,
         "context_length": config.context_length, "n_layer": config.n_layer,

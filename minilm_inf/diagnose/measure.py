@@ -15,6 +15,7 @@ of one layer.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -55,15 +56,15 @@ class Diagnosis:
         self.n_first = max(2, min(FIRST, self.trained // 4))
 
     @torch.inference_mode()
-    def read_all(self, documents: dict[str, list[int]], report):
-        """Read texts of n + 1 ids; report is told of each reading. Raises ValueError for logits
-        that are not numbers."""
+    def read_all(self, documents: dict[str, list[int]]):
+        """Read texts of n + 1 ids, and say so on stderr. Raises ValueError for logits that are
+        not numbers."""
         generator = torch.Generator().manual_seed(0)
         for number, (name, ids) in enumerate(documents.items(), 1):
             queries = some_queries(self.octaves, generator)
             places = some_places(self.trained, self.n_first, generator)
             for reading in self.readings:
-                report(f"{number}/{len(documents)} {name}, {reading}")
+                print(f"{number}/{len(documents)} {name}, {reading}", file=sys.stderr)
                 self.nll[reading].append(self._read(reading, ids, queries, places))
 
     def _read(self, reading: str, ids: list[int], queries: Tensor, places: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def result(asked: Asked) -> dict:
     return {"results": {"cells": cells, "by_place": pooled(far, "where", "method")}}
 
 
-def needles(cells: list[dict], methods: list[str]) -> list[dict]:
+def needles(cells: list[dict], methods) -> list[dict]:
     """The cells of some methods in which the answer is told."""
     return [c for c in cells if c["method"] in methods and c["depth"] != ABSENT]
 
@@ -233,8 +233,7 @@ def sweeps(result: dict) -> dict[str, list[dict]]:
 def words(result: dict) -> str:
     """The same for a reader."""
     found, told = result["results"], result["settings"]
-    cells = [cell for cell in found["cells"] if "=" not in cell["method"]]
-    by_length = pooled(needles(cells, told["methods"]), "length", "method")
+    by_length = pooled(needles(found["cells"], METHODS), "length", "method")
     parts = [
         f"{TITLES[result['task']]}, {Path(told['model']).name}, {told['trials']} trials a cell",
         f"Trained on {told['context_length']:,} tokens; by length:",

@@ -21,7 +21,7 @@ from pathlib import Path
 from ..terminal.files import named, read_text
 from ..terminal.json_parts import part_of
 from .around import longest_first
-from .chat_template import SYMBOL, SYMBOLS, UNTOLD, Reader, UnknownTemplate, parsed, trimmed
+from .chat_template import SYMBOL, SYMBOLS, Reader, UnknownTemplate, parsed, trimmed
 
 # chat_template's own, and what stands for words that are not said yet:
 BOS, EOS, LEFT, RIGHT, SYSTEM, FIRST, REPLY, LATER = SYMBOLS[:8]
@@ -53,7 +53,7 @@ class Chat:
         try:
             marks, end = self._recognised(parsed(text))
             self._find_marks(marks)
-        except UNTOLD as error:
+        except Exception as error:  # what Python cannot do with it is unknown as well
             has = "a chat template of a form that is not known" if text else "no chat template"
             has += ", or that takes no system message" if text and system is not None else ""
             raise ValueError(
@@ -88,12 +88,13 @@ class Chat:
 
     def _recognised(self, template: list) -> tuple[tuple[str, ...], str]:
         """The form of a template, and in `first` and `following` what it writes for a question
-        and after a reply. Raises one of UNTOLD for another form, and for one whose turns are
+        and after a reply. Raises an Exception for another form, and for one whose turns are
         not all alike."""
         turns = [("system", SYSTEM)] * (self.system is not None) + [("user", FIRST)]
         turns += [("assistant", REPLY), ("user", LATER)] * 2
         texts = [Reader(template, turns[:end]).written for end in (-4, -2, len(turns))]
-        self.first, (self.following, later) = texts[0], map(after_reply, texts[1:])
+        after_replies = (text.rpartition(REPLY)[2].lstrip(RIGHT) for text in texts[1:])
+        self.first, (self.following, later) = texts[0], after_replies
         alike = FIRST not in self.following and self.following == later
         alike &= self.system is None or SYSTEM in self.first
         for one, other in pairwise(texts):  # spaces before a reply are the model's to write
@@ -142,11 +143,6 @@ class Chat:
                 f"the text holds {found[0]}, which this model could not tell from the marks "
                 "around a turn: leave it out"
             )
-
-
-def after_reply(written: str) -> str:
-    """What is written after the last reply."""
-    return written.rpartition(REPLY)[2].lstrip(RIGHT)
 
 
 def template_text(folder: Path) -> str:

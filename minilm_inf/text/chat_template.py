@@ -48,15 +48,8 @@ class UnknownTemplate(Exception):
     """What is not done here, or cannot be told without knowing what people will say."""
 
 
-UNTOLD = (
-    UnknownTemplate, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
-    RuntimeError, MemoryError, StopIteration,
-)  # fmt: skip
-"""What reading a template may raise: what Python cannot do with it is unknown as well."""
-
-
 def parsed(source: str) -> list[ast.stmt]:
-    """A template's statements: write(value), assignments, if and for. Raises one of UNTOLD
+    """A template's statements: write(value), assignments, if and for. Raises an Exception
     where it is none of this kind."""
     if len(source) > LONGEST:
         raise UnknownTemplate
@@ -75,7 +68,7 @@ def readable(code: str) -> str | None:
     """Code that Python can read, None for other: it matters only where it would be reached."""
     try:
         [_] = ast.parse(code.encode("ascii")).body
-    except UNTOLD:
+    except Exception:
         return None
     return code
 
@@ -131,7 +124,8 @@ def spelled(found: re.Match) -> str:
 class Reader:
     """What a template writes for turns, each a role and its words, before the reply.
 
-    Raises one of UNTOLD where that cannot be told, or where it refuses such turns.
+    Raises an Exception where that cannot be told, or where it refuses such turns: whatever
+    Python cannot do with a template's values is unknown as well.
     """
 
     def __init__(self, statements: list[ast.stmt], turns: list[tuple[str, str]]):
@@ -180,7 +174,7 @@ class Reader:
         """name = value, or name["attribute"] = value; it may be unknown until it is used."""
         try:
             value = self.value(node)
-        except UNTOLD:
+        except Exception:
             value = UNKNOWN
         match target:
             case ast.Name(name):

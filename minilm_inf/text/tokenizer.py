@@ -19,12 +19,12 @@ from ..terminal.files import read_bytes, read_text
 from ..terminal.json_parts import Part, part_of
 from .around import Added, Around, Tokenizer
 from .byte_level import GPT2, ByteLevelTokenizer
+from .byte_pairs import END_OF_TEXT
 from .named_tokens import ends, kept, listed_tokens
 from .sentence_pieces import WITHOUT_SPACE, SentencePieceTokenizer, processor_of
 from .tokenizer_json import from_tokenizer_json
 
 RANKS = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # a token in base64, and its rank
-END_OF_TEXT = "<|endoftext|>"
 
 
 def load(folder) -> Tokenizer:
