@@ -20,7 +20,7 @@ import torch
 from minilm_inf import load_model
 from minilm_inf.benchmark.__main__ import FULL, QUICK, device_name
 from minilm_inf.benchmark.attention import attention_rows
-from minilm_inf.benchmark.models import Ours, Prefill, decoding_rows, random_ids
+from minilm_inf.benchmark.models import Ours, decoding_rows, prefill, random_ids
 from minilm_inf.benchmark.race import Row, race
 from minilm_inf.config import LMInfinite
 from minilm_inf.models.llama import build
@@ -67,7 +67,7 @@ def large_rows(model, n: int, steps: int) -> list[Row]:
     def read_weights():
         return lambda: torch.stack([weight.sum() for weight in weights])
 
-    reading = [(Row(f"7B prefill: {name}", n, n), partial(Prefill, model, ids, setting))
+    reading = [(Row(f"7B prefill: {name}", n, n), partial(prefill, model, ids, setting))
                for name, setting in (("vanilla", None), ("LM-Infinite", lm))]  # fmt: skip
     ours, is_gpu = partial(Ours, model, ids, steps), device.type == "cuda"
     decoding = [
@@ -76,7 +76,7 @@ def large_rows(model, n: int, steps: int) -> list[Row]:
         (Row("7B decoding: LM-Infinite, compiled", n, steps, steps=steps),
          partial(ours, compile=is_gpu)),
     ]  # fmt: skip
-    return [*race(reading, 5, report, device), *race(decoding, 5, report, device)]
+    return [*race(reading, 5, device), *race(decoding, 5, device)]
 
 
 def measured(device: str) -> dict[str, list[Row]]:
@@ -85,10 +85,10 @@ def measured(device: str) -> dict[str, list[Row]]:
     sizes = FULL if is_gpu else replace(QUICK, lengths=(256,), n_local=64, tokens=(300,))
     sizes = sizes if is_gpu else replace(sizes, contexts=(64,), positions=(90, 900), steps=2)
     for dtype in (torch.bfloat16, torch.float32):
-        rows = attention_rows(sizes, torch.device(device), dtype, report)
+        rows = attention_rows(sizes, torch.device(device), dtype)
         with torch.no_grad():
             tiny = load_model(ROOT / "weights" / "tiny-llama", device, dtype)
-            rows += decoding_rows(tiny, ROOT / "weights" / "tiny-llama", sizes, report)
+            rows += decoding_rows(tiny, ROOT / "weights" / "tiny-llama", sizes)
             if is_gpu and dtype == torch.float32:  # 27 GB, and no faster
                 found["float32"] = rows
                 continue
