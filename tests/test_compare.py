@@ -5,8 +5,6 @@ import torch
 from conftest import SETTINGS, some_tokens, tiny_llama
 
 from minilm_inf.evaluate.compare import reencoded_nll, stream_nll
-from minilm_inf.evaluate.comparison import by_position
-from minilm_inf.evaluate.table import card_table
 
 LM = SETTINGS["LM-Infinite"]
 
@@ -80,27 +78,3 @@ def test_half_precision_is_scored_in_single():
     logits = model(ids[None, :-1], LM, model.new_cache(1, LM))[0].double()
     exact = -logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
     assert (stream_nll(model, ids.tolist(), LM, 30) - exact).abs().max() < 1e-5
-
-
-def test_a_card_s_means():
-    """Means of bins that overlap, or over one document only; a gap of the wrong sign, which is
-    the one mistake that a reader cannot see."""
-    model = tiny_llama()
-    documents = {name: some_tokens(31, seed=s)[0].tolist() for s, name in enumerate("ab")}
-    means = by_position(model, documents, LM)
-    columns = {
-        "full": lambda ids: stream_nll(model, ids, None),
-        "lambda": lambda ids: stream_nll(model, ids, LM),
-        "truncate": lambda ids: reencoded_nll(model, ids),
-    }
-    for name, score in columns.items():
-        ranges = [(row["first"], row["last"]) for row in means[name]]
-        assert ranges == [(0, 6), (6, 12), (12, 24), (24, 30)]
-        for first, last in ranges:
-            here = torch.cat([score(ids)[first:last] for ids in documents.values()])
-            row = means[name][ranges.index((first, last))]
-            assert row["nll"] == pytest.approx(float(here.mean())), name
-    row = {"first": 8192, "last": 16384}
-    values = {"truncate": 3.1, "lambda": 3.0, "full": 7}
-    line = card_table({name: [row | {"nll": x}] for name, x in values.items()}).split("\n")[2]
-    assert line == "| 8,192 to 16,384 | 7.00 | 3.00 | 3.10 | -0.10 |"

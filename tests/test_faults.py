@@ -10,9 +10,7 @@ import kills
 import pytest
 from conftest import ROOT
 
-from minilm_inf.evaluate.__main__ import main
 from minilm_inf.terminal import ending
-from minilm_inf.terminal.files import RESULT
 
 
 @pytest.mark.parametrize(
@@ -52,17 +50,3 @@ def test_kills(kind, capfd):
     """Half a file, or a last bit that differs; make kills has more of them."""
     assert kills.hold(kind, 2, random.Random(0))
     assert "differing: 0" in capfd.readouterr().out
-
-
-def test_a_name_that_is_too_long_or_taken(tmp_path, program):
-    """A number of the system's, or a second run that writes over the first."""
-    flags = ["perplexity", "-m", ROOT / "weights" / "nano-llama", "--text", ROOT / "README.md"]
-    (tmp_path / "theirs.json").write_text("[]")
-    for more, words in (
-        (["--out", tmp_path / ("y" * 250)], "File name too long"),
-        (["-m", "x" * 300], "x" * 200 + "..."),
-        (["--out", tmp_path / "theirs.json"], "was not written by this program"),
-    ):
-        code, _, err = program(main, *flags, *more)
-        assert code == 1 and words in err and "Errno" not in err
-    assert RESULT.startswith(b"{") and (tmp_path / "theirs.json").read_text() == "[]"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from minilm_inf import load
 from minilm_inf.checkpoint import checkpoint, load_model, save, shards
 from minilm_inf.inspect import __main__ as program_of
-from minilm_inf.inspect import folder_facts, probe
+from minilm_inf.inspect import probe
 from minilm_inf.models import llama
 from minilm_inf.positions import Rotary
 
@@ -70,10 +70,8 @@ def sparse_7b(tmp_path) -> Path:
 
 
 def test_a_7b_folder_is_told_from_its_headers(sparse_7b, run, monkeypatch):
-    """Catches minutes of reading 13 GB for what the headers say, a wrong count of them, and a
-    verdict that forgets the weights, the cache or the dtype they are loaded in."""
+    """Catches minutes of reading 13 GB for what the headers say, and a wrong count of them."""
     monkeypatch.setattr(shards.Stored, "read_into", lambda *_: pytest.fail("a tensor is read"))
-    monkeypatch.setattr(folder_facts, "available_memory", lambda: 31 * 10**9)
     code, out, err = run(sparse_7b)
     assert (code, err) == (0, "")
     assert line_of(out, "parameters") == "6,738,415,616"
@@ -89,13 +87,6 @@ def test_a_7b_folder_is_told_from_its_headers(sparse_7b, run, monkeypatch):
         "4096 x 4096", "F16",
     ]  # fmt: skip
     assert rows[-1] == [BUFFER, "0-31", "ignored", "64", "F32"]
-    cells = ["4.29 GB, too large", "34.36 GB, too large", "1.10 TB, too large"]
-    assert re.split(r"  +", line_of(out, "vanilla")) == cells
-    row = 32 * 2 * 4096 * 4 / 1e9  # of one token's keys and values in float32
-    ours = line_of(out, r"LM-Infinite, 2,048 \+ 10")
-    assert ours.count(f"{row * (2048 + 2 * 10):.2f} GB") == 3
-    out = run(sparse_7b, "--dtype", "bfloat16")[1]
-    assert "beside 13.48 GB" in out and line_of(out, "vanilla").count("too large") == 1
 
 
 def parameter_of(model, words: str) -> torch.Tensor:
@@ -132,41 +123,25 @@ def test_a_folder_needs_no_tokenizer(folder, run):
     assert code == 1 and not out and "tokenizer" in err.splitlines()[-1]
     shutil.copy(SHIPPED / "tokenizer.model", folder)
     words = line_of(run(folder)[1], "tokenizer")
-    assert "2,048 ids, BOS 1, EOS 2: it has more ids than the model's 31" in words
+    assert words.startswith("not loaded: ") and "2048 ids, the model only 31" in words
+    assert "2,048 ids, BOS 1, EOS 2" in run(SHIPPED)[1]
 
 
-DOWN = "model.layers.1.mlp.down_proj.weight"
-DAMAGES = {  # what is done to a folder -> how, and what can be told nonetheless
-    "surplus": (
-        lambda folder: change_tensors(folder, lambda t: t.update(colour=torch.zeros(48))),
-        "family parameters stored tensors no-place tokenizer",
-    ),
-    "quantised": (
-        lambda folder: change_tensors(folder, lambda t: t.update({DOWN: t[DOWN].byte()})),
-        "parameters tensors U8",
-    ),
-    "fewer layers": (
-        lambda folder: change_config(folder, num_hidden_layers=1), "parameters no-place",
-    ),
-    "unknown key": (lambda folder: change_config(folder, colour="red"), "tokenizer"),
-    "no weights": (
-        lambda folder: (folder / "model.safetensors").unlink(), "family tokenizer",
-    ),
-    "nothing": (shutil.rmtree, ""),
-}  # fmt: skip
+DAMAGES = {  # what is done to a folder
+    "surplus": lambda folder: change_tensors(folder, lambda t: t.update(colour=torch.zeros(4))),
+    "unknown key": lambda folder: change_config(folder, colour="red"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "nothing": shutil.rmtree,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_load_model_refuses(damage, folder, run):
     """Catches a folder that is said to be in order, and will not load; or the other way."""
-    change, told = DAMAGES[damage]
-    change(folder)
+    DAMAGES[damage](folder)
     with pytest.raises(ValueError) as refused:
         load_model(folder)
-    code, out, err = run(folder)
-    assert (code, err) == (1, f"error: {refused.value}\n")
-    for words in told.split():
-        assert re.search(rf"\b{words.replace('-', ' ')}\b", out), words
+    assert run(folder) == (1, "", f"error: {refused.value}\n")
 
 
 # The probe
@@ -210,6 +185,8 @@ def test_permuted_weights_are_noticed(tmp_path, run):
     assert code == 0 and err.count("warning: rotary in pairs scores 3.60, better than") == 1
     row = next(line for line in out.splitlines() if line.startswith("  rotary in pairs"))
     assert row.split()[3:] == ["3.60", "-4.37"]
+    noise = [probe.Reading("read", 3.0), probe.Reading("another", 2.96)]
+    assert probe.suspicion(noise) is None, "another text would turn it"
 
 
 LINEAR = (("rope_type", "linear"), ("factor", 4.0))
@@ -281,13 +258,3 @@ def test_the_probe_asks_about_bos():
     model.norm.weight[0] = float("nan")
     with pytest.raises(ValueError, match="not numbers"):
         probe.probe(model, Letters(0))
-
-
-def test_a_warning_takes_more_than_noise():
-    """Catches a warning about a difference that another text would turn, or the wrong one."""
-
-    def warned(*nll):
-        return probe.suspicion([probe.Reading(f"reading {i}", x) for i, x in enumerate(nll)])
-
-    assert warned(3.0) is None and warned(3.0, 3.5, 3.0, 2.96) is None
-    assert "reading 2 scores 2.00" in warned(3.0, 2.9, 2.0, 2.5)

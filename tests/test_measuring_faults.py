@@ -218,7 +218,6 @@ def test_a_card_is_of_whole_records(program, folder, tmp_path, monkeypatch):
     call = partial(program, card.main, tmp_path / "m", "--corpus", tmp_path / "c")
     (tmp_path / "c" / "web").mkdir(parents=True)
     (tmp_path / "c" / "web" / "Acts.txt").write_text(TEXT)
-    (tmp_path / "c" / "corpus.json").write_text("{}")
     monkeypatch.setattr(card, "load", lambda *_: pytest.fail("told too late"))
     parts = {"log": []}, {"settings": 3}, {"log": [{"tokens": "x"}]}
     for about in (*(whole | part for part in parts), [1]):

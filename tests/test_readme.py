@@ -208,14 +208,3 @@ def test_what_the_targets_would_run_exists():
     assert not faults(indented, ROOT / "Makefile")
     for script in re.findall(r"python (\S+\.py)", printed):
         assert (ROOT / script).is_file(), script
-
-
-@pytest.mark.parametrize("results", ["{", '{"methods": [{"nll": 1}]}'])
-def test_pages_of_results_that_are_none(tmp_path, monkeypatch, capsys, results):
-    """A traceback, or a page that a result of another shape has emptied."""
-    (tmp_path / "methods.json").write_text(results)
-    (tmp_path / "methods.md").write_text("as before")
-    monkeypatch.setattr(methods, "WEIGHTS", tmp_path)
-    assert methods.main() == 1
-    assert capsys.readouterr().err.startswith("error: the results that methods.md shows are")
-    assert (tmp_path / "methods.md").read_text() == "as before"

@@ -227,23 +227,19 @@ def test_the_other_families_are_trained_too(family, tmp_path, run, stopped):
 # ---- what it writes over
 
 
-@pytest.mark.parametrize("name", ["config.json", "training.json"])
-def test_folders_of_somebody_else(run, tmp_path, name):
-    """Half a folder of one model, half of another."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / name).write_text("theirs")
-    assert "was not written by this program" in error(run)
-    assert contents(tmp_path / "model") == {name: b"theirs"} and len(os.listdir(tmp_path)) == 1
-
-
-@pytest.mark.parametrize("out", [".", "..", "/", "text.txt", "fifo"])
+@pytest.mark.parametrize("out", [".", "..", "/", "text.txt", "fifo", "theirs", "other"])
 def test_where_no_model_can_be_written(run, tmp_path, monkeypatch, out):
-    """A text that is replaced, or a Python word."""
+    """A text that is replaced, or half a folder of one model, half of another."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("a text")
     os.mkfifo(tmp_path / "fifo")
+    for folder, name in (("theirs", "config.json"), ("other", "training.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("theirs")
+    before = sorted(tmp_path.rglob("*"))
     assert re.search(r"not written by|no new files", error(run, "--out", out))
-    assert sorted(os.listdir()) == ["fifo", "text.txt"]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "other" / "training.json").read_text() == "theirs"
 
 
 def test_a_run_that_fails_leaves_the_model_that_was_there(unbroken, run, tmp_path, monkeypatch):
@@ -260,9 +256,10 @@ def test_a_run_that_fails_leaves_the_model_that_was_there(unbroken, run, tmp_pat
 # ---- what it learns from
 
 
-def test_the_learning_rate_and_the_steps():
-    """A cosine that ends at 0 before the run does, or a warm-up that never ends; rounding down
-    would train on less than the card says."""
+def test_what_a_step_reads_and_its_rate(tokenizer):
+    """A phase that begins too early, or a share that is taken of the rest only; a generator
+    that runs on from step to step cannot be resumed; a cosine that ends at 0 before the run
+    does, or steps that are rounded down."""
     settings = train.Settings(4096 * 1000 - 5, 1, 4096, 1e-3, 2048)
     rates = [settings.rate(step) for step in range(1000)]
     assert settings.steps == 1000 and rates[:100] == sorted(rates[:100])
@@ -270,44 +267,32 @@ def test_the_learning_rate_and_the_steps():
     found = [rates[step] for step in (0, 99, 500, 999)]
     assert found == pytest.approx([1e-5, 1e-3, 0.55e-3, 1e-4], rel=0.03)
 
-
-def test_every_phase_has_its_mix_and_its_windows():
-    """A phase that begins too early, or a share that is taken of the rest only."""
-    settings = train.Settings(4096 * 2000, 3, 4096, 1e-3, 2048)
+    practice = exercises.Practice(tokenizer, np.array(tokenizer.encode(TEXT.read_text())))
     asked, begins = [], 0
-
-    class Noting:
-        def __getattr__(self, kind):
-            return lambda rng, length, *followed: asked.append((kind, length, followed)) or [1]
-
+    for kind in ("ordinary", "repeats", "retrieval"):
+        draw = getattr(practice, kind)
+        setattr(practice, kind, lambda rng, length, *followed, kind=kind, draw=draw: (
+            asked.append((kind, length, *followed)) or draw(rng, length, *followed)
+        ))  # fmt: skip
     for phase in recipes.PHASES:
         ends = math.ceil(phase.until * settings.steps)
         assert settings.phase(begins) == settings.phase(ends - 1) == phase
         asked.clear()
-        for step in range(begins, begins + 60):
-            assert len(recipes.windows(settings, Noting(), step)) == 4096 // phase.window
-        kinds = [kind for kind, _, _ in asked]
-        assert {length for _, length, _ in asked} == {phase.window + 1}
-        for kind in ("repeats", "retrieval"):
-            share = getattr(phase, kind)
-            found = kinds.count(kind) / len(kinds)
-            assert abs(found - share) <= 4 * math.sqrt(share * (1 - share) / len(kinds)), kind
-        assert {f for kind, _, f in asked if kind == "retrieval"} <= {(phase.followed,)}
+        steps = [recipes.windows(settings, practice, begins + step) for step in range(20)]
+        assert {rows.shape for rows in steps} == {(4096 // phase.window, phase.window + 1)}
+        kinds = [kind for kind, *_ in asked]
+        for kind, share in (("repeats", phase.repeats), ("retrieval", phase.retrieval)):
+            found, spread = kinds.count(kind) / len(kinds), math.sqrt(share * (1 - share))
+            assert abs(found - share) <= 4 * spread / math.sqrt(len(kinds)), kind
+        assert {x[2] for x in asked if x[0] == "retrieval"} <= {phase.followed}
+        again = recipes.windows(settings, practice, begins)
+        assert torch.equal(steps[0], again) and not torch.equal(steps[0], steps[1])
+        other = recipes.windows(dataclasses.replace(settings, seed=2), practice, begins)
+        assert not torch.equal(again, other)
         begins = ends
     assert begins == settings.steps
     other = dataclasses.replace(settings, repeats=0.2)
-    assert other.phase(399).repeats == 1.0 and other.phase(400) == recipes.PHASES[1]
-
-
-def test_windows_depend_on_seed_and_step_only(tokenizer):
-    """A generator that runs on from step to step cannot be resumed."""
-    practice = exercises.Practice(tokenizer, np.array(tokenizer.encode(TEXT.read_text())))
-    settings = train.Settings(1024 * 100, 1, 1024, 1e-3, 2048)
-    for step in (0, 20, 50, 98):
-        rows, again = (recipes.windows(settings, practice, step) for _ in "12")
-        assert torch.equal(rows, again) and (rows[:, 0] == tokenizer.bos_id).all()
-        for other in ((dataclasses.replace(settings, seed=2), step), (settings, step + 1)):
-            assert not torch.equal(rows, recipes.windows(other[0], practice, other[1]))
+    assert other.phase(199).repeats == 1.0 and other.phase(200) == recipes.PHASES[1]
 
 
 def test_what_is_held_out_and_how_a_document_ends(tokenizer):

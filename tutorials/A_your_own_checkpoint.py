@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file
 
 from minilm_inf import LMInfinite, ModelConfig, generate, load
+from minilm_inf.checkpoint.checkpoint import from_headers
 from minilm_inf.convert.__main__ import main as convert
-from minilm_inf.inspect.__main__ import summary
-from minilm_inf.inspect.folder_facts import look
+from minilm_inf.inspect.folder_facts import summary
 from minilm_inf.writing.plan import cache_bytes
 
 original, place = plot.ROOT / "weights" / "tiny-gptj", Path(tempfile.mkdtemp())
@@ -36,13 +36,13 @@ torch.save(load_file(original / "model.safetensors"), mine / "pytorch_model.bin"
 # %% [markdown]
 # `convert` writes model.safetensors beside the pickle, of which nothing but tensors is ever
 # read. `inspect` looks into a folder in an instant, without reading weights: what it is, where
-# every tensor goes, what memory it takes. Its first lines stand below. Both are commands,
+# every tensor goes. Its first lines stand below. Both are commands,
 # `python -m minilm_inf.convert FOLDER` and `python -m minilm_inf.inspect FOLDER`:
 
 # %%
 with contextlib.chdir(place):
     assert convert(["mine"]) == 0
-for label, words in summary(look(mine, torch.float32)):
+for label, words in summary(mine, *from_headers(mine)):
     print(f"{label:12} {words}")
 
 # %% [markdown]
@@ -59,8 +59,8 @@ print(texts[1])
 assert texts[0] == texts[1]
 
 # %% [markdown]
-# Memory is known before anything is loaded. The formula that `inspect` and `generate --plan`
-# use says exactly what a cache will hold:
+# Memory is known before anything is loaded. The formula of `generate --plan`
+# says exactly what a cache will hold:
 
 # %%
 tokens = torch.tensor([tokenizer.encode((plot.HERE / "text.txt").read_text())[:700]])

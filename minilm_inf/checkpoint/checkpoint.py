@@ -101,8 +101,7 @@ def from_headers(folder) -> tuple[Transformer, dict[str, Stored]]:
 
     Raises load_model's ValueError for whatever config.json and the files' headers show.
     """
-    folder = existing_folder(folder)
-    config = read_config(folder)
+    config, folder = read_config(folder), Path(folder)
     stored = settled(config, find_tensors(folder))
     model = build_on_meta(config, stored, folder / "config.json")
     check(model, stored, folder)

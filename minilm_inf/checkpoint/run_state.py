@@ -56,8 +56,3 @@ def read_state(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             f"{path} was edited or damaged, as its SHA-256 tells: delete it and start again"
         )
     return facts, tensors
-
-
-def not_whole(path: Path) -> ValueError:
-    """What is said of a state that holds other things than its run saves."""
-    return ValueError(f"{path} is not a whole state of this run: delete it and start again")

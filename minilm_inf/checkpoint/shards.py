@@ -95,12 +95,9 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def nothing_to_load(folder: Path) -> str:
-    """The sentence for a folder without weights: what there is, and what else would do."""
-    kinds = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-    there = [path.name for path in sorted(folder.glob("*")) if path.suffix in kinds]
-    but = f", but {', '.join(map(named, there[:3]))}" if there else ""
+    """The sentence for a folder without weights."""
     return (
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}{but}: fetch the model's weights too, or "
+        f"{folder} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights too, or "
         "convert its pytorch_model.bin or .gguf, with python -m minilm_inf.convert"
     )
 

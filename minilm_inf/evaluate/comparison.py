@@ -85,17 +85,6 @@ class Run(resume.Run):
         return self.nll[list(self.methods).index(name)]
 
 
-def by_position(model, documents: dict[str, list[int]], lm: LMInfinite, n_bos: int = 1):
-    """What a model's card shows of documents of one length, each of which begins with n_bos of
-    BOS: the means of full, lambda and truncate, by name."""
-    found = methods(["full", "lambda", "truncate"], lm, model.config, n_bos)
-    run = Run(model, found, documents)
-    for _ in resume.steps(run):
-        pass
-    cuts = edges(model.config.context_length, run.nll.shape[2])
-    return {name: means_of(run.of(name), cuts) for name in found}
-
-
 # ---- what the flags ask for
 
 

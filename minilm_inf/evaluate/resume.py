@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.run_state import not_whole, read_state, write_state
+from ..checkpoint.run_state import read_state, write_state
 from ..terminal import options as flags
 from ..terminal.checks import fitting
 from ..terminal.ending import signals_noted
@@ -102,7 +102,9 @@ def go_on(run: Run, facts: dict, tensors: dict[str, Tensor], path: Path):
     try:
         run.restore(tensors)
     except ValueError as error:
-        raise not_whole(path) from error
+        raise ValueError(
+            f"{path} is not a whole state of this run: delete it and start again"
+        ) from error
 
 
 def drive(run: Run, options) -> int:

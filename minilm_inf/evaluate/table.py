@@ -99,15 +99,3 @@ def sweep_table(result: dict) -> str:
             less = difference(entry["beyond_less_lm_infinite"])
             lines.append([entry["name"].replace("=", " "), mean(entry["beyond"]), less])
     return markdown(head, lines)
-
-
-def card_table(means: dict[str, list[dict]]) -> str:
-    """The table of a model's card, of what comparison.by_position found."""
-    head = ["positions", "vanilla", "LM-Infinite", "re-encoding", "LM-Infinite - re-encoding"]
-    lines = []
-    for rows in zip(*(means[name] for name in ("full", "lambda", "truncate"))):
-        vanilla, ours, again = (row["nll"] for row in rows)
-        cells = [f"{x:.2f}" for x in (vanilla, ours, again)]
-        where = f"{rows[0]['first']:,} to {rows[0]['last']:,}"
-        lines.append([where, *cells, number(ours - again, "{:+.2f}")])
-    return markdown(head, lines)

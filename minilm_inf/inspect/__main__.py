@@ -1,10 +1,10 @@
-"""Look into a checkpoint's folder: what it holds, where it goes, how much memory it takes.
+"""Look into a checkpoint's folder: what it holds, and where each tensor goes.
 
     python -m minilm_inf.inspect FOLDER
 
 reads config.json, the tokenizer and the headers of the weights, not the weights, so a folder of
-any size takes a second. It ends with the sentence, and the exit code 1, with which load_model
-would refuse the folder; only whether a tied head that is stored too is the embedding is left.
+any size takes a second. What load_model would refuse is refused with the same sentence; only
+whether a tied head that is stored too is the embedding is left.
 
     python -m minilm_inf.inspect FOLDER --probe
 
@@ -17,27 +17,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
+from ..checkpoint.checkpoint import from_headers
 from ..terminal import options as flags
 from ..terminal.ending import guarded
-from ..terminal.progress import scaled
-from .folder_facts import Found, look, memory_rows, summary, tensor_rows
+from .folder_facts import summary, tensor_rows
 from .probe import SOURCE, Reading, probe, suspicion
-
-
-def report(found: Found) -> str:
-    """A folder's facts as aligned text."""
-    parts = [f"{found.folder}\n{aligned(summary(found))}"]
-    if found.model:
-        dtype = str(found.dtype).removeprefix("torch.")
-        weights = scaled(found.parameters * found.dtype.itemsize)
-        parts += [
-            f"cache of one text in {dtype}, beside {weights} of weights\n"
-            + aligned(memory_rows(found), right=True),
-            "tensors\n" + aligned(tensor_rows(found)),
-        ]
-    return "\n\n".join(part.rstrip() for part in parts)
 
 
 def aligned(rows: list[list[str]], right: bool = False) -> str:
@@ -62,30 +46,28 @@ def probe_table(readings: list[Reading]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     line = flags.Parser(prog="python -m minilm_inf.inspect", description=__doc__)
     line.add_argument("model", type=Path, metavar="FOLDER", help="a checkpoint")
-    line.add_argument("--dtype", choices=flags.DTYPES, default="auto",
-                      help="in memory; auto: float32 (%(default)s)")  # fmt: skip
     line.add_argument("--probe", action="store_true",
                       help="load the model, and score a text as read and misread")  # fmt: skip
     line.add_argument("--device", default="auto",
                       help="for --probe: cpu, cuda, ... (default: auto)")  # fmt: skip
-    line.set_defaults(threads=None)
+    line.set_defaults(threads=None, dtype="auto")
     options = line.parse_args(arguments)
     return guarded(lambda: run(options))
 
 
 def run(options) -> int:
-    found = look(options.model, flags.DTYPES[options.dtype] or torch.float32)
-    if found.refused or not options.probe:
-        print(report(found), flush=True)
-    if found.refused:
-        raise ValueError(found.refused)
-    if options.probe:
-        print("loading the weights", file=sys.stderr)
-        readings = probe(*flags.load(options))
-        print(probe_table(readings), flush=True)
-        warning = suspicion(readings)
-        if warning:
-            print(f"warning: {warning}", file=sys.stderr)
+    folder = options.model
+    if not options.probe:
+        model, stored = from_headers(folder)
+        print(f"{folder}\n{aligned(summary(folder, model, stored))}\n")
+        print(f"tensors\n{aligned(tensor_rows(model, stored))}", flush=True)
+        return 0
+    print("loading the weights", file=sys.stderr)
+    readings = probe(*flags.load(options))
+    print(probe_table(readings), flush=True)
+    warning = suspicion(readings)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 

@@ -1,85 +1,42 @@
-"""What a checkpoint's folder holds, where its tensors go, and whether memory holds it, told
-from headers and by formulas before anything is loaded."""
+"""What a checkpoint's folder holds, and where its tensors go, told from headers before anything
+is loaded."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..checkpoint import checkpoint
-from ..checkpoint.shards import Stored, find_tensors
-from ..config import LMInfinite, ModelConfig
+from ..checkpoint.shards import Stored
+from ..config import ModelConfig
 from ..terminal.files import named
-from ..terminal.progress import available_memory, scaled
+from ..terminal.progress import scaled
+from ..text.tokenizer import check_fits
 from ..text.tokenizer import load as load_tokenizer
 from ..transformer import Transformer
-from ..writing.plan import cache_bytes
 from .probe import described
 
-LENGTHS = (4096, 32_768, 1_048_576)  # tokens for which the cache is told
 
-
-@dataclass
-class Found:
-    """What the headers tell of a folder; None is what a refusal leaves unknown.
-
-    model: without memory for its weights. refused: load_model's sentence. dtype: of the weights
-    in memory, and of the cache.
-    """
-
-    folder: Path
-    dtype: torch.dtype
-    config: ModelConfig | None = None
-    stored: dict[str, Stored] | None = None
-    model: Transformer | None = None
-    refused: str | None = None
-
-    @property
-    def parameters(self) -> int:
-        """Numbers to learn; a tied head has none of its own."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-
-def look(folder: Path, dtype: torch.dtype) -> Found:
-    """All that the headers of a folder's files tell, up to what is refused. Raises ValueError
-    where there is no folder."""
-    found = Found(checkpoint.existing_folder(folder), dtype)
-    try:
-        found.config = checkpoint.read_config(folder)
-        found.stored = checkpoint.settled(found.config, find_tensors(folder))
-        found.model = checkpoint.build_on_meta(
-            found.config, found.stored, folder / "config.json"
-        )
-        checkpoint.check(found.model, found.stored, folder)
-    except ValueError as error:
-        found.refused = str(error)
-    return found
-
-
-def summary(found: Found) -> list[tuple[str, str]]:
-    """(label, words) of what is known."""
-    config, lines = found.config, []
-    if config:
-        sizes = (
-            f"{config.n_layer} layers, width {config.n_embd:,}, {config.n_head} heads and "
-            f"{config.n_kv_head} key heads of {config.head_dim}, MLP {config.n_inner:,}, "
-            f"vocabulary {config.vocab_size:,}"
-        )
-        lines += [("family", config.family), ("sizes", sizes)]
-        lines += [("context", f"{config.context_length:,} tokens")]
-    if found.model:
-        tied = ", the head being the embedding" if config.tied else ""
-        lines += [("positions", described(config, found.model.scheme))]
-        lines += [("parameters", f"{found.parameters:,}{tied}")]
-    if found.stored is not None:
-        lines += [("stored", stored_words(found.stored))]
-    if found.model:
-        lines += [("in float32", scaled(4 * found.parameters))]
-    return [*lines, ("tokenizer", tokenizer_words(found))]
+def summary(folder: Path, model: Transformer, stored: dict[str, Stored]) -> list[list[str]]:
+    """(label, words) of a folder, whose network and tensors checkpoint.from_headers gives."""
+    config, parameters = model.config, sum(weight.numel() for weight in model.parameters())
+    sizes = (
+        f"{config.n_layer} layers, width {config.n_embd:,}, {config.n_head} heads and "
+        f"{config.n_kv_head} key heads of {config.head_dim}, MLP {config.n_inner:,}, "
+        f"vocabulary {config.vocab_size:,}"
+    )
+    tied = ", the head being the embedding" if config.tied else ""
+    return [
+        ["family", config.family],
+        ["sizes", sizes],
+        ["context", f"{config.context_length:,} tokens"],
+        ["positions", described(config, model.scheme)],
+        ["parameters", f"{parameters:,}{tied}"],
+        ["stored", stored_words(stored)],
+        ["in float32", scaled(4 * parameters)],
+        ["tokenizer", tokenizer_words(folder, config)],
+    ]
 
 
 def stored_words(stored: dict[str, Stored]) -> str:
@@ -93,46 +50,25 @@ def stored_words(stored: dict[str, Stored]) -> str:
     return f"{what}, tensors: {', '.join(dtypes + ignored)}"
 
 
-def tokenizer_words(found: Found) -> str:
-    """Kind, size and ids of the tokenizer, or why there is none."""
+def tokenizer_words(folder: Path, config: ModelConfig) -> str:
+    """Kind, size and ids of the tokenizer, or why the folder has none of its own."""
     try:
-        tokenizer = load_tokenizer(found.folder)
+        tokenizer = load_tokenizer(folder)
+        check_fits(tokenizer, config.vocab_size, folder)
     except (ValueError, OSError) as error:
         return "not loaded: " + " ".join(str(error).split())
     ids = f"BOS {tokenizer.bos_id}, EOS {tokenizer.eos_id}".replace("None", "none")
-    words = f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids, {ids}"
-    if found.config and tokenizer.vocab_size > found.config.vocab_size:
-        words += f": it has more ids than the model's {found.config.vocab_size:,}"
-    return words
+    return f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids, {ids}"
 
 
-def memory_rows(found: Found) -> list[list[str]]:
-    """The cache of one text by length, without and with LM-Infinite, and whether it fits beside
-    the weights."""
-    available, weights = available_memory(), found.parameters * found.dtype.itemsize
-    length = found.config.context_length
-    settings = {
-        "vanilla": None,
-        f"LM-Infinite, {length:,} + 10": LMInfinite.for_model(found.config, n_global=10),
-    }
-    rows = [["", *(f"{n:,} tokens" for n in LENGTHS)]]
-    for name, lm in settings.items():
-        rows.append([name])
-        for n in LENGTHS:
-            size = cache_bytes(found.config, n, lm, found.dtype)
-            too_large = available is not None and weights + size > available
-            rows[-1].append(scaled(size) + ", too large" * too_large)
-    return rows
-
-
-def tensor_rows(found: Found) -> list[list[str]]:
-    """Name, layers, parameter, shape and dtype, kind by kind as our network is built, the rest
-    last."""
-    ours, kinds = destinations(found.model), {}
+def tensor_rows(model: Transformer, stored: dict[str, Stored]) -> list[list[str]]:
+    """Name, layers, parameter, shape and dtype, kind by kind as our network is built, what is
+    ignored last."""
+    ours, kinds = destinations(model), {}
     order = {name: number for number, name in enumerate(ours)}
-    for name in sorted(found.stored, key=lambda name: order.get(name, len(order))):
-        place, layer = found.stored[name], re.search(r"\.(\d{1,9})\.", name)
-        goes = "ignored" if checkpoint.is_computed(name) else ours.get(name, "no place")
+    for name in sorted(stored, key=lambda name: order.get(name, len(order))):
+        place, layer = stored[name], re.search(r"\.(\d{1,9})\.", name)
+        goes = ours.get(name, "ignored")
         if layer:
             name, goes = (x.replace(layer[0], ".{}.", 1) for x in (name, goes))
         kind = name, goes, " x ".join(map(str, place.shape)), place.dtype

@@ -91,11 +91,8 @@ class Part:
                 self.fields()[token].id()  # which says so
             if not is_unicode(token):
                 raise self.error(f"{self.place} holds a token that is not Unicode")
-            other = owner.setdefault(id, token)
-            if other != token:
-                raise self.error(
-                    f"{self.place} gives the id {id} to {shown(other)} and to {shown(token)}"
-                )
+            if owner.setdefault(id, token) != token:
+                raise self.error(f"{self.place} gives the id of {shown(token)} to another too")
         return dict(self._object())
 
     def only(self, *allowed):
