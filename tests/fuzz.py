@@ -6,8 +6,8 @@
 A case is right where it ends well, or in one sentence: a ValueError of the library, exit code 1
 or 2 of a program. It is wrong with any other exception, without an end, with a Python word or
 more than 200 characters of a user's value in its sentence, and where it leaves a file outside
-of its folder, which is also what hostile pickles would do. A case is drawn from the name of its
-kind and its number, so each can be repeated alone.
+of its folder. A case is drawn from the name of its kind and its number, so each can be repeated
+alone.
 """
 
 from __future__ import annotations

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
-import os
 import random
 import struct
 from pathlib import Path
 
-import torch
 from fuzz_draw import (
     LONG,
     TOKENIZERS,
@@ -26,7 +23,6 @@ from fuzz_draw import (
 )  # fmt: skip
 from safetensors.torch import load, save
 
-import minilm_inf.convert.__main__
 import minilm_inf.inspect.__main__  # noqa: F401
 from minilm_inf import load as load_folder
 from minilm_inf import load_tokenizer
@@ -115,44 +111,4 @@ def files(rng):
     return f"{family}, {name} {how}, {way}: {shown!r}", call
 
 
-class Runs:
-    """An object whose pickle would leave a file outside of the case's folder."""
-
-    def __reduce__(self):
-        return os.system, ("touch ../canary",)
-
-
-def pickles(rng):
-    made = dict(weights())
-    tensors = dict(load(made.pop("model.safetensors")))
-    name = rng.choice(list(tensors))
-    tensor = tensors[name]
-    turned = tensor.t() if tensor.dim() == 2 else tensor[None]
-    kinds = torch.int8, torch.bool, torch.complex64, torch.float8_e5m2, torch.float64
-    names = "", "\ud800", LONG, "a/b", "../canary", "\0", 5, (1, 2)
-    others = (
-        Runs(), rng.choice(VALUES), torch.zeros(1).expand(rng.choice((3, 10**9, 2**40))),
-        torch._neg_view(tensor), turned, tensor.to_sparse(), tensor.to(rng.choice(kinds)),
-        torch.nn.Parameter(tensor), tensor.to("meta"), tensor[:0],
-    )  # fmt: skip
-    held, how = tensors, rng.randrange(5)
-    if how == 0:
-        held = rng.choice((Runs(), [1], 5, None, {"state": tensors}))
-    elif how == 1:
-        tensors[rng.choice(names)] = tensors.pop(name)
-    elif how < 4:
-        tensors[name] = rng.choice(others)
-    stream = io.BytesIO()
-    torch.save(held, stream, _use_new_zipfile_serialization=rng.random() < 0.7)
-    raw = stream.getvalue()
-    made["pytorch_model.bin"] = spoiled_bytes(rng, raw) if how == 4 else raw
-    folder = write(made | tokenizer("pieces"))
-
-    def call():
-        program("convert", folder)
-        load_folder(folder)
-
-    return f"way {how}, {name}, {len(raw)} bytes", call
-
-
-FILES = {"files": files, "pickles": pickles}
+FILES = {"files": files}

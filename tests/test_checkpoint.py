@@ -173,16 +173,6 @@ def test_a_tied_pair_under_either_name(family, stored, tmp_path):
         assert torch.equal(load_model(tmp_path)(some_tokens(9)), model(some_tokens(9)))
 
 
-def test_weights_outlive_their_file(folder):
-    """Catches parameters that are views of the mapped file, which change or crash with it."""
-    model = load_model(folder)
-    before = [parameter.clone() for parameter in model.parameters()]
-    path = folder / WEIGHTS
-    with open(path, "r+b") as file:
-        file.write(bytes(path.stat().st_size))
-    assert all(map(torch.equal, model.parameters(), before))
-
-
 # What is refused
 
 

@@ -176,17 +176,7 @@ REFUSED = {  # name -> the file, and the key that says why
         {key: value for key, value in MISTRAL.items() if key != "sliding_window"},
         "sliding_window",
     ),
-    "GPTQ": (LLAMA_2 | dict(quantization_config={"bits": 4}), "quantization_config"),
-    "MLX": (LLAMA_2 | dict(quantization={"bits": 4, "group_size": 64}), "quantization"),
-    "YaRN": (
-        LLAMA_2 | dict(rope_scaling={"factor": 32.0, "type": "yarn", "finetuned": True}),
-        "rope_scaling.type",
-    ),
     "Mixtral": (MISTRAL | dict(model_type="mixtral"), "model_type"),
-    "MPT, learned positions": (
-        SEVEN_B | dict(attn_config={k: v for k, v in ATTENTION.items() if k != "alibi"}),
-        "attn_config.alibi must be true",
-    ),
 }  # fmt: skip
 
 
@@ -287,7 +277,8 @@ UNKNOWN = {  # family -> key -> values that are not implemented, or make no sens
         "hidden_act": ["gelu"], "sliding_window": [4096], "partial_rotary_factor": [0.5],
         "rope_interleaved": [True], "layer_types": [["full_attention"], ["x"] * 32],
         "rope_scaling": [
-            {"type": "dynamic", "factor": 4.0}, {"rope_type": "linear"}, "linear",
+            {"type": "dynamic", "factor": 4.0}, {"type": "yarn", "factor": 32.0},
+            {"rope_type": "linear"}, "linear",
             LINEAR | {"beta_fast": 32}, LINEAR | {"type": "llama3"},
             LLAMA3_ROPE | {"high_freq_factor": 1.0}, LLAMA3_ROPE | {"low_freq_factor": None},
         ],
@@ -322,9 +313,9 @@ UNKNOWN = {  # family -> key -> values that are not implemented, or make no sens
     },
 }  # fmt: skip
 FOR_ALL = {
-    "quantization_config": [{"bits": 4}], "is_encoder_decoder": [True], "colour": ["red"],
-    "bos_token_id": [[0, 1]], "eos_token_id": ["0"],
-    "tie_word_embeddings": ["no"],
+    "quantization_config": [{"bits": 4}], "quantization": [{"bits": 4}],
+    "is_encoder_decoder": [True], "colour": ["red"], "bos_token_id": [[0, 1]],
+    "eos_token_id": ["0"], "tie_word_embeddings": ["no"],
 }  # fmt: skip
 
 
