@@ -4,7 +4,7 @@ SMOLLM2 := weights/smollm2-135m
 DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos </dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all fuzz kills lint parity kernel measure loading corpus tiny-llama tiny-mpt tiny-gptj \
+.PHONY: help demo test test-slow test-all fuzz kills lint parity kernel gpu measure loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
 	diagnosis-page methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
 	notebooks clean
@@ -46,6 +46,9 @@ parity: .venv/checks  ## logits against transformers, ids against the libraries 
 kernel: .venv/checks  ## the Triton kernel without a GPU: interpreted, held to the definition; compiled for three GPUs
 	@$(BIN)/python tests/check_kernel.py
 	@$(BIN)/python tests/check_kernel.py --compile
+
+gpu: .venv/checks  ## on a GPU: its tests, speed in bfloat16 and float32, and README's table (8 minutes); else a rehearsal
+	@PYTHONPATH=. $(BIN)/python weights/pages/gpu.py
 
 kills: .venv/checks  ## kill streams, training and conversions at random moments: bit-equal (5 minutes)
 	@PYTHONPATH=. $(BIN)/python tests/kills.py

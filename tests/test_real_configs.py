@@ -24,9 +24,6 @@ LLAMA_2 = {
     "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16",
     "transformers_version": "4.31.0.dev0", "use_cache": True, "vocab_size": 32000,
 }  # fmt: skip
-LLAMA_1 = {  # without num_key_value_heads, and with the ids of its first conversion
-    name: value for name, value in LLAMA_2.items() if name != "num_key_value_heads"
-} | {"architectures": ["LLaMAForCausalLM"], "pad_token_id": -1, "max_sequence_length": 2048}
 LLAMA_3 = LLAMA_2 | {
     "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
     "eos_token_id": 128001, "intermediate_size": 14336, "max_position_embeddings": 8192,
@@ -107,9 +104,6 @@ MPT = mpt.MptConfig(
     family="mpt", vocab_size=50432, n_layer=32, n_head=32, n_kv_head=32, n_embd=4096,
     head_dim=128, n_inner=16384, context_length=2048, norm_eps=1e-5, tied=True,
 )  # fmt: skip
-MPT_2 = replace(
-    MPT, vocab_size=50368, n_layer=24, n_head=16, n_kv_head=16, n_embd=2048, n_inner=8192
-)
 SIX_B = {  # EleutherAI's config.json of gpt-j-6b
     "activation_function": "gelu_new", "architectures": ["GPTJForCausalLM"],
     "attn_pdrop": 0.0, "bos_token_id": 50256, "embd_pdrop": 0.0, "eos_token_id": 50256,
@@ -134,10 +128,9 @@ PUBLISHED = {
 }
 
 READ = {  # name -> the file, and all that it says, or some facts of the network
-    "LLaMA": (LLAMA_1, LLAMA),
-    "Llama 3.1 Instruct": (LLAMA_31, dict(eos_ids=(128001, 128008, 128009))),
+    "LLaMA": (LLAMA_2 | {"pad_token_id": -1, "max_sequence_length": 2048}, LLAMA),
     "Llama 3.2 1B": (LLAMA_31 | dict(head_dim=64, tie_word_embeddings=True),
-                     dict(head_dim=64, tied=True)),
+                     dict(head_dim=64, tied=True, eos_ids=(128001, 128008, 128009))),
     "Vicuna 16k": (
         LLAMA_2
         | dict(rope_scaling={"factor": 4.0, "type": "linear"}, max_sequence_length=16384),
@@ -164,8 +157,7 @@ READ = {  # name -> the file, and all that it says, or some facts of the network
         replace(MPT, context_length=65536, alibi_bias_max=16, clip_qkv=6),
     ),
     "llm-foundry, 2024": (NEWER, MPT),
-    "transformers 4": (NATIVE, replace(MPT_2, alibi_bias_max=16, clip_qkv=6)),
-    "transformers 4, defaults": (NATIVE | {"attn_config": {"model_type": ""}}, MPT_2),
+    "transformers 4": (NATIVE, dict(n_head=16, head_dim=128, alibi_bias_max=16, clip_qkv=6)),
     "gpt-j-6b": (SIX_B, GPTJ),
     "Pygmalion": (SIX_B | EVERY_DEFAULT | dict(n_ctx=2048), GPTJ),
 }  # fmt: skip
@@ -221,7 +213,6 @@ FACTS = [  # family, key, its value, and what that says
     ("llama", "rope_scaling", LLAMA3_ROPE, dict(rope_scaling=LLAMA3)),
     ("llama", "layer_types", ["full_attention"] * 32, {}),
     ("llama", "bos_token_id", None, dict(bos_id=None)),
-    ("llama", "eos_token_id", [5, 6, 7], dict(eos_ids=(5, 6, 7))),
     ("mpt", "expansion_ratio", 2.671875, dict(n_inner=10944)),
     ("mpt", "layer_norm_epsilon", 1e-6, dict(norm_eps=1e-6)),
     ("mpt", "norm_type", "layernorm", {}),
@@ -329,17 +320,17 @@ def test_a_key_that_is_not_implemented_is_named(family):
                 module.config_from_hf(with_key(raw, key, value))
             said = str(caught.value).replace("n_kv_head", "num_key_value_heads")
             assert key in said and "\n" not in said, (key, value)
+            assert "quantised" in said or "quantization" not in key
 
 
-@pytest.mark.parametrize("n_embd, n_inner", [(48, 61), (7, 5), (49, 5), (7168, 1018)])
+@pytest.mark.parametrize("n_embd, n_inner", [(48, 61), (7, 5), (7168, 1018)])
 def test_any_width_of_an_mpts_mlp_is_written(n_embd, n_inner):
     """Catches a ratio that is rounded down to one unit fewer when it is read; an 8.0 where
     transformers 5 insists on 8, or a 6 where it insists on 6.0."""
-    config = replace(MPT, n_embd=n_embd, n_head=1, n_kv_head=1, head_dim=n_embd)
-    config = replace(config, n_inner=n_inner, alibi_bias_max=8.0, clip_qkv=6, softmax_scale=1)
+    sizes = dict(n_embd=n_embd, n_head=1, n_kv_head=1, head_dim=n_embd, n_inner=n_inner)
+    config = replace(MPT, **sizes, alibi_bias_max=8.0, clip_qkv=6, softmax_scale=1)
     raw = mpt.config_to_hf(config)
     assert mpt.config_from_hf(raw) == config
-    attention = raw["attn_config"]
-    kinds = [type(attention[k]) for k in ("alibi_bias_max", "clip_qkv", "softmax_scale")]
-    assert kinds == [int, float, float]
+    written = json.dumps(raw["attn_config"])
+    assert '"alibi_bias_max": 8,' in written and '"clip_qkv": 6.0' in written
     assert type(mpt.config_to_hf(MPT)["expansion_ratio"]) is int

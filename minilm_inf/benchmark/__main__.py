@@ -53,10 +53,13 @@ class Sizes:
     steps: int = 60  # tokens of a round of decoding
     rounds: int = 5
     decoding_rounds: int = 7
+    compiled: bool = True  # half a minute for each context
 
 
 FULL = Sizes()
-QUICK = Sizes((1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=20)
+QUICK = Sizes(
+    (1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=20, compiled=False
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

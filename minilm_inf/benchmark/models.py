@@ -54,9 +54,9 @@ class Ours:
     """A Session after some tokens, which writes `steps` more. position: where the last of the
     tokens stands; None, where they end."""
 
-    def __init__(self, model, ids: list[int], steps: int, position=None):
+    def __init__(self, model, ids: list[int], steps: int, position=None, compile=False):
         lm, self.steps = LMInfinite.for_model(model.config), steps
-        self.session = Session(model, lm)
+        self.session = Session(model, lm, compile=compile)
         if position is not None:
             first = position - len(ids)
             self.session.cache = model.new_cache(1, lm, first_position=first)
@@ -116,7 +116,12 @@ def decoding_rows(model: Transformer, folder: Path, sizes) -> list[Row]:
     for n in sizes.contexts:
         ids = random_ids(model, n)
         theirs = partial(Theirs, folder, model, ids, steps)
-        sides = ("transformers, DynamicCache", theirs), ("LM-Infinite", partial(ours, ids=ids))
+        sides = [
+            ("transformers, DynamicCache", theirs),
+            ("LM-Infinite", partial(ours, ids=ids)),
+        ]
+        if sizes.compiled:
+            sides.append(("LM-Infinite, compiled", partial(ours, ids=ids, compile=True)))
         races.append([(f"decoding: {name}", n, make) for name, make in sides])
     ids, name = random_ids(model, sizes.positions[0]), "decoding at position: LM-Infinite"
     races.append([(name, n, partial(ours, ids=ids, position=n)) for n in sizes.positions])

@@ -191,7 +191,9 @@ def words(result: dict) -> str:
 def picture(result: dict) -> bytes:
     """nll by position, a line for each method."""
     told = result["settings"]
-    context, name = told["context_length"], Path(told["model"]).name
-    title = f"{name}, trained on {context:,} tokens: nats per token by position"
     found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
+    beyond = sorted((x["beyond"]["nll"], x["label"]) for x in found)
+    name, context = Path(told["model"]).name, told["context_length"]
+    least, most = (f"{nll:.2f} ({label})" for nll, label in (beyond[0], beyond[-1]))
+    title = f"{name} beyond the {context:,} tokens of its training: {least} to {most} nats"
     return figure.curves(title, found, context)

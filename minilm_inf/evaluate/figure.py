@@ -63,7 +63,7 @@ def curves(title: str, methods: list[dict], context_length: int) -> bytes:
                   linewidth=2.6 if entry["name"] == "lambda" else 1.7)  # fmt: skip
     by_tokens(axis, context_length, "position")
     axis.set_ylabel("nats per token")
-    figure.legend(loc="outside right upper", frameon=False, handlelength=4)
+    figure.legend(loc="outside right center", frameon=False, handlelength=4)
     return png(figure)
 
 

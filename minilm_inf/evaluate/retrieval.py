@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
@@ -251,5 +252,14 @@ def picture(result: dict) -> bytes:
     """The shares by depth and length, a panel for each method."""
     told, cells = result["settings"], result["results"]["cells"]
     panels = {LABELS[method]: needles(cells, [method]) for method in told["asked"]}
-    name = Path(told["model"]).name
-    return figure.heatmaps(f"{TITLES[result['task']]}, {name}: % that are right", panels)
+    longest = max(cell["length"] for found in panels.values() for cell in found)
+    shares = {
+        label: mean([cell["accuracy"] for cell in found if cell["length"] == longest])
+        for label, found in panels.items()
+    }
+    worst, best = min(shares, key=shares.get), max(shares, key=shares.get)
+    title = f"{TITLES[result['task']]}, {Path(told['model']).name}, % that are right: in "
+    title += f"{longest:,} tokens {worst} {100 * shares[worst]:.0f}"
+    if best != worst:
+        title += f", {best} {100 * shares[best]:.0f}"
+    return figure.heatmaps(title, panels)

@@ -63,8 +63,7 @@ def attend_text(q, k, v, q_positions, k_positions, how: How, n_reaching: int) ->
     n = q.shape[2] - n_reaching  # the others see no middle
     if learns or not is_band or not n:
         return attend_chunks(q, k, v, q_positions, k_positions, how, n_reaching)
-    read = kernel_text if q.is_cuda and serves(q) else read_as_band
-    out = read(q, k, v, k_positions, how)
+    out = read_as_band(q, k, v, k_positions, how)
     if n_reaching:
         last = q[:, :, n:], k, v, q_positions[n:], k_positions
         out[:, :, n:] = attend_chunks(*last, how, n_reaching)
@@ -92,6 +91,8 @@ def read_as_band(q, k, v, k_positions: Tensor, how: How) -> Tensor:
     home = k_positions[early] if how.home is None else torch.tensor([how.home])
     at_home = how.scheme.place(k[:, :, early], home)
     starting = at_home, v[:, :, early], k_positions[early]
+    if q.is_cuda and serves(q):
+        return kernel_text(q, k, v, k_positions, starting, how)
     spare = spare_columns(at_home.shape[2], reach + 1)
     stretch = -(-max(reach, QUERIES_PER_STRETCH) // ROWS) * ROWS
     room = reach if n_queries > stretch else min(reach, n - n_queries)  # for keys before

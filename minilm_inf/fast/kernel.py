@@ -17,6 +17,8 @@ from ..positions import PLACED
 from ..terminal.checks import check_attention
 from .band import How, fits_band
 
+QUERIES_PER_STRETCH = 8192
+
 
 def serves(q: Tensor) -> bool:
     """Whether the kernel can take such queries (B, H, T, D), and is there."""
@@ -31,11 +33,21 @@ def launch(*how):
     return triton_band.launch(*how)
 
 
-def kernel_text(q, k, v, k_positions: Tensor, how: How) -> Tensor:
-    """chunked.read_as_band by the kernel: the same arguments."""
-    scheme, lm, scale = how
-    positions = k_positions[len(k_positions) - q.shape[2] :], k_positions
-    return kernel_attend(q, k, v, *positions, scheme, replace(lm, top_k=0), scale)
+def kernel_text(q, k, v, k_positions: Tensor, starting: tuple, how: How) -> Tensor:
+    """chunked.read_as_band by the kernel. As many queries at once as there are keys in a
+    window, so that placed keys take no memory that grows with the text. starting: keys at
+    home, their values, (B, H_kv, G, D), and their positions."""
+    n_queries, n, out = q.shape[2], k.shape[2], torch.empty_like(q)
+    reach = min(n, how.lm.n_local or n) - 1
+    stretch = max(reach, QUERIES_PER_STRETCH)
+    for start in range(0, n_queries, stretch):
+        own = n - n_queries + start  # the first query's own key
+        here, there = slice(start, start + stretch), slice(max(0, own - reach), own + stretch)
+        place = how.scheme.at(k_positions[there], q.dtype, q.device)
+        keys, first = (place(k[:, :, there]), v[:, :, there]), int(k_positions[own])
+        band = place, own - there.start, *keys, starting, first, how, out[:, :, here]
+        kernel_band(q[:, :, here], *band)
+    return out
 
 
 def kernel_band(q, place, shift, keys, values, starting, first: int, how: How, out, _head=0):

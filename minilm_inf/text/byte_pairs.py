@@ -72,13 +72,9 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
 def tokenizer_json(merges: list[tuple[bytes, bytes]]) -> str:
     """The tokenizer.json of these merges: END_OF_TEXT is id 0, and is put before every text."""
     letters = byte_letters()
-
-    def spelled(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
-    tokens = [bytes([byte]) for byte in range(256)] + [a + b for a, b in merges]
-    vocab = {END_OF_TEXT: 0} | {spelled(token): id for id, token in enumerate(tokens, 1)}
-    pairs = [[spelled(a), spelled(b)] for a, b in merges]
+    pairs = [["".join(letters[byte] for byte in token) for token in pair] for pair in merges]
+    tokens = [END_OF_TEXT, *letters, *map("".join, pairs)]
+    vocab = {token: id for id, token in enumerate(tokens)}
     return byte_level_json(vocab, pairs, {END_OF_TEXT: True}, DIGITS, END_OF_TEXT)
 
 

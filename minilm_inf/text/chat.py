@@ -21,7 +21,7 @@ from pathlib import Path
 from ..terminal.files import named, read_text
 from ..terminal.json_parts import part_of
 from .around import longest_first
-from .chat_template import SYMBOL, SYMBOLS, Reader, UnknownTemplate, parsed, trimmed
+from .chat_template import SYMBOL, SYMBOLS, Reader, parsed, trimmed
 
 # chat_template's own, and what stands for words that are not said yet:
 BOS, EOS, LEFT, RIGHT, SYSTEM, FIRST, REPLY, LATER = SYMBOLS[:8]
@@ -102,7 +102,7 @@ class Chat:
             rest = other.removeprefix(one).replace(LEFT, "").lstrip()
             alike &= other.startswith(one) and rest.startswith(REPLY)
         if not alike or RIGHT in trimmed(self.following):
-            raise UnknownTemplate
+            raise NotImplementedError
         ends, written = self.following.lstrip(), texts[2]
         [form] = [
             (marks, end) for marks, end in FORMS
@@ -120,8 +120,8 @@ class Chat:
         finder = longest_first(self.ids)
         written = dict.fromkeys(finder.findall(self.first + self.following))
         symbols = {mark: SYMBOLS[8 + at] for at, mark in enumerate(written)}
-        both = (self.first, self.following)
-        self.first, self.following = (finder.sub(lambda m: symbols[m[0]], t) for t in both)
+        self.first = finder.sub(lambda mark: symbols[mark[0]], self.first)
+        self.following = finder.sub(lambda mark: symbols[mark[0]], self.following)
         self.ids |= {symbol: self.ids[mark] for mark, symbol in symbols.items()}
 
     def _letters(self, text: str, before: str | None = "") -> list[int]:

@@ -26,6 +26,7 @@ MOST_SAID = 200
 SYMBOLS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 SYMBOL = re.compile(f"([{SYMBOLS[0]}-{SYMBOLS[-1]}])")
 BOS, EOS, LEFT, RIGHT = SYMBOLS[:4]  # the tokens, and the ends of what is to be trimmed
+INNERMOST = re.compile(f"{LEFT}([^{LEFT}{RIGHT}]*){RIGHT}")
 UNDEFINED, UNKNOWN = (), object()  # the value of a name without one; of one that is not told
 LINES = {  # a tag's first word -> the line of Python for it
     "{": "write({})", "set": "{}", "if": "if {}:", "elif": "elif {}:", "else": "else:",
@@ -44,15 +45,11 @@ SPELLED = re.compile(
 )
 
 
-class UnknownTemplate(Exception):
-    """What is not done here, or cannot be told without knowing what people will say."""
-
-
 def parsed(source: str) -> list[ast.stmt]:
     """A template's statements: write(value), assignments, if and for. Raises an Exception
     where it is none of this kind."""
     if len(source) > LONGEST:
-        raise UnknownTemplate
+        raise NotImplementedError
     lines, depth = [], 0  # and the number of open blocks
     for word, rest in tags(re.sub(r"\r\n?", "\n", source).removesuffix("\n")):
         depth -= word in ("elif", "else", "endif", "endfor")
@@ -81,7 +78,7 @@ def tags(source: str):
         kind = opening[0][1]
         end = CLOSING[kind].match(source, opening.end())
         if not end:
-            raise UnknownTemplate
+            raise NotImplementedError
         yield "{", ascii(without_margin(source[at : opening.start()], closed, opening[0], at))
         code = SPELLED.sub(spelled, end[1]).strip()
         if kind == "{":
@@ -138,7 +135,7 @@ class Reader:
         }  # fmt: skip
         self.follow(statements)
         if len(SYMBOL.findall(self.written)) > MOST_SAID:
-            raise UnknownTemplate
+            raise NotImplementedError
 
     def follow(self, statements: list[ast.stmt]):
         """Go through statements one by one."""
@@ -156,12 +153,12 @@ class Reader:
                 case ast.For(ast.Name(name), node, body, []):
                     self.repeat(name, self.value(node), body)
                 case _:
-                    raise UnknownTemplate
+                    raise NotImplementedError
 
     def repeat(self, name: str, items, body: list[ast.stmt]):
         """Once for every item; what is set inside is forgotten after it."""
         if not isinstance(items, list):
-            raise UnknownTemplate
+            raise NotImplementedError
         outside = self.names
         for at, item in enumerate(items):
             loop = {"index0": at, "index": at + 1, "first": at == 0, "length": len(items),
@@ -182,7 +179,7 @@ class Reader:
             case ast.Subscript(ast.Name(name), ast.Constant(str(attribute))):
                 item(self.names, name)[attribute] = value
             case _:
-                raise UnknownTemplate
+                raise NotImplementedError
 
     def value(self, node: ast.expr):
         """The value of an expression; what need not be known for it is not asked."""
@@ -228,7 +225,7 @@ class Reader:
                 return date.today().strftime(form)
             case ast.Call(ast.Name("namespace"), [], named):
                 return {keyword.arg: of(keyword.value) for keyword in named}
-        raise UnknownTemplate
+        raise NotImplementedError
 
 
 def item(value, at):
@@ -236,14 +233,14 @@ def item(value, at):
     if isinstance(value, dict) and isinstance(at, str):
         value, at = [value.get(at, UNDEFINED)], 0
     if not isinstance(value, list) or value[at] is UNKNOWN:
-        raise UnknownTemplate
+        raise NotImplementedError
     return value[at]
 
 
 def told(value):
-    """A value that decides something. Raises UnknownTemplate where it holds what people say."""
+    """A value that decides something, which nothing may that holds what people say."""
     if isinstance(value, dict) or (isinstance(value, str) and SYMBOL.search(value)):
-        raise UnknownTemplate
+        raise NotImplementedError
     return value
 
 
@@ -255,7 +252,7 @@ def same(a, b) -> bool:
 def joined(a, b):
     """The sum of two texts, or of two numbers."""
     if type(a) is not type(b) or not isinstance(a, str | int) or len(f"{a}{b}") > LONGEST:
-        raise UnknownTemplate
+        raise NotImplementedError
     return a + b
 
 
@@ -277,7 +274,5 @@ def trimmed(text: str) -> str:
     '[a]'
     """
     while LEFT in text:
-        text = re.sub(
-            f"{LEFT}([^{LEFT}{RIGHT}]*){RIGHT}", lambda inside: inside[1].strip(), text
-        )
+        text = INNERMOST.sub(lambda inside: inside[1].strip(), text)
     return text

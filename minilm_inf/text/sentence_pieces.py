@@ -26,9 +26,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.processor, self.inside, self.strips = processor, inside, strips
         self.n_pieces = processor.GetPieceSize()
         super().__init__(around, max([self.n_pieces, *(a.id + 1 for a in around.added)]))
-        controls = {processor.IdToPiece(id): id for id in range(self.n_pieces)
-                    if id not in tokens}  # fmt: skip
-        self.marks = controls | self.marks
+        controls = (id for id in range(self.n_pieces) if id not in tokens)
+        self.marks = {processor.IdToPiece(id): id for id in controls} | self.marks
         self.tokens = tokens | {token.id: token.content for token in around.added}
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
