@@ -192,11 +192,16 @@ def test_a_room_for_each_purpose():
 
 
 def test_the_house_does_not_grow():
-    """Catches a feature that brings more lines than it takes away. What is aimed at are 11,500
-    lines of package and 12,000 of tests: these bounds are lowered whenever they can be."""
-    tests = sum(path.read_text(encoding="utf-8").count("\n") for path in TESTS)
-    package = sum(module.read_text(encoding="utf-8").count("\n") for module in MODULES)
-    assert package <= 12_650 and tests <= 14_850, (package, tests)
+    """Catches a feature that brings more lines than it takes away. What is for those who write
+    kernels is counted apart: the conformance suite, and the kernel for a GPU."""
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (*MODULES, *TESTS)}
+    of_kernels = {PACKAGE / "fast" / "kernel.py", PACKAGE / "fast" / "triton_band.py"}
+    of_kernels |= {path for path in MODULES if path.parent.name == "conformance"}
+    of_kernels |= {path for path in TESTS if path.stem in ("test_conformance", "check_kernel")}
+    package = sum(lines[path] for path in MODULES if path not in of_kernels)
+    tests = sum(lines[path] for path in TESTS if path not in of_kernels)
+    assert package <= 11_400 and tests <= 12_000, (package, tests)
+    assert sum(lines[path] for path in of_kernels) <= 1000
 
 
 def test_the_smallest_import_pulls_in_no_tools():
