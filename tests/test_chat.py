@@ -310,7 +310,7 @@ def test_a_conversation(run, model_folder, writes, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     writes(3 + ord("Y"), 1)
     code, out, err = run("-i", "--n-local", 20)
-    assert code == 0 and out == "Y\nY\nY\n" and "not Unicode" in err
+    assert code == 0 and out == "Y\nY\nY\n" and "not UTF-8" in err
     turns = [("Hi", True), ("Again", False), ("Anew", True)]
     assert given == [talk(model_folder).prompt(text, first) for text, first in turns]
 
