@@ -4,16 +4,16 @@ There are two ways to read it. The method: config, positions, lambda_mask, dista
 top_k, attention (the definition), transformer, and one family of models/ (llama, mpt or gptj,
 each with the reading of its config.json beside it, on raw_config and layers). Then the same
 numbers in O(n), which is fast/: band, chunk, chunked; cache and reading, for texts that go on;
-and middle, for top_k.
+middle, for top_k; and kernel, for a GPU. conformance/ holds anybody's kernel to the definition.
 
-The rest, in reading order: checks; checkpoint/ (a folder becomes a model), text/ (text becomes
-ids, and a chat a text), writing/ (sampling, session, explain, plan, reply, conversation)
-and generate; then corpus (what weights/ learned from), evaluate/ (perplexity, retrieval from
+The rest, in reading order: checkpoint/ (a folder becomes a model), text/ (text becomes
+ids, and a chat a text), writing/ (sampling, session, explain, plan, reply, conversation) and
+generate; then corpus (what weights/ learned from), evaluate/ (perplexity, retrieval from
 long texts, comparison of methods side by side) and card, which is what is measured; diagnose/
 (why a plain model fails), train/ (how weights/ came to be), inspect/ and convert/ (for folders
 of others), and benchmark/ (what it all costs). A folder with a __main__.py is a program, and
-holds what only it needs. terminal/ is what programs share: flags, progress, files, their end,
-and startup, which is what one does before any of this is imported.
+holds what only it needs. terminal/ is what programs share: flags, progress, files, checks,
+their end, and startup, which is what one does before any of this is imported.
 """
 
 import warnings

@@ -42,7 +42,7 @@ def only_recorded(monkeypatch):
     list(zip(FAMILIES, ("LM-Infinite", "sliding window", "Λ without ceiling"), (3, 1, 3))),
 )
 def test_a_compiled_session_writes_the_same(only_recorded, family, setting, n):
-    """Catches a step that is bound to its first cache, or leaves a length behind."""
+    """Catches a step that is bound to its first cache, or leaves a length as it was."""
     model, lm = tiny_model(family, dtype=torch.float32), SETTINGS[setting]
     ids = some_tokens(n)[0].tolist()
     written = [

@@ -200,7 +200,7 @@ def test_gradients_end_exactly_at_the_reach(family, way):
 
 @pytest.mark.parametrize("n_global", [0, 1, 9])
 def test_length_invariance(model, reading, n_global):
-    """Catches anything of a text's length or middle that is felt at its end."""
+    """Catches anything of a text's length or middle that reaches its end."""
     tail = 2 * (L - 1) + 1
     ends = some_tokens(n_global + tail, seed=2)
     first, last = ends[:, :n_global], ends[:, n_global:]

@@ -73,7 +73,7 @@ def in_small(words: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_every_program_runs(program, python):
-    """Catches an example that a renamed function, or a wrong number, has left behind."""
+    """Catches an example that a renamed function, or a wrong number, has broken."""
     done = python(["-c", program.replace("500", "20")])
     assert done.returncode == 0 and done.stderr == "", done.stderr
 

@@ -2,8 +2,8 @@
 
 Every text is read three times, each time as a whole, layer by layer:
 
-    vanilla     rows of attention as they are; the same rows with every distance felt at most at
-                the trained length, which tells unseen distances from unseen keys; hidden states
+    vanilla     rows of attention as they are; the same rows with no distance beyond the
+                trained length, which tells unseen distances from unseen keys; hidden states
                 within the trained length; nll
     lambda      rows of attention; nll
     dropped     nll, of the same window without any starting token
