@@ -68,8 +68,8 @@ def test_there_is_a_course():
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
 def test_it_runs_and_its_asserts_hold(path, python):
-    """Catches a lesson that a change to the package has broken, a claim that is not true, and an
-    assert that is never reached."""
+    """Catches a lesson that a change to the package has broken, a claim that is not true, and
+    an assert that is never reached."""
     done = python(["-c", RUN, path])
     assert done.returncode == 0, done.stderr
 
