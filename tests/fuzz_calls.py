@@ -25,8 +25,10 @@ from fuzz_draw import (
 
 import minilm_inf.benchmark.__main__
 import minilm_inf.card
+import minilm_inf.convert.__main__
 import minilm_inf.diagnose.__main__
 import minilm_inf.evaluate.__main__
+import minilm_inf.inspect.__main__
 import minilm_inf.train.__main__  # noqa: F401
 from minilm_inf import Alibi, LMInfinite, ModelConfig, Rotary, attend, chunked_attend, generate
 
