@@ -119,7 +119,8 @@ def test_the_form_of_a_lesson(lesson):
     assert re.search(r"\]\(\.\./minilm_inf/[\w/]+\.py\)", prose)
     assert "```text" not in prose
     lines = [line for line in code.splitlines() if line.strip() and line.strip()[0] != "#"]
-    assert len(lines) <= MOST_LINES, len(lines)
+    is_kernel = lesson.name.startswith("12_")  # a whole kernel and its launcher
+    assert len(lines) <= (85 if is_kernel else MOST_LINES), len(lines)
     assert code.count("plot.show(") >= 1
     assert len(re.findall(r"^# %% \d\.", solution(lesson), re.MULTILINE)) == 2
 

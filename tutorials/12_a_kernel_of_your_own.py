@@ -98,7 +98,8 @@ def kernel(q, k, v, i, j, scheme, lm, n_starting=None):
         at_c = scheme.place(q, torch.full_like(i, C))
     vectors, out = [x.contiguous() for x in (place(q), at_c, place(k), starting, v)], q.clone()
     grid, group = ((n + TILE - 1) // TILE, B * H), H // k.shape[1]
-    program[grid](*vectors, out, n, G, lm.n_local, D, H, group)
+    launch = program[grid]
+    launch(*vectors, out, n, G, lm.n_local, D, H, group)
     return out
 
 
