@@ -63,12 +63,14 @@ def interpreted() -> bool:
     return is_right and not report and off < 1e-4
 
 
-def compiled(capability: int, dim: int, dtype: torch.dtype) -> bool:
+def compiled(capability: int, dim: int, dtype: torch.dtype, bias: bool = False) -> bool:
     """Whether the kernel compiles within the limit, in the sizes it is launched with."""
     chosen = triton_band.sizes(dim, dtype)
     options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
-    known = dict(H=32, GROUP=1, BIAS=False, DIM=dim, WIDTH=dim, **chosen)
-    kinds = dict.fromkeys(POINTERS, "*" + NAMES[dtype]) | dict(firsts="*i64", slopes="*i64")
+    known = dict(H=32, GROUP=1, BIAS=bias, DIM=dim, WIDTH=dim, **chosen)
+    kinds = dict.fromkeys(POINTERS, "*" + NAMES[dtype]) | dict(
+        firsts="*i64", slopes="*fp32" if bias else "*i64"
+    )
     kinds |= {f"{name}_steps": ("i32", "i32", "i32") for name in POINTERS[2:6]}
     kinds |= dict.fromkeys(NUMBERS, "i32") | dict(ceiling="i64", scale="fp32")
     aligned = {}  # what Triton finds out when it is called: addresses that 16 divides
@@ -81,7 +83,7 @@ def compiled(capability: int, dim: int, dtype: torch.dtype) -> bool:
     program = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     kib, limit = program.metadata.shared / 1024, SHARED_KIB[capability]
     products = "wgmma" if "wgmma" in program.asm["ptx"] else "mma"
-    what = f"sm_{capability}, head size {dim}, {NAMES[dtype]}"
+    what = f"sm_{capability}, head size {dim}, {NAMES[dtype]}" + ", ALiBi" * bias
     print(f"{what}: {kib:.0f} of {limit} KiB of shared memory, {products}", flush=True)
     return kib <= limit
 
@@ -89,5 +91,6 @@ def compiled(capability: int, dim: int, dtype: torch.dtype) -> bool:
 if __name__ == "__main__":
     sizes = [(c, dim, dtype) for c in SHARED_KIB for dim in (64, 128, 256) for dtype in NAMES
              if dtype != torch.float16]  # fmt: skip
+    sizes += [(c, 128, torch.bfloat16, True) for c in SHARED_KIB]
     is_right = all([compiled(*size) for size in sizes]) if COMPILES else interpreted()
     sys.exit(0 if is_right else 1)
