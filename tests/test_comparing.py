@@ -201,10 +201,11 @@ def call(program):
 
 def test_one_run_one_table(call, texts, tmp_path):
     """A program that prints another number than it measured, or writes another file; a picture
-    that needs all methods, or intervals."""
+    that needs all methods, intervals, or a text beyond the trained length."""
     pytest.importorskip("matplotlib")
-    alone = made_up({"full": np.ones((1, 30))})
-    assert comparison.picture(alone).startswith(b"\x89PNG\r\n")
+    for n in (30, 8):
+        alone = made_up({"full": np.ones((1, n))})
+        assert comparison.picture(alone).startswith(b"\x89PNG\r\n")
     out_file, path = tmp_path / "new" / "run.json", tmp_path / "new" / "methods.png"
     flags = ["--text", texts / "a", texts / "b", "--length", 270, "--out", out_file]
     code, out, err = call(*flags, "--trials", 0, "--figure", path)

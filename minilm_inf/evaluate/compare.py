@@ -45,7 +45,7 @@ def stream_nll(
 
     Entry i belongs to the query at position i. One chunk's logits exist at a time. read: other
     ways to read on than with lm and a cache, from the next tokens (1, T) to their hidden states
-    (1, T, E). Raises ValueError for fewer than two ids.
+    (1, T, E). Raises ValueError for fewer than two ids, and for logits that are not numbers.
     """
     if len(ids) < 2:
         raise ValueError("there is nothing to score: give at least two tokens")

@@ -50,11 +50,12 @@ TITLES = {"passkey": "pass key", "recall": "key-value recall"}
 
 
 class Cell(NamedTuple):
-    """Trials of one length, read by one method. depth: of the needle; or trials.ABSENT."""
+    """Trials of one length, read by one method. depth: of the needle, or trials.ABSENT; None
+    where each trial has its own."""
 
     method: str
     length: int
-    depth: float | str
+    depth: float | str | None
 
 
 class Asked(Run):
