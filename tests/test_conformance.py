@@ -122,32 +122,32 @@ def ceiling_from_the_window(*call):
 
 
 MISTAKES = {  # what is planted: (the kernel, the name that it must get, a word of the finding)
-    "window + 1": (with_lm(n_local=1), "window", "from row 24"),
-    "window - 1": (with_lm(n_local=-1), "window", "from row 23"),
-    "a starting token too many": (with_lm(n_global=1), "starting", "from row"),
-    "ceiling + 1": (with_lm(distance_ceiling=1), "ceiling", "from row 25"),
-    "ceiling - 1": (with_lm(distance_ceiling=-1), "ceiling", "from row 24"),
-    "the window as ceiling": (ceiling_from_the_window, "starting", "from row"),
+    "window + 1": (with_lm(n_local=1), "window", "from row 24,"),
+    "window - 1": (with_lm(n_local=-1), "window", "from row 23,"),
+    "a starting token too many": (with_lm(n_global=1), "starting", "from row 28,"),
+    "ceiling + 1": (with_lm(distance_ceiling=1), "ceiling", "from row 25,"),
+    "ceiling - 1": (with_lm(distance_ceiling=-1), "ceiling", "from row 24,"),
+    "the window as ceiling": (ceiling_from_the_window, "starting", "from row 25,"),
     "keys rotated twice": (
         with_call(lambda q, k, v, i, j, s, lm: (q, s.place(k, j), v, i, j, s, lm)),
-        "positions", "from row 1",
+        "positions", "from row 1,",
     ),
     "scale forgotten": (
-        with_call(lambda q, *o: (q * math.sqrt(q.shape[-1]), *o)), "positions", "from row 1",
+        with_call(lambda q, *o: (q * math.sqrt(q.shape[-1]), *o)), "positions", "from row 1,",
     ),
     "heads dealt in turn": (heads_in_turn, "shapes", "(2, 4, 2, 32)"),
-    "a starting token counted twice": (counted_twice, "starting", "from row 4"),
+    "a starting token counted twice": (counted_twice, "starting", "from row 4,"),
     "last block unwritten": (last_block_unwritten, "shapes", "1 of 1 tokens"),
-    "future visible": (future_visible, "positions", "from row 0"),
+    "future visible": (future_visible, "positions", "from row 0,"),
     "gradient of k lost": (gradient_of_k_lost, "backward", "gradient of k not there"),
-    "bfloat16 inside": (in_bfloat16, "positions", "from row"),
-    "positions in float32": (positions_in_float32, "far", "from row"),
+    "bfloat16 inside": (in_bfloat16, "positions", "from row 0,"),
+    "positions in float32": (positions_in_float32, "far", "from row 0,"),
     "slopes backwards": (slopes_backwards, "positions", "ALiBi"),
     "pairs as halves": (pairs_as_halves, "positions", "RoPE pairs"),
-    "padding read as text": (padding_read, "padding", "from row"),
-    "0 x NaN": (blind_and_poisoned, "poison", "from row 0"),
-    "one block of keys": (one_block_of_keys, "blocks", "from row 512"),
-    "a middle key too many": (with_lm(top_k=1), "top_k", "from row"),
+    "padding read as text": (padding_read, "padding", "from row 7,"),
+    "0 x NaN": (blind_and_poisoned, "poison", "from row 0,"),
+    "one block of keys": (one_block_of_keys, "blocks", "from row 512,"),
+    "a middle key too many": (with_lm(top_k=1), "top_k", "from row 69,"),
 }  # fmt: skip
 
 

@@ -30,10 +30,10 @@ def test_the_draw_follows_the_probabilities():
     """A draw from the logits, or from what was softened twice, is another draw; multiplying by
     the temperature would heat where it should cool; numbers that overflow."""
     generator = torch.Generator().manual_seed(0)
-    for temperature, tolerance in ((1.0, 0.04), (0.5, 0.04)):
-        drawn = [choose(LOGITS, temperature, 0, generator=generator) for _ in range(2000)]
-        shares = torch.bincount(torch.tensor(drawn), minlength=5) / 2000
-        assert (shares - (LOGITS / temperature).softmax(0)).abs().max() < tolerance
+    for temperature in (1.0, 0.5):
+        drawn = [choose(LOGITS, temperature, 0, generator=generator) for _ in range(4000)]
+        shares = torch.bincount(torch.tensor(drawn), minlength=5) / 4000
+        assert (shares - (LOGITS / temperature).softmax(0)).abs().max() < 0.03
     for temperature in (0.0, 1e-4, 1e-30, 1e-44, 1e-320):  # divided by, it gives no numbers
         assert choose(LOGITS, temperature) == 1
         assert choose(torch.tensor([3e38, -3e38, 2.9e38]), temperature) == 0
