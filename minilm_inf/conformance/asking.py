@@ -16,7 +16,7 @@ from .questions import Call, arguments, questions
 # Values are drawn from a normal distribution, so answers are about 1 in size. Right kernels are
 # off by 1e-15 in float64, and by 1e-6 in float32, which rounds by 6e-8 in sums of a thousand.
 # The short types round q, k and weights by 2^-12 and 2^-9 and are off by some times as much.
-# The planted mistakes of the tests are off by 0.1 to 4, and bfloat16 in float32's place by 0.01.
+# The planted mistakes of the tests are off by 0.1 to 4; bfloat16 in float32 by 0.01.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 1e-2}
 TOLERANCES |= {torch.bfloat16: 6e-2}
 
