@@ -7,6 +7,7 @@ cache, told how much that is, knows the shape of every tensor that it must find.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..fast.cache import Cache
@@ -43,7 +44,7 @@ def restore(cache: Cache, state: dict[str, Tensor]):
         return fitting(state.pop(name, None), shape, like.dtype).to(like.device, copy=True)
 
     for at, layer in enumerate(cache.layers):
-        ring = found(f"{at}.ring", layer.n_columns(length, length))
+        ring = F.pad(found(f"{at}.ring", layer.n_slots(length)), (0, 0, layer.n_before, 0))
         layer.set(ring, found(f"{at}.starting", layer.n_starting(length)))
         middle = layer.middle
         for start in range(0, length, middle.per_block) if middle else ():
