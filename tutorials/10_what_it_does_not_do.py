@@ -112,9 +112,7 @@ for axes, (name, pieces) in zip(
     axes.set(title=name, xlabel="nats per token, minus LM-Infinite's", ylim=(3.5, -0.5))
 panels[0].set_yticks(range(4), methods)
 assert found(real)["sliding window"][0] > 0.5
-plot.show(
-    drawing, "SmolLM2 needs its starting tokens; otherwise all read equally well", "smollm2"
-)
+plot.show(drawing, "SmolLM2 needs its starting tokens; otherwise all four tie", "smollm2")
 
 # %% [markdown]
 # If the answer stands in the middle, reach back (lesson 09), or use another method (see
