@@ -39,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     speed = parser.add_argument_group("speed")
     flags.add_counts(speed, ("--prefill-chunk", 1, 1024, "tokens read at a time (%(default)s)"))
     speed.add_argument("--compile", action="store_true",
-                       help="compile the decode step: half a minute first; then a small model "
-                       "is 2 to 3 times as fast, a large one little faster")  # fmt: skip
+                       help="compile the decode step: half a minute at first; then small "
+                       "models are 2 to 3 times as fast, large ones little faster")  # fmt: skip
     add_output(parser.add_argument_group("output"))
     return parser
 
@@ -49,7 +49,7 @@ def add_text(group):
     """The flags of what is read, and of where the text ends."""
     add, prompt = group.add_argument, group.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", action="append", metavar="TEXT",
-                        help="the prompt; - reads stdin; several are written side by side, "
+                        help="the prompt; - reads stdin; several are continued side by side, "
                         "each as if alone (default: what is piped in, or else "
                         f"{PROMPT!r})")  # fmt: skip
     prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")

@@ -1,8 +1,8 @@
-"""What an interrupted run, or a text that was read, goes on from: tensors and facts, in one
+"""What an interrupted run, or a text that was read, continues from: tensors and facts, in one
 safetensors file that is replaced as a whole.
 
 It carries a SHA-256 of all that it holds, which tells whether a disk or a person changed it.
-That is no secret, so whoever restores a state checks what it finds there as well.
+A SHA-256 is no secret, so whatever restores a state checks what it finds there as well.
 """
 
 from __future__ import annotations

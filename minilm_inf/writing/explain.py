@@ -2,8 +2,8 @@
 
     python -m minilm_inf.generate --explain
 
-The answer is worked out from positions alone, but for the middle, of which each layer noted
-what its heads brought back.
+The answer follows from positions alone, except for the middle, of which each layer noted what
+its heads brought back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def explain(session: Session) -> list[Span]:
     session.check_whole()
     i, lm = session.cache.length - 1, session.lm or FULL_ATTENTION
     if i < 0:
-        raise ValueError("nothing was read yet, so that nothing was seen")
+        raise ValueError("nothing has been read yet, so nothing was seen")
     oldest = 0 if lm.n_local is None else max(0, i - lm.n_local + 1)
     ceiling = i if lm.distance_ceiling is None else lm.distance_ceiling
 

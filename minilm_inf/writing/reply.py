@@ -1,6 +1,6 @@
 """Replies to prompts, shown as they are written.
 
-Here the ids of session.py meet a tokenizer and somebody who reads along.
+Here the ids of session.py meet a tokenizer and a reader.
 """
 
 from __future__ import annotations

@@ -180,8 +180,8 @@ def write_all(
     stop_ids: tuple[int, ...] = (), n_ids: int | None = None,
 ) -> Iterator[tuple[int, Step]]:  # fmt: skip
     """Yield (text's number, token) for every text that has not ended, in turns; `logits` are
-    those that session.read_all returned last. Of a text that ended, and waits for the others,
-    the model goes on to read what nobody asks for.
+    those that session.read_all returned last. A text that has ended and waits for the others
+    is read on with ids that nobody sees.
 
     An id of stop_ids ends a text.
     generators: one for each text; with the same seed each becomes what it would become alone.
