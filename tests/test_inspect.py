@@ -91,7 +91,7 @@ def test_a_folder_needs_no_tokenizer(folder, run):
     assert code == 1 and not out and "tokenizer" in err.splitlines()[-1]
     shutil.copy(SHIPPED / "tokenizer.model", folder)
     words = line_of(run(folder)[1], "tokenizer")
-    assert words.startswith("not loaded: ") and "2048 ids, the model only 31" in words
+    assert words.startswith("not loaded: ") and "2048 ids, but the model only 31" in words
     assert "2,048 ids, BOS 1, EOS 2" in run(SHIPPED)[1]
 
 

@@ -2,8 +2,8 @@
 a panel for each.
 
 This is the palette of all figures, those of the lessons too. A method has one colour in all
-of them, and so has what a key is to a query. Dashes and markers tell the lines apart in a
-greyscale print and for colour-blind readers; shares are of a single hue, from white on.
+of them, and so has each kind of key. Lightness, dashes and markers tell them apart in a
+greyscale print and for colour-blind readers; shares have a single hue, from white to dark.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import io
 import math
 
-KEYS = {"window": "#2b7bba", "starting": "#a33220", "ceiling": "#25a883", "hidden": "#d9d9d9"}
+KEYS = {"window": "#1f67a6", "starting": "#741408", "ceiling": "#25a883", "hidden": "#d9d9d9"}
 STYLES = {  # method -> colour, dashes, marker
     "full": ("#f0ad1d", (0, (6, 1.5, 1, 1.5)), "o"),
     "no-lambda": (KEYS["ceiling"], (0, (1, 1)), "s"),  # it has the ceiling alone
-    "no-ceiling": ("#8a5fb0", (0, (3, 1.5)), "^"),
+    "no-ceiling": ("#6a3d9a", (0, (3, 1.5)), "^"),
     "window": (KEYS["window"], (0, (1.5, 1.2)), "D"),
     "truncate": ("#8a8a8a", (0, (5, 1.5)), "v"),
     "streaming": ("#cc79a7", (0, (3, 1, 1, 1, 1, 1)), "P"),

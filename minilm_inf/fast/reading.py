@@ -3,7 +3,8 @@ layers.
 
 One token is one product over all that is kept. Its window is the ring, in any order, since each
 key carries its position. Before it stand the starting keys, moved for this very query from
-home at -C to i - C, where a query at i finds each of them exactly C away. So one fused call over
+home at -C to i - C, where a query at i finds each of them exactly C away. So one fused call
+over
 
     | starting keys at i - C | ring: n_local keys |
 
@@ -119,7 +120,8 @@ def next_token(cache: Cache, scheme, position: int | Tensor, scale: float, like:
 
     position: how many tokens the cache has read. As an integer tensor () it makes a step whose
               shapes do not depend on it: the step passes over all columns that the cache has,
-              after cache.settle, and a mask hides the empty ones. like: a tensor of the cache's device and dtype.
+              after cache.settle, and a mask hides the empty ones.
+    like:     a tensor of the cache's device and dtype.
     """
     lm, is_fixed, device = cache.lm, isinstance(position, Tensor), like.device
     if not is_fixed:
