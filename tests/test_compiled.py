@@ -154,8 +154,8 @@ def test_where_a_program_cannot_be_loaded(monkeypatch, capsys):
 
 
 def test_a_graph_is_recorded_for_each_cache(monkeypatch):
-    """Catches a replay with an old token, or in the rings of another text. A stand-in for a CUDA
-    graph runs again what it recorded, on the tensors that it recorded."""
+    """Catches a replay with an old token, or in the rings of another text. A stand-in for a
+    CUDA graph runs again what it recorded, on the tensors that it recorded."""
 
     recorded = []
 
