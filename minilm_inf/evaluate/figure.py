@@ -1,7 +1,7 @@
 """Results as pictures: nll by position, a line for each method; and shares by length and depth,
 a panel for each.
 
-This is the palette of all figures, those of the lessons too: a method, or a kind of key, has one
+This is the palette of all figures, the lessons' too: a method, or a kind of key, has one
 colour. Lightness, dashes and markers tell them apart in greyscale and for the colour-blind.
 """
 
