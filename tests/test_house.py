@@ -47,7 +47,7 @@ LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint a
 DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "convert.gguf_file": {"gguf"},
-    "benchmark.models": {"transformers"},
+    "benchmark.models": {"transformers", "llama_cpp"},
     "evaluate.figure": {"matplotlib"},
     "fast.triton_band": {"triton"},
 }
