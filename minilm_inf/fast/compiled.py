@@ -34,7 +34,8 @@ from .reading import OneToken, next_token
 # One row times a matrix is a sum for each column, which fuses with what is around it. PyTorch
 # does so up to 2,048 rows and columns; larger matrices stay products.
 OPTIONS = {"post_grad_fusion_options": {"decompose_mm_pass": {}}}
-KEPT_IN = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minilm_inf")
+CACHES = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+KEPT_IN = Path(CACHES, "minilm_inf")
 
 
 def compiled_step(model: Transformer, cache: Cache):
