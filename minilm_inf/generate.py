@@ -39,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     speed = parser.add_argument_group("speed")
     flags.add_counts(speed, ("--prefill-chunk", 1, 1024, "tokens read at a time (%(default)s)"))
     speed.add_argument("--compile", action="store_true",
-                       help="compile the decode step: 20 seconds, once for a model (it is "
-                       "kept in ~/.cache/minilm_inf); saves what small operations cost")  # fmt: skip
+                       help="compile the decode step: 20 seconds, once for a model (kept in "
+                       "~/.cache/minilm_inf); saves what small operations cost")  # fmt: skip
     add_output(parser.add_argument_group("output"))
     return parser
 
