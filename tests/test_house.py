@@ -201,7 +201,7 @@ def test_the_house_does_not_grow():
     of_kernels |= {path for path in TESTS if path.stem in ("test_conformance", "check_kernel")}
     package = sum(lines[path] for path in MODULES if path not in of_kernels)
     tests = sum(lines[path] for path in TESTS if path not in of_kernels)
-    assert package <= 11_400 + 111 and tests <= 12_000 + 188, (package, tests)
+    assert package <= 11_400 + 150 and tests <= 12_000 + 210, (package, tests)
     assert sum(lines[path] for path in of_kernels) <= 1000
 
 
