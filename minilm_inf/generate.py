@@ -57,8 +57,8 @@ def add_text(group):
         metavar="N", help="how far to write on (%(default)s)")  # fmt: skip
     add("--save", type=Path, metavar="FILE",
         help="save what was read to a file before writing on; -n 0 only reads")  # fmt: skip
-    add("--load", type=Path, metavar="FILE", help="go on from what --save kept, as if just read: "
-        "with a prompt on a line of its own, or without one")  # fmt: skip
+    add("--load", type=Path, metavar="FILE", help="go on from what --save kept, as if just "
+        "read: with a prompt on a line of its own, or without one")  # fmt: skip
     add("--chat", action="store_true",
         help="the prompt is a turn of a conversation, and the text the model's reply, in the "
         f"form of its chat template: {KNOWN}")  # fmt: skip
