@@ -238,7 +238,7 @@ def fill(
     for name, parameter in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         own = parameter.dtype if is_int8 else dtype
-        memory = torch.empty(parameter.shape, dtype=own, device=device)
+        memory = torch.zeros(parameter.shape, dtype=own, device=device)
         setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
     head = stored.get(head_of(model))
     if model.config.tied and not is_int8:

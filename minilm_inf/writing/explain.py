@@ -50,7 +50,9 @@ def explain(session: Session) -> list[Span]:
     spans = [span("starting", 0, n_starting - 1)] if n_starting else []
     back: set[int] = set()
     for found in (layer.middle.last for layer in session.cache.layers if layer.middle):
-        back.update(found.columns[found.valid].tolist() if found else ())
+        if found is None:  # after Session.load
+            raise ValueError("what came back to the last token was not saved: read some more")
+        back.update(found.columns[found.valid].tolist())
     spans += [Span("middle", j, j, *[lm.middle_distance] * 2) for j in sorted(back)]
     return [*spans, span("window", oldest, i)]
 
