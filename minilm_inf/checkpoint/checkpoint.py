@@ -17,7 +17,6 @@ import json
 import os
 import re
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -162,17 +161,15 @@ def named_pieces(model: Transformer) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        if leaf == "scale":
+        if leaf == "scale":  # of what its Rows round
             continue
         layer = re.search(r"\.(\d+)\.", name)
         theirs = keys[name if layer is None else name.replace(layer[0], ".{}.", 1)]
         theirs = (theirs,) if isinstance(theirs, str) else theirs
-        rows = module.rows if len(theirs) > 1 else [len(parameter)]
         if leaf == "weight" and isinstance(module, int8.Int8Linear):
-            ends = accumulate(module.rows)
-            views = [int8.Rows(module, end - n, n) for end, n in zip(ends, module.rows)]
+            views = module.pieces()
         else:
-            views = parameter.split(rows)
+            views = parameter.split(module.rows) if len(theirs) > 1 else (parameter,)
         for pattern, view in zip(theirs, views, strict=True):
             pieces[pattern.format(layer and layer[1])] = view
     return pieces

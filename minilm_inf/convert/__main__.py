@@ -2,7 +2,7 @@
 
     python -m minilm_inf.convert FOLDER        pytorch_model.bin -> model.safetensors, beside it
     python -m minilm_inf.convert MODEL.gguf    a Llama of llama.cpp -> the folder MODEL, float16
-    python -m minilm_inf.convert --int8 FOLDER --out FOLDER2       safetensors -> int8 weights
+    python -m minilm_inf.convert --int8 FOLDER --out FOLDER2    safetensors -> int8 weights
 
 Names, dtypes and numbers of a .bin stay as they are, and only the tensors of a pickle are read.
 No file is overwritten, and none appears before it is whole: an interrupted run can be started
@@ -23,7 +23,7 @@ from ..terminal.files import named, reason, write_beside
 from ..terminal.options import Parser
 from . import pickles
 from .gguf_file import GGUF
-from .int8_folder import write_int8
+from .int8_folder import Int8
 
 PYTORCH = {"format": "pt"}  # transformers reads no file that does not say so
 
@@ -39,20 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     source = folder = options.source
     if options.int8:
-        folder = options.out
-        if folder is None:
-            parser.error("--int8 needs --out: the folder that is to hold the rounded weights")
+        folder = options.out or parser.error("--int8 needs --out, the folder to be written")
     elif source.suffix == ".gguf" and not source.is_dir():
         folder = options.out or source.with_suffix("")
     elif options.out is not None:
         parser.error("--out has no meaning for a folder: its files are written beside the .bin")
-    write = write_int8 if options.int8 else write_gguf
-    return guarded(lambda: convert(source, folder, write))
+    return guarded(lambda: convert(source, folder, Int8 if options.int8 else GGUF))
 
 
-def convert(source: Path, folder: Path, write) -> int:
-    """Let the folder hold safetensors, if it does not yet, and print what it holds then. write:
-    (source, new folder) makes one that is not the source."""
+def convert(source: Path, folder: Path, kind) -> int:
+    """Let the folder hold safetensors, if it does not yet, and print what it holds then. kind:
+    makes the content of another folder than the source, a GGUF or an Int8."""
     for name in (shards.WEIGHTS, shards.INDEX):
         if (folder / name).exists():
             print(f"{folder} holds {name} already: nothing was converted")
@@ -60,7 +57,7 @@ def convert(source: Path, folder: Path, write) -> int:
     if source is folder:
         convert_folder(folder)
     else:
-        make_folder(source, folder, write)
+        convert_into(source, folder, kind)
     tensors = shards.find_tensors(folder).values()
     size, n = sum(x.nbytes for x in tensors), len({x.path for x in tensors})
     print(f"{folder} holds {len(tensors)} tensors in {n} file{'s' * (n > 1)}, "
@@ -93,24 +90,18 @@ def convert_folder(folder: Path):
         write_beside(folder / shards.INDEX, (json.dumps(index, indent=2) + "\n").encode())
 
 
-def write_gguf(source: Path, folder: Path):
-    """Write the files of a GGUF into an empty folder."""
-    model = GGUF(source)
-    for name, content in model.files.items():
-        (folder / name).write_bytes(content)
-    write_tensors(folder / shards.WEIGHTS, model.shapes, PYTORCH, model.blocks)
-
-
-def make_folder(source: Path, folder: Path, write):
-    """Have `write` fill a folder, which appears when it is whole."""
+def convert_into(source: Path, folder: Path, kind):
+    """Write a folder, which appears when it is whole."""
     if folder.exists():
         raise ValueError(f"{named(folder)} is there already: name another folder with --out")
-    part = folder.with_name(f".{folder.name}.converted")
+    model, part = kind(source), folder.with_name(f".{folder.name}.converted")
     print(f"{source.name} -> {folder}", file=sys.stderr, flush=True)
     shutil.rmtree(part, ignore_errors=True)  # of a killed run
     try:
         part.mkdir(parents=True)
-        write(source, part)
+        for name, content in model.files.items():
+            (part / name).write_bytes(content)
+        write_tensors(part / shards.WEIGHTS, model.shapes, PYTORCH, model.blocks)
         part.rename(folder)
     except OSError as error:
         raise ValueError(f"{named(folder)} cannot be written: {reason(error)}") from error

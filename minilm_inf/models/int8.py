@@ -6,8 +6,7 @@ A row's scale is its largest weight / 127, and each weight becomes the nearest w
     rounded      50   -127     13       0    times the scale, 0.01
 
 so no weight moves by more than half a scale, 0.4% of the row's largest. Nothing else is
-rounded: products are made in float32, of x as it is, and a rounded model's numbers are those
-of a plain one with the weights 0.50, -1.27, 0.13 and 0.
+rounded: a model's numbers are those of a plain one with the weights 0.50, -1.27, 0.13 and 0.
 
 For one token a product takes as long as reading its weights does. PyTorch's int8 products
 round x as well. But its sum of rows of a table of bytes, made for embeddings, is a product
@@ -16,13 +15,14 @@ too, y = sum over k of x[k] * table[k], and rounds nothing. So weights are kept 
     (tiles, n_in, 104): of each tile's 96 outputs n_in rows of weights, 128 added; each row ends
     in what PyTorch wants there, a factor and an offset: 1 and -128, as float32
 
-Where PyTorch has no such sum, and for more than a few tokens, some tiles at a time become
-float32 and are multiplied as usual: many tokens share what that costs.
+Where PyTorch lacks that, and for more than a few tokens, some tiles at a time become float32
+and are multiplied as usual.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -35,20 +35,22 @@ AT_ONCE = 2**21  # weights that are float32 at a time: 8 MiB
 
 
 class Int8Linear(nn.Module):
-    """A linear layer's rounded weights, for its Rows to fill, and its bias as it was.
-
-    rows: how many belong to each projection that it stacks, as in layers.Stacked.
-    """
+    """A linear layer's rounded weights, for its Rows to fill, and its bias as it was. rows: how
+    many belong to each projection that it stacks, as in layers.Stacked."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.n_out, self.n_in = linear.weight.shape
         self.rows, self.bias = getattr(linear, "rows", [self.n_out]), linear.bias
-        shape, on = table_shape(linear), linear.weight.device
-        table = torch.empty(shape, dtype=torch.uint8, device=on)
-        self.weight = nn.Parameter(table, requires_grad=False)
-        self.scale = nn.Parameter(torch.empty(self.n_out, device=on), requires_grad=False)
-        self.sums = sums_of(shape[0], self.n_in)
+        table = torch.empty(table_shape(linear), dtype=torch.uint8, device=linear.weight.device)
+        scale = torch.empty(self.n_out, device=table.device)
+        self.weight, self.scale = (nn.Parameter(x, requires_grad=False) for x in (table, scale))
+        self.sums = sums_of(len(table), self.n_in)
+
+    def pieces(self) -> list[Rows]:
+        """The rows of each projection."""
+        ends = itertools.accumulate(self.rows)
+        return [Rows(self, end - count, count) for end, count in zip(ends, self.rows)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n_in) -> (..., n_out)."""

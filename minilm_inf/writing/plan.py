@@ -108,21 +108,21 @@ def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> i
 
 def network(options) -> SimpleNamespace:
     """What config.json and the headers tell of the network that the model's flags name.
-    dtype: of all but the weights, whose own is of_weights; weights, largest: bytes of all, and
-    of the largest stored tensor; in_layers, in_head: weights that a token is multiplied with.
-    Raises load_model's ValueError."""
+    dtype: of vectors; kind, weights: the dtype and bytes of weights; in_layers, in_head: those
+    that a token is multiplied with; largest: bytes of the largest stored tensor. Raises
+    load_model's ValueError."""
     device = flags.device(options.device)
     model, stored = from_headers(options.model)
     linear = [x.weight.numel() for x in model.blocks.modules() if isinstance(x, nn.Linear)]
     parameters, in_head = sum(x.numel() for x in model.parameters()), model.head.weight.numel()
     dtype = flags.DTYPES[options.dtype] or own_dtype(model.config, stored, device)
-    weights, of_weights = parameters * dtype.itemsize, str(dtype).removeprefix("torch.")
+    weights, kind = parameters * dtype.itemsize, str(dtype).removeprefix("torch.")
     if dtype == torch.int8:
         weights, dtype = int8_bytes(model), torch.float32
     return SimpleNamespace(
         config=model.config,
         dtype=dtype,
-        of_weights=of_weights,
+        kind=kind,
         device=device,
         parameters=parameters,
         weights=weights,
@@ -177,11 +177,7 @@ def show(net, options, lm, lengths: list[int], new: int, chunk: int) -> int:
     """Print the plan that `plan` makes, as text or as one object of JSON; the exit code."""
     found = plan(net, lm, lengths, new, chunk, options.middle)
     if options.json:
-        facts = {
-            "parameters": net.parameters,
-            "device": str(net.device),
-            "dtype": net.of_weights,
-        }
+        facts = {"parameters": net.parameters, "device": str(net.device), "dtype": net.kind}
         print(json.dumps(facts | found))
         return 0
     texts = f"{len(lengths):,} text{'s' * (len(lengths) > 1)}"
@@ -189,6 +185,6 @@ def show(net, options, lm, lengths: list[int], new: int, chunk: int) -> int:
     for name, number in found.items():
         lines[name] = scaled(number, "FLOP" if name in ARITHMETIC else "B")
     width = max(map(len, lines.values()))
-    print(f"{net.parameters:,} parameters in {net.of_weights} on {net.device}; nothing was run")
+    print(f"{net.parameters:,} parameters in {net.kind} on {net.device}; nothing was run")
     print("\n".join(f"{name:15}  {words.rjust(width)}" for name, words in lines.items()))
     return 0
