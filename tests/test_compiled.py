@@ -202,7 +202,7 @@ def test_a_package_that_cannot_be_loaded_is_noticed(tmp_path):
 
 
 def test_int8_weights_come_along(only_recorded, tmp_path):
-    """Catches a program that has the first layer's rounded weights built in, or lacks a scale."""
+    """Catches a program that has one layer's rounded weights built in, or lacks a scale."""
     save(tiny_model("llama", dtype=torch.float32, vocab_size=100), tmp_path)
     model, lm = load_model(tmp_path, dtype=torch.int8), SETTINGS["LM-Infinite"]
     written = [

@@ -22,7 +22,7 @@ READING_ORDER = [
     "fast.kernel", "fast.chunked",
     "fast.cache", "fast.reading", "transformer", "fast.compiled", "models.raw_config",
     "models.llama_config", "models.mpt_config", "models.gptj_config", "models.layers",
-    "models.llama", "models.mpt", "models.gptj", "models", "checkpoint.shards",
+    "models.llama", "models.mpt", "models.gptj", "models.int8", "models", "checkpoint.shards",
     "checkpoint.tensor_file", "checkpoint.run_state", "checkpoint.checkpoint", "checkpoint",
     "text", "text.around", "text.merges", "text.byte_level", "text.named_tokens",
     "text.sentence_pieces", "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
@@ -39,8 +39,8 @@ READING_ORDER = [
     "diagnose.__main__", "train.recipes", "train.__main__", "inspect", "inspect.probe",
     "inspect.folder_facts", "inspect.__main__",
     "convert", "convert.pickles", "convert.gguf_tokenizer", "convert.gguf_file",
-    "convert.__main__", "benchmark", "benchmark.race", "benchmark.attention",
-    "benchmark.models", "benchmark.__main__",
+    "convert.int8_folder", "convert.__main__", "benchmark", "benchmark.race",
+    "benchmark.attention", "benchmark.models", "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 

@@ -76,25 +76,16 @@ def test_a_row_becomes_what_the_docstring_says():
 @torch.inference_mode()
 def test_it_is_the_model_of_its_rounded_weights(family, facts, how, tmp_path):
     """Catches activations that are rounded too, a bias that is lost, rows of a stack in each
-    other's place, and a fast product of single tokens that differs."""
+    other's place, and a fast product of one token that differs or mixes rows."""
     model, exact = pair(family, facts, tmp_path)
     tokens = some_tokens(21, batch=2)
     for lm in (LM, LMInfinite(6, 2, 6, top_k=2, top_k_queries="all")):
         expected = exact(tokens, lm, path="reference")
         assert (READINGS[how](model, tokens, lm) - expected).abs().max() < 1e-5
+    ragged = model(padded([tokens[0], tokens[1, :8]]), LM, lengths=[21, 8])[1, -8:]
+    assert (ragged - exact(tokens[1:, :8], LM)[0]).abs().max() < 1e-5
     plain = tiny_model(family, dtype=torch.float32, **facts)
     assert (plain(tokens, lm) - expected).abs().max() > 1e-3
-
-
-@torch.inference_mode()
-def test_rows_of_different_lengths(tmp_path):
-    """Catches a product for which each token is in the first row."""
-    model, exact = pair(*MODELS[0], tmp_path)
-    texts = [some_tokens(n, seed=n)[0] for n in (4, 19, 11)]
-    got = model(padded(texts), LM, lengths=[4, 19, 11])
-    for row, text in enumerate(texts):
-        expected = exact(text[None], LM, path="reference")[0]
-        assert (got[row, -len(text) :] - expected).abs().max() < 1e-5
 
 
 @torch.inference_mode()
@@ -134,23 +125,9 @@ def test_convert_writes_what_load_would_round(tmp_path, program):
     assert f"in int8     {held / 1e3:.2f} kB" in told and "I8" in told
 
 
-@pytest.mark.parametrize("name, other", [
-    ("lm_head.weight_scale", None), ("lm_head.weight_scale", torch.ones(3)),
-    ("model.norm.weight", torch.ones(32, dtype=torch.int8)),
-])  # fmt: skip
-def test_a_damaged_int8_folder_is_refused(tmp_path, program, name, other):
-    """Catches int8 numbers without a scale that are taken for weights."""
-    save(tiny_model("llama", dtype=torch.float32), tmp_path / "a")
-    assert program(convert, "--int8", tmp_path / "a", "--out", tmp_path / "b")[0] == 0
-    file = tmp_path / "b" / FILE
-    tensors = load_file(file) | {name: other}
-    save_file({name: x for name, x in tensors.items() if x is not None}, file)
-    with pytest.raises(ValueError, match="stored as I8|no place"):
-        load_model(tmp_path / "b")
-
-
-def test_what_convert_and_save_refuse(tmp_path, program):
-    """Catches a folder that is rounded twice, or overwritten, and a save that loses scales."""
+def test_what_is_refused(tmp_path, program):
+    """Catches int8 numbers without a scale that are taken for weights, a folder that is rounded
+    twice, and a save that loses scales."""
     a, b = tmp_path / "a", tmp_path / "b"
     save(tiny_model("llama", dtype=torch.float32), a)
     assert program(convert, "--int8", a)[0] == 2
@@ -159,6 +136,12 @@ def test_what_convert_and_save_refuse(tmp_path, program):
     assert code == 1 and "already" in err and not (tmp_path / "c").exists()
     with pytest.raises(ValueError, match="convert --int8"):
         save(load_model(b), tmp_path / "d")
+    whole, scale = load_file(b / FILE), "lm_head.weight_scale"
+    norm = {"model.norm.weight": torch.ones(32, dtype=torch.int8)}
+    for tensors in (whole | {scale: torch.ones(3)}, whole | norm):
+        save_file(tensors, b / FILE)
+        with pytest.raises(ValueError, match="stored as I8"):
+            load_model(b)
 
 
 def test_programs_take_int8_and_plan_it(program):

@@ -15,8 +15,7 @@ too, y = sum over k of x[k] * table[k], and rounds nothing. So weights are kept 
     (tiles, n_in, 104): of each tile's 96 outputs n_in rows of weights, 128 added; each row ends
     in what PyTorch wants there, a factor and an offset: 1 and -128, as float32
 
-Where PyTorch lacks that, and for more than a few tokens, some tiles at a time become float32
-and are multiplied as usual.
+Where PyTorch lacks that, and for more than a few tokens, tiles become float32, some at a time.
 """
 
 from __future__ import annotations
@@ -67,8 +66,7 @@ class Int8Linear(nn.Module):
         """x (n_in,) times all tiles, not scaled yet: (tiles * TILE,)."""
         sum_rows = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
         tiles, table = len(self.weight), self.weight.flatten(0, 1)
-        factors = x.repeat(tiles)
-        y = sum_rows(table, *self.sums, False, 0, False, factors, None, True)
+        y = sum_rows(table, *self.sums, False, 0, False, x.repeat(tiles), None, True)
         return y.view(tiles, -1, TILE).sum(1).flatten()
 
     def of_many(self, x: Tensor) -> Tensor:
