@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import dtype_name
 from ..checkpoint.run_state import read_state, write_state
 from ..terminal import options as flags
 from ..terminal.checks import fitting
@@ -25,6 +26,7 @@ from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 from ..transformer import Transformer
 from .documents import texts_of
+from .qa_data import read as questions
 
 
 class Run:
@@ -75,7 +77,7 @@ def carry_out(options) -> int:
     if options.figure and not flags.can_draw():
         raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
     check_output(options.figure, PICTURE, "--figure")
-    texts = texts_of(options)
+    texts = questions(options.data) if options.data else texts_of(options)
     run = options.room.prepared(options, texts, *flags.load(options))
     run.settings = json.loads(as_json(facts_of(options, run.model) | run.settings))
     if before:
@@ -172,8 +174,8 @@ def facts_of(options, model) -> dict:
     return {
         "model": options.model.as_posix(), "weights_sha256": digests,
         "device": str(model.embed.weight.device),
-        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "corpus": str(options.corpus), "text": options.text and list(map(str, options.text)),
-        "chunk": options.chunk,
+        "corpus": options.corpus and str(options.corpus), "chunk": options.chunk,
+        "text": options.text and list(map(str, options.text)),
     }  # fmt: skip
