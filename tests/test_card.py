@@ -92,8 +92,7 @@ WORDS = "The ship went on, and the men looked at the sea. It was late! Nobody kn
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A small random model with a record, beside a corpus of two held-out documents, and its
-    card."""
+    """A small random model with a record and a card, beside a corpus of two held-out texts."""
     home = tmp_path_factory.mktemp("card")
     folder = home / "made-up"
     sizes = dict(vocab_size=2048, n_layer=1, n_embd=16, n_head=2, n_kv_head=1, n_inner=24)

@@ -1,5 +1,6 @@
 """README.md: every block of code and every command in it is run, in small."""
 
+import json
 import re
 import shlex
 import shutil
@@ -33,6 +34,7 @@ MORE = {  # words of a command -> what is added, so that it takes seconds
     "minilm_inf.generate": ["-n", "12"],
     "passkey": ["--trials", "1", "--depths", "0.5"],
     "recall": ["--trials", "1", "--depths", "0.5", "--lengths", "1"],
+    "needles": ["--trials", "1", "--tasks", "single", "--lengths", "1"],
     "--compile": ["-n", "0"],  # compiling itself is in test_compiled.py
 }
 
@@ -47,6 +49,8 @@ def place(tmp_path):
     mine = next(block for block in PROGRAMS if block.startswith("# mine.py"))
     (tmp_path / "mine.py").write_text(mine, encoding="utf-8")
     (tmp_path / "book.txt").write_text(words[:3000], encoding="utf-8")
+    row = {"context": words[:1500], "question": "Who?", "answers": ["Catherine"]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row), encoding="utf-8")
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(words[-9000:], encoding="utf-8")
     return tmp_path
@@ -64,7 +68,7 @@ def in_small(words: list[str]) -> list[str]:
             found, skip = [*found, word, SMALLER[word]], True
         else:
             found.append(word)
-    if "minilm_inf.evaluate" in words and "--resume" not in words:
+    if "minilm_inf.evaluate" in words and not {"--resume", "--data"} & set(words):
         found += ["--text", "a.txt", "b.txt"]
     for word, more in MORE.items():
         found += more if word in words else []

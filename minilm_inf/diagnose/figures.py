@@ -1,5 +1,4 @@
-"""The curves of a diagnosis as one picture: a panel for each factor, vanilla and LM-Infinite in
-the colours and dashes that they have in every figure."""
+"""The curves of a diagnosis as one picture: a panel for each factor, in the usual colours."""
 
 from __future__ import annotations
 

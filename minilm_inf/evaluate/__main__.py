@@ -5,6 +5,7 @@
     python -m minilm_inf.evaluate passkey
     python -m minilm_inf.evaluate recall --task pairs
     python -m minilm_inf.evaluate needles --suite ruler
+    python -m minilm_inf.evaluate qa --data questions.jsonl
 
 Each task says in its own --help what it measures.
 """
@@ -12,6 +13,7 @@ Each task says in its own --help what it measures.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,9 +21,10 @@ from pathlib import Path
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..writing import plan
-from . import comparison, perplexity, retrieval, ruler
+from . import comparison, perplexity, qa, retrieval, ruler
 from .documents import add_texts
 from .methods import LABELS
+from .qa_data import PLAIN, PROMPTS
 from .resume import carry_out
 
 MOST_TRIALS = 10**6
@@ -52,6 +55,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
     add_retrieval(tasks, "recall", "the same for one fact among several")
     add_retrieval(tasks, "needles", "RULER's synthetic tasks, answered freely", ruler)
+    add_qa(tasks)
     options = line.parse_args(arguments)
     options.given, options.parse = arguments[1:], parsed
     try:
@@ -66,6 +70,8 @@ def check(options):
     given = options.given
     if options.resume and len(given) > 1 + (given[0] == "--resume"):
         raise ValueError("--resume takes no other flag: the run goes on with its own")
+    if options.task == "qa" and not (options.data or options.resume):
+        raise ValueError("say by --data which file holds the questions")
     if options.task != "perplexity" and options.attention != "lambda":
         raise ValueError("--attention is lambda here: --methods names the others")
     if "topk" in options.methods or options.sweep:
@@ -79,11 +85,13 @@ def check(options):
 def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all"):
     """The group for what is asked, of a task that its room describes.
 
-    methods: those it asks, whose numbers it can draw. queries: who reaches back with top-k.
+    methods: those it asks. queries: who reaches back with top-k.
     """
     task = tasks.add_parser(name, help=what, description=room.__doc__)
     task.set_defaults(room=room, figure=None, plan=False, methods=[], sweep=[])
-    add_texts(task)
+    task.set_defaults(data=None, corpus=None, text=None)
+    if room is not qa:
+        add_texts(task)
     asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
@@ -162,6 +170,23 @@ def add_retrieval(tasks, name: str, what: str, room=retrieval):
     )
 
 
+def add_qa(tasks):
+    what = "questions about long texts, answered in words: F1 and exact match"
+    asked = task_of(tasks, "qa", qa, what, qa.METHODS, "last")
+    add = asked.add_argument
+    add("--data", type=Path, metavar="FILE", help="Qasper's .json; or a .jsonl, LongBench's or "
+        "with context, question and answers in each row")  # fmt: skip
+    add("--chat", action="store_true", help="ask in the model's chat form")
+    add("--template", type=template, metavar="TEXT", help="a prompt with {context} and "
+        f"{{question}}, or the one of {', '.join(PROMPTS)} (default: the set's own; else "
+        f"{PLAIN}'s)")  # fmt: skip
+    flags.add_counts(
+        asked,
+        ("-n --max-new-tokens", 1, None, "tokens of an answer (default: the set's own)"),
+        ("--chunk --prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"),
+    )
+
+
 def several(kind):
     """An argparse type: values of an argparse type with commas between them, each once."""
     return lambda text: list(dict.fromkeys(map(kind, text.split(","))))
@@ -172,6 +197,11 @@ def one_of(known, name: str) -> str:
     if name not in known:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
     return name
+
+
+def template(text: str) -> str:
+    """An argparse type: a prompt with a place for the question, or the name of one."""
+    return text if re.search(r"\{(question|input)\}", text) else one_of(PROMPTS, text)
 
 
 def swept(text: str) -> tuple[str, list[int]]:

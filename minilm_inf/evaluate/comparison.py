@@ -6,8 +6,7 @@ with the same number of visible keys.
     python -m minilm_inf.evaluate compare --methods full,lambda,truncate --n-local 256
 
     full        vanilla: full causal attention, true distances
-    truncate    re-encoding: the vanilla model on BOS (if any) and the last tokens alone, again
-                every few tokens
+    truncate    re-encoding: vanilla on BOS (if any) and the last tokens alone, again and again
     window      a sliding window, without the starting tokens
     no-ceiling  window and starting tokens at their true distances
     no-lambda   all keys, none further away than the ceiling

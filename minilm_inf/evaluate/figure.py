@@ -1,9 +1,8 @@
 """Results as pictures: nll by position, a line for each method; and shares by length and depth,
 a panel for each.
 
-This is the palette of all figures, those of the lessons too. A method has one colour in all
-of them, and so has each kind of key. Lightness, dashes and markers tell them apart in a
-greyscale print and for colour-blind readers; shares have a single hue, from white to dark.
+This is the palette of all figures, the lessons' too: a method, or a kind of key, has one
+colour. Lightness, dashes and markers tell them apart in greyscale and for the colour-blind.
 """
 
 from __future__ import annotations
@@ -58,12 +57,14 @@ def curves(title: str, methods: list[dict], context_length: int) -> bytes:
         colour, dashes, marker = STYLES[entry["name"]]
         rows = entry["curve"]
         x = [math.sqrt(max(row["first"], row["last"] / 4) * row["last"]) for row in rows]
+        mean = f" {entry['beyond']['nll']:.2f}" if entry["beyond"] else ""
         axis.plot(x, [row["nll"] for row in rows], color=colour, linestyle=dashes,
-                  marker=marker, markersize=4.5, markevery=2, label=entry["label"],
+                  marker=marker, markersize=4.5, markevery=2, label=entry["label"] + mean,
                   linewidth=2.6 if entry["name"] == "lambda" else 1.7)  # fmt: skip
     by_tokens(axis, context_length, "position")
     axis.set_ylabel("nats per token")
-    figure.legend(loc="outside right center", frameon=False, handlelength=4)
+    title = "beyond the trained length"
+    figure.legend(loc="outside right center", frameon=False, handlelength=4, title=title)
     return png(figure)
 
 

@@ -25,6 +25,7 @@ from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 from ..transformer import Transformer
 from .documents import texts_of
+from .qa_data import read as questions
 
 
 class Run:
@@ -75,7 +76,7 @@ def carry_out(options) -> int:
     if options.figure and not flags.can_draw():
         raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
     check_output(options.figure, PICTURE, "--figure")
-    texts = texts_of(options)
+    texts = questions(options.data) if options.data else texts_of(options)
     run = options.room.prepared(options, texts, *flags.load(options))
     run.settings = json.loads(as_json(facts_of(options, run.model) | run.settings))
     if before:
@@ -174,6 +175,6 @@ def facts_of(options, model) -> dict:
         "device": str(model.embed.weight.device),
         "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "corpus": str(options.corpus), "text": options.text and list(map(str, options.text)),
-        "chunk": options.chunk,
+        "corpus": options.corpus and str(options.corpus), "chunk": options.chunk,
+        "text": options.text and list(map(str, options.text)),
     }  # fmt: skip

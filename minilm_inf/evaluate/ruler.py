@@ -31,10 +31,10 @@ from ..writing.reply import Plain, replies
 from ..writing.session import Session
 from .documents import digest
 from .intervals import share
+from .qa import GREEDY
 from .retrieval import Asked, Cell, methods_of
 from .table import grid
 
-GREEDY = dict(temperature=0.0, top_k=0, top_p=1.0, ignore_eos=False, quiet=True)
 FEWEST = 100  # different words that tasks are made of
 LETTERS = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 

@@ -7,6 +7,7 @@ cache, told how much that is, knows the shape of every tensor that it must find.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..fast.cache import Cache
@@ -19,8 +20,7 @@ def state_of(cache: Cache) -> dict[str, Tensor]:
     cache.check_whole()
     state = {"length": torch.tensor(cache.length, device="cpu")}
     for number, layer in enumerate(cache.layers):
-        needed = layer.n_columns(cache.length, cache.shortest)  # a settled ring has all
-        ring = layer.ring[:, :, :, :needed]
+        ring = layer.ring[:, :, :, : layer.n_slots(cache.length)]  # a settled ring has all
         state |= {f"{number}.ring": ring, f"{number}.starting": layer.starting}
         for block, x in enumerate(layer.middle.blocks if layer.middle else ()):
             count = layer.middle.length - block * layer.middle.per_block
@@ -45,7 +45,7 @@ def restore(cache: Cache, state: dict[str, Tensor]):
         return fitting(state.pop(name, None), shape, like.dtype).to(like.device, copy=True)
 
     for at, layer in enumerate(cache.layers):
-        ring = found(f"{at}.ring", layer.n_columns(length, length - max(cache.padding)))
+        ring = F.pad(found(f"{at}.ring", layer.n_slots(length)), (0, 0, layer.n_before, 0))
         count = layer.n_starting(length - min(cache.padding))
         layer.set(ring, found(f"{at}.starting", count))
         middle = layer.middle

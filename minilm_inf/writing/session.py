@@ -90,7 +90,6 @@ class Session(Guard):
         """Read tokens (B, T): the logits (B, V) that follow."""
         if self.decode and tokens.shape[1] == 1 and starting_tokens_are_read(self.cache):
             with self.cache.changing():
-                self.cache.settle()
                 position = torch.full((), self.cache.length, device=tokens.device)
                 logits = self.decode(tokens, self.cache, position)
                 self.cache.length += 1
