@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import dtype_name
 from ..checkpoint.run_state import read_state, write_state
 from ..terminal import options as flags
 from ..terminal.checks import fitting
@@ -173,7 +174,7 @@ def facts_of(options, model) -> dict:
     return {
         "model": options.model.as_posix(), "weights_sha256": digests,
         "device": str(model.embed.weight.device),
-        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "corpus": options.corpus and str(options.corpus), "chunk": options.chunk,
         "text": options.text and list(map(str, options.text)),
