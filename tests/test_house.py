@@ -196,8 +196,8 @@ def test_the_house_does_not_grow():
     """Catches a feature that brings more lines than it takes away. What is for those who write
     kernels is counted apart: the conformance suite, and the kernel for a GPU. Beyond the first
     limits: saved contexts, 111 lines of package and 188 of tests; the compiled step for any
-    number of columns, its CUDA graph, and llama.cpp in the benchmark, 70 and 60;
-    questions about texts, 323 and 235; int8 weights, 258 and 170; RULER's tasks, 188 and 115."""
+    number of columns, its CUDA graph, and llama.cpp in the benchmark, 70 and 60; questions
+    about texts, 323 and 235; int8 weights, 258 and 170; RULER's tasks, 188 and 115."""
     lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (*MODULES, *TESTS)}
     of_kernels = {PACKAGE / "fast" / "kernel.py", PACKAGE / "fast" / "triton_band.py"}
     of_kernels |= {path for path in MODULES if path.parent.name == "conformance"}
