@@ -25,7 +25,8 @@ import numpy as np
 BLOCK = 256  # tokens, at least, of a block of one text
 FEWEST_BLOCKS, MOST_BLOCKS = 16, 128  # of a stretch; the first takes precedence over BLOCK
 RESAMPLES = 1000
-LARGEST_WINDOW = 1_000_000  # tokens that are compared, early and late
+MILLION = 1_000_000  # tokens that are compared, early and late, of up to a billion
+PIECE = 2**18  # places that are looked up at a time
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
 
@@ -112,20 +113,32 @@ class Pairs:
     """The same tokens early and late: a stream that repeats its documents reads them again, and
     what has changed between the two times is not the text.
 
-    Two windows of a stream of n tokens, of min(1,000,000, n / 4) tokens each, are compared: the
-    one that begins after as many tokens, and the last. A token of the last window whose place
-    was read in the first one too makes a pair; the mean difference over pairs is free of the
-    documents' own easy and hard places. Of a place that the first window read twice, the later
-    time counts. The interval is over blocks of the last window.
+    Two windows of a stream of n tokens, of min(1,000,000, n / 4) tokens each, or of ten million
+    for each billion, are compared: the one that begins after as many tokens, and the last. A
+    token of the last window whose place was read in the first one too makes a pair; the mean
+    difference over pairs is free of the documents' own easy and hard places, and of how often
+    each came. Of a place that the first window read several times, the mean counts. The
+    interval is over blocks of the last window.
+
+    places_of(first, last): the places of these tokens. Who read which window does not matter:
+    the sums of several who read different tokens add up.
     """
 
-    def __init__(self, n: int, n_places: int):
-        self.window = min(LARGEST_WINDOW, n // 4)
-        self.begins = self.window, n - self.window
-        self.early = np.full(n_places, -np.inf, np.float32)  # by place; -inf: none was read
+    def __init__(self, n: int, n_places: int, places_of):
+        self.window = min(max(MILLION, n // 10**9 * 10 * MILLION), n // 4)
+        self.begins, self.places_of = (self.window, n - self.window), places_of
+        self.times = np.zeros(n_places, np.int64)  # that the first window reads each place
+        for _, places in self._pieces(self.window):
+            self.times += np.bincount(places, minlength=n_places)
+        self.early = np.zeros(n_places)  # sums of the first window, by place
         self.nll = np.zeros(2)  # of all tokens in either window
         self.edges = blocks(n - self.window, n) if self.window else np.array([0, 1])
-        self.sums = np.zeros((2, len(self.edges) - 1))  # of differences, and how many they are
+        self.late = np.zeros(len(self.edges) - 1)  # of tokens whose place is in both
+
+    def _pieces(self, begin: int):
+        """A window's places, from its first token's index on, in pieces: index and places."""
+        for first in range(begin, begin + self.window, PIECE):
+            yield first, self.places_of(first, min(first + PIECE, begin + self.window))
 
     def add(self, first: int, nll: np.ndarray, places: np.ndarray):
         """Take in the nll, (T,), of consecutive tokens from the one of index `first` on, and
@@ -135,21 +148,23 @@ class Pairs:
             some, at = nll[here], places[here]
             self.nll[which] += some.sum()
             if which == 0:
-                self.early[at] = some
+                np.add.at(self.early, at, some)
             elif len(some):
-                was_read = self.early[at] > -np.inf
-                less = np.where(was_read, some - self.early[at], 0.0)
-                add_between(self.edges, self.sums[0], max(first, begin), less)
-                add_between(self.edges, self.sums[1], max(first, begin), 1.0 * was_read)
+                known = np.where(self.times[at] > 0, some, 0.0)
+                add_between(self.edges, self.late, max(first, begin), known)
 
     def result(self) -> dict | None:
         """The two windows, their means, and the mean difference (late - early) over pairs; None
         where there are none."""
-        differences, counts = self.sums[:, self.sums[1] > 0]
-        n_pairs = int(counts.sum())
+        means, sums = self.early / np.maximum(self.times, 1), np.zeros((2, len(self.late)))
+        for first, places in self._pieces(self.begins[1]):
+            add_between(self.edges, sums[0], first, means[places])  # 0 where there is none
+            add_between(self.edges, sums[1], first, 1.0 * (self.times[places] > 0))
+        n_pairs = int(sums[1].sum())
         if not n_pairs:
             return None
         early, late = (self.nll / self.window).tolist()
+        differences, counts = np.stack((self.late - sums[0], sums[1]))[:, sums[1] > 0]
         return {
             "tokens": self.window, "early_first": self.begins[0], "late_first": self.begins[1],
             "early_nll": early, "late_nll": late, "pairs": n_pairs,

@@ -33,6 +33,7 @@ from . import resume
 from .compare import edges, nll_of
 from .documents import Stream, digest
 from .intervals import Bins, Pairs, add_between
+from .shares import ALONE, Share, before
 
 BINS = 200  # of equal size
 
@@ -44,35 +45,63 @@ class Run(resume.Run):
     scored. A run that goes on from that ends with the same numbers to the last bit; only what
     it measures of the machine differs.
 
+    first, total: where its share of the stream begins, the whole unless it takes another, and
+    how many tokens it scores. before: the ids that it reads first, in vain.
     bins: by kind: "log", which double, "linear", of equal size, and "all", which is one.
-    seconds, resident: of each linear bin: what it took, and bytes of memory at its end.
+    seconds, resident: of each linear bin: what it took, and bytes of memory at its end. clock:
+    seconds of each process.
     """
+
+    join = "SUM"
 
     def __init__(self, model, lm: LMInfinite | None, stream: Stream, chunk=2048, middle="ram"):
         self.model, self.lm, self.stream, self.chunk = model, lm, stream, chunk
-        n, self.total = stream.length, stream.length - 1
+        n = stream.length
         self.cache = model.new_cache(1, lm, middle=middle)
         linear = np.unique(1 + np.arange(BINS + 1) * (n - 1) // BINS)
         kinds = {"log": edges(1, n)[1:], "linear": linear, "all": [1, n]}
         self.bins = {kind: Bins(cuts, k) for k, (kind, cuts) in enumerate(kinds.items())}
         self.counts = np.zeros(2, np.int64)  # tokens that were scored, and their bytes
-        self.pairs = Pairs(n, len(stream.ids))
+        self.pairs = Pairs(n, len(stream.ids), lambda *ends: stream.read(*ends)[1])
         self.seconds, self.resident = np.zeros((2, len(linear) - 1))
+        self.take(ALONE)
+
+    def take(self, share: Share):
+        """Score a share, between two tokens of the stream. Raises shares.reach's ValueError."""
+        (self.first, end), ends = share.of(self.stream.length - 1), []
+        if share.count > 1:
+            ends = before(self.first, self.lm, self.model.config.n_layer)
+        self.before = np.concatenate(
+            [np.zeros(0, np.int64), *(self.stream.read(*x)[0] for x in ends)]
+        )
+        self.total, self.rank, self.clock = end - self.first, share.rank, np.zeros(share.count)
         self.last = time.monotonic()
 
     @property
     def done(self) -> int:
         return int(self.counts[0])
 
+    def read(self, ids: np.ndarray) -> Tensor:
+        """The hidden states (T, E) of the next ids."""
+        tokens = torch.from_numpy(ids).to(self.model.embed.weight.device)
+        return self.model.read(tokens[None], self.lm, self.cache)[0]
+
     @torch.inference_mode()
     def step(self):
-        """Read the next chunk, and score what follows each of its tokens."""
-        stop = min(self.done + self.chunk, self.total)
-        ids, places = self.stream.read(self.done, stop + 1)
-        tokens = torch.from_numpy(ids).to(self.model.embed.weight.device)
-        hidden = self.model.read(tokens[None, :-1], self.lm, self.cache)
-        nll = nll_of(self.model, hidden[0], tokens[1:]).numpy()
-        first, places, known = self.done + 1, places[1:], self.stream.bytes
+        """Read the next chunk, and score what follows each of its tokens, if they are its own
+        share's."""
+        if self.cache.length < len(self.before):
+            self.read(self.before[self.cache.length :][: self.chunk])
+            return
+        start, stop = (
+            self.first + self.done,
+            self.first + min(self.done + self.chunk, self.total),
+        )
+        ids, places = self.stream.read(start, stop + 1)
+        hidden = self.read(ids[:-1])
+        following = torch.from_numpy(ids[1:]).to(hidden.device)
+        nll = nll_of(self.model, hidden, following).numpy()
+        first, places, known = start + 1, places[1:], self.stream.bytes
         for bins in self.bins.values():
             bins.add(first, nll)
         self.pairs.add(first, nll, places)
@@ -81,12 +110,15 @@ class Run(resume.Run):
         each = np.full(len(nll), (now - self.last) / len(nll))
         add_between(cuts, self.seconds, first, each)
         self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = memory() or 0
+        self.clock[self.rank] += now - self.last
         self.last = now
 
     def arrays(self) -> dict[str, np.ndarray]:
-        found = {name: getattr(self, name) for name in ("counts", "seconds", "resident")}
+        found = {
+            name: getattr(self, name) for name in ("counts", "seconds", "resident", "clock")
+        }
         found |= {f"bins.{kind}": bins.sums for kind, bins in self.bins.items()}
-        return found | {f"pairs.{x}": getattr(self.pairs, x) for x in ("early", "nll", "sums")}
+        return found | {f"pairs.{x}": getattr(self.pairs, x) for x in ("early", "nll", "late")}
 
     def state(self) -> dict[str, Tensor]:
         cache = saved_cache.state_of(self.cache).items()
@@ -96,7 +128,8 @@ class Run(resume.Run):
     def restore(self, tensors: dict[str, Tensor]):
         saved_cache.restore(self.cache, taken(tensors, "cache"))
         super().restore(tensors)
-        if not self.cache.length == self.done <= self.total:
+        scored = self.cache.length - len(self.before)  # below 0: it still reads in vain
+        if not max(0, scored) == self.done <= self.total:
             raise ValueError("the cache is of another place in the text")
         self.last = time.monotonic()
 
@@ -131,7 +164,7 @@ def result(run: Run) -> dict:
     columns = linear.edges.tolist(), speeds.tolist(), run.resident.astype(int).tolist()
     names = "first", "tokens_per_second", "resident_bytes"
     rows = [dict(zip(names, row)) for row in zip(*columns)]
-    return {"results": results, "timing": {"seconds": run.seconds.sum(), "linear": rows}}
+    return {"results": results, "timing": {"seconds": run.clock.max(), "linear": rows}}
 
 
 def words(result: dict) -> str:

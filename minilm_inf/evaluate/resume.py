@@ -2,11 +2,13 @@
 
 Its state lies beside the run's result, RESULT.state, from the first moment on until the result
 is written. It holds all that was measured, the command line that began the run, and the
-settings that its numbers depend on.
+settings that its numbers depend on. Of several processes (see shares.py) each has a state of
+its own, RESULT.state-1-of-2; in the end they add up what they counted, and the first writes.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import sys
@@ -24,7 +26,9 @@ from ..terminal.files import PICTURE, RESULT, check_output, sweep, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 from ..transformer import Transformer
+from . import shares
 from .documents import texts_of
+from .shares import ALONE, Share
 
 
 class Run:
@@ -32,10 +36,13 @@ class Run:
 
     settings: all that the numbers depend on. total, done: tokens to be read, and those that
     were. step() measures some more. arrays(): what holds all that was measured, by name.
+    take(share): measure a share only, which is before the first step. join: what makes the
+    arrays of all shares those of the whole, SUM or MAX.
     """
 
     model: Transformer
     settings: dict
+    join = "MAX"
 
     def state(self) -> dict[str, Tensor]:
         """All that restore needs."""
@@ -58,40 +65,72 @@ def carry_out(options) -> int:
     what was measured, for JSON, under "results", and under "timing" what differs from run to
     run; words(result), the same for readers; and, for --figure, picture(result) -> bytes.
     """
+    with shares.joined() as share:
+        return carry_out_share(options, share)
+
+
+def carry_out_share(options, share: Share) -> int:
+    """carry_out, by one of several processes, or the only one."""
     before, out = None, options.resume or options.out
-    state = out and state_path(out)
     check_output(out, RESULT)
+    if out:
+        before = earlier(options, out, share)
     if options.resume:
-        if not state.exists() and out.is_file():
+        if not before:
             print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
             return 0
-        if not state.is_file():
-            raise ValueError(f"there is no {state}: start a run with --out {out}")
-        before = read_state(state)
         options = options.parse(before[0]["line"])
         options.out = out
-    elif out and state.exists():
-        raise ValueError(f"{out} was stopped: --resume it, or delete {state}")
     if options.figure and not flags.can_draw():
         raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
     check_output(options.figure, PICTURE, "--figure")
     texts = texts_of(options)
     run = options.room.prepared(options, texts, *flags.load(options))
-    run.settings = json.loads(as_json(facts_of(options, run.model) | run.settings))
+    told = facts_of(options, run.model) | run.settings | {"processes": share.count}
+    run.settings = json.loads(as_json(told))
+    run.take(share)
     if before:
-        go_on(run, *before, state)
-    code = drive(run, options)
-    if code:
+        go_on(run, *before, state_path(out, share))
+    code = drive(run, options, share)
+    if code and not share.rank:
         onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
-        print(f"stopped after {run.done:,} of {run.total:,} tokens; {onward}", file=sys.stderr)
-    else:
-        publish(run, options)
+        told = " ".join(filter(None, (f"{run.done:,} of {run.total:,} tokens", share.words)))
+        print(f"stopped after {told}; {onward}", file=sys.stderr)
+    elif not code:
+        if not share.rank:
+            publish(run, options)
+        if share.all(True) and out:  # now it is written
+            state_path(out, share).unlink(missing_ok=True)
+            sweep(state_path(out, share))
     return code
 
 
-def state_path(out: Path) -> Path:
-    """Where the state of the run that writes `out` lies."""
-    return out.parent / (out.name + ".state")
+def state_path(out: Path, share: Share = ALONE) -> Path:
+    """Where the state of the run that writes `out` lies, or of one process of it."""
+    which = f"-{share.rank + 1}-of-{share.count}" if share.count > 1 else ""
+    return out.parent / f"{out.name}.state{which}"
+
+
+def earlier(options, out: Path, share: Share) -> tuple[dict, dict[str, Tensor]] | None:
+    """The state that a run is to go on from; None where it begins, or has ended. Raises
+    ValueError where it cannot do so."""
+    state, found = (
+        state_path(out, share),
+        set(out.parent.glob(f"{glob.escape(out.name)}.state*")),
+    )
+    of_all = {state_path(out, Share(rank, share.count)) for rank in range(share.count)}
+    if found - of_all:
+        names = f"{out}.state*"
+        raise ValueError(
+            f"{out} was begun by another number of processes: resume it with as many, or "
+            f"delete {names}"
+        )
+    is_there = share.all(state.exists())
+    if state.exists() and not (options.resume or share.is_again):
+        raise ValueError(f"{out} was stopped: --resume it, or delete {state}")
+    if options.resume and not is_there and not out.is_file():
+        raise ValueError(f"there is no {state}: start a run with --out {out}")
+    return read_state(state) if is_there else None
 
 
 def go_on(run: Run, facts: dict, tensors: dict[str, Tensor], path: Path):
@@ -107,8 +146,9 @@ def go_on(run: Run, facts: dict, tensors: dict[str, Tensor], path: Path):
         ) from error
 
 
-def drive(run: Run, options) -> int:
-    """Take steps until a run is done: 0; or the exit code of the signal that ended it.
+def drive(run: Run, options, share: Share) -> int:
+    """Take steps until a run is done, by all processes: 0, and its arrays are those of all; or
+    the exit code of the signal that ended it.
 
     Its state is saved before the first step, every --save-every seconds, and when a signal
     came. What was left to this machine to choose is saved with its command line.
@@ -118,29 +158,36 @@ def drive(run: Run, options) -> int:
 
     def save():
         if options.out:
-            write_state(state_path(options.out), run.state(), facts)
+            write_state(state_path(options.out, share), run.state(), facts)
         return time.monotonic()
 
     with signals_noted() as came:
         saved = save()
-        for is_done in steps(run):
+        for is_done in steps(run, share):
             if came and not is_done:
                 save()
                 return 128 + came[0]
             if time.monotonic() - saved >= options.save_every:
                 saved = save()
+        if share.count > 1:
+            save()  # others may take a while
+            if not share.meet(came):
+                return 128 + came[0]
+            for array in run.arrays().values():
+                share.join(array, run.join)
     return 0
 
 
-def steps(run: Run):
-    """Take a run to its end, with progress on stderr: yields after every step whether it is
-    there."""
+def steps(run: Run, share: Share = ALONE):
+    """Take a run to its end, with the first process's progress on stderr: yields after every
+    step whether it is there."""
     progress = Progress(run.total, run.done)
     try:
         while run.done < run.total:
             run.step()
             is_done = run.done == run.total
-            progress.show(run.done, "", now=is_done)
+            if not share.rank:
+                progress.show(run.done, share.words, now=is_done)
             yield is_done
     finally:
         progress.end()
@@ -157,9 +204,6 @@ def publish(run: Run, options):
         print(as_json(result) if options.json else task.words(result), flush=True)
     if options.figure:
         write_beside(options.figure, task.picture(result))
-    if options.out:
-        state_path(options.out).unlink(missing_ok=True)
-        sweep(state_path(options.out))
 
 
 def facts_of(options, model) -> dict:
