@@ -26,10 +26,10 @@ from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..writing.sampling import require_numbers
 from .attention import attention_rows
-from .models import CHUNK, decoding_rows, prefill_rows, random_ids
+from .models import CHUNK, decoding_rows, prefill_rows, random_ids, share_rows
 from .race import Row
 
-PARTS = ("attention", "prefill", "decoding")
+PARTS = ("attention", "prefill", "decoding", "shares")
 HEADINGS = ["", "n", "time", "rate", "time / base", "rate / base", "extra memory"]
 LEGEND = (
     "Times are medians of rounds in which all rows of a group and an n took turns. Base: the "
@@ -48,6 +48,7 @@ class Sizes:
     n_local: int = 2048  # of attention alone; a model's is its context length
     n_global: int = 16
     tokens: tuple[int, ...] = (16_384, 262_144)  # that a model reads
+    scored: int = 65_536  # that one process, or two, score
     contexts: tuple[int, ...] = (256, 16_384)  # tokens read before decoding
     positions: tuple[int, ...] = (1000, 1_000_000)  # where decoding is timed
     steps: int = 60  # tokens of a round of decoding
@@ -58,7 +59,13 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    (1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=20, compiled=False
+    (1024, 4096),
+    1,
+    tokens=(2048, 8192),
+    scored=8192,
+    contexts=(256, 4096),
+    steps=20,
+    compiled=False,
 )
 
 
@@ -93,6 +100,8 @@ def run(options) -> int:
             rows += prefill_rows(model, sizes)
         if "decoding" in parts:
             rows += decoding_rows(model, options.model, sizes)
+        if "shares" in parts and device.type == "cpu":
+            rows += share_rows(options.model, sizes)
     finally:  # what was measured is not lost with what was not
         if rows:
             print(table(facts, rows), flush=True)

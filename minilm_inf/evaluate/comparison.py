@@ -39,7 +39,7 @@ from .documents import digest, encoded
 from .intervals import interval
 from .methods import LABELS, Method, methods, with_window
 from .retrieval import Asked, Cell, pooled
-from .shares import ALONE, Share
+from .shares import Share
 from .table import methods_table, notes, sweep_table
 from .trials import PassKey, Trial
 
@@ -54,7 +54,7 @@ QUARTERS = (1, 2, 3, 4)  # of the trained length: a sweep's n_local
 class Run(resume.Run):
     """All methods on documents of one length; then the pass keys that they are asked for.
 
-    methods: by name. nll: (methods, documents, n), -inf where nothing was read yet.
+    methods: by name. nll: (methods, documents, n), nan where nothing was read yet.
     """
 
     def __init__(self, model, methods: dict[str, Method], documents: dict[str, list[int]],
@@ -62,33 +62,31 @@ class Run(resume.Run):
         self.model, self.methods, self.chunk, self.asked = model, methods, chunk, asked
         self.documents = list(documents.values())
         shape = len(methods), len(documents), len(self.documents[0]) - 1
-        self.nll = np.full(shape, -np.inf)
-        self.take(ALONE)
+        self.nll = np.full(shape, np.nan)
+        self.total = self.nll.size + (asked.total if asked else 0)
 
     def take(self, share: Share):
-        """Read a share of the documents, and ask one of the questions."""
-        self.first, end = share.of(len(self.documents))
-        self.own, self.total = self.nll[:, self.first : end], 0
+        """Read a share of the documents, -inf in others' place; ask one of the questions."""
+        own = share.of(len(self.documents))
+        self.nll[:, : own.start] = self.nll[:, own.stop :] = -np.inf
         if self.asked:
             self.asked.take(share)
-            self.total = self.asked.total
-        self.total += self.own.size
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"nll": self.nll} | (self.asked.arrays() if self.asked else {})
 
     @property
     def done(self) -> int:
-        return int(np.isfinite(self.own).sum()) + (self.asked.done if self.asked else 0)
+        return int((~np.isnan(self.nll)).sum()) + (self.asked.done if self.asked else 0)
 
     def step(self):
         """Read one document by one method, or ask one of them."""
-        left = np.argwhere(np.isinf(self.own[:, :, 0]))
+        left = np.argwhere(np.isnan(self.nll[:, :, 0]))
         if not len(left):
             return self.asked.step()
         which, document = left[0]
-        method, ids = list(self.methods.values())[which], self.documents[self.first + document]
-        self.own[which, document] = method.nll(self.model, ids, self.chunk)
+        method, ids = list(self.methods.values())[which], self.documents[document]
+        self.nll[which, document] = method.nll(self.model, ids, self.chunk)
 
     def of(self, name: str) -> np.ndarray:
         """The nll of a method by name, (documents, n)."""

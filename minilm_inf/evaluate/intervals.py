@@ -26,7 +26,6 @@ BLOCK = 256  # tokens, at least, of a block of one text
 FEWEST_BLOCKS, MOST_BLOCKS = 16, 128  # of a stretch; the first takes precedence over BLOCK
 RESAMPLES = 1000
 MILLION = 1_000_000  # tokens that are compared, early and late, of up to a billion
-PIECE = 2**18  # places that are looked up at a time
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
 
@@ -118,56 +117,38 @@ class Pairs:
     token of the last window whose place was read in the first one too makes a pair; the mean
     difference over pairs is free of the documents' own easy and hard places, and of how often
     each came. Of a place that the first window read several times, the mean counts. The
-    interval is over blocks of the last window.
+    interval is over blocks of places.
 
-    places_of(first, last): the places of these tokens. Who read which window does not matter:
-    the sums of several who read different tokens add up.
+    times_of(first, end): how often each place is read between. sums: (2, places), the nll that
+    each window found of each.
     """
 
-    def __init__(self, n: int, n_places: int, places_of):
+    def __init__(self, n: int, times_of):
         self.window = min(max(MILLION, n // 10**9 * 10 * MILLION), n // 4)
-        self.begins, self.places_of = (self.window, n - self.window), places_of
-        self.times = np.zeros(n_places, np.int64)  # that the first window reads each place
-        for _, places in self._pieces(self.window):
-            self.times += np.bincount(places, minlength=n_places)
-        self.early = np.zeros(n_places)  # sums of the first window, by place
-        self.nll = np.zeros(2)  # of all tokens in either window
-        self.edges = blocks(n - self.window, n) if self.window else np.array([0, 1])
-        self.late = np.zeros(len(self.edges) - 1)  # of tokens whose place is in both
-
-    def _pieces(self, begin: int):
-        """A window's places, from its first token's index on, in pieces: index and places."""
-        for first in range(begin, begin + self.window, PIECE):
-            yield first, self.places_of(first, min(first + PIECE, begin + self.window))
+        self.begins = self.window, n - self.window
+        self.times = [times_of(first, first + self.window) for first in self.begins]
+        self.sums = np.zeros((2, len(self.times[0])))
 
     def add(self, first: int, nll: np.ndarray, places: np.ndarray):
         """Take in the nll, (T,), of consecutive tokens from the one of index `first` on, and
         their places."""
-        for which, begin in enumerate(self.begins):
+        for sums, begin in zip(self.sums, self.begins):
             here = slice(max(begin - first, 0), max(begin + self.window - first, 0))
-            some, at = nll[here], places[here]
-            self.nll[which] += some.sum()
-            if which == 0:
-                np.add.at(self.early, at, some)
-            elif len(some):
-                known = np.where(self.times[at] > 0, some, 0.0)
-                add_between(self.edges, self.late, max(first, begin), known)
+            np.add.at(sums, places[here], nll[here])
 
     def result(self) -> dict | None:
         """The two windows, their means, and the mean difference (late - early) over pairs; None
         where there are none."""
-        means, sums = self.early / np.maximum(self.times, 1), np.zeros((2, len(self.late)))
-        for first, places in self._pieces(self.begins[1]):
-            add_between(self.edges, sums[0], first, means[places])  # 0 where there is none
-            add_between(self.edges, sums[1], first, 1.0 * (self.times[places] > 0))
-        n_pairs = int(sums[1].sum())
-        if not n_pairs:
+        early, late = self.sums.sum(1).tolist()
+        pairs = np.where(self.times[0] > 0, self.times[1], 0)  # of each place
+        if not pairs.any():
             return None
-        early, late = (self.nll / self.window).tolist()
-        differences, counts = np.stack((self.late - sums[0], sums[1]))[:, sums[1] > 0]
+        less = self.sums[1] - pairs * self.sums[0] / np.maximum(self.times[0], 1)
+        cuts = blocks(0, len(pairs))[:-1]
+        sums, counts = (np.add.reduceat(x, cuts) for x in (np.where(pairs > 0, less, 0), pairs))
         return {
             "tokens": self.window, "early_first": self.begins[0], "late_first": self.begins[1],
-            "early_nll": early, "late_nll": late, "pairs": n_pairs,
-            "difference": float(differences.sum() / n_pairs),
-            "interval": interval(differences, counts, [0, 3]),
+            "early_nll": early / self.window, "late_nll": late / self.window,
+            "pairs": int(pairs.sum()), "difference": float(sums.sum() / pairs.sum()),
+            "interval": interval(sums[counts > 0], counts[counts > 0], [0, 3]),
         }  # fmt: skip

@@ -45,14 +45,12 @@ class Run(resume.Run):
     scored. A run that goes on from that ends with the same numbers to the last bit; only what
     it measures of the machine differs.
 
-    first, total: where its share of the stream begins, the whole unless it takes another, and
-    how many tokens it scores. before: the ids that it reads first, in vain.
+    first, before: where its share begins, and the stretches that it reads before, in vain.
     bins: by kind: "log", which double, "linear", of equal size, and "all", which is one.
-    seconds, resident: of each linear bin: what it took, and bytes of memory at its end. clock:
-    seconds of each process.
+    seconds, resident: of each linear bin: what it took, and bytes of memory at its end.
     """
 
-    join = "SUM"
+    how = "SUM"
 
     def __init__(self, model, lm: LMInfinite | None, stream: Stream, chunk=2048, middle="ram"):
         self.model, self.lm, self.stream, self.chunk = model, lm, stream, chunk
@@ -62,45 +60,34 @@ class Run(resume.Run):
         kinds = {"log": edges(1, n)[1:], "linear": linear, "all": [1, n]}
         self.bins = {kind: Bins(cuts, k) for k, (kind, cuts) in enumerate(kinds.items())}
         self.counts = np.zeros(2, np.int64)  # tokens that were scored, and their bytes
-        self.pairs = Pairs(n, len(stream.ids), lambda *ends: stream.read(*ends)[1])
+        self.pairs = Pairs(n, stream.times)
         self.seconds, self.resident = np.zeros((2, len(linear) - 1))
         self.take(ALONE)
 
     def take(self, share: Share):
-        """Score a share, between two tokens of the stream. Raises shares.reach's ValueError."""
-        (self.first, end), ends = share.of(self.stream.length - 1), []
-        if share.count > 1:
-            ends = before(self.first, self.lm, self.model.config.n_layer)
-        self.before = np.concatenate(
-            [np.zeros(0, np.int64), *(self.stream.read(*x)[0] for x in ends)]
-        )
-        self.total, self.rank, self.clock = end - self.first, share.rank, np.zeros(share.count)
+        """Score a share of the stream. Raises shares.before's ValueError."""
+        own, lm, n_layer = share.of(self.stream.length - 1), self.lm, self.model.config.n_layer
+        self.first, self.total, self.n_shares = own.start, len(own), share.count
+        self.before = before(self.first, lm, n_layer) if share.count > 1 else []
         self.last = time.monotonic()
 
     @property
     def done(self) -> int:
         return int(self.counts[0])
 
-    def read(self, ids: np.ndarray) -> Tensor:
-        """The hidden states (T, E) of the next ids."""
-        tokens = torch.from_numpy(ids).to(self.model.embed.weight.device)
-        return self.model.read(tokens[None], self.lm, self.cache)[0]
-
     @torch.inference_mode()
     def step(self):
-        """Read the next chunk, and score what follows each of its tokens, if they are its own
-        share's."""
-        if self.cache.length < len(self.before):
-            self.read(self.before[self.cache.length :][: self.chunk])
-            return
-        start, stop = (
-            self.first + self.done,
-            self.first + min(self.done + self.chunk, self.total),
-        )
+        """Read the next chunk, and score what follows each of its tokens."""
+        start, device = self.first + self.done, self.model.embed.weight.device
+        stop = min(start + self.chunk, self.first + self.total)
+        if self.before and not self.done:
+            ids = [self.stream.read(some.start, some.stop)[0] for some in self.before]
+            tokens = torch.from_numpy(np.concatenate(ids)[None]).to(device)
+            self.model.prefill(tokens, self.lm, self.cache, self.chunk)
         ids, places = self.stream.read(start, stop + 1)
-        hidden = self.read(ids[:-1])
-        following = torch.from_numpy(ids[1:]).to(hidden.device)
-        nll = nll_of(self.model, hidden, following).numpy()
+        tokens = torch.from_numpy(ids).to(device)
+        hidden = self.model.read(tokens[None, :-1], self.lm, self.cache)
+        nll = nll_of(self.model, hidden[0], tokens[1:]).numpy()
         first, places, known = start + 1, places[1:], self.stream.bytes
         for bins in self.bins.values():
             bins.add(first, nll)
@@ -110,15 +97,12 @@ class Run(resume.Run):
         each = np.full(len(nll), (now - self.last) / len(nll))
         add_between(cuts, self.seconds, first, each)
         self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = memory() or 0
-        self.clock[self.rank] += now - self.last
         self.last = now
 
     def arrays(self) -> dict[str, np.ndarray]:
-        found = {
-            name: getattr(self, name) for name in ("counts", "seconds", "resident", "clock")
-        }
+        found = {name: getattr(self, name) for name in ("counts", "seconds", "resident")}
         found |= {f"bins.{kind}": bins.sums for kind, bins in self.bins.items()}
-        return found | {f"pairs.{x}": getattr(self.pairs, x) for x in ("early", "nll", "late")}
+        return found | {"pairs": self.pairs.sums}
 
     def state(self) -> dict[str, Tensor]:
         cache = saved_cache.state_of(self.cache).items()
@@ -128,8 +112,8 @@ class Run(resume.Run):
     def restore(self, tensors: dict[str, Tensor]):
         saved_cache.restore(self.cache, taken(tensors, "cache"))
         super().restore(tensors)
-        scored = self.cache.length - len(self.before)  # below 0: it still reads in vain
-        if not max(0, scored) == self.done <= self.total:
+        vain = sum(map(len, self.before)) if self.done else 0
+        if not self.cache.length - vain == self.done <= self.total:
             raise ValueError("the cache is of another place in the text")
         self.last = time.monotonic()
 
@@ -164,7 +148,8 @@ def result(run: Run) -> dict:
     columns = linear.edges.tolist(), speeds.tolist(), run.resident.astype(int).tolist()
     names = "first", "tokens_per_second", "resident_bytes"
     rows = [dict(zip(names, row)) for row in zip(*columns)]
-    return {"results": results, "timing": {"seconds": run.clock.max(), "linear": rows}}
+    seconds = max(part.sum() for part in np.array_split(run.seconds, run.n_shares))
+    return {"results": results, "timing": {"seconds": seconds, "linear": rows}}
 
 
 def words(result: dict) -> str:

@@ -2,8 +2,8 @@
 
 Its state lies beside the run's result, RESULT.state, from the first moment on until the result
 is written. It holds all that was measured, the command line that began the run, and the
-settings that its numbers depend on. Of several processes (see shares.py) each has a state of
-its own, RESULT.state-1-of-2; in the end they add up what they counted, and the first writes.
+settings that its numbers depend on. Of several processes (see shares.py) each has its own,
+RESULT.state-1-of-2; in the end they join what they measured, and the first writes the result.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint.run_state import read_state, write_state
 from ..terminal import options as flags
 from ..terminal.checks import fitting
-from ..terminal.ending import signals_noted
+from ..terminal.ending import handled, signals_noted
 from ..terminal.files import PICTURE, RESULT, check_output, sweep, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 from ..transformer import Transformer
-from . import shares
 from .documents import texts_of
-from .shares import ALONE, Share
+from .shares import ALONE, Share, joined
 
 
 class Run:
@@ -36,13 +38,13 @@ class Run:
 
     settings: all that the numbers depend on. total, done: tokens to be read, and those that
     were. step() measures some more. arrays(): what holds all that was measured, by name.
-    take(share): measure a share only, which is before the first step. join: what makes the
-    arrays of all shares those of the whole, SUM or MAX.
+    take(share): leave the rest to other processes. how: what makes of their arrays the whole
+    run's, SUM or MAX.
     """
 
     model: Transformer
     settings: dict
-    join = "MAX"
+    how = "MAX"
 
     def state(self) -> dict[str, Tensor]:
         """All that restore needs."""
@@ -65,16 +67,9 @@ def carry_out(options) -> int:
     what was measured, for JSON, under "results", and under "timing" what differs from run to
     run; words(result), the same for readers; and, for --figure, picture(result) -> bytes.
     """
-    with shares.joined() as share:
-        return carry_out_share(options, share)
-
-
-def carry_out_share(options, share: Share) -> int:
-    """carry_out, by one of several processes, or the only one."""
-    before, out = None, options.resume or options.out
+    out, share = options.resume or options.out, joined()
     check_output(out, RESULT)
-    if out:
-        before = earlier(options, out, share)
+    before = earlier(options, out, share) if out else None
     if options.resume:
         if not before:
             print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
@@ -94,15 +89,16 @@ def carry_out_share(options, share: Share) -> int:
     code = drive(run, options, share)
     if code and not share.rank:
         onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
-        told = " ".join(filter(None, (f"{run.done:,} of {run.total:,} tokens", share.words)))
-        print(f"stopped after {told}; {onward}", file=sys.stderr)
-    elif not code:
-        if not share.rank:
-            publish(run, options)
-        if share.all(True) and out:  # now it is written
-            state_path(out, share).unlink(missing_ok=True)
-            sweep(state_path(out, share))
-    return code
+        print(f"stopped after {run.done:,} of {run.total:,} tokens; {onward}", file=sys.stderr)
+    if code:
+        return code
+    if not share.rank:
+        publish(run, options)
+    share.join(np.zeros(1), "MAX")  # a state lasts until the first has written
+    if out:
+        state_path(out, share).unlink(missing_ok=True)
+        sweep(state_path(out, share))
+    return 0
 
 
 def state_path(out: Path, share: Share = ALONE) -> Path:
@@ -112,25 +108,19 @@ def state_path(out: Path, share: Share = ALONE) -> Path:
 
 
 def earlier(options, out: Path, share: Share) -> tuple[dict, dict[str, Tensor]] | None:
-    """The state that a run is to go on from; None where it begins, or has ended. Raises
-    ValueError where it cannot do so."""
-    state, found = (
-        state_path(out, share),
-        set(out.parent.glob(f"{glob.escape(out.name)}.state*")),
-    )
-    of_all = {state_path(out, Share(rank, share.count)) for rank in range(share.count)}
-    if found - of_all:
-        names = f"{out}.state*"
+    """The state to go on from; None for a run that begins, and for one that has ended. Raises
+    ValueError where there is none, or one that neither the user nor torchrun asks for."""
+    state, found = state_path(out, share), [*out.parent.glob(glob.escape(out.name) + ".state*")]
+    is_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    is_whole = share.join(np.array([int(state in found)]), "MIN").all()
+    if found and not (options.resume or is_again):
+        raise ValueError(f"{out} was stopped: --resume it, or delete {found[0]}")
+    if options.resume and not is_whole and (found or not out.is_file()):
         raise ValueError(
-            f"{out} was begun by another number of processes: resume it with as many, or "
-            f"delete {names}"
+            f"there is no {state}: start a run with --out {out}, or resume it by as many "
+            "processes as began it"
         )
-    is_there = share.all(state.exists())
-    if state.exists() and not (options.resume or share.is_again):
-        raise ValueError(f"{out} was stopped: --resume it, or delete {state}")
-    if options.resume and not is_there and not out.is_file():
-        raise ValueError(f"there is no {state}: start a run with --out {out}")
-    return read_state(state) if is_there else None
+    return read_state(state) if is_whole else None
 
 
 def go_on(run: Run, facts: dict, tensors: dict[str, Tensor], path: Path):
@@ -147,8 +137,8 @@ def go_on(run: Run, facts: dict, tensors: dict[str, Tensor], path: Path):
 
 
 def drive(run: Run, options, share: Share) -> int:
-    """Take steps until a run is done, by all processes: 0, and its arrays are those of all; or
-    the exit code of the signal that ended it.
+    """Take steps until all shares of a run are done, and join them: 0; or the exit code of the
+    signal that ended it.
 
     Its state is saved before the first step, every --save-every seconds, and when a signal
     came. What was left to this machine to choose is saved with its command line.
@@ -169,12 +159,11 @@ def drive(run: Run, options, share: Share) -> int:
                 return 128 + came[0]
             if time.monotonic() - saved >= options.save_every:
                 saved = save()
-        if share.count > 1:
-            save()  # others may take a while
-            if not share.meet(came):
-                return 128 + came[0]
+    if share.count > 1:
+        save()
+        with handled(signal.SIG_DFL):  # who waits for others would hear no other
             for array in run.arrays().values():
-                share.join(array, run.join)
+                share.join(array, run.how)
     return 0
 
 
@@ -187,7 +176,7 @@ def steps(run: Run, share: Share = ALONE):
             run.step()
             is_done = run.done == run.total
             if not share.rank:
-                progress.show(run.done, share.words, now=is_done)
+                progress.show(run.done, "", now=is_done)
             yield is_done
     finally:
         progress.end()

@@ -38,7 +38,7 @@ from .documents import digest
 from .intervals import share
 from .methods import LABELS, Method, Truncated, answers
 from .resume import Run
-from .shares import ALONE, Share
+from .shares import Share
 from .table import grid
 from .trials import ABSENT, Maker, Pairs, PassKey, Trial
 
@@ -74,28 +74,27 @@ class Asked(Run):
         self.sight, self.chunk = sight, chunk
         self.right, self.where = np.full((2, len(cells), trials), -1)
         self.lengths = np.array([cell.length for cell in cells])
-        self.take(ALONE)
-
-    def take(self, share: Share):
-        """Ask a share of each cell's questions."""
-        first, end = share.of(self.right.shape[1])
-        self.first, self.own = first, self.right[:, first:end]
-        self.total = int(self.own.shape[1] * self.lengths.sum())
+        self.total = int(trials * self.lengths.sum())
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"right": self.right, "where": self.where}
 
+    def take(self, share: Share):
+        """Ask a share of each cell's questions. Others' count as known to be wrong here."""
+        own = share.of(self.right.shape[1])
+        self.right[:, : own.start] = self.right[:, own.stop :] = 0
+
     @property
     def done(self) -> int:
-        return int(self.lengths @ (self.own >= 0).sum(1))
+        return int(self.lengths @ (self.right >= 0).sum(1))
 
     def step(self):
         """Read some trials of the first cell that is not complete, in one go."""
-        at, device = (self.own >= 0).all(1).argmin(), self.model.embed.weight.device
-        cell, known = self.cells[at], self.first + int((self.own[at] >= 0).sum())
+        at, device = (self.right >= 0).all(1).argmin(), self.model.embed.weight.device
+        cell, unknown = self.cells[at], np.flatnonzero(self.right[at] < 0)
         some = max(1, (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS) // cell.length)
-        here = range(known, min(self.first + self.own.shape[1], known + some))
-        trials = [self.trial_of(cell, number) for number in here]
+        here = unknown[:some]
+        trials = [self.trial_of(cell, number) for number in here.tolist()]
         rows, width = [trial.ids for trial in trials], trials[0].width
         how = self.methods[cell.method], torch.tensor(rows, device=device), width, self.chunk
         self.where[at, here] = [where_it_lies(trial, self.sight) for trial in trials]
