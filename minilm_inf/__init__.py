@@ -4,16 +4,16 @@ There are two ways to read it. The method: config, positions, lambda_mask, dista
 top_k, attention (the definition), transformer, and one family of models/ (llama, mpt or gptj,
 each with the reading of its config.json beside it, on raw_config and layers). Then the same
 numbers in O(n), which is fast/: band, chunk, chunked; cache and reading, for texts that go on;
-middle, for top_k; and kernel, for a GPU. conformance/ holds anybody's kernel to the definition.
+middle, for top_k; and kernel, for a GPU. conformance/ holds any kernel to the definition.
 
 The rest, in reading order: checkpoint/ (a folder becomes a model), text/ (text becomes
 ids, and a chat a text), writing/ (sampling, session, explain, plan, reply, conversation) and
 generate; then corpus (what weights/ learned from), evaluate/ (perplexity, retrieval from
 long texts, comparison of methods side by side) and card, which is what is measured; diagnose/
-(why a plain model fails), train/ (how weights/ came to be), inspect/ and convert/ (for folders
-of others), and benchmark/ (what it all costs). A folder with a __main__.py is a program, and
-holds what only it needs. terminal/ is what programs share: flags, progress, files, checks,
-their end, and startup, which is what one does before any of this is imported.
+(why a plain model fails), train/ (how weights/ were made), inspect/ and convert/ (for folders
+from elsewhere), and benchmark/ (what it all costs). A folder with a __main__.py is a program,
+and holds what only it needs. terminal/ is what programs share: flags, progress, files, checks,
+their end, and startup, which runs before any of this is imported.
 """
 
 import warnings
@@ -23,7 +23,7 @@ from .terminal import startup
 if startup.is_program():
     startup.begin()
 
-# `python -m minilm_inf.generate` runs a module that is imported already, which is meant.
+# `python -m minilm_inf.generate` runs a module that is imported already; that is intended.
 warnings.filterwarnings("ignore", message="'minilm_inf.generate' found in sys.modules")
 
 from . import generate as _program  # noqa: E402, F401  (before the function of the same name)

@@ -41,9 +41,9 @@ NAMES = {"llama": "A Llama", "mpt": "An MPT", "gptj": "A GPT-J"}
 CARD = """\
 # {name}
 
-{a_family} of {parameters:,} parameters that was trained on texts of {context} tokens, to
-show on any laptop what happens beyond that length, and what LM-Infinite does about it. It
-writes the babble of its sources, not sense.
+{a_family} of {parameters:,} parameters, trained on texts of {context} tokens to show on any
+laptop what happens beyond that length, and what LM-Infinite does about it. It babbles in the
+style of its sources; do not expect sense.
 
 | | |
 |---|---|
@@ -57,15 +57,15 @@ writes the babble of its sources, not sense.
 
 ## Data
 
-{documents} documents, each public domain, fetched and made plain by `minilm_inf.corpus`:
+{documents} documents, all in the public domain, fetched and made plain by `minilm_inf.corpus`:
 
 {sources}
 
 Held out, whole: {held_out}.
 
-Every window begins with BOS. Some repeat random spans, others practise *retrieval*: they state
-pass keys and people's numbers, ask for them later, and answer. Without that a model this small
-learns no copying; with it, it says pass keys now and then unasked.
+Every training text begins with BOS. Some repeat random spans; others practise *retrieval*: they
+state pass keys and people's numbers, ask for them later, and answer. Without this a model so
+small does not learn to copy; with it, it sometimes writes a pass key unasked.
 
 The command, from text to weights (AdamW, betas 0.9 and 0.98, weight decay 0.05, learning rate
 {learning_rate} at its peak, cosine to a tenth, gradients clipped at 1):
@@ -80,11 +80,11 @@ not the same bits.
 
 ## Reading past the trained length
 
-On the held-out documents, the first {length:,} tokens of each of them, nats per token.
+On the held-out documents, the first {length:,} tokens of each, nats per token.
 LM-Infinite has n_local and distance_ceiling {context} and n_global {n_global}.
 Re-encoding is the vanilla model on BOS and the last {last_tokens} tokens, with a stride of
-{stride}: the text's own easy and hard places, without any length beyond the trained one. The
-same numbers, with intervals:
+{stride}: it shows the text's own easy and hard places, and never exceeds the trained length.
+The same numbers, with intervals:
 
 ```
 python -m minilm_inf.evaluate compare -m {folder} --corpus corpus \\
@@ -93,8 +93,8 @@ python -m minilm_inf.evaluate compare -m {folder} --corpus corpus \\
 
 {table}
 
-The middle is forgotten: LM-Infinite reads on as if the text had begun {context} tokens
-ago, but for the first {n_global}.
+The middle is forgotten: LM-Infinite reads on as if the text had begun {context} tokens ago,
+except that it still sees the first {n_global}.
 
 ## One sentence
 

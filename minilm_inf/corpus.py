@@ -8,8 +8,7 @@ paragraph a line, straight quotes. A source whose client (pip, apt-get, npm) is 
 named and left out.
 
 Narrative prose makes the most readable babble, so the mix is four kinds of it; Shakespeare and
-the King James Bible, which the same registries carry, would only divide a small model's
-attention.
+the King James Bible, from the same registries, would only overtax a small model.
 """
 
 from __future__ import annotations

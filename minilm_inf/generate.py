@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from .terminal import options as flags
 from .terminal.ending import guarded, say
-from .terminal.files import as_text, read_text
+from .terminal.files import SAVED, as_text, check_output, read_text
 from .text.chat import KNOWN, Chat
 from .text.tokenizer import load as load_tokenizer
 from .writing import explain, plan, sampling
 from .writing.conversation import converse
-from .writing.reply import Plain, as_json, replies, show_now, statistics, tell_cut
+from .writing.reply import Plain, as_json, replies, save, show_now, statistics, tell_cut
 from .writing.session import Session
 
 PROMPT = "My dear friend, I have much to tell you of our voyage, and"
@@ -38,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     speed = parser.add_argument_group("speed")
     flags.add_counts(speed, ("--prefill-chunk", 1, 1024, "tokens read at a time (%(default)s)"))
     speed.add_argument("--compile", action="store_true",
-                       help="compile the decode step: half a minute first; then a small model "
-                       "is 2 to 3 times as fast, a large one little faster")  # fmt: skip
+                       help="compile the decode step: half a minute at first; then small "
+                       "models are 2 to 3 times as fast, large ones little faster")  # fmt: skip
     add_output(parser.add_argument_group("output"))
     return parser
 
@@ -48,12 +49,20 @@ def add_text(group):
     """The flags of what is read, and of where the text ends."""
     add, prompt = group.add_argument, group.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", action="append", metavar="TEXT",
-                        help="the prompt; - reads stdin; several are written side by side, "
+                        help="the prompt; - reads stdin; several are continued side by side, "
                         "each as if alone (default: what is piped in, or else "
                         f"{PROMPT!r})")  # fmt: skip
     prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
     add("-n", "--max-new-tokens", "--max-tokens", type=flags.at_least(0), default=256,
         metavar="N", help="how far to write on (%(default)s)")  # fmt: skip
+    add(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="keep what was read in a file, before anything is written; -n 0 writes nothing",
+    )
+    add("--load", type=Path, metavar="FILE", help="go on from such a file, as if it had just "
+        "been read: with a prompt on a line of its own, or without one")  # fmt: skip
     add("--chat", action="store_true",
         help="the prompt is a turn of a conversation, and the text the model's reply, in the "
         f"form of its chat template: {KNOWN}")  # fmt: skip
@@ -106,20 +115,24 @@ def main(arguments: list[str] | None = None) -> int:
 def check(options):
     """Raise ValueError for flags that contradict each other."""
     several = len(options.prompt or ()) > 1
-    given = options.prompt, options.file, options.json, options.explain, options.plan
+    given = [getattr(options, name) for name in "prompt file save json explain plan".split()]
     for wrong, sentence in (
         (options.system is not None and not options.chat,
          "--system has no meaning without --chat"),
         (several and (options.compile or options.explain),
          "--compile and --explain are for one text at a time: give one --prompt"),
         (options.interactive and any(given),
-         "--prompt, --file, --json, --explain and --plan have no meaning with --interactive"),
+         "--prompt, --file, --save, --json, --explain and --plan have no meaning with "
+         "--interactive"),
+        (options.load and options.explain or options.plan and (options.load or options.save),
+         "--explain has no meaning with --load, nor --plan with --load or --save"),
     ):  # fmt: skip
         if wrong:
             raise ValueError(sentence)
 
 
 def run(options) -> int:
+    check_output(options.save, SAVED, "--save")
     if options.plan:
         model, tokenizer = plan.network(options), load_tokenizer(options.model)
     else:
@@ -133,13 +146,16 @@ def run(options) -> int:
         return plan.show(model, options, lm, lengths, new, options.prefill_chunk)
     how = options.prefill_chunk, options.compile, options.middle or "ram"
     session = Session(model, lm, *how, max(1, len(prompts)))
+    if options.load:
+        session.load(options.load)
     if options.interactive:
         return converse(session, turns, options, sampling.seeded(options.seed))
     generators = [sampling.seeded(options.seed) for _ in prompts]
     is_streamed = not options.json and len(prompts) == 1
     show = show_now if is_streamed else lambda text: None
     before = [prompt_before(prompt, options) for prompt in prompts]
-    results = replies(session, turns, ids, options, generators, show, before[0])
+    keep = partial(save, session, options.save, not options.quiet)
+    results = replies(session, turns, ids, options, generators, show, before[0], is_read=keep)
     spans = explain.explain(session) if options.explain else []
     for number, (prompt, result) in enumerate(zip(prompts, results)):
         if options.json:
@@ -157,7 +173,9 @@ def run(options) -> int:
 
 
 def encode_prompt(turns, prompt: str, lm, options) -> list[int]:
-    """A prompt's ids, and a note where some cannot be seen."""
+    """A prompt's ids, none for nothing after --load; and a note where some cannot be seen."""
+    if options.load:
+        return turns.prompt(prompt, first=False) if prompt else []
     ids = turns.prompt(prompt, first=True)
     hidden = 0 if lm is None or lm.top_k else len(ids) - lm.visible(len(ids))
     if hidden and not options.quiet:
@@ -174,7 +192,8 @@ def prompts_of(options) -> list[str]:
     if options.prompt:
         return [read("-") if text == "-" else text for text in options.prompt]
     piped = "" if sys.stdin.isatty() else read("-", least=0)
-    return [piped.removesuffix("\n") or PROMPT]  # the line end is echo's, and not the text's
+    usual = "" if options.load else PROMPT
+    return [piped.removesuffix("\n") or usual]  # the line end is echo's, and not the text's
 
 
 def read(path: Path | str, least: int = 1) -> str:

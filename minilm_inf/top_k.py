@@ -4,7 +4,7 @@ Between the starting tokens and the window lies what the Λ hides. A head's quer
 it, as if every key stood at one fixed distance, and the k best join its softmax at that
 distance (paper, section 3.3). Which these are must not depend on how a sum was rounded: equal
 keys score equally wherever they stand, so logits are summed in float64 and compared as float32,
-and of equal ones the most recent come first.
+and among equal ones the most recent win.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def middle_logits(q: Tensor, k: Tensor, scheme, lm: LMInfinite, scale: float) ->
 
 def middle_queries(q: Tensor, scheme, lm: LMInfinite, scale: float) -> Tensor:
     """Queries (B, H, T, D) in float64, placed and scaled so that a product with an unplaced key
-    is its logit, but for the bias."""
+    is its logit without the bias."""
     return place_fixed(scheme, lm.middle_distance, torch.float64, q.device)(q.double()) * scale
 
 

@@ -16,7 +16,7 @@ from .attention import attend
 from .config import FULL_ATTENTION, LMInfinite, ModelConfig
 from .fast.cache import Cache
 from .fast.chunked import chunked_attend
-from .fast.reading import OneToken, Reading, rings_of
+from .fast.reading import Reading, next_token
 from .terminal.blocks import KINDS
 from .terminal.checks import check_call, check_new_cache, embedded, padding_of
 
@@ -119,16 +119,17 @@ class Transformer(nn.Module):
             show(cache.length)
         return self.read(chunks[-1], lm, cache)
 
-    def decode(self, tokens: Tensor, cache: Cache, position: Tensor, rings=None) -> Tensor:
-        """Logits (B, V) that follow one more token of each row (B, 1): what can be compiled.
+    def decode(self, tokens: Tensor, cache: Cache, position: Tensor) -> Tensor:
+        """Logits (B, V) that follow one more token of each row (B, 1), in operations that do
+        not depend on where the token stands, so that they can be recorded and run again.
 
         position: (), how many tokens the cache has read, on the model's device. The caller
         sees to reading.starting_tokens_are_read and cache.settle before, and counts the token
-        after. rings: those of rings_of, for a caller who hands them over as tensors.
+        after.
         """
-        how = self.scheme, position, self.config.softmax_scale, rings or rings_of(cache)
-        one = OneToken(cache, *how, is_fixed=True)
-        return self.head(self.through(self.embed(tokens), one))[:, -1]
+        x = self.embed(tokens)
+        one = next_token(cache, self.scheme, position, self.config.softmax_scale, x)
+        return self.head(self.through(x, one))[:, -1]
 
     def new_cache(
         self, batch: int = 1, lm: LMInfinite | None = None, first_position: int = 0,

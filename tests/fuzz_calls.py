@@ -99,7 +99,7 @@ def flags(rng):
     )
 
 
-COMMANDS = "/help", "/exit", "/reset", "/set", "/", "/stats", "/load x", "/exit\r", "//", "Hi"
+COMMANDS = "/help", "/exit", "/reset", "/set", "/", "/load x", "/save x", "/exit\r", "Hi"
 
 
 def prompts(rng):

@@ -60,7 +60,7 @@ def test_windows_and_trials_are_text_from_end_to_end(folder):
         assert all(known.bytes_of(id) for id in row[len(begin) :])
 
 
-def test_truncation_without_bos_reads_the_last_tokens():
+def test_re_encoding_without_bos_reads_the_last_tokens():
     """A text's first token that stands before every window, far from where it was."""
     rows = torch.arange(9)[None]
     every = [*range(9)]

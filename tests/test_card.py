@@ -92,8 +92,7 @@ WORDS = "The ship went on, and the men looked at the sea. It was late! Nobody kn
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A small random model with a record, beside a corpus of two held-out documents, and its
-    card."""
+    """A small random model with a record and a card, beside a corpus of two held-out texts."""
     home = tmp_path_factory.mktemp("card")
     folder = home / "made-up"
     sizes = dict(vocab_size=2048, n_layer=1, n_embd=16, n_head=2, n_kv_head=1, n_inner=24)
@@ -151,8 +150,8 @@ def test_the_card_s_command_prints_its_numbers(written, capsys):
     found = {entry["label"]: [row["nll"] for row in entry["nll"]] for entry in found}
     rows = [line.split("|")[2:6] for line in nll_table(text)[2:]]
     columns = zip(*[[float(cell) for cell in row] for row in rows])
-    found["gap"] = [a - b for a, b in zip(found["LM-Infinite"], found["truncation"])]
-    for label, column in zip(("full attention", "LM-Infinite", "truncation", "gap"), columns):
+    found["gap"] = [a - b for a, b in zip(found["LM-Infinite"], found["re-encoding"])]
+    for label, column in zip(("vanilla", "LM-Infinite", "re-encoding", "gap"), columns):
         assert found[label] == pytest.approx(list(column), abs=0.0051), label
 
 

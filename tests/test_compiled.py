@@ -1,5 +1,6 @@
 """compiled.py: a decode step as a program, which is given all that it reads."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -7,10 +8,17 @@ import torch
 from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
 
 from minilm_inf.fast import compiled as compiled_room
-from minilm_inf.fast.reading import rings_of
 from minilm_inf.writing.session import Session, generate
 
 LM = SETTINGS["LM-Infinite"]
+
+
+@pytest.fixture(autouse=True)
+def kept_here(monkeypatch, tmp_path):
+    """No test finds, or leaves, a program in the user's own folder."""
+    monkeypatch.setattr(compiled_room, "KEPT_IN", tmp_path / "kept")
+    monkeypatch.setattr(compiled_room.shutil, "which", lambda name: name)
+    return tmp_path / "kept"
 
 
 @pytest.fixture
@@ -18,22 +26,18 @@ def only_recorded(monkeypatch):
     """Programs without a code generator: what is recorded runs as it is. How often it was."""
     made = []
 
-    def record(module, inputs):
-        made.append(len(inputs))
-        program = torch.export.export(module, inputs, strict=False).module()
-        weights, *_, rings = inputs
+    def compile_block(block, inputs, path):
+        with torch.inference_mode(False), torch.no_grad():
+            inputs, dims = compiled_room.any_columns(inputs)
+            program = torch.export.export(
+                block, (inputs,), dynamic_shapes=(dims,), strict=False
+            )
+        made.append(program.module())
 
-        def run(flat):
-            rest = iter(flat[len(weights) :])
-            tokens, position = next(rest), next(rest)
-            here = [tuple(x if x is None else next(rest) for x in ring) for ring in rings]
-            assert next(rest, None) is None, "a tensor too many"
-            return [program(tuple(flat[: len(weights)]), tokens, position, here)]
-
-        return run
-
-    monkeypatch.setattr(compiled_room, "compiled", record)
-    monkeypatch.setattr(compiled_room.shutil, "which", lambda name: name)
+    monkeypatch.setattr(compiled_room, "compile_block", compile_block)
+    monkeypatch.setattr(compiled_room, "can_be_loaded", lambda path: True)
+    monkeypatch.setattr(compiled_room.shutil, "copyfile", lambda path, own: own.touch())
+    monkeypatch.setattr(compiled_room, "loaded", lambda path: lambda flat: [made[-1](flat)])
     return made
 
 
@@ -50,6 +54,26 @@ def test_a_compiled_session_writes_the_same(only_recorded, family, setting, n):
         for compile in (False, True)
     ]
     assert written[0] == written[1] and len(written[0]) == 40 and len(only_recorded) == 1
+
+
+def test_a_program_is_kept(only_recorded, kept_here, capsys):
+    """Catches a model that is compiled again by the next run, and a program that is taken for
+    another model, or for another number of threads."""
+    model = tiny_model("llama", dtype=torch.float32)
+    for _ in range(2):
+        list(generate(model, [1, 2, 3], LM, 3, stop_ids=(), compile=True))
+    assert len(only_recorded) == len(list(kept_here.glob("step-*.pt2"))) == 1
+    assert capsys.readouterr().err.count("compiling the decode step") == 1
+    list(
+        generate(tiny_model("mpt", dtype=torch.float32), [1], LM, 3, stop_ids=(), compile=True)
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        list(generate(model, [1, 2, 3], LM, 3, stop_ids=(), compile=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(only_recorded) == len(list(kept_here.iterdir())) == 3
 
 
 def test_one_program_serves_every_text(only_recorded):
@@ -70,20 +94,25 @@ def test_one_program_serves_every_text(only_recorded):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_the_program_itself():
-    """Catches weights that the program has copies of, and rings that it copies."""
+def test_the_program_itself(kept_here):
+    """Catches weights that the program has copies of, rings that it copies, a number of columns
+    that it was bound to, and a program on disk that is not whole."""
     model = tiny_model("llama", dtype=torch.float32)
-    here, right = Session(model, LM, compile=True), Session(model, LM)
-    ids = some_tokens(40)[0].tolist()
-    here.read(ids[:10]), right.read(ids[:10])
-    for id in ids[10:30]:
-        assert (here.read([id]) - right.read([id])).abs().max() <= 1e-5
-    for mine, theirs in zip(rings_of(here.cache), rings_of(right.cache)):
-        for x, y in zip(mine[:2], theirs[:2]):
-            assert (x[:, :, : LM.n_local] - y[:, :, : LM.n_local]).abs().max() <= 1e-5
+    sessions = [Session(model, LM, compile=True) for _ in range(2)]
+    right, ids = Session(model, LM), some_tokens(60)[0].tolist()
+    for number, here in enumerate(sessions):
+        right.forget()
+        for id in ids[:50]:  # rings of 4, 8, ... n_local, and round again
+            assert (here.read([id]) - right.read([id])).abs().max() <= 1e-5
+        for mine, theirs in zip(here.cache.layers, right.cache.layers):
+            assert (mine.ring - theirs.ring).abs().max() <= 1e-5
+        [program] = kept_here.iterdir()
+        if number == 0:
+            program.write_bytes(program.read_bytes()[:1000])
     with torch.no_grad():
         model.head.weight.mul_(2)  # of all that was read before, nothing changes
-    assert (here.read(ids[30:31]) - right.read(ids[30:31])).abs().max() <= 2e-5
+        model.blocks[1].o.weight.mul_(2)
+    assert (here.read(ids[50:51]) - right.read(ids[50:51])).abs().max() <= 2e-5
 
 
 def test_an_interrupted_step_is_refused(only_recorded):
@@ -116,24 +145,56 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
 
 def test_where_a_program_cannot_be_loaded(monkeypatch, capsys):
     """Catches a crash of PyTorch's that takes the user's text with it."""
-    made = []
-
-    def compile(function, **settings):
-        made.append(settings)
-        return function
-
-    monkeypatch.setattr(compiled_room, "compiled", lambda module, inputs: None)
-    monkeypatch.setattr(compiled_room.shutil, "which", lambda name: name)
-    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(compiled_room, "program_of", lambda *arguments: None)
     model = tiny_model("llama", dtype=torch.float32)
     here, right = Session(model, LM, compile=True), Session(model, LM)
     for id in some_tokens(30)[0].tolist():
         assert (here.read([id]) - right.read([id])).abs().max() <= 1e-5
-    assert len(made) == 1 and capsys.readouterr().err.count("torch.compile is used") == 1
+    assert capsys.readouterr().err.count("steps are eager") == 1
+
+
+def test_a_graph_is_recorded_for_each_cache(monkeypatch):
+    """Catches a replay with an old token, or in the rings of another text. A stand-in for a
+    CUDA graph runs again what it recorded, on the tensors that it recorded."""
+
+    recorded = []
+
+    class Graph(contextlib.nullcontext):
+        def __enter__(self):
+            recorded.append(self)
+            return self
+
+        def replay(self):
+            self.logits.copy_(model.decode(*self.read))
+
+    class Stream(contextlib.nullcontext):
+        def wait_stream(self, other):
+            """Nothing runs beside anything else here."""
+
+    def decode(*read):
+        logits = model.decode(*read)
+        if recorded and not hasattr(recorded[-1], "read"):
+            recorded[-1].read, recorded[-1].logits = read, logits
+        return logits
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *where: Stream())
+    model = tiny_model("llama", dtype=torch.float32)
+    here, right = Session(model, LM), Session(model, LM)
+    here.decode = compiled_room.GraphedStep(decode)
+    for text in some_tokens(40)[0].tolist(), some_tokens(40, seed=3)[0].tolist():
+        for session in (here, right):
+            session.forget()
+            session.read(text[:5])
+        for id in text[5:]:
+            assert (here.read([id]) - right.read([id])).abs().max() <= 1e-5
+    assert len(recorded) == 2
 
 
 @pytest.mark.slow
 def test_a_package_that_cannot_be_loaded_is_noticed(tmp_path):
     """Catches a broken package that is tried in this very process."""
     (tmp_path / "step.pt2").write_bytes(b"no archive")
-    assert not compiled_room.can_be_loaded(str(tmp_path / "step.pt2"))
+    assert not compiled_room.can_be_loaded(tmp_path / "step.pt2")

@@ -231,7 +231,7 @@ def test_what_is_drawn_is_what_the_rules_say(found):
 def test_presets_are_the_papers_ablations(found):
     """Catches a preset that sets something else than its name says."""
     assert found["presets"] == [
-        ["Full attention", None, 0, None, 0, True],
+        ["Vanilla", None, 0, None, 0, True],
         ["Sliding window", 8, 0, None, 0, True],
         ["Λ without ceiling", 8, 3, None, 0, True],
         ["Ceiling without Λ", None, 0, 8, 0, True],

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from minilm_inf import load
 from minilm_inf.checkpoint import load_model, save, shards
 from minilm_inf.inspect import __main__ as program_of
-from minilm_inf.inspect import probe
+from minilm_inf.inspect import folder_facts, probe
 from minilm_inf.positions import Rotary
 
 SHIPPED = ROOT / "weights" / "tiny-llama"
@@ -91,8 +91,10 @@ def test_a_folder_needs_no_tokenizer(folder, run):
     assert code == 1 and not out and "tokenizer" in err.splitlines()[-1]
     shutil.copy(SHIPPED / "tokenizer.model", folder)
     words = line_of(run(folder)[1], "tokenizer")
-    assert words.startswith("not loaded: ") and "2048 ids, the model only 31" in words
+    assert words.startswith("not loaded: ") and "2048 ids, but the model only 31" in words
     assert "2,048 ids, BOS 1, EOS 2" in run(SHIPPED)[1]
+    config, texts = load_model(SHIPPED).config, ROOT / "tests" / "fixtures" / "tokenizers"
+    assert "BOS none (its files put none before" in folder_facts.tokenizer_words(texts, config)
 
 
 DAMAGES = {  # what is done to a folder

@@ -19,11 +19,11 @@ LINES = [
     for line in block.splitlines()
     if language != "python" and re.match(r"(\$ )?(python|make|pip|\.|echo) ", line)
 ]
-SHOWN = [block.removeprefix("$ ") for _, block in BLOCKS if block.startswith("$ ")]
+SHOWN = [block for _, block in BLOCKS if block.startswith("$ ")]
 COMMANDS = [  # those whose output is not shown
     line
     for line in LINES
-    if re.match("python |echo ", line) and not any(b.startswith(line + "\n") for b in SHOWN)
+    if re.match("python |echo ", line) and not any(f"$ {line}\n" in b for b in SHOWN)
 ]
 SMALLER = {  # flag -> what it is given here
     "-n": "12", "--length": "600", "--lengths": "1", "--heatmap": "found.png",
@@ -72,9 +72,9 @@ def in_small(words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
-def test_every_program_runs(program, python):
+def test_every_program_runs(program, place, python):
     """Catches an example that a renamed function, or a wrong number, has broken."""
-    done = python(["-c", program.replace("500", "20")])
+    done = python(["-c", program.replace("500", "20")], place)
     assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
@@ -119,10 +119,13 @@ def test_all_that_can_be_typed_is_run():
     ids=range(len(SHOWN)),
 )  # fmt: skip
 def test_what_is_shown_is_what_is_printed(block, place, python):
-    """Catches an output in the README that the command above it no longer prints. A line of
-    three dots stands for any lines."""
-    line, _, output = block.partition("\n")
-    done = python([*shlex.split(line)[1:], "--device", "cpu"], place)
-    pieces = [re.escape(piece.strip()) for piece in re.split(r"^\.\.\.$", output, flags=re.M)]
-    printed = done.stdout.strip()
-    assert re.fullmatch(r"[\s\S]*?".join(pieces), printed), printed + done.stderr
+    """Catches an output in the README that the command above it no longer prints, and another
+    size of what it saved. A line of three dots stands for any lines."""
+    for shown in re.split(r"^\$ ", block, flags=re.M)[1:]:
+        line, _, output = shown.partition("\n")
+        done = python([*shlex.split(line)[1:], "--device", "cpu"], place)
+        pieces = [re.escape(x.strip()) for x in re.split(r"^\.\.\.$", output, flags=re.M)]
+        printed = done.stdout.strip()
+        assert re.fullmatch(r"[\s\S]*?".join(pieces), printed), printed + done.stderr
+    for saved in place.glob("*.context"):
+        assert f" {saved.stat().st_size:,} bytes" in README

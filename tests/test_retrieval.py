@@ -190,7 +190,7 @@ def test_tables_sweeps_and_a_heatmap(call, tmp_path):
     used = {n: m["lm_infinite"] for n, m in found["settings"]["methods"].items()}
     assert used["topk"]["top_k"] == 5 and used["lambda"]["top_k"] == 0
     words = retrieval.words(found)
-    assert "| length | full attention | LM-Infinite | LM-Infinite + top-k |" in words
+    assert "| length | vanilla | LM-Infinite | LM-Infinite + top-k |" in words
     for name, setting, values in (
         ("k", "top_k", (1, 4)), ("distance", "top_k_distance", (0, 64)),
         ("from-layer", "top_k_from_layer", (0, 3)),

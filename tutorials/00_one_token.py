@@ -4,10 +4,10 @@
 # **Question.** What does a language model do, from text to text, for a single token?
 #
 # Four things: it turns text into numbers (*ids*), reads them, gives a score to every id that
-# could follow (*logits*), and one of these ids becomes text again. All that LM-Infinite changes
-# happens inside the second step. This lesson walks through the four, and names the letters in
-# which this course, and every room (file) of the package, writes shapes. B, T, E and V are used
-# here, the others from lesson 01 on:
+# could follow (*logits*), and turns one of these ids back into text. All that LM-Infinite
+# changes happens in the second step. This lesson walks through the four, and introduces the
+# letters in which the course and the package write shapes. B, T, E and V are used here, the
+# others from lesson 01 on:
 #
 # | letter | meaning | in the model used here |
 # |---|---|---|
@@ -34,9 +34,9 @@ ids = tokenizer.encode("The captain had")
 print([(id, tokenizer.decode([id])) for id in ids])
 
 # %% [markdown]
-# Words that are frequent are one token, others are cut into pieces; the first id marks the
-# beginning of a text. Reading goes from ids (B, T) to vectors (B, T, E), which every layer
-# rewrites, and at the end to logits (B, T, V).
+# Frequent words are one token, others are cut into pieces; the first id marks the beginning of
+# a text. Reading goes from ids (B, T) to vectors (B, T, E), which every layer rewrites, and at
+# the end to logits (B, T, V).
 
 # %%
 with torch.inference_mode():
@@ -49,7 +49,7 @@ for letters, x in {"B T": tokens, "B T E": vectors, "B T V": logits}.items():
 # %% [markdown]
 # One prediction for every token that was read: T of them, not one. Row t of the logits says
 # what may follow token t, and was made without looking at anything after t. So nothing is lost
-# by reading a text once, whole, and the answer to the second half of the prediction is no:
+# by reading a whole text at once, and the answer to the second question is no:
 
 # %%
 B, T, V = 1, len(ids), model.config.vocab_size
@@ -63,9 +63,8 @@ print("largest change when 'had' becomes 'was':", [f"{x:.1f}" for x in differenc
 assert difference[:-1].max() < 1e-5 and difference[-1] > 0.1  # the past cannot see the end
 
 # %% [markdown]
-# The last row is the one that writes. Its softmax is a probability for each of the V ids. In
-# the figure ▁ marks the beginning of a word, which need not be a whole one: ▁g may go on to
-# become "gone".
+# The last row is the one that writes. Its softmax gives a probability for each of the V ids. In
+# the figure ▁ marks the beginning of a word, which need not be whole: ▁g may become "gone".
 
 # %%
 chances = logits[0, -1].softmax(-1)
@@ -80,9 +79,9 @@ axes.set(xlabel="probability", xlim=(0, 0.21), ylabel="the ten likeliest tokens"
 plot.show(drawing, 'After "The captain had" the model finds "been" the likeliest')
 
 # %% [markdown]
-# **Claim.** Writing is nothing but this, again and again: read all, take an id from the last
-# row, append it. `generate` keeps the keys and values it has read, and gives the same ids as
-# five lines that read everything again at every step:
+# **Claim.** Writing is nothing but this, again and again: read everything, take an id from the
+# last row, append it. `generate` keeps the keys and values of what it has read, and gives the
+# same ids as five lines that read everything again at every step:
 
 # %%
 grown = list(ids)
@@ -107,7 +106,7 @@ print(tokenizer.decode(grown))
 # 1. How surprised was the model by each token of "The captain had"? Compute the nll (the
 #    negative logarithm of the probability) of each id under the row before it, and compare its
 #    mean with that of the same ids in reverse order. (The mark of the beginning stays first.)
-# 2. Divide the logits by a temperature of 0.5 and of 2 before the softmax. Which gives the
-#    likeliest token more than it had? Show that neither changes which token is likeliest.
+# 2. Divide the logits by a temperature of 0.5 and of 2 before the softmax. Which raises the
+#    probability of the likeliest token? Show that neither changes which token is likeliest.
 #
 # Answers: [solutions/00_one_token.py](solutions/00_one_token.py).

@@ -4,7 +4,7 @@
 # **Question.** Attention compares a query with a key by q · k. How does the answer come to
 # depend on how far apart the two stand?
 #
-# Three ways are common, and the three families of this package use one each:
+# Three ways are common, and each of the three families of this package uses one:
 #
 # - **RoPE in halves** (Llama): coordinates m and m + D/2 form a pair, and each pair is turned
 #   by an angle that grows with the position, position · base^(-2m/D), where base is 10,000;
@@ -18,8 +18,8 @@
 #
 #     place(q, i) · place(k, j) · scale + bias(i - j)
 #
-# **Predict.** Query and key first stand at positions 0 to 255, then a million further on. Which
-# logits change?
+# **Predict.** A query and a key stand up to 255 tokens apart, first at the start of a text,
+# then a million tokens further on. Which logits change?
 
 # %%
 import plot
@@ -79,9 +79,9 @@ assert alibi.slopes.tolist() == [2 ** (-8 * h / H) for h in range(1, H + 1)]
 print("slopes per head:", alibi.slopes.tolist())
 
 # %% [markdown]
-# What "turn" means, as a loop over pairs. A complex number says it in one line: a pair (x, y)
-# is x + iy, and turning is a product with e^(i · angle). The package does the same with cosines
-# and sines, for all pairs at once:
+# Here is what "turn" means, as a loop over pairs. With complex numbers it takes one line: a
+# pair (x, y) is x + iy, and turning is a product with e^(i · angle). The package does the same
+# with cosines and sines, for all pairs at once:
 
 
 # %%
@@ -102,27 +102,27 @@ by_loop = turned(x, 77, range(0, D, 2), range(1, D, 2))
 assert torch.allclose(pairs.place(q, at)[0, 0, 0], by_loop)
 
 # %% [markdown]
-# The two layouts are one idea: put the coordinates of a vector in another order, and the one
-# becomes the other. A checkpoint read with the wrong layout is nonsense all the same.
+# The two layouts are one idea: reorder the coordinates of a vector, and one becomes the other.
+# Still, a checkpoint that is read with the wrong layout gives nonsense.
 
 # %%
 order = torch.arange(D).view(2, -1).T.flatten()  # 0, D/2, 1, D/2 + 1, ...
 assert torch.allclose(halves.place(q, at)[..., order], pairs.place(q[..., order], at))
 
 # %% [markdown]
-# So no logit asks *where* a token stands, only *how far back*. (Moving all positions changes
-# nothing in a logit, though the mask of lesson 05 counts from the first token.) A model is
-# trained on the logits of the distances that its texts had; whether those of other distances
-# are of use is left to its scheme, and lesson 03 looks. And since the logit needs i and j only
-# through i - j, a key can be made to *seem* at any distance d: place the query at d and the key
-# at 0. Lesson 06 does.
+# So no logit depends on *where* a token stands, only on *how far back*. (Moving all positions
+# changes no logit, though the mask of lesson 05 counts from the first token.) A model is
+# trained on the distances that its texts had; what its logits are worth at other distances is
+# up to its scheme, and lesson 03 looks. And since a logit needs i and j only through i - j, a
+# key can be made to *seem* at any distance d: place the query at d and the key at 0. Lesson 06
+# does that.
 #
 # **Where this lives.** [positions.py](../minilm_inf/positions.py).
 #
 # ## Exercises
 #
-# 1. After how many tokens has RoPE's fastest pair turned once, and its slowest? Compare the
-#    slowest with a training length of 256: how much of its circle has such a model ever seen?
+# 1. After how many tokens has RoPE's fastest pair turned once, and its slowest? With a training
+#    length of 256, how much of the slowest pair's circle has a model ever seen?
 # 2. Let a GPT-J head turn 8 of its 32 coordinates: `Rotary(8, layout="pairs")`. Show that what
 #    the other 24 contribute to a logit is the same at every distance.
 #

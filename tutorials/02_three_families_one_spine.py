@@ -6,7 +6,7 @@
 #
 # | | Llama | MPT | GPT-J |
 # |---|---|---|---|
-# | positions | RoPE in halves | ALiBi | RoPE in pairs, on a part of the head |
+# | positions | RoPE in halves | ALiBi | RoPE in pairs, on part of the head |
 # | norm | RMSNorm | LayerNorm | LayerNorm |
 # | block | attention, then MLP | attention, then MLP | both side by side |
 # | MLP | gated SiLU | GELU | GELU |
@@ -27,8 +27,8 @@ families = {"Llama": "tiny-llama", "MPT": "tiny-mpt", "GPT-J": "tiny-gptj"}
 models = {name: load(plot.ROOT / "weights" / folder) for name, folder in families.items()}
 
 # %% [markdown]
-# Here is the spine, in eight lines, and none mentions a family. A block is handed a vector for
-# each token and a function; it makes queries, keys and values in its own way, calls the
+# Here is the spine, in eight lines, none of which mentions a family. A block is given a vector
+# for each token, and a function; it makes queries, keys and values in its own way, calls the
 # function, and does with the answer what its family does. `attend` is the package's definition
 # of attention, and the scheme of lesson 01 is one of its arguments.
 
@@ -48,7 +48,7 @@ def spine(model, tokens, look_back):
 
 
 # %% [markdown]
-# **Claim.** These lines are all three models: they give the package's own logits.
+# **Claim.** These lines run all three models: they give the package's own logits.
 
 # %%
 seen = {}  # family -> the last layer's queries and keys
@@ -104,8 +104,8 @@ axes.text(6.35, 1.6, "what each query gathers", va="center")
 plot.show(drawing, "Three families share one spine, and one function that looks back")
 
 # %% [markdown]
-# That function can also be watched. This is the weight that the last layer gives to the first
-# token of the text, a mean over its heads and over the queries 24 to 47:
+# That function is also a place to watch. This is the weight that the last layer gives to the
+# first token of the text, averaged over its heads and over the queries 24 to 47:
 
 # %%
 for name, (q, k, positions, scheme) in seen.items():
@@ -124,8 +124,8 @@ for name, (q, k, positions, scheme) in seen.items():
 #
 # **Where this lives.** [transformer.py](../minilm_inf/transformer.py) is the spine;
 # [llama.py](../minilm_inf/models/llama.py), [mpt.py](../minilm_inf/models/mpt.py) and
-# [gptj.py](../minilm_inf/models/gptj.py) are the blocks. They have one skeleton, so that a diff
-# of two of them shows only facts.
+# [gptj.py](../minilm_inf/models/gptj.py) are the blocks. They share one skeleton, so a diff of
+# two of them shows only what differs.
 #
 # ## Exercises
 #

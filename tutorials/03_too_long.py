@@ -4,12 +4,11 @@
 # **Question.** What happens to a model when a text grows longer than the texts it was trained
 # on?
 #
-# The tiny models here were trained on texts of 256 tokens. The *nll* is how surprised a model
-# is by the token that follows, in nats: ln V = 7.62 is what blind guessing among 2,048 ids
-# costs, and about 3.5 is what these models reach on Jane Austen, whose *Northanger Abbey* none
-# of them has read.
+# The tiny models here were trained on texts of 256 tokens. The *nll* says how surprised a model
+# is by the token that follows, in nats: blind guessing among 2,048 ids costs ln V = 7.62, and
+# these models reach about 3.5 on Jane Austen's *Northanger Abbey*, which none of them has read.
 #
-# **Predict.** A model reads 2,000 tokens of it. Draw the nll by position: past 256, does it
+# **Predict.** A model reads 2,000 tokens of it. Draw the nll by position: beyond 256, does it
 # fall (more context), stay, or rise? Is it the same for RoPE and for ALiBi?
 
 # %%
@@ -38,10 +37,10 @@ def mean_nll(score, model, texts) -> torch.Tensor:
 
 # %% [markdown]
 # A text has easy and hard places of its own. So each token is also scored by *re-encoding*:
-# every 128 tokens the vanilla model starts again, on the mark of a beginning and the last 255
-# tokens; only the second half is scored, so that each token has that mark and 128 to 255 tokens
-# before it. That is slow, but always within the trained length. Where *vanilla*, the plain
-# model with full attention, is worse, the length is to blame, not the text.
+# every 128 tokens the model starts again, on the mark of a beginning and the last 255 tokens;
+# only the second half is scored, so each token has that mark and 128 to 255 tokens before it.
+# That is slow, but always within the trained length. Where *vanilla*, the plain model that sees
+# the whole text, is worse, the length is to blame, not the text.
 
 # %%
 families = {
@@ -57,10 +56,10 @@ for name, folder in families.items():
 
 # %% [markdown]
 # **Claim.** Within the trained length all is well. Beyond twice that length the Llama is worse
-# than a blind guess, the GPT-J is far off too, and the little MPT does not mind.
+# than a blind guess, the GPT-J is far off too, and the little MPT reads on as before.
 
 # %%
-print(f"{'':22}  0 to 256   512 to 2,048   re-encoded")
+print(f"{'':22}  0 to 256   512 to 2,048   re-encoding")
 for name in families:
     early, late = float(vanilla[name][:L].mean()), float(vanilla[name][2 * L :].mean())
     possible = float(reencoded[name][2 * L :].mean())
@@ -78,7 +77,7 @@ for name, axes in zip(families, panels):
     axes.axhline(math.log(2048), color=plot.INK, linewidth=0.8)
     for method, nll, width in (("re-encoding", reencoded, 4), ("vanilla", vanilla, 2)):
         means = nll[name].view(-1, 64).mean(1).tolist()
-        plot.steps(axes, edges, means, method, linewidth=width)
+        plot.steps(axes, edges, means, method, linewidth=width, linestyle="-")
     plot.trained(axes, L)
     axes.set(title=name, xlabel="position", xticks=[0, 1000, 2000], ylim=(2.5, 10))
 panels[0].set_ylabel("nll, nats per token")
@@ -86,10 +85,10 @@ panels[0].annotate("blind guess", (1990, 7.5), ha="right", va="top", fontsize=9)
 plot.show(drawing, "Beyond 256 tokens both RoPE models fail, the ALiBi model does not")
 
 # %% [markdown]
-# RoPE does not merely stop profiting from more context; it breaks. ALiBi was made to extend
+# RoPE does not merely stop gaining from more context; it breaks. ALiBi was made to extrapolate
 # (Press et al., 2021), and at this size it does. The paper's MPT-7B fails nevertheless: its
 # perplexity on ArXiv papers is 5.5 at 2,000 tokens and 250 at 4,000, which is 1.7 and 5.5 nats
-# (perplexity is e^nll). What a small model survives is no promise for a large one.
+# (perplexity is e^nll). What a small model survives, a large one need not.
 #
 # **Where this lives.** [compare.py](../minilm_inf/evaluate/compare.py): `stream_nll` and
 # `reencoded_nll`; `python -m minilm_inf.evaluate compare` makes the table of the README.
@@ -99,7 +98,7 @@ plot.show(drawing, "Beyond 256 tokens both RoPE models fail, the ALiBi model doe
 # 1. Does the failure need a long text, or only large *positions*? Read 200 tokens with a cache
 #    whose first position is 100,000 (`model.new_cache(first_position=100_000)`), and compare
 #    with position 0. What does lesson 01 say?
-# 2. The tiny Llama begins to fail right after position 256. How far does it get before its
-#    mean nll over 32 tokens first exceeds the re-encoded one by a whole nat?
+# 2. The tiny Llama begins to fail right after position 256. How far does it get before its mean
+#    nll over 32 tokens first exceeds that of re-encoding by a whole nat?
 #
 # Answers: [solutions/03_too_long.py](solutions/03_too_long.py).

@@ -6,23 +6,23 @@
 #
 # The paper names three factors:
 #
-# 1. **Distances that were never met.** Theorem 1, in words: to tell ever more distances apart,
-#    functions of bounded complexity must take ever larger values; so at new distances logits
-#    may grow beyond anything known.
+# 1. **Distances never seen in training.** Theorem 1, in words: to tell ever more distances
+#    apart, functions of bounded complexity must take ever larger values; so at new distances
+#    logits may grow beyond anything the model has met.
 # 2. **Too many keys.** Proposition 1, in words: as long as logits stay between -w_max and
 #    w_max, attention over n keys has an entropy of at least ln n - 2 w_max. It must spread as n
 #    grows.
-# 3. **Starting tokens that are lost.** Nothing stands before the first tokens of a text, so
+# 3. **Lost starting tokens.** Little or nothing stands before the first tokens of a text, so
 #    their keys and values occupy a region of feature space of their own: an implicit absolute
-#    position, on which models rely. This concerns not the plain model, which never loses them,
-#    but the obvious cure: a window that moves on.
+#    position, on which models rely. The plain model never loses them; the obvious cure, a
+#    window that moves on, does.
 #
-# To tell them apart, take them away one by one, by the two parts of LM-Infinite. **Λ**: only
-# the last 246 tokens and the first 10 are seen (lesson 05). **Ceiling**: no token seems further
+# To tell them apart, remove them one by one, with the two parts of LM-Infinite. **Λ**: only the
+# last 246 tokens and the first 10 are seen (lesson 05). **Ceiling**: no token seems further
 # away than 256 (lesson 06).
 #
-# **Predict.** The tiny Llama, trained on 256 tokens, reads 4,096. Which repairs more when it is
-# used alone: the Λ, which takes away most keys, or the ceiling, which leaves them all?
+# **Predict.** The tiny Llama, trained on 256 tokens, reads 4,096. Which repairs more on its
+# own: the Λ, which takes away most keys, or the ceiling, which leaves them all?
 
 # %%
 import json
@@ -49,10 +49,10 @@ settings = {
 # %% [markdown]
 # **Claim.** Factor 1 does most of the harm, factor 2 some, factor 3 next to none here.
 #
-# **First, logits.** `entropy_and_logits` reads a text and keeps, of each row (one query of one
+# **First, logits.** `entropy_and_logits` reads a text and keeps, for each row (one query of one
 # head), the highest logit by distance, the largest |logit|, and the entropy of the softmax. The
-# queries and keys of the vanilla model are taken twice: once at their true distances, once as
-# if all keys that are further away stood at 256.
+# queries and keys of the vanilla model are used twice: once at their true distances, and once
+# as if every key further away than 256 stood at 256.
 
 # %%
 queries, edges = torch.arange(31, N, 32), list(range(128, N, 128))
@@ -72,9 +72,9 @@ axes.set(xlabel="true distance of the key", ylabel="highest logit, mean over hea
 plot.show(drawing, "Factor 1: keys at new distances get logits that are too high")
 
 # %% [markdown]
-# **Second, entropy**, and what each setting loses, in nats per token: its nll beyond 256, less
-# LM-Infinite's. "top" is the largest |logit| that a query has in any layer and head; arrows go
-# from the mean of the queries within 256 to that of the last 2,048.
+# **Second, entropy**, and what each setting loses, in nats per token: its nll beyond 256, minus
+# LM-Infinite's. "top" is the largest |logit| that a query has in any layer and head; arrows
+# lead from the mean over the queries within 256 to that over the last 2,048.
 
 # %%
 seen = {name: entropy_and_logits(model, ids, queries, lm) for name, lm in settings.items()}
@@ -106,28 +106,27 @@ bars = axes.barh(list(lost), list(lost.values()), color=colours, height=0.6)
 axes.bar_label(bars, fmt=" %.2f")
 axes.set(xlabel="nats per token lost beyond 256", ylim=(4.5, -0.5))
 plot.show(
-    drawing, "New distances cost most, many keys some, lost starting tokens little", "loss"
+    drawing, "New distances cost most, too many keys some, lost starting tokens little", "loss"
 )
 
 # %% [markdown]
-# So the answer for this model. (1) The logits at distances that were never met are too high,
-# and ten far tokens are enough to do the harm: the Λ without ceiling loses 3.85 nats, the
-# sliding window, which lacks just them, 0.02. (2) The entropy grows like ln n as long as all
-# keys are seen, and the ceiling does not stop it; that alone costs about half a nat. (3) The
-# starting tokens hardly matter: they are all that the sliding window lacks. Eight other
-# documents give the same order ([methods.md](../weights/methods.md)): full attention loses 5.2
+# So the answer for this model is: (1) The logits at distances never seen in training are too
+# high, and ten far tokens are enough to do the harm: the Λ without ceiling loses 3.85 nats; the
+# sliding window, which has none of those ten, loses 0.02. (2) The entropy grows like ln n as
+# long as all keys are seen, and the ceiling does not stop it; that alone costs about half a
+# nat. (3) The starting tokens hardly matter: they are all that the sliding window lacks. Eight
+# other documents give the same order ([methods.md](../weights/methods.md)): vanilla loses 5.2
 # nats, the Λ without ceiling 2.7, the ceiling without Λ 0.5, the sliding window 0.02.
 #
 # **What is not seen here.** In the paper Llama-2's largest |logit| explodes beyond its trained
-# length. Here it grows by a sixth ("top" above), since near keys reach such values too. And
-# Proposition 1 holds, but says little: where logits are this large, ln n - 2 w_max is mostly
+# length. Here it grows by only a sixth ("top" above), since near keys reach such values too.
+# And Proposition 1 holds, but says little: with logits this large, ln n - 2 w_max is mostly
 # negative (exercise 1).
 #
 # **Third, starting tokens.** What these are worth depends on the model. SmolLM2-135M, a Llama
 # trained on 8,192 tokens, keeps giving its first 4 tokens about 30% of its attention. The tiny
-# Llama gives them 5.6% within its 256 tokens, and 2.6% beyond, where it is broken. (Measured
-# beforehand, as lesson 05 tells. Whether a model *needs* what it looks at is that lesson's
-# question.)
+# Llama gives them 5.6% within 260 tokens, and 2.6% beyond, where it is broken. (This was
+# measured beforehand, see lesson 05, which also asks whether a model *needs* what it looks at.)
 
 # %%
 real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())["weight"]
@@ -142,7 +141,7 @@ axes.set(xlabel="position of the query", ylabel="weight on the first 4 tokens, %
 plot.show(drawing, "Factor 3: SmolLM2 keeps 30% of its attention on 4 tokens", "smollm2")
 
 # %% [markdown]
-# `python -m minilm_inf.diagnose` takes all these measurements of any checkpoint, with
+# `python -m minilm_inf.diagnose` makes all these measurements for any checkpoint, with
 # intervals: [diagnosis.md](../weights/diagnosis.md).
 #
 # **Where this lives.** [recorder.py](../minilm_inf/diagnose/recorder.py) and
@@ -155,6 +154,6 @@ plot.show(drawing, "Factor 3: SmolLM2 keeps 30% of its attention on 4 tokens", "
 #    e^(2 w_max) / n. Check the step on random logits. Then, in the rows of the vanilla model
 #    (`bound` is w_max): how often is the bound positive, and how tight is it?
 # 2. How does the entropy of the tiny MPT grow? ALiBi subtracts a slope times the distance: how
-#    many keys can then be worth looking at?
+#    many keys are then worth looking at?
 #
 # Answers: [solutions/04_three_culprits.py](solutions/04_three_culprits.py).

@@ -3,8 +3,8 @@
 #
 # **Question.** Which earlier tokens should a query see, when a text has no end?
 #
-# Not all: beyond the trained length there are more keys than the model ever had to choose
-# among. LM-Infinite keeps two groups (paper, section 3.2):
+# Not all of them: beyond the trained length there are more keys than the model ever had to
+# choose from. LM-Infinite keeps two groups (paper, section 3.2):
 #
 # - the **window**: the last `n_local` tokens, the query's own included;
 # - the **starting tokens**: the first `n_global` of the text.
@@ -33,8 +33,9 @@ def sees(i: int, j: int, n_local: int, n_global: int) -> bool:
 
 
 # %% [markdown]
-# The package says the same of whole vectors of positions, in five lines: predicates that
-# compose, and no triangles shifted by offsets. Here they are, and both agree with the package:
+# The package says the same for whole vectors of positions, in five lines: predicates that
+# compose, and no triangles shifted by offsets. Here they are; the loop, the five lines and the
+# package agree:
 
 # %%
 lm = LMInfinite(n_local=8, n_global=3, distance_ceiling=8)
@@ -71,12 +72,11 @@ panels[0].set_ylabel("query i")
 plot.show(drawing, "The Λ keeps the first tokens in sight, a sliding window loses them")
 
 # %% [markdown]
-# **Are the starting tokens worth their keys?** A sliding window could have as many, and spend
-# all of them on the last tokens. A real model shows what that costs: SmolLM2-135M, trained on
-# 8,192 tokens, reads 2,080, well within its length, so that vanilla attention shows what all
-# of them can tell. With 260 keys in sight, the sliding window loses more than half a nat as
-# soon as the first tokens leave it. LM-Infinite keeps 4 of them, and loses 0.07 to a model that
-# sees up to 2,080.
+# **Are the starting tokens worth their keys?** A sliding window could spend the same number of
+# keys on the last tokens alone. A real model shows what that costs: SmolLM2-135M, trained on
+# 8,192 tokens, reads 2,080, well within its length, so vanilla shows what is possible with all
+# keys in sight. With 260 keys in sight, the sliding window loses more than half a nat as soon
+# as the first tokens leave it. LM-Infinite keeps 4 of them, and loses only 0.07.
 
 # %%
 real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())["nll"]
@@ -89,17 +89,17 @@ for name in ("sliding window", "vanilla", "LM-Infinite"):
     assert min(lost[2:]) > 0.5 if name == "sliding window" else max(lost) < 0.2
 axes.axvline(260, color=plot.INK, linewidth=1, linestyle=":")
 axes.annotate(" the window is full: 260", (260, 3.02), va="bottom", fontsize=9)
-axes.set(xlabel="position", ylabel="nll, nats per token", ylim=(3, 4.8))
+axes.set(xlabel="position", ylabel="nll, nats per token", ylim=(3, 5))
 plot.show(drawing, "Without its first tokens SmolLM2 loses more than half a nat", "smollm2")
 
 # %% [markdown]
-# (SmolLM2-135M is, here and in lessons 04 and 10, SmolLM2-135M-Instruct, converted from a file
-# of 4-bit weights. `make smollm2` fetches its 93 MB. Its numbers were measured beforehand, see
+# (In this course, SmolLM2-135M is SmolLM2-135M-Instruct, converted from a file of 4-bit
+# weights. `make smollm2` fetches its 93 MB. Its numbers were measured beforehand, see
 # [smollm2.json](figures/smollm2.json); `make smollm2-figures` measures and draws them again.)
 #
 # Not every model needs them. The tiny Llama, trained on 256 tokens, reads 2,048 with 256 keys
-# in sight: the last 256, or the last 246 and the first 10 (which then need the ceiling of
-# lesson 06). It reads on well with either; its starting tokens are worth little:
+# in sight: either the last 256, or the last 246 and the first 10 (which then need the ceiling
+# of lesson 06). It reads on well with both; its starting tokens are worth little:
 
 # %%
 model, tokenizer = load(plot.ROOT / "weights" / "tiny-llama")
@@ -116,23 +116,23 @@ late = {
     "LM-Infinite": late_nll(LMInfinite(n_local=246, n_global=10, distance_ceiling=256)),
 }
 print("nll beyond 256:", {name: round(value, 3) for name, value in late.items()})
-# hardly any difference in this model; vanilla attention has over 8 (lesson 03)
+# hardly any difference in this model; vanilla is above 8 (lesson 03)
 assert 0 < late["sliding window"] - late["LM-Infinite"] < 0.05 and max(late.values()) < 4
 
 # %% [markdown]
-# In larger models still more depends on them: the paper finds Llama-2-7B's nll at 16,000 tokens
-# at 6.43 without starting tokens and at 1.03 with a single one.
+# In larger models even more depends on them: in the paper, Llama-2-7B's nll at 16,000 tokens is
+# 6.43 without starting tokens and 1.03 with a single one.
 #
 # **Where this lives.** [lambda_mask.py](../minilm_inf/lambda_mask.py). Its docstring draws an
 # 8 x 8 mask, and a test parses that very drawing.
 #
 # ## Exercises
 #
-# 1. Information travels at most one window per layer. With `n_local=256` and 4 layers, from
-#    how far back can a token in the middle still influence the present? Find the formula, then
+# 1. Information travels at most one window per layer. With `n_local=256` and 4 layers, from how
+#    far back can a token in the middle still influence the present? Find the formula, then
 #    print the composed mask of two layers for `n_local=8`, `n_global=0` (a matrix product), and
 #    check.
-# 2. How many keys does a text of n tokens cost in all, vanilla and with the Λ? From which n on
-#    does the Λ with 256 and 10 need less than a tenth?
+# 2. How many keys are seen in all, summed over the queries of a text of n tokens, with vanilla
+#    and with the Λ? From which n on does the Λ with 256 and 10 need less than a tenth?
 #
 # Answers: [solutions/05_the_lambda_mask.py](solutions/05_the_lambda_mask.py).

@@ -3,13 +3,13 @@
 #
 # **Question.** A starting token stays visible for ever. How far away should it seem?
 #
-# As the text grows, so does its distance, into numbers that the model never met. LM-Infinite
-# lets no key seem further away than a ceiling, `distance_ceiling`: the logit is
-# w(q, k, min(d, C)) in place of w(q, k, d) (paper, section 3.2). C is the trained length, 256
-# here, and so one more than the longest distance that the model met, 255.
+# As the text grows, so does its distance, to values that the model never saw in training.
+# LM-Infinite lets no key seem further away than a ceiling, `distance_ceiling`: the logit is
+# w(q, k, min(d, C)) instead of w(q, k, d) (paper, section 3.2). C is the trained length, here
+# 256, one more than the longest distance that the model saw, 255.
 #
-# **Predict.** Two ingredients, Λ and ceiling, make four combinations: neither, either, both.
-# Order them by how well they will read on past the trained length.
+# **Predict.** Two ingredients, Λ and ceiling, make four combinations: neither, one, the other,
+# both. Order them by how well they will read on beyond the trained length.
 
 # %%
 import plot
@@ -37,9 +37,9 @@ def capped(q: torch.Tensor, k: torch.Tensor, ceiling: int) -> torch.Tensor:
 
 # %% [markdown]
 # Lesson 01 said how a key is made to seem at distance d: place the query at d, and the key at
-# 0, where it stays as it is. The loop does that for each pair. The package asks the scheme
-# twice, once for true distances and once for all keys at the ceiling, and each pair takes the
-# answer that holds for it:
+# 0, which leaves it unchanged. The loop does that for each pair. The package asks the scheme
+# twice, once for true distances and once with all keys at the ceiling, and each pair takes the
+# answer that applies to it:
 
 # %%
 positions = torch.arange(T)
@@ -60,8 +60,8 @@ panels[1].set_title("LM-Infinite: distances up to 5")
 plot.show(drawing, "With a ceiling of 5 no starting token seems further away")
 
 # %% [markdown]
-# The four combinations are settings. With `n_local=None` nothing leaves the window, with
-# `distance_ceiling=None` distances grow. They are read on the texts of lesson 05:
+# The four combinations are settings: with `n_local=None` nothing leaves the window, with
+# `distance_ceiling=None` distances grow. The model reads the texts of lesson 05 with each:
 
 # %%
 settings = {
@@ -81,7 +81,7 @@ nll = {
 # %% [markdown]
 # **Claim.** Only both together stay flat. Vanilla explodes at once; the Λ alone explodes as
 # soon as its starting tokens are further away than any training text was long; the ceiling
-# alone rises slowly, for there are ever more keys to share the attention among.
+# alone rises slowly, as attention is spread over more and more keys.
 
 # %%
 early = float(nll["LM-Infinite"][128:256].mean())
@@ -104,9 +104,9 @@ plot.show(drawing, "Only Λ and ceiling together stay flat beyond 256 tokens", "
 
 # %% [markdown]
 # The paper's ablation finds the same order for LLaMA-7B, read to 8,000 tokens. In our model the
-# Λ without a ceiling does not stay bad, it swings, about every 600 tokens. The wavelength of
-# one of the pairs of coordinates that RoPE turns fits, 2π · 100: every 628 tokens it brings the
-# starting tokens back to angles that they had near by.
+# Λ without a ceiling does not stay bad but swings, about every 600 tokens. That fits the
+# wavelength of one of the pairs that RoPE turns, 2π · 100: every 628 tokens it brings the
+# starting tokens back to angles that they had when they were near.
 
 # %%
 wavelengths = 2 * torch.pi / model.scheme.frequencies
@@ -114,7 +114,7 @@ print("wavelengths of the slowest pairs:", [round(float(w)) for w in wavelengths
 assert abs(wavelengths[8] - 628) < 1
 
 # %% [markdown]
-# With the ceiling all pairs stay at such angles for good.
+# With the ceiling all pairs stay at one angle for good.
 #
 # **Where this lives.** [distance_ceiling.py](../minilm_inf/distance_ceiling.py), and
 # [attention.py](../minilm_inf/attention.py), where mask and ceiling meet in one softmax.
@@ -124,7 +124,7 @@ assert abs(wavelengths[8] - 628) < 1
 # 1. With `n_local=distance_ceiling=C`, show for the tiny Llama with C = 64 that the first row
 #    of logits that differs from vanilla is row C + 1 when there are starting tokens, and row C
 #    when there are none. Why not the same?
-# 2. Lower the ceiling of the whole Λ to 128, 32 and 8, with the window at 256. Which keys does
-#    it concern now, and what does it cost?
+# 2. Lower LM-Infinite's ceiling to 128, 32 and 8, with the window still at 256. Which keys does
+#    it affect now, and what does it cost?
 #
 # Answers: [solutions/06_the_distance_ceiling.py](solutions/06_the_distance_ceiling.py).

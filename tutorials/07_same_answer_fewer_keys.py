@@ -2,15 +2,15 @@
 # # 07 · Same answer, fewer keys
 #
 # **Question.** The definition compares every query with every key, and then hides most of the
-# result. Can the same numbers be had without computing what is hidden?
+# result. Can we get the same numbers without computing what is hidden?
 #
 # `attend` is the definition, O(n²). `chunked_attend` cuts the queries into blocks: a block sees
-# a band (its own keys and the n_local - 1 before them) and the starting tokens. Both stand side
-# by side in the same logits, under one softmax, as in the definition. A key that is left out
-# would have had a weight of exactly 0.
+# a band (its own keys and the n_local - 1 before them) and the starting tokens. Their logits
+# stand side by side under one softmax, as in the definition. A key that is left out would have
+# had a weight of exactly 0.
 #
 # **Predict.** With a window of 256 and 4 starting tokens, how does the work for 4,096 tokens
-# compare, between the two? And what happens to either when the text doubles?
+# compare between the two? And what happens to each when the text doubles?
 
 # %%
 from functools import partial
@@ -27,7 +27,7 @@ mask = lambda_mask(block, columns, LMInfinite(n_local=8, n_global=2))
 assert mask.any(0).nonzero().flatten().tolist() == [0, 1, *range(24 - 7, 32)]
 
 # %% [markdown]
-# **Claim.** First of all, it is the same answer, also for texts of about one window, or two or
+# **Claim.** First of all, the answer is the same, also for texts of about one window, or two or
 # four, where a kernel that is off by one at the end of a block gives itself away.
 
 # %%
@@ -48,9 +48,9 @@ print(f"largest difference in float64: {worst:.0e}")
 assert worst < 1e-10
 
 # %% [markdown]
-# One softmax is not the only way. A kernel that is given the keys in parts can join its answers
-# afterwards: a softmax over all keys is the average of the softmaxes over two groups of them,
-# weighted by the softmax of their log-sum-exps.
+# One softmax is not the only way. A kernel that gets the keys in parts can join its answers
+# afterwards: attention over all keys is a weighted average of the attention over each part,
+# with the softmax of the parts' log-sum-exps as weights.
 
 # %%
 logits, values = torch.randn(10, dtype=torch.float64), torch.randn(10, dtype=torch.float64)
@@ -60,9 +60,9 @@ weights = torch.stack([x.logsumexp(0) for x, _ in parts]).softmax(0)
 assert torch.allclose(weights @ answers, logits.softmax(0) @ values)
 
 # %% [markdown]
-# Then the cost. Seconds depend on the machine; what a call multiplies, and the memory that it
-# takes at its peak, beyond its inputs and its output, do not. Work is given in keys for each
-# query, two products to a key: one for its logit, one with its value.
+# Then the cost. Seconds depend on the machine; the products that a call computes, and the
+# memory that it takes at its peak, beyond its inputs and its output, do not. Work is given in
+# keys for each query, with two products to a key: one for its logit, one with its value.
 
 
 # %%
@@ -84,15 +84,16 @@ assert keys == 1.5 * 4096 and few < 360 and size > 3.9 * costs[attend][2][1] > 4
 assert costs[chunked_attend][-1][1] == small  # no more for 65,536 tokens than for 4,096
 
 # %% [markdown]
-# More than 4,096 / 260 = 16: the definition computes all logits twice, near and at the ceiling,
-# which with the product by the values makes 1.5 · 4,096 = 6,144 keys for each query; a block
-# computes 325, since it takes its queries' keys together. When the text doubles, work and
-# memory of the definition grow fourfold; the work of the chunked path doubles, for what each
-# query costs stays, and its memory, from 4,096 tokens on, stays as it is.
+# That is more than 4,096 / 260 = 16: the definition computes all logits twice, at true
+# distances and at the ceiling, which with the product with the values makes 1.5 · 4,096 = 6,144
+# keys for each query; a block computes 325, since it takes its queries' keys together. When the
+# text doubles, work and memory of the definition grow fourfold. The work of the chunked path
+# doubles, since the cost of each query stays the same, and so does its memory from 4,096 tokens
+# on.
 
 # %%
 drawing, (seen, *panels) = plot.figure(3, width_ratios=(1.2, 1, 1))
-past = columns <= block[:, None]  # what is to come stays white
+past = columns <= block[:, None]  # the future stays white
 plot.cells(seen, mask * torch.where(columns < 2, plot.START, plot.WINDOW) + (past & ~mask))
 for edge in (1.5, 16.5):
     seen.axvline(edge, color=plot.INK, linestyle=":")
@@ -111,8 +112,8 @@ panels[0].minorticks_off(), panels[1].minorticks_off()
 plot.show(drawing, "The work for each token, and the memory, stop growing with the text")
 
 # %% [markdown]
-# In seconds, beside PyTorch's own kernels: `python -m minilm_inf.benchmark --quick`, a table in
-# the README.
+# For seconds, beside PyTorch's own kernels: `python -m minilm_inf.benchmark --quick`, or the
+# table in the README.
 #
 # **Where this lives.** [chunked.py](../minilm_inf/fast/chunked.py), on
 # [band.py](../minilm_inf/fast/band.py), and [chunk.py](../minilm_inf/fast/chunk.py) for
@@ -120,9 +121,9 @@ plot.show(drawing, "The work for each token, and the memory, stop growing with t
 #
 # ## Exercises
 #
-# 1. Does chunking need the Λ? Compare the two paths under full attention, a sliding window, and
-#    the ceiling without the Λ. Which of them still saves work?
-# 2. Put NaN into all keys and values that the last query of a text does not see, and ask for
+# 1. Does chunking need the Λ? Compare the two paths for vanilla, a sliding window, and the
+#    ceiling without Λ. Where does chunking still save work?
+# 2. Put NaN into all keys and values that the last query of a text does not see, and compute
 #    that query alone. What do both paths return, and why is that a good test?
 #
 # Answers: [solutions/07_same_answer_fewer_keys.py](solutions/07_same_answer_fewer_keys.py).

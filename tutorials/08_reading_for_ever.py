@@ -3,10 +3,10 @@
 #
 # **Question.** What must be kept of a text that never ends?
 #
-# With full attention, every key and value: the cache grows with the text. With the Λ no query
-# to come will see anything but the starting tokens and the last `n_local`. The rest can go.
-# Window keys are kept as they are turned at their positions, starting keys as they are seen at
-# the ceiling, where their own position no longer matters.
+# With vanilla attention, every key and value: the cache grows with the text. With the Λ, no
+# later query sees anything but the starting tokens and the last `n_local`. The rest can go.
+# Window keys are kept turned by their positions; starting keys are kept ready for the ceiling,
+# where their own position no longer matters.
 #
 # **Predict.** How many numbers does the tiny Llama's cache hold after a million tokens? It has
 # 4 layers, 2 key heads of 32, a window of 256 and 10 starting tokens.
@@ -24,9 +24,9 @@ lm = LMInfinite.for_model(model.config, n_global=10)
 ids = tokenizer.encode((plot.HERE / "text.txt").read_text(encoding="utf-8"))
 
 # %% [markdown]
-# **Claim.** Reading in chunks with a cache is reading: the logits are those of the whole text
-# at once. (Here it is cut into 32 chunks; exercise 1 cuts it otherwise.) And with LM-Infinite
-# the cache stops growing.
+# **Claim.** Reading in chunks with a cache gives the same logits as reading the whole text at
+# once. (Here it is cut into 32 chunks; exercise 1 tries other sizes.) And with LM-Infinite the
+# cache stops growing.
 
 # %%
 tokens = torch.tensor([ids[:2048]])
@@ -48,10 +48,10 @@ assert sizes["vanilla"] == 4 * token * 2048
 
 # %% [markdown]
 # So after 2,048 tokens, and after a million, it holds 141,312 numbers: 256 + 10 tokens, and
-# room for the 10 once more beside the window, so that one product answers a query. (Texts of
-# different lengths that are read side by side are padded in front; padding has negative
-# positions, and nobody sees it.) Drawn is what is in use: with full attention as many tokens as
-# were read, with LM-Infinite as many as the next query sees. (The vanilla cache's own buffer
+# room for a copy of the 10 right after the window, so that one product answers a query. (Texts
+# of different lengths that are read side by side are padded in front; padding has negative
+# positions, and no query sees it.) The figure shows what is in use: with vanilla as many tokens
+# as were read, with LM-Infinite as many as the next query sees. (The vanilla cache's own buffer
 # doubles whenever it is full.)
 
 # %%
@@ -64,8 +64,9 @@ plot.show(drawing, "With LM-Infinite the cache stops growing at 266 tokens")
 
 # %% [markdown]
 # **Angles.** A cache that lasts meets large positions. RoPE turns by position · frequency, and
-# float32 has 24 bits, too few for position 200 million, which takes 28. So the package
-# multiplies in float64, and rounds after the cosine. Here is a logit at a distance of 100,
+# float32 has 24 bits, too few for position 200 million, which takes 28. So angles must be
+# computed more exactly, and rounded only after the cosine: the package counts them in integers,
+# as 2^64ths of a turn, and float64 does as well here. This is a logit at a distance of 100,
 # moved along the text; by lesson 01 it should not change at all:
 
 # %%
@@ -104,9 +105,9 @@ plot.show(drawing, "In float64, angles are exact at position 200 million too", "
 
 # %% [markdown]
 # **For ever** has been tried, with a smaller Llama,
-# [nano-llama](../weights/README.md#the-weights): held-out texts, in random order again and
-# again until 200 million tokens are read, as one stream with one cache. Its measurements are in
-# the repository:
+# [nano-llama](../weights/README.md#the-weights). It read held-out texts in random order, again
+# and again up to 200 million tokens, as one stream with one cache. The measurements are in the
+# repository:
 
 # %%
 stream = json.loads((plot.ROOT / "weights" / "stream-200m.json").read_text())["results"]
@@ -123,7 +124,7 @@ axes.set(xlabel="million tokens read", ylabel="nll, nats per token", ylim=(2, 4)
 plot.show(drawing, "The nll of a stream of 200 million tokens stays where it was", "stream")
 
 # %% [markdown]
-# Constant memory is not memory of everything: lesson 10.
+# Constant memory does not remember everything: see lesson 10.
 #
 # **Where this lives.** [cache.py](../minilm_inf/fast/cache.py),
 # [positions.py](../minilm_inf/positions.py) and
@@ -132,9 +133,9 @@ plot.show(drawing, "The nll of a stream of 200 million tokens stays where it was
 #
 # ## Exercises
 #
-# 1. Read the same text in chunks of 1, 7 and 300. How far do the last logits differ, and does
-#    the size of the cache depend on the chunk?
-# 2. Let a cache begin at position 200,000,000 (`model.new_cache(1, lm, first_position=...)`)
-#    and compare the logits of 600 tokens with those at position 0.
+# 1. Read the same text in chunks of 1, 7 and 300. By how much do the last logits differ, and
+#    does the size of the cache depend on the chunk?
+# 2. Let a cache begin at position 200,000,000 (`model.new_cache(1, lm, first_position=...)`),
+#    and compare the logits of 600 tokens with those from position 0.
 #
 # Answers: [solutions/08_reading_for_ever.py](solutions/08_reading_for_ever.py).

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # 09 · Reaching back
 #
-# **Question.** The middle of a long text is not seen. Can a query have back what it needs?
+# **Question.** The middle of a long text is not seen. Can a query get back what it needs?
 #
-# LM-Infinite's third, optional part (paper, section 3.3): each head scores *all* middle keys,
-# as if they stood at one fixed distance, and its `top_k` best join the softmax at that
-# distance. Where they come from plays no part, so no distance is ever new. By default only the
-# last token of the prompt and each generated one reach back, from layer `top_k_from_layer` on,
-# which is the first.
+# This is LM-Infinite's third, optional part (paper, section 3.3): each head scores *all* middle
+# keys, as if they stood at one fixed distance, and its `top_k` best join the softmax at that
+# distance. Where they really stand plays no part, so no distance is ever new. By default only
+# the last token of the prompt and each generated token reach back, in the layers from
+# `top_k_from_layer` on (here, in all).
 #
 # **Predict.** A number of five digits is hidden in a text and asked for at its end. The model
 # was trained on 256 tokens, the text has up to 2,048. How often is the number found with no
-# middle key, with 1 and with 5 for each head?
+# middle key, and with one for each head? And what if it has six digits?
 
 # %%
 from dataclasses import replace
@@ -34,8 +34,8 @@ def comes_back(logits: list[float], i: int, n_local: int, n_global: int, k: int)
 
 
 # %% [markdown]
-# In the loop, a key is in the middle if it is neither a starting token nor in the window; the
-# k largest logits win. The package does this for all heads at once, and here, with
+# In this specification, a key is in the middle if it is neither a starting token nor in the
+# window; the k largest logits win. The package does this for all heads at once, and here, with
 # `top_k_queries="all"`, for all queries, so that each can be checked:
 
 # %%
@@ -49,7 +49,7 @@ for i in range(40):
 
 # %% [markdown]
 # Now the tiny Llama, which has learned to answer such questions within its 256 tokens. A trial
-# is a text of an exact length with the number at an exact depth; greedy decoding must write all
+# is a text of a given length with the number at a given depth; greedy decoding must write all
 # five digits. (The text calls the number a pass key.)
 
 # %%
@@ -60,10 +60,10 @@ maker, longer = PassKey(practice, tokenizer), PassKey(practice, tokenizer, digit
 print(tokenizer.decode(maker.trial(60, 0.5, [5]).ids))
 
 # %% [markdown]
-# **Claim.** Without the middle, a number is found only where it stands in the window. With it,
-# all are found again, in a text eight times as long as any in the training, 3 trials a cell.
-# For this model a single middle key for each head is enough. More can do harm: a number of six
-# digits, which the model has not practised, is found more often with 1 than with 5.
+# **Claim.** Without the middle, a number is found only where it stands in the window. With a
+# single middle key for each head all are found, in texts up to eight times as long as any in
+# training (3 trials a cell). More keys can do harm: a number of six digits, which the model has
+# not practised, is found more often with 1 than with 5.
 
 # %%
 plain, lengths = LMInfinite.for_model(model.config, n_global=10), (256, 512, 1024, 2048)
@@ -98,9 +98,9 @@ bars.set(
 plot.show(drawing, "One middle key a head finds the number again; more are not better")
 
 # %% [markdown]
-# **The words matter.** Both numbers and questions were worded as in training, where these
-# models learned to copy an answer. With the number in sight, in texts of 256 tokens, tell it
-# and ask for it in other words:
+# **The words matter.** So far numbers and questions were worded as in training, where these
+# models learned to copy an answer. Now the number is in sight, in texts of 256 tokens, but it
+# is stated and asked for in other words:
 
 # %%
 wordings = {
@@ -120,18 +120,18 @@ for name in ("tiny-llama", "tiny-mpt"):
     assert right["as in training"] > 0.9 > 0.5 > right["was"]
 
 # %% [markdown]
-# So a number that is not found may have been seen, and the question not understood: what comes
-# back helps a model no more than what is in sight would.
+# So a number that is not found may well have been seen, and the question not understood: a
+# token that comes back helps no more than it would in sight.
 #
-# Reaching back is not free for what was in sight: keys that come back take attention from the
-# window's. With 5 of them tiny-gptj writes 80.8% of the numbers that stand in its window, and
-# 97.4% without ([retrieval.md](../weights/retrieval.md); its n_global is 24, so that a number
-# has room among the starting tokens, where the default is 10).
+# Reaching back has a price for what is in sight: keys that come back take attention from the
+# window. With 5 of them tiny-gptj finds 80.8% of the numbers that stand in its window, without
+# them 97.4% ([retrieval.md](../weights/retrieval.md), made with n_global 24, so that a number
+# fits among the starting tokens; with the default, 10, it does not, and is not found there).
 #
-# What it costs: the whole past must be kept, its keys not turned, and scored by every token
-# that reaches back. With `top_k` memory is not constant. The paper finds a gain too, of
-# Llama-2-7B with k = 5 (a number in 16,000 tokens: 79%, against 27% for the last 4,000 tokens
-# alone); there k = 1 finds fewer.
+# What it costs: the whole past must be kept, with its keys not turned, and every token that
+# reaches back scores all of it. With `top_k`, memory is not constant. The paper finds a gain
+# too, for Llama-2-7B with k = 5 (a number in 16,000 tokens: 79%, against 27% for the last 4,000
+# tokens alone); there k = 1 finds fewer.
 #
 # **Where this lives.** [top_k.py](../minilm_inf/top_k.py) is the definition,
 # [middle.py](../minilm_inf/fast/middle.py) asks in float32 first;
@@ -139,10 +139,10 @@ for name in ("tiny-llama", "tiny-mpt"):
 #
 # ## Exercises
 #
-# 1. Which middle keys do come back? At the last query of a trial of 512 tokens, count in how
-#    many heads and layers one of the number's five digits is among them (`recording` of lesson
-#    04 shows q and k).
-# 2. Does the distance at which middle keys seem, 128, matter? Try 16, 64 and 255. And which
+# 1. Which middle keys come back? At the last query of a trial of 512 tokens, count in how many
+#    heads and layers one of the number's five digits is among them (`recording`, in the module
+#    that lesson 04 uses, shows q and k).
+# 2. Does it matter that middle keys seem to be at distance 128? Try 16, 64 and 255. And which
 #    layers must reach back? Try `top_k_from_layer` 1, 2 and 3.
 #
 # Answers: [solutions/09_reaching_back.py](solutions/09_reaching_back.py).

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 10 · What it does not do
 #
-# **Question.** A model with LM-Infinite reads on fluently for ever. What of the text does it
-# still know?
+# **Question.** A model with LM-Infinite reads on fluently for ever. How much of the text does
+# it still know?
 #
 # **Predict.** A model of 4 layers with a window of 32 and 4 starting tokens reads 160 tokens.
-# You change one of them. For which does the last prediction change?
+# You change one of them. For which of them does the last prediction change?
 
 # %%
 import json
@@ -21,9 +21,9 @@ model, tokenizer = load(folder, dtype=torch.float64)
 bos, *ids = tokenizer.encode((plot.HERE / "text.txt").read_text(encoding="utf-8"))
 
 # %% [markdown]
-# Reach, as in exercise 1 of lesson 05: N layers hand information on by at most N(n_local - 1)
-# tokens, here 4 · 31 = 124. There a mask said so, here the model is asked: a row for each
-# changed token, in float64, so that little can be told from nothing.
+# Recall exercise 1 of lesson 05: N layers carry information over at most N(n_local - 1) tokens,
+# here 4 · 31 = 124. There the mask showed it; here the model itself is asked, with one row for
+# each changed token, in float64, so that very little can be told from nothing.
 
 # %%
 n, N, L, G = 160, model.config.n_layer, 32, 4
@@ -37,8 +37,8 @@ with torch.inference_mode():
 influence = (logits[:-1] - logits[-1]).abs().amax(1)  # the last row is the unchanged text
 
 # %% [markdown]
-# **Claim.** The starting tokens count, the last 124 and the present count, and everything
-# between has no influence at all, beyond what float64 rounds off:
+# **Claim.** The starting tokens, the last 124 and the present one count. Everything between has
+# no influence at all, beyond float64's rounding:
 
 # %%
 j, reach = torch.arange(n), N * (L - 1)
@@ -58,11 +58,11 @@ axes.set_ylabel("largest change of a logit of the last token")
 plot.show(drawing, "What lies out of reach of all layers has no influence at all")
 
 # %% [markdown]
-# Fluency, then, is another matter. Four ways to read on with about as many keys in sight: a
-# sliding window of 266; a window of 256 and 10 starting tokens, with StreamingLLM's distances
-# or LM-Infinite's; and re-encoding (lesson 03), with 129 to 256. StreamingLLM counts distances
-# in its cache: to a starting token j it is min(i, 265) - j, where LM-Infinite has
-# min(i - j, 256).
+# Fluency is another matter. Here are four ways to read on with about the same number of keys in
+# sight: a sliding window of 266; a window of 256 and 10 starting tokens, with StreamingLLM's
+# distances or LM-Infinite's; and re-encoding (lesson 03), with 129 to 256. StreamingLLM counts
+# distances in its cache: from query i to a starting token j it is min(i, 265) - j, where
+# LM-Infinite has min(i - j, 256).
 
 # %%
 model, _ = load(folder)
@@ -88,11 +88,11 @@ def found(pieces: dict) -> dict:
 
 
 # %% [markdown]
-# All four are nearly as fluent as one another, within 0.02 nat, though they do not forget the
-# same: re-encoding reaches at most 255 tokens back, the others 255 or 265 in each layer. The
-# nll of a novel does not show it. LM-Infinite's gain over re-encoding is its cost: it reads
-# each token once. A real model, SmolLM2-135M, with 260 keys in sight, loses much with the
-# sliding window, and the other three stay alike (measured beforehand, as in lesson 05):
+# All four are about equally fluent, within 0.02 nat, though they do not forget the same things:
+# re-encoding reaches at most 255 tokens back, the others 255 or 265 in each layer. The nll of a
+# novel does not show that. What LM-Infinite gains over re-encoding is cost: it reads each token
+# once. A real model, SmolLM2-135M, with 260 keys in sight, loses much with the sliding window,
+# and the other three stay close (measured beforehand, as in lesson 05):
 
 # %%
 real = json.loads((plot.HERE / "figures" / "smollm2.json").read_text())["nll"]
@@ -109,14 +109,14 @@ for axes, (name, pieces) in zip(
         axes.errorbar(mean, y, xerr=around, **style)
         assert abs(mean) + around < 0.05 or (method, pieces is real) == ("sliding window", True)
     axes.axvline(0, color=plot.INK, linewidth=1, linestyle=":")
-    axes.set(title=name, xlabel="nats per token, less LM-Infinite's", ylim=(3.5, -0.5))
+    axes.set(title=name, xlabel="nats per token, minus LM-Infinite's", ylim=(3.5, -0.5))
 panels[0].set_yticks(range(4), methods)
 assert found(real)["sliding window"][0] > 0.5
-plot.show(drawing, "SmolLM2 needs its starting tokens; else all four read alike", "smollm2")
+plot.show(drawing, "SmolLM2 needs its starting tokens; otherwise all four tie", "smollm2")
 
 # %% [markdown]
-# If the answer stands in the middle, reach back (lesson 09), or use another method:
-# [neighbours](neighbours.md).
+# If the answer stands in the middle, reach back (lesson 09), or use another method (see
+# [neighbours](neighbours.md)).
 #
 # **Where this lives.** [explain.py](../minilm_inf/writing/explain.py) shows what a token was
 # made from; [compare.py](../minilm_inf/evaluate/compare.py) measures fluency,
@@ -124,9 +124,9 @@ plot.show(drawing, "SmolLM2 needs its starting tokens; else all four read alike"
 #
 # ## Exercises
 #
-# 1. Two texts have the same first 4 tokens and the same last 125. Between these the one has
-#    1,000 tokens of its own, the other 10. Show that their last logits are the same.
-# 2. Is the reach used? Find how far back the nearest token stands whose influence is below a
-#    thousandth of the largest, and compare with 124.
+# 1. Two texts share their first 4 tokens and their last 125. In between, one has 1,000 tokens
+#    of its own, the other 10. Show that their last logits are the same.
+# 2. Is the whole reach used? Find the nearest token whose influence is below a thousandth of
+#    the largest, and compare its distance with 124.
 #
 # Answers: [solutions/10_what_it_does_not_do.py](solutions/10_what_it_does_not_do.py).

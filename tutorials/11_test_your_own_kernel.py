@@ -1,15 +1,16 @@
 # %% [markdown]
 # # 11 · Test your own kernel
 #
-# **Question.** You have written attention for another machine, or found someone's. How do you
-# hold it to the definition, and learn *what* is wrong with it?
+# **Question.** You have written attention for another machine, or found someone else's. How do
+# you hold it to the definition, and learn *what* is wrong with it?
 #
 # `attend` is slow and plain on purpose: it is what every faster path is compared with. A random
 # test says that a kernel is wrong; a few chosen ones say where to look.
 #
 # **Predict.** Three kernels are wrong: one sees one key too many in its window, one has its
 # ceiling at n_local - 1, one rotates its keys twice. At which query position does each first
-# give a wrong answer? (A fourth leaves the rows after its last block of 16 unwritten, as NaN.)
+# give a wrong answer? (A fourth leaves the rows after its last full block of 16 unwritten, as
+# NaN.)
 
 # %%
 from dataclasses import replace
@@ -49,15 +50,15 @@ KERNELS = [chunked_attend, window_off_by_one, ceiling_off_by_one, keys_rotated_t
 KERNELS += [last_row_not_written]
 
 # %% [markdown]
-# `check` calls a kernel as `attend` is called, and compares. It asks its questions in an order
-# in which each brings in one kind of thing more, so the first that fails names the mistake:
+# `check` calls a kernel as `attend` is called, and compares. Each of its questions adds one
+# thing to those before it, so the first that fails names the mistake:
 
 # %%
 print(check(ceiling_off_by_one))
 
 # %% [markdown]
-# **Claim.** The first name is the mistake's own. What stands below it is often the same mistake
-# again: whoever has the ceiling wrong has it wrong in padded texts, too.
+# **Claim.** The first name is the mistake's own. What follows is often the same mistake again:
+# a kernel with a wrong ceiling has it wrong in padded texts, too.
 
 # %%
 found = {kernel.__name__: check(kernel) for kernel in KERNELS}
@@ -67,9 +68,9 @@ for name, first in zip(found, names):
 assert names == ["nothing found", "window", "ceiling", "positions", "shapes"]
 
 # %% [markdown]
-# A kernel in float32 or bfloat16 is given vectors that are rounded already, and the definition
-# gets these same vectors in float64. What is left is the kernel's own rounding, and a tolerance
-# for each type that a right kernel stays well below and no planted mistake does:
+# A kernel in float32 or bfloat16 gets vectors that are rounded already, and the definition gets
+# the same vectors in float64. What remains is the kernel's own rounding. Each type has a
+# tolerance that a right kernel stays well below, and no planted mistake does:
 
 # %%
 for dtype in (torch.float64, torch.float32, torch.bfloat16):
@@ -114,13 +115,13 @@ axes.set(xlabel="query position", title="shade: size of the error; at the right,
 plot.show(drawing, "The first row that is wrong tells what is wrong with a kernel")
 
 # %% [markdown]
-# The rotation is wrong at row 1, for row 0 sees only itself; the ceiling at row n_local, where
-# key 0 stands at n_local and seems nearer. And the window only at row n_local + n_global:
-# before it, the key too many is a starting token, which is seen in any case and at the same
-# distance. A test of n_local + 1 tokens would have let it pass, and a test of 3 n_local tokens
-# the row that is not written.
+# The rotation is wrong at row 1, as row 0 sees only itself; the ceiling at row n_local, where
+# key 0 is n_local away and seems nearer. The window is wrong only at row n_local + n_global:
+# before that, the extra key is a starting token, which is seen anyway and at the same distance.
+# A test of n_local + 1 tokens would have missed it, and a test of 3 n_local tokens would have
+# missed the row that is not written.
 #
-# A kernel of your own need not be complete to be checked. What it answers with
+# A kernel of your own need not be complete to be checked. A call that it answers with
 # NotImplementedError is listed as not done; `placed=True` is for one that takes q and k already
 # rotated, and knows no ceiling; `backward=True` asks for gradients, `top_k=True` for the middle
 # keys that come back. And without a line of Python:
@@ -128,16 +129,16 @@ plot.show(drawing, "The first row that is wrong tells what is wrong with a kerne
 #     python -m minilm_inf.conformance my_module:my_kernel --dtype bfloat16 --device cuda
 #
 # **Where this lives.** [attention.py](../minilm_inf/attention.py) is what to compare with,
-# [conformance/questions.py](../minilm_inf/conformance/questions.py) what is asked: the sizes in
-# it have broken kernels before.
+# [conformance/questions.py](../minilm_inf/conformance/questions.py) what is asked: its sizes
+# have broken kernels before.
 #
 # ## Exercises
 #
 # 1. Write three kernels: one forgets the scale, one counts a starting token twice while it is
 #    still inside the window, one gives query head h the key head h mod H_kv. What does
 #    `check` say?
-# 2. Random vectors hide small mistakes: with 1,000 keys one key more changes little. Compare
-#    the error of `window_off_by_one` for windows of 16 and of 1,024. How large a tolerance
-#    would let the second pass?
+# 2. Random vectors hide small mistakes: among 1,000 keys, one more changes little. Compare the
+#    error of `window_off_by_one` for windows of 16 and of 1,024. How large a tolerance would
+#    let the second pass?
 #
 # Answers: [solutions/11_test_your_own_kernel.py](solutions/11_test_your_own_kernel.py).

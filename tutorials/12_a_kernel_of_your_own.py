@@ -7,12 +7,13 @@
 # A GPU runs thousands of *programs* at once. Each takes a few consecutive queries of one head
 # past their keys, a *tile* at a time, and keeps three things of what it saw: the highest logit,
 # the sum of the weights, and the weighted sum of the values. That is an *online softmax*:
-# whenever a higher logit comes, both sums shrink to its measure, and the result is exact.
-# [Triton](https://triton-lang.org) writes such programs in Python, and interprets them on any
-# machine. Without it this lesson runs too, and asks nothing (`pip install triton==3.7.1`).
+# whenever a higher logit comes, both sums are scaled down to match, and the result is exact.
+# [Triton](https://triton-lang.org) lets you write such programs in Python, and interprets them
+# on any machine (`pip install triton==3.7.1`). Without it this lesson runs too, but checks
+# nothing.
 #
-# **Predict.** A text has 160 tokens, a window 48; queries and keys come in tiles of 16. How
-# many of the 55 tiles on or below the diagonal does LM-Infinite visit?
+# **Predict.** A text has 160 tokens and a window of 48; queries and keys come in tiles of 16.
+# How many of the 55 tiles on or below the diagonal does LM-Infinite visit?
 
 # %%
 import os
@@ -33,10 +34,10 @@ TILE = 16
 # %% [markdown]
 # ## One leg of the Λ
 #
-# `see` is a tile of keys under the online softmax, and `program` is one program: it walks the
-# window of its queries, and then the starting keys, which is all that LM-Infinite adds. The
-# window's keys are placed and meet placed queries; the starting keys are as they came and meet
-# queries that stand at the ceiling C, so that each of them seems exactly C away.
+# `see` takes one tile of keys into the online softmax, and `program` is one program: it walks
+# through the window of its queries, and then through the starting keys, which is all that
+# LM-Infinite adds. The window's keys are placed and meet placed queries; the starting keys stay
+# unplaced and meet queries placed at the ceiling C, so each of them seems exactly C away.
 
 # %%
 if triton:
@@ -80,8 +81,8 @@ if triton:
 
 
 # %% [markdown]
-# The launcher places the vectors, and says what the kernel cannot do. `n_starting` is for the
-# lesson: at first the second leg is left out.
+# The launcher places the vectors, and refuses what the kernel cannot do. `n_starting` is for
+# this lesson: the first version leaves out the second leg.
 
 
 # %%
@@ -117,9 +118,9 @@ names = [first_found(one_leg), first_found(kernel)]
 assert names == (["starting", "nothing"] if triton else ["nothing"] * 2)
 
 # %% [markdown]
-# **Claim.** With one leg `check` misses the starting tokens, with both it finds nothing wrong,
-# and lists what is not done: rows of their own, fewer queries than keys, ALiBi. So a kernel can
-# be right before it ever met a GPU; only its speed cannot be known.
+# **Claim.** With one leg `check` misses the starting tokens; with both it finds nothing wrong,
+# and lists what is not done: padded rows, fewer queries than keys, ALiBi. So a kernel can be
+# known to be right before it ever meets a GPU; only its speed cannot.
 #
 # That speed comes from the tiles that are never visited:
 
@@ -141,12 +142,12 @@ axes.set(xlabel="tile of keys", ylabel="tile of queries: a program")
 plot.show(drawing, f"A program visits its window and the starting keys: {visited} of 55 tiles")
 
 # %% [markdown]
-# In a longer text the share falls: at 16,384 tokens and a window of 2,048 it is a quarter.
+# In a longer text the share falls: with 16,384 tokens and a window of 2,048 it is a quarter.
 #
 # **Where this lives.** [fast/triton_band.py](../minilm_inf/fast/triton_band.py) is the same
 # kernel, grown up: ALiBi, padding, fewer queries than keys, heads of any size, half precision,
-# and no mask in tiles that every query sees whole. `make kernel` asks it all that `check`
-# knows.
+# and no mask in tiles that every query sees whole. `make kernel` puts it through all of
+# `check`.
 #
 # ## Exercises
 #

@@ -2,10 +2,10 @@
 # # A · Bring your own checkpoint
 #
 # **Question.** You have a folder with a Llama, an MPT or a GPT-J on your disk. How do you read
-# it, and will your memory hold it?
+# it, and will it fit into memory?
 #
 # This lesson makes such a folder itself, from the tiny GPT-J: its config.json, its tokenizer,
-# and its weights as `pytorch_model.bin`, a pickle, in which older checkpoints come.
+# and its weights as `pytorch_model.bin`, a pickle, the format of older checkpoints.
 #
 # **Predict.** Llama-2-7B keeps 32 key heads of 128 in each of 32 layers, in 16 bits. How large
 # is its cache after 4,096 tokens, and after a million? And with LM-Infinite?
@@ -34,10 +34,10 @@ for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
 torch.save(load_file(original / "model.safetensors"), mine / "pytorch_model.bin")
 
 # %% [markdown]
-# `convert` writes model.safetensors beside the pickle, of which nothing but tensors is ever
-# read. `inspect` looks into a folder in an instant, without reading weights: what it is, where
-# every tensor goes. Its first lines stand below. Both are commands,
-# `python -m minilm_inf.convert FOLDER` and `python -m minilm_inf.inspect FOLDER`:
+# `convert` writes model.safetensors beside the pickle, from which nothing but tensors is ever
+# read. `inspect` looks into a folder in an instant, without reading weights, and says what it
+# is and where every tensor goes. Its first lines are printed below. Both are commands: `python
+# -m minilm_inf.convert FOLDER` and `python -m minilm_inf.inspect FOLDER`.
 
 # %%
 with contextlib.chdir(place):
@@ -59,8 +59,8 @@ print(texts[1])
 assert texts[0] == texts[1]
 
 # %% [markdown]
-# Memory is known before anything is loaded. The formula of `generate --plan`
-# says exactly what a cache will hold:
+# The memory needed is known before anything is loaded. The formula of `generate --plan` says
+# exactly how large a cache will be:
 
 # %%
 tokens = torch.tensor([tokenizer.encode((plot.HERE / "text.txt").read_text())[:700]])
@@ -93,8 +93,8 @@ plot.show(drawing, "LM-Infinite keeps Llama-2-7B's cache at 2 GB, however long t
 shutil.rmtree(place)
 
 # %% [markdown]
-# At 4,096 tokens LM-Infinite takes a little more: 4,096 + 10 tokens; and soon after, room for
-# the 10 once more (lesson 08). From there on it grows no more.
+# At 4,096 tokens LM-Infinite takes a little more, 4,096 + 10 tokens, and soon after that room
+# for another copy of the 10 (lesson 08). From there on it no longer grows.
 #
 # What a folder may hold: Llama 1 to 3.2, TinyLlama, SmolLM2, Mistral without a sliding window;
 # MPT in both spellings; GPT-J. What is not understood is refused by name, never guessed. If a
@@ -107,9 +107,9 @@ shutil.rmtree(place)
 #
 # ## Exercises
 #
-# 1. Change a setting in a copy of its config.json to what cannot be, such as
+# 1. In a copy of the folder, change a setting in config.json to an impossible value, such as
 #    `"rotary_dim": 23`, or remove a tensor. What does `load` say?
-# 2. Which `n_local` would let Llama-2-7B's cache fit into 1 GB in 16 bits, with 10 starting
+# 2. With which `n_local` would Llama-2-7B's cache fit into 1 GB in 16 bits, with 10 starting
 #    tokens?
 #
 # Answers: [solutions/A_your_own_checkpoint.py](solutions/A_your_own_checkpoint.py).

@@ -3,13 +3,12 @@
 #
 # **Question.** Does a barely trained model fail beyond the trained length too?
 #
-# A model is trained here in about fifteen seconds, on one core, from scratch: a tokenizer of
+# This lesson trains a model from scratch in about fifteen seconds, on one core: a tokenizer of
 # 512 ids, then a Llama of 100,000 parameters, on the 60,000 characters of `text.txt`. It is a
 # poor model. The three tiny models of this repository took about an hour each, on much more
-# text (their commands stand in their cards, such as
-# [tiny-llama](../weights/tiny-llama/README.md)).
+# text (the commands are in their cards, such as [tiny-llama](../weights/tiny-llama/README.md)).
 #
-# **Predict.** It has read 600,000 tokens, 256 at a time, the same ones again and again. Does a
+# **Predict.** It reads 600,000 tokens, 256 at a time, the same text again and again. Does a
 # model this young already fail beyond 256, and does LM-Infinite already help?
 
 # %%
@@ -34,7 +33,7 @@ flags = [f"--{name}={value}" for name, value in (options | sizes | budget).items
 assert train(flags) == 0
 
 # %% [markdown]
-# The folder that it wrote is a checkpoint like any other: lesson A's commands read it.
+# The folder that it writes is a checkpoint like any other: lesson A's commands read it.
 
 # %%
 model, tokenizer = load(place / "mine")
@@ -47,10 +46,9 @@ assert log[-1]["held_out_nll"] < log[0]["held_out_nll"] - 1
 
 # %% [markdown]
 # **Claim.** This one hardly fails. The model reads the text that it learned from, in pieces of
-# 1,024 tokens: beyond 512 the plain model is a little worse than with LM-Infinite, by about a
-# tenth of a nat, where the tiny Llama lost five (lesson 06). The two differ in size, layers,
-# vocabulary and training at once. Whether size or training makes the difference, one run
-# cannot say.
+# 1,024 tokens: beyond 512, vanilla is worse than LM-Infinite by only about a tenth of a nat,
+# where the tiny Llama lost five (lesson 06). The two models differ in size, layers, vocabulary
+# and training all at once. Which of these makes the difference, one run cannot say.
 
 # %%
 bos, *ids = tokenizer.encode((plot.HERE / "text.txt").read_text(encoding="utf-8"))
@@ -79,9 +77,9 @@ plot.show(drawing, "A barely trained model hardly fails beyond its length")
 shutil.rmtree(place)
 
 # %% [markdown]
-# The exact numbers depend on the machine; the shape does not. To train a model of your own on
-# your own text: `python -m minilm_inf.train --text FILE --out FOLDER`. It stops and resumes at
-# any step.
+# The exact numbers depend on the machine; the shape of the curves does not. To train a model on
+# your own text: `python -m minilm_inf.train --text FILE --out FOLDER`. It can be stopped and
+# resumed at any step.
 #
 # **Where this lives.** [train/](../minilm_inf/train/__main__.py), with
 # [recipes.py](../minilm_inf/train/recipes.py) (sizes, initial weights, what is read when) and
@@ -90,8 +88,8 @@ shutil.rmtree(place)
 # ## Exercises
 #
 # 1. How large is the nll of a model that has learned nothing, and of one that knows only how
-#    frequent each of the 512 ids is? Where among these does the first held-out point stand?
-# 2. How many tokens of training are there for each parameter? Compare the tiny
-#    Llama, which read 30.2 million tokens.
+#    frequent each of the 512 ids is? Where between these is the first held-out point?
+# 2. How many training tokens are there for each parameter? Compare the tiny Llama, which read
+#    30.2 million tokens.
 #
 # Answers: [solutions/B_train_your_own.py](solutions/B_train_your_own.py).

@@ -3,14 +3,14 @@
     python lm_infinite_in_one_file.py FOLDER [PROMPT]
 
 A model that learned from texts of L tokens fails on longer ones. LM-Infinite (Han et al., NAACL
-2024, arXiv 2308.16137, section 3.2) lets the same weights go on, with two changes to attention:
+2024, arXiv 2308.16137) lets it go on, by a Λ-shaped mask (1, 2) and a ceiling (3) in attention:
 
-1. The Λ-shaped mask has two legs: a query sees the last L keys, at their true distances,
-2. and the first G keys of the text, the starting tokens. Nothing else.
-3. The ceiling: a starting token that has left the window seems to stand at distance C = L.
+1. A query sees the last L keys, the window, at their true distances,
+2. and the first G keys of the text, the starting tokens. It sees nothing else.
+3. A starting token that has left the window seems to stand at distance C = L.
 4. So no distance, and no number of keys, is far from what training has shown.
-5. Up to L tokens nothing changes: one softmax over all keys that are seen, as ever.
-6. What lies between the legs is never seen again: a ring of L keys, and G more, is all memory.
+5. Up to L tokens nothing changes: one softmax over all keys, as in any Llama.
+6. What lies between the legs of the Λ is never seen again: all memory is L + G keys.
 
 Letters: i position of a query, j of a key, d = i - j; G n_global, L n_local, C the ceiling; T
 queries, S keys, H heads, K key heads, D width of a head, E of the model, V of the vocabulary.
@@ -191,7 +191,7 @@ def main():
             print(text, end="", flush=True)
         print()
     except KeyError as error:
-        sys.exit(f"{options.folder} is no plain Llama: it lacks {error}")
+        sys.exit(f"{options.folder} is not a plain Llama: it lacks {error}")
     except Exception as error:
         sys.exit(f"{options.folder} cannot be read: {error}")
 

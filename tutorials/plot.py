@@ -100,8 +100,7 @@ def line(axes, x, y, role: str, label: str | None = None, **kwargs):
 def steps(axes, edges, values, role: str, **kwargs):
     """A line of steps, each of which spans what its value is the mean of."""
     if matplotlib is not None:
-        style = {"drawstyle": "steps-post", "linestyle": "-"} | kwargs
-        line(axes, edges, [*values, values[-1]], role, **style)
+        line(axes, edges, [*values, values[-1]], role, drawstyle="steps-post", **kwargs)
 
 
 def cells(axes, values):

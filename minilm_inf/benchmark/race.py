@@ -1,8 +1,8 @@
 """Time and memory, taken so that they can be compared: contestants take turns, and the median
 counts.
 
-A machine is faster in one minute than in the next. Whoever runs all of a, then all of b,
-measures that too; here a round is one run of each, and what disturbs a round disturbs them all.
+A machine is faster in one minute than in the next. Running all of a, then all of b, measures
+that too; here a round is one run of each, and what disturbs a round disturbs them all.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def race(makers: list[tuple[Row, Callable]], rounds: int, device) -> list[Row]:
     ..., `rounds` times. The first is the base of all.
 
     makers: rows, each with a function that makes its contestant: a function that is timed. It
-    may tell its extra_bytes; else they are measured once all is timed. Whoever cannot be made,
+    may tell its extra_bytes; else they are measured once all is timed. One that cannot be made,
     or fails in the first round, says so in its row, and the others go on. The first round warms
     up (caches, compilers, thread pools) and is not counted. stderr is told of the race.
     """

@@ -3,9 +3,9 @@
     python -m minilm_inf.conformance MODULE:FUNCTION [--dtype float32] [--device cuda]
 
 calls the function as attention.attend is called, with (q, k, v, q_positions, k_positions,
-scheme, lm), and compares. Each question brings in one kind of thing more, so the first that
-fails names the mistake. What the kernel answers with NotImplementedError is listed as not
-done, and is no mistake. Exit code 0: nothing was found; 1: something was; 2: bad arguments.
+scheme, lm), and compares. Each question adds one thing to those before it, so the first that
+fails names the mistake. A call that the kernel answers with NotImplementedError is listed as
+not done, and is no mistake. Exit code 0: nothing was found; 1: something was; 2: bad arguments.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--dtype", choices=dtypes, default="float32", help="of the vectors (%(default)s)")
     add("--device", default="cpu", help="where they lie (%(default)s)")
     add("--placed", action="store_true", help="q and k come placed, and there is no ceiling")
-    add("--backward", action="store_true", help="ask for gradients as well")
-    add("--top-k", action="store_true", help="ask for the middle keys that come back as well")
+    add("--backward", action="store_true", help="check gradients as well")
+    add("--top-k", action="store_true", help="check the middle keys that come back as well")
     add("--skip", nargs="+", default=[], metavar="NAME", help="questions not to ask")
     add("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args(arguments)

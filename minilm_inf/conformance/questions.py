@@ -1,5 +1,5 @@
-"""What a kernel is asked: questions of a few calls each, in an order in which each brings in
-one kind of thing more.
+"""What a kernel is asked: questions of a few calls each, in an order in which each adds one
+thing to those before it.
 
 The sizes have broken kernels before: texts of the window's length, one more or less, or a
 multiple of it; one query; a window of one; more starting tokens than window.

@@ -1,11 +1,11 @@
-"""Make a folder that loads here of weights that come in another format.
+"""Turn weights in another format into a folder that loads here.
 
     python -m minilm_inf.convert FOLDER        pytorch_model.bin -> model.safetensors, beside it
     python -m minilm_inf.convert MODEL.gguf    a Llama of llama.cpp -> the folder MODEL, float16
 
-Names, dtypes and numbers of a .bin stay as they are, and of a pickle only the tensors are read.
-No file is overwritten, and none is there before it is whole: what was interrupted can be run
-again, and goes on with the next file.
+Names, dtypes and numbers of a .bin stay as they are, and only the tensors of a pickle are read.
+No file is overwritten, and none appears before it is whole: an interrupted run can be started
+again, and continues with the next file.
 """
 
 from __future__ import annotations

@@ -53,10 +53,10 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a stranger's program may end in any of them
         asked = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
-        what = f"would run {asked[1]}" if asked else "is damaged, or no such file"
+        what = f"would run {asked[1]}" if asked else "is damaged, or is not such a file"
         raise ValueError(
             f"{path} was not read, as it {what}: fetch the weights again, from somebody you "
-            "trust, best as safetensors"
+            "trust, preferably as safetensors"
         ) from error
     if not isinstance(held, dict):
         raise ValueError(f"{path} holds no tensors by their names: it is no file of weights")

@@ -8,9 +8,9 @@
     factor 3    starting tokens: how far the first positions' hidden states stand from the rest,
                 how much attention they get, and what it costs to drop them
 
-each of the vanilla model beside LM-Infinite with the given flags. Prints a line for each
-factor, which says whether this model shows it (by the rules in minilm_inf/diagnose/factors.py)
-and writes diagnosis.json, with all numbers, and, where matplotlib is installed, factors.png.
+each for the vanilla model and for LM-Infinite with the given flags. Prints a line for each
+factor, which says whether this model shows it (by the rules in minilm_inf/diagnose/factors.py),
+and writes diagnosis.json, with all numbers, and, if matplotlib is installed, factors.png.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.attention != "lambda" or options.top_k_middle or options.n_global == 0:
         parser.error(
-            "a diagnosis holds the Λ and its starting tokens beside the vanilla model: leave "
-            "out --attention, --top-k-middle and --n-global 0"
+            "a diagnosis compares vanilla with LM-Infinite and its starting tokens: leave out "
+            "--attention, --top-k-middle and --n-global 0"
         )
     return guarded(lambda: run(options), smaller="--length")
 

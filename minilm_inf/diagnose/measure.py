@@ -3,7 +3,7 @@
 Every text is read three times, each time as a whole, layer by layer:
 
     vanilla     rows of attention as they are; the same rows with no distance beyond the
-                trained length, which tells unseen distances from unseen keys; hidden states
+                trained length, which separates new distances from too many keys; hidden states
                 within the trained length; nll
     lambda      rows of attention; nll
     dropped     nll, of the same window without any starting token

@@ -94,16 +94,16 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
         names = dict(type=several(partial(one_of, methods)), default=list(methods))
         asked.add_argument("--methods", **names, metavar="NAME,NAME",
                            help=f"of {', '.join(methods)}; topk takes --top-k-middle {TOP_K} "
-                           "unless told (default: all)")  # fmt: skip
+                           "unless given (default: all)")  # fmt: skip
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
-                            help="draw it (needs matplotlib)")  # fmt: skip
+                            help="draw the result (needs matplotlib)")  # fmt: skip
     result.add_argument("--out", type=Path, metavar="RUN.json",
-                        help="write it there, and while it runs a state beside it; without "
-                        "--out nothing is saved, and an interrupted run is lost")  # fmt: skip
+                        help="write the result there, and during the run a state beside it; "
+                        "without it an interrupted run is lost")  # fmt: skip
     result.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
                         help="how often the state is saved (%(default)s)")  # fmt: skip
     result.add_argument("--resume", type=Path, metavar="RUN.json",
-                        help="go on with an interrupted run; takes no other flag")  # fmt: skip
+                        help="continue an interrupted run; takes no other flag")  # fmt: skip
     flags.add_model(task)
     flags.add_sight(task, queries)
     return asked
@@ -113,7 +113,7 @@ def add_perplexity(tasks):
     what = "nll by position of any number of tokens, in constant memory"
     asked = task_of(tasks, "perplexity", perplexity, what)
     asked.add_argument("--stream", action="store_true",
-                       help="the documents come again and again, until --length")  # fmt: skip
+                       help="repeat the documents until --length")  # fmt: skip
     asked.add_argument("--plan", action="store_true",
                        help="print the memory and the arithmetic of reading --length tokens, "
                        "and run nothing")  # fmt: skip
@@ -141,7 +141,7 @@ def add_retrieval(tasks, name: str, what: str):
     asked = task_of(tasks, name, retrieval, what, retrieval.METHODS, "last")
     if name == "recall":
         asked.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
-                           help="people and their numbers (%(default)s)")  # fmt: skip
+                           help="people's numbers, so far the only one")  # fmt: skip
     asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
                        metavar="X,X", help="tokens of a trial, BOS, question and answer among "
                        "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip
@@ -149,7 +149,7 @@ def add_retrieval(tasks, name: str, what: str):
                        default=[i / 10 for i in range(11)], help="shares of the filler before "
                        "what is asked for (default: 0,0.1,...,1)")  # fmt: skip
     asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
-                       help="topk once more with each of these k, distance or "
+                       help="also topk with each of these values of k, distance or "
                        "from-layer")  # fmt: skip
     flags.add_counts(
         asked,

@@ -3,8 +3,8 @@
 As one stream: the text passes once, and a cache carries what later tokens see of it. A text has
 its own easy and hard places, so the other way scores the same tokens by re-encoding: the
 vanilla model on BOS (if the tokenizer has one) and the last tokens, context_length in all,
-again and again, a stride of context_length / 2 apart. What LM-Infinite loses against it, it
-loses; what vanilla loses, it loses to its context.
+again and again, a stride of context_length / 2 apart. What a method loses against that is its
+own loss, and not the text's difficulty.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ with the same number of visible keys.
     python -m minilm_inf.evaluate compare --methods lambda,streaming --sweep
     python -m minilm_inf.evaluate compare --methods full,lambda,truncate --n-local 256
 
-    full        full attention: the vanilla model
-    truncate    the vanilla model on BOS (if any) and the last tokens, read again and again
+    full        vanilla: full causal attention, true distances
+    truncate    re-encoding: vanilla on BOS (if any) and the last tokens alone, again and again
     window      a sliding window, without the starting tokens
     no-ceiling  window and starting tokens at their true distances
     no-lambda   all keys, none further away than the ceiling
@@ -14,7 +14,7 @@ with the same number of visible keys.
     lambda      LM-Infinite: window and starting tokens, these at the ceiling
     topk        LM-Infinite, and for every token the top-k middle tokens
 
-One table: nll by position with 95% intervals over documents, the difference to LM-Infinite on
+One table: nll by position with 95% intervals over documents, the difference from LM-Infinite on
 the same documents, the bytes of the cache, and how many pass keys are found in the middle of a
 text that is four times as long as what a token sees. A difference is taken document by
 document, so it is far sharper than two intervals: a hard text is hard for both.
@@ -54,7 +54,7 @@ QUARTERS = (1, 2, 3, 4)  # of the trained length: a sweep's n_local
 class Run(resume.Run):
     """All methods on documents of one length; then the pass keys that they are asked for.
 
-    methods: by name. nll: (methods, documents, n), nan where nothing was read yet.
+    methods: by name. nll: (methods, documents, n), nan where nothing has been read yet.
     """
 
     def __init__(self, model, methods: dict[str, Method], documents: dict[str, list[int]],

@@ -1,9 +1,8 @@
 """Results as pictures: nll by position, a line for each method; and shares by length and depth,
 a panel for each.
 
-This is the palette of all figures, those of the lessons too. A method has one colour in all
-of them, and so has what a key is to a query. Dashes and markers tell the lines apart in a
-greyscale print and for colour-blind readers; shares are of a single hue, from white on.
+This is the palette of all figures, the lessons' too: a method, or a kind of key, has one
+colour. Lightness, dashes and markers tell them apart in greyscale and for the colour-blind.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from __future__ import annotations
 import io
 import math
 
-KEYS = {"window": "#2b7bba", "starting": "#a33220", "ceiling": "#25a883", "hidden": "#d9d9d9"}
+KEYS = {"window": "#1f67a6", "starting": "#741408", "ceiling": "#25a883", "hidden": "#d9d9d9"}
 STYLES = {  # method -> colour, dashes, marker
     "full": ("#f0ad1d", (0, (6, 1.5, 1, 1.5)), "o"),
     "no-lambda": (KEYS["ceiling"], (0, (1, 1)), "s"),  # it has the ceiling alone
-    "no-ceiling": ("#8a5fb0", (0, (3, 1.5)), "^"),
+    "no-ceiling": ("#6a3d9a", (0, (3, 1.5)), "^"),
     "window": (KEYS["window"], (0, (1.5, 1.2)), "D"),
     "truncate": ("#8a8a8a", (0, (5, 1.5)), "v"),
     "streaming": ("#cc79a7", (0, (3, 1, 1, 1, 1, 1)), "P"),
@@ -58,12 +57,14 @@ def curves(title: str, methods: list[dict], context_length: int) -> bytes:
         colour, dashes, marker = STYLES[entry["name"]]
         rows = entry["curve"]
         x = [math.sqrt(max(row["first"], row["last"] / 4) * row["last"]) for row in rows]
+        mean = f" {entry['beyond']['nll']:.2f}" if entry["beyond"] else ""
         axis.plot(x, [row["nll"] for row in rows], color=colour, linestyle=dashes,
-                  marker=marker, markersize=4.5, markevery=2, label=entry["label"],
+                  marker=marker, markersize=4.5, markevery=2, label=entry["label"] + mean,
                   linewidth=2.6 if entry["name"] == "lambda" else 1.7)  # fmt: skip
     by_tokens(axis, context_length, "position")
     axis.set_ylabel("nats per token")
-    figure.legend(loc="outside right center", frameon=False, handlelength=4)
+    title = "beyond the trained length"
+    figure.legend(loc="outside right center", frameon=False, handlelength=4, title=title)
     return png(figure)
 
 

@@ -1,8 +1,8 @@
 """Eight ways to read past the trained length, and what each of them reads and keeps.
 
-All of them have the same number of visible keys, but for the two without a Λ, which see the
-whole past. n_local + n_global keys are a window and the starting tokens, or a window of as
-many, or a text of as many that is read again; what comes back of the middle counts too.
+All have the same number of visible keys, except the two without a Λ, which see the whole past.
+These n_local + n_global keys are a window and the starting tokens, or a window of that size, or
+a text of that length that is read again; middle tokens that come back count too.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .compare import reencoded_nll, stream_nll
 from .streaming_llm import StreamingLLM
 
 LABELS = {
-    "full": "full attention",
-    "truncate": "truncation",
+    "full": "vanilla",
+    "truncate": "re-encoding",
     "window": "sliding window",
     "no-ceiling": "Λ without ceiling",
     "no-lambda": "ceiling without Λ",
@@ -56,7 +56,7 @@ class Method:
         return rows
 
     def kept(self, n: int, layer: int) -> int:
-        """How many keys a layer must keep once n tokens were read."""
+        """How many keys a layer must keep once n tokens have been read."""
         lm = None if self.lm is None else self.lm.for_layer(layer)
         return n if lm is None or lm.top_k else lm.visible(n)
 
@@ -72,8 +72,8 @@ class InCache(Method):
 
 @dataclass(frozen=True)
 class Truncated(Method):
-    """Truncation: the vanilla model on the first n_bos tokens (BOS, or none) and the last ones,
-    `length` in all, read again and again."""
+    """Re-encoding: the vanilla model on the first n_bos tokens (BOS, or none) and the last
+    ones, `length` in all, read again and again."""
 
     length: int
     n_bos: int = 1
@@ -117,9 +117,9 @@ def answers(model: Transformer, method: Method, rows: Tensor, width: int, chunk=
 def methods(names: list[str], lm: LMInfinite, config: ModelConfig, n_bos=1, middle="ram"):
     """The methods of these names (all of LABELS are known), in that order: Method by name.
 
-    lm: the setting of "topk", but for its window, which the top_k middle tokens are taken from;
-    all others have the same number of visible keys, without them. n_bos: ids that every text
-    begins with, which truncation keeps: BOS, or none. Raises ValueError where there are too
+    lm: the setting of "topk", except that its window gives up top_k keys for the middle ones;
+    the others have no middle tokens, and as many visible keys. n_bos: ids that every text
+    begins with, which re-encoding keeps: BOS, or none. Raises ValueError where there are too
     few keys for one of them.
     """
     plain, keys = replace(lm, top_k=0), lm.n_local + lm.n_global

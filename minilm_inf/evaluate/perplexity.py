@@ -6,12 +6,12 @@ memory, and the nll of every one but the first.
     python -m minilm_inf.evaluate perplexity --resume run.json
 
 Documents are joined into one text: BOS, then all of them with EOS between them, in the order
-given. With --stream they come again and again, from the second pass on in an order that is
-drawn, until --length. (`compare` reads each document on its own.)
+given. With --stream they are repeated until --length, from the second pass on in a random but
+fixed order. (`compare` reads each document on its own.)
 
-The result says nll by position, in bins that double and in equal ones; mean and interval (what
-an interval covers is told in minilm_inf/evaluate/intervals.py); bits per byte; of a stream, how
-the same tokens fared early and late; and, under "timing", what differs from run to run.
+The result gives nll by position, in bins that double and in equal ones; mean and interval (see
+minilm_inf/evaluate/intervals.py for what it covers); bits per byte; for a stream, the nll of
+the same tokens early and late; and, under "timing", what differs from run to run.
 """
 
 from __future__ import annotations

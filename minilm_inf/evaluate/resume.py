@@ -51,8 +51,8 @@ class Run:
         return {name: torch.from_numpy(array) for name, array in self.arrays().items()}
 
     def restore(self, tensors: dict[str, Tensor]):
-        """Go on where another run of the same settings was. Raises ValueError for what is no
-        state of such a run."""
+        """Continue from where another run of the same settings was. Raises ValueError for what
+        is no state of such a run."""
         for name, array in self.arrays().items():
             place = torch.from_numpy(array)
             place.copy_(fitting(tensors.pop(name, None), place.shape, place.dtype))
@@ -196,7 +196,7 @@ def publish(run: Run, options):
 
 
 def facts_of(options, model) -> dict:
-    """What the numbers of any task depend on, but for what it asks."""
+    """What the numbers of any task depend on, besides what it asks."""
     kinds, digests = (".safetensors", ".json", ".model", ".txt"), {}
     for path in sorted(options.model.iterdir()):
         if path.suffix in kinds and path.is_file():

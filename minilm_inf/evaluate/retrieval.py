@@ -6,10 +6,10 @@ text is found when it is asked for at the end.
     python -m minilm_inf.evaluate passkey --methods topk --sweep k=1,3,5,10 from-layer=0,1,2
     python -m minilm_inf.evaluate passkey --resume run.json
 
-Every text is exactly as long as asked for, filler that occurs nowhere twice in it, and each
-method is asked the same questions: full attention, truncation (the vanilla model on BOS, if the
-tokenizer has one, and the last tokens, answer included no more than context_length),
-LM-Infinite, and it with the top-k middle tokens. An answer is right if greedy decoding writes
+Every text is exactly as long as asked for, its filler repeats nothing, and each method is asked
+the same questions: vanilla; re-encoding (the vanilla model on BOS, if the tokenizer has one,
+and the last tokens, at most context_length with the answer); LM-Infinite, without and with the
+top-k middle tokens. An answer is right if greedy decoding writes
 all of its tokens. In the same run, as controls: the model inside its trained length, and texts
 that do not state the answer.
 
@@ -113,7 +113,7 @@ class Asked(Run):
 
 
 def share_found(model, lm: LMInfinite | None, maker: Maker, length: int, depth, count=10):
-    """The share of `count` questions of one length and depth that a model answers rightly."""
+    """The share of `count` questions of one length and depth that a model answers correctly."""
     rows = [maker.trial(length, depth, [length, number]).ids for number in range(count)]
     rows = torch.tensor(rows, device=model.embed.weight.device)
     right = answers(model, Method("", lm), rows, maker.width)
@@ -265,8 +265,8 @@ def picture(result: dict) -> bytes:
         for label, found in panels.items()
     }
     worst, best = min(shares, key=shares.get), max(shares, key=shares.get)
-    title = f"{TITLES[result['task']]}, {Path(told['model']).name}, % that are right: in "
-    title += f"{longest:,} tokens {worst} {100 * shares[worst]:.0f}"
+    title = f"{Path(told['model']).name}, {TITLES[result['task']]}: in {longest:,} tokens "
+    title += f"{worst} finds {100 * shares[worst]:.0f}%"
     if best != worst:
-        title += f", {best} {100 * shares[best]:.0f}"
+        title += f", {best} {100 * shares[best]:.0f}%"
     return figure.heatmaps(title, panels)

@@ -72,27 +72,27 @@ def methods_table(result: dict) -> str:
     bins = [f"{row['first']:,} to {row['last']:,}" for row in found[0]["nll"]]
     columns = {"method": lambda x: x["label"]}
     columns |= {name: lambda x, i=i: mean(x["nll"][i]) for i, name in enumerate(bins)}
-    columns["beyond, less LM-Infinite"] = lambda x: difference(x["beyond_less_lm_infinite"])
+    columns["beyond, minus LM-Infinite"] = lambda x: difference(x["beyond_less_lm_infinite"])
     columns["cache"] = lambda x: scaled(x["cache_bytes"]) if x["cache_bytes"] else "none"
     columns["passkey, middle"] = lambda x: percent(x["passkey"])
     return markdown(list(columns), [[show(x) for show in columns.values()] for x in found])
 
 
 def notes(result: dict) -> str:
-    """How the table is to be read."""
+    """What a reader must know of the table."""
     told, keys = result["settings"], result["results"]["methods"][0]["passkey"]
     keys = f" Pass keys: {keys['trials']}, in {keys['length']:,} tokens." if keys else ""
     return (
         f"The first {told['length']:,} tokens of each of {len(told['documents'])} documents, "
         "nats per token, with 95% intervals over documents; trained on "
         f"{told['context_length']:,} tokens.\nEvery token sees at most {told['budget']:,} "
-        f"keys, but where it sees all.{keys}"
+        f"keys, unless it sees all.{keys}"
     )
 
 
 def sweep_table(result: dict) -> str:
     """A row for each setting of a sweep."""
-    head = ["setting", f"beyond {result['settings']['context_length']:,}", "less LM-Infinite"]
+    head = ["setting", f"beyond {result['settings']['context_length']:,}", "minus LM-Infinite"]
     lines = []
     for entry in result["results"]["methods"]:
         if "=" in entry["name"]:

@@ -201,11 +201,14 @@ def window_mask(scheme, lm: LMInfinite, n_local: int, rows: int, dtype, device) 
         return masked_bias(scheme, lm, d, is_past(d) & is_local(d, n_local), dtype).to(device)
 
 
-def masked_bias(scheme, lm: LMInfinite, d: Tensor, seen: Tensor, dtype) -> Tensor:
+def masked_bias(scheme, lm: LMInfinite, d: Tensor, seen: Tensor | None, dtype) -> Tensor:
     """The bias of distances (.., T, S), of which none seems beyond the ceiling, and the lowest
-    number for what is not seen: (.., 1 or H, T, S)."""
-    bias = torch.zeros_like(d, dtype=dtype).unsqueeze(-3)
+    number for what is not seen, unless all is: (.., 1 or H, T, S)."""
     if scheme.has_bias:
         d = d if lm.distance_ceiling is None else d.clamp(max=lm.distance_ceiling)
         bias = scheme.bias(d).to(dtype)
+    else:
+        bias = torch.zeros_like(d, dtype=dtype).unsqueeze(-3)
+    if seen is None:
+        return bias
     return bias.masked_fill(~seen.unsqueeze(-3), torch.finfo(dtype).min)

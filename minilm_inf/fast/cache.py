@@ -3,10 +3,10 @@
 Of each layer that is the last n_local keys, placed at their positions, in a ring whose newest
 takes the slot of the oldest; and the first n_global keys, at home (see band.How), since from
 the window on their own position no longer matters. What the definition lets no later query see
-is overwritten, so nothing is lost, and memory stops growing after n_global + n_local tokens:
+is overwritten, so nothing is lost, and memory stops growing after n_local tokens:
 
-    the ring, n_local = 6, after 8 tokens        after it
-    | 6 | 7 | 2 | 3 | 4 | 5 |                    | 0 | 1 |     starting keys, for a step
+    before it                                    the ring, n_local = 6, after 8 tokens
+    | 0 | 1 |    starting keys, for a step       | 6 | 7 | 2 | 3 | 4 | 5 |
 
 Only with top_k all that was read is kept as well (see middle.py), and memory grows with it.
 
@@ -26,33 +26,29 @@ from .middle import Middle
 
 
 class LayerCache:
-    """One layer's ring, with what stands after it, and its starting keys: keys and values,
-    (2, B, H_kv, columns, D) each. shape: (B, H_kv, D)."""
+    """One layer's columns, the ring and those before it, and its starting keys: keys and
+    values, (2, B, H_kv, columns, D) each. shape: (B, H_kv, D)."""
 
     def __init__(self, lm: LMInfinite, shape, dtype, device, middle: str):
-        self.lm = lm
+        self.lm, self.n_before = lm, 0 if lm.n_local is None else lm.n_global
         self.middle = Middle(middle, shape, dtype, device) if lm.top_k else None
-        empty = torch.empty(2, *shape[:2], 0, shape[2], dtype=dtype, device=device)
-        self.set(empty, empty)
+        like = torch.zeros(2, *shape[:2], self.n_before, shape[2], dtype=dtype, device=device)
+        self.set(like, like[:, :, :, :0])
 
-    def set(self, ring: Tensor, starting: Tensor):
+    def set(self, columns: Tensor, starting: Tensor):
         """Have these buffers; a step finds the parts that it needs without cutting them out."""
-        self.ring, self.starting = ring, starting
-        self.parts = *ring, starting[0]
+        columns[:, :, :, : starting.shape[3]] = starting
+        self.columns, self.starting = columns, starting
+        self.ring, self.parts = columns[:, :, :, self.n_before :], (*columns, starting[0])
 
     def n_starting(self, longest: int) -> int:
         """How many starting keys there are, after so many tokens of the longest text."""
         return 0 if self.lm.n_local is None else min(self.lm.n_global, max(0, longest))
 
-    def n_columns(self, longest: int, shortest: int) -> int:
-        """How many columns the keys have after so many tokens: the ring doubles until it holds
-        n_local, and once it is full, and all starting tokens are read, these follow it."""
-        limit = self.lm.n_local
+    def n_slots(self, longest: int) -> int:
+        """The size of the ring after so many tokens: it doubles until it holds n_local."""
         doubled = 1 << (longest - 1).bit_length() if longest else 0
-        if limit is None:
-            return doubled
-        is_full = longest > limit and shortest >= self.lm.n_global
-        return limit + self.lm.n_global if is_full else min(doubled, limit)
+        return min(doubled, self.lm.n_local or doubled)
 
     def extend(self, placed, home, v, length: int, padding: list[int], spare: int):
         """Take in the next tokens: keys where they stand and at home, and values, (B, H_kv, T,
@@ -64,7 +60,7 @@ class LayerCache:
         limit, end = self.lm.n_local, length + v.shape[2]
         if limit is not None and length - max(padding) < self.lm.n_global:
             self._take_starting(torch.stack((home, v)), length, padding)
-        self.make_room(end, end - max(padding))
+        self.make_room(end)
         limit, n_new = limit or end, v.shape[2]
         old = torch.arange(max(0, length - limit + 1), length, device=v.device) % limit
         slots = torch.arange(max(length, end - limit), end, device=v.device) % limit
@@ -73,13 +69,11 @@ class LayerCache:
         self.ring.index_copy_(3, slots, window[:, :, :, -len(slots) :])
         return window
 
-    def make_room(self, longest: int, shortest: int):
-        """Have the columns that are needed after so many tokens."""
-        room, needed = self.ring.shape[3], self.n_columns(longest, shortest)
-        if needed > room:
-            self.set(F.pad(self.ring, (0, 0, 0, needed - room)), self.starting)
-            if self.lm.n_local is not None and needed > self.lm.n_local:
-                self.ring[:, :, :, self.lm.n_local :] = self.starting
+    def make_room(self, longest: int):
+        """Have the slots that are needed after so many tokens."""
+        more = self.n_slots(longest) - self.ring.shape[3]
+        if more > 0:
+            self.set(F.pad(self.columns, (0, 0, 0, more)), self.starting)
 
     def _take_starting(self, new: Tensor, length: int, padding: list[int]):
         """Take in each row's own first n_global tokens, which follow its padding."""
@@ -90,7 +84,7 @@ class LayerCache:
         is_new = ((among >= 0) & (among < n_new)).view(batch, 1, count, 1).to(new.device)
         among = among.clamp(0, n_new - 1).view(1, batch, 1, count, 1).to(new.device)
         old = F.pad(self.starting, (0, 0, 0, count - had))
-        self.set(self.ring, torch.where(is_new, new.take_along_dim(among, 3), old))
+        self.set(self.columns, torch.where(is_new, new.take_along_dim(among, 3), old))
 
 
 class Cache(Guard):
@@ -129,7 +123,7 @@ class Cache(Guard):
 
     @property
     def nbytes(self) -> int:
-        buffers = sum(layer.ring.nbytes + layer.starting.nbytes for layer in self.layers)
+        buffers = sum(layer.columns.nbytes + layer.starting.nbytes for layer in self.layers)
         return buffers + self.middle_bytes
 
     @property
@@ -143,8 +137,7 @@ class Cache(Guard):
             raise ValueError("the padding of rows must be given before anything is read")
         self.padding = padding
 
-    def settle(self):
-        """Have room for all that a step will ever see."""
-        full = (self.lm.n_local or 0) + self.lm.n_global + 1
+    def settle(self, longest: int | None = None):
+        """Have room for texts of so many tokens; None, for all that a step will ever see."""
         for layer in self.layers:
-            layer.make_room(full, full)
+            layer.make_room(longest or self.lm.n_local or 0)

@@ -1,20 +1,21 @@
-"""A decode step as a program: recorded once, compiled, and run for every token that follows.
+"""A decode step as a program: one block is recorded, compiled, and run for every layer.
 
-reading.py takes one token in shapes that never change, however long the text is. So on a
-CPU the step can be recorded (torch.export) and compiled ahead of time (AOTInductor). The
-program is handed the weights and the cache's rings, works in them, and copies none. It is
-called past Python: nothing is looked up or checked between two tokens, which with torch.compile
-takes longer than the arithmetic of a small model. A GPU, for which that counts less, has
-torch.compile; and so has a CPU on which PyTorch cannot load what it has compiled.
+The blocks of a model differ in nothing but their weights. So on a CPU one program, which is
+handed a layer's weights, its part of the cache and what the token sees, serves all layers and
+all tokens. How many columns the cache has is left open: the step passes over what is filled of
+the ring, which doubles as a text grows. The program is recorded by torch.export, compiled ahead
+of time (AOTInductor), kept on disk for the next run, and called past Python: nothing is looked
+up or checked between two layers. What is gained is the price of small operations, not of bytes.
 
-What is gained is the price of operations, not of bytes: a model whose weights take longer to
-read than that gains little. And since no shape changes, a step passes over the whole window
-from the start: in a text much shorter than n_local, it is eager steps that are faster.
+A GPU has torch.compile, and a CUDA graph: all launches of a step, recorded once, as one launch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -25,29 +26,31 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..terminal.files import beside
 from ..transformer import Transformer
 from .cache import Cache
-from .reading import rings_of
+from .reading import OneToken, next_token
 
 # One row times a matrix is a sum for each column, which fuses with what is around it. PyTorch
 # does so up to 2,048 rows and columns; larger matrices stay products.
 OPTIONS = {"post_grad_fusion_options": {"decompose_mm_pass": {}}}
+KEPT_IN = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minilm_inf")
 
 
-def compiled_step(model: Transformer, cache: Cache | None):
-    """model.decode, compiled when it is first called: about half a minute.
+def compiled_step(model: Transformer, cache: Cache):
+    """model.decode, compiled when it is first called, or found on disk.
 
-    It serves any cache of the first one's shapes. Raises ValueError for a setting whose steps
-    change their shape, and where there is no C++ compiler for the CPU.
+    Raises ValueError for a setting whose steps change their shape, and where there is no C++
+    compiler for the CPU.
     """
-    lm = cache and cache.lm
-    if not lm or not lm.n_local or lm.distance_ceiling not in (None, lm.n_local) or lm.top_k:
+    lm = cache.lm
+    if not lm.n_local or lm.distance_ceiling not in (None, lm.n_local) or lm.top_k:
         raise ValueError(
             "only the chunked path with a window, a ceiling of its size or none, and no top-k "
             "can be compiled: leave out --compile"
         )
     if model.embed.weight.device.type != "cpu":
-        return torch.compile(model.decode, fullgraph=True, dynamic=False)
+        return GraphedStep(torch.compile(model.decode, fullgraph=True, dynamic=False))
     compilers = os.environ.get("CXX", "g++"), "g++", "clang++"
     if not any(map(shutil.which, compilers)):
         raise ValueError(
@@ -58,85 +61,156 @@ def compiled_step(model: Transformer, cache: Cache | None):
 
 
 class CompiledStep:
-    """model.decode on a CPU, as a program."""
+    """model.decode on a CPU, whose blocks are a program."""
 
     def __init__(self, model: Transformer):
         self.model = model
-        self.names, self.weights = zip(*model.named_parameters())
-        self.program = None  # a function of a list of tensors, to a list of tensors
-        self.instead = None  # a function like model.decode, where there can be no program
+        self.weights = [tensors_of(block) for block in model.blocks]
+        self.program = None  # a function of a list of tensors, to a list of one
+        self.is_eager = False  # where there can be no program
 
     def __call__(self, tokens: Tensor, cache: Cache, position: Tensor) -> Tensor:
         """Transformer.decode."""
-        rings = rings_of(cache)
-        if not (self.program or self.instead):
-            self._compile(tokens, cache, position, rings)
-        if self.instead:
-            return self.instead(tokens, cache, position)
-        flat = [*self.weights, tokens, position]
-        for ring in rings:
-            flat.extend(x for x in ring if x is not None)
-        return self.program(flat)[0]
-
-    def _compile(self, tokens: Tensor, cache: Cache, position: Tensor, rings):
-        with torch.inference_mode(False), torch.no_grad():
-            # Inputs of the same shapes, of which only the weights' numbers are there.
-            rings = [
-                tuple(x if x is None else torch.empty_like(x) for x in ring) for ring in rings
-            ]
-            inputs = self.weights, torch.zeros_like(tokens), torch.zeros_like(position), rings
-            self.program = compiled(self._recordable(cache), inputs)
-        if self.program is None:
-            print(
-                "PyTorch cannot load what it has compiled ahead of time; torch.compile is used",
-                file=sys.stderr,
-            )
-            self.instead = torch.compile(
-                self.model.decode, fullgraph=True, dynamic=False, options={"cpp_wrapper": True}
-            )
-
-    def _recordable(self, cache: Cache) -> nn.Module:
-        step = Decode(self.model, cache)
-        names = [f"model.{name}" for name in self.names]
-
-        class Handed(nn.Module):
-            """The step as a function of all that it reads, weights included."""
-
-            def forward(self, weights, *inputs):
-                return torch.func.functional_call(step, dict(zip(names, weights)), inputs)
-
-        return Handed()
+        cache.settle(cache.length + 1)
+        if self.is_eager:
+            return self.model.decode(tokens, cache, position)
+        model, x = self.model, self.model.embed(tokens)
+        one = next_token(cache, model.scheme, position, model.config.softmax_scale, x)
+        seen = [y for y in (one.turn, one.slot, one.slots, one.mask) if y is not None]
+        if not self.program:
+            block, inputs = Block(model.blocks[0], one), [x, *seen, *one.rings[0]]
+            self.program = program_of(block, [*self.weights[0].values(), *inputs], model.config)
+        if not self.program:
+            self.is_eager = True
+            print("PyTorch cannot load what it has compiled: steps are eager", file=sys.stderr)
+            return model.decode(tokens, cache, position)
+        for weights, ring in zip(self.weights, one.rings):
+            x = self.program([*weights.values(), x, *seen, *ring])[0]
+        return model.head(model.norm(x))[:, -1]
 
 
-class Decode(nn.Module):
-    """model.decode as a module, with the rings of a cache apart from it."""
+def tensors_of(block: nn.Module) -> dict[str, Tensor]:
+    """All that a block has learnt, by name."""
+    return {**dict(block.named_parameters()), **dict(block.named_buffers())}
 
-    def __init__(self, model: Transformer, cache: Cache):
+
+class Block(nn.Module):
+    """A block as a function of all that it reads in a decode step, as one list of tensors."""
+
+    def __init__(self, block: nn.Module, one: OneToken):
         super().__init__()
-        self.model, self.cache = model, cache
+        self.block, self.names, self.scale = [block], list(tensors_of(block)), one.scale
+        self.is_placed = one.turn is not None
 
-    def forward(self, tokens: Tensor, position: Tensor, rings) -> Tensor:
-        return self.model.decode(tokens, self.cache, position, rings)
+    def forward(self, tensors: list[Tensor]) -> Tensor:
+        weights, rest = dict(zip(self.names, tensors)), tensors[len(self.names) :]
+        x, *rest = rest
+        turn = rest.pop(0) if self.is_placed else None
+        slot, slots, mask, *ring = rest
+        one = OneToken(turn, slot, slots, mask, self.scale, [ring])
+
+        def attention(q, k, v):
+            return one(0, q, k, v)
+
+        return torch.func.functional_call(self.block[0], weights, (x, attention))
 
 
-def compiled(module: nn.Module, inputs: tuple):
-    """A module as a program: a function of a list of its inputs' tensors. None where it cannot
-    be loaded."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those that PyTorch gives about PyTorch
-        recorded = torch.export.export(module, inputs, strict=False)
-        path = str(Path(folder) / "step.pt2")
-        path = torch._inductor.aoti_compile_and_package(
-            recorded, package_path=path, inductor_configs=OPTIONS
-        )
-        if not can_be_loaded(path):
+def program_of(block: Block, inputs: list[Tensor], config):
+    """A block as a program: a function of a list like `inputs`, to a list of one tensor. None
+    where PyTorch cannot load what it has compiled. Made once for a model's shapes, and kept in
+    the user's cache, if that can be written to."""
+    path = KEPT_IN / f"step-{key_of(block, inputs, config)}.pt2"
+    with contextlib.suppress(RuntimeError):  # that what is there is no program
+        if path.exists():
+            return loaded(path)
+    print("compiling the decode step: half a minute, once for this model", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "step.pt2")
+        compile_block(block, inputs, made)
+        if not can_be_loaded(made):
             return None
-        return torch._inductor.aoti_load_package(path).loader.boxed_run
+        with contextlib.suppress(ValueError), beside(path) as own:
+            shutil.copyfile(made, own)
+        return loaded(made)
 
 
-def can_be_loaded(path: str) -> bool:
+def loaded(path: Path):
+    """A program on disk as a function of a list of tensors, to a list. Raises RuntimeError
+    where it is none."""
+    return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
+
+
+def can_be_loaded(path: Path) -> bool:
     """Tried in a process of its own: some builds of PyTorch crash over it (seen with 2.11 for
     CUDA 13, on a CPU too)."""
     code = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
-    command = [sys.executable, "-c", code, path]
+    command = [sys.executable, "-c", code, str(path)]
     return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def any_columns(inputs: list[Tensor]) -> tuple[list[Tensor], list]:
+    """Inputs of a block to record it with, and which of their dimensions are left open."""
+    columns, dims = torch.export.Dim("columns"), [None] * len(inputs)
+    dims[-4:] = {3: columns}, {2: columns}, {2: columns}, None  # mask, keys, values, starting
+    some = []
+    for x, dim in zip(inputs, dims):
+        shape = [64 if i in (dim or ()) else n for i, n in enumerate(x.shape)]
+        some.append(torch.empty(shape, dtype=x.dtype))
+    return some, dims
+
+
+def compile_block(block: Block, inputs: list[Tensor], path: Path):
+    """Record a block for any number of columns, and write it as a program."""
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # those that PyTorch gives about PyTorch
+        inputs, dims = any_columns(inputs)
+        recorded = torch.export.export(block, (inputs,), dynamic_shapes=(dims,), strict=False)
+        torch._inductor.aoti_compile_and_package(
+            recorded, package_path=str(path), inductor_configs=OPTIONS
+        )
+
+
+def key_of(block: Block, inputs: list[Tensor], config) -> str:
+    """What a program depends on, in 16 letters: this package, PyTorch, the machine with its
+    threads, the model, and the shapes of all but the columns."""
+    shapes = [(tuple(x.shape), x.dtype) for x in (*inputs[:-4], inputs[-1])]
+    machine = platform.node(), torch.__version__, torch.get_num_threads(), os.environ.get("CXX")
+    key = hashlib.sha256(repr((machine, config, block.is_placed, shapes)).encode())
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        key.update(path.read_bytes())
+    return key.hexdigest()[:16]
+
+
+class GraphedStep:
+    """model.decode on a GPU as one launch.
+
+    A CUDA graph reads and writes the memory that it was recorded with, so token and position
+    are copied there. Another cache is recorded anew; a step that is run twice writes the same
+    key into the same slot, so that recording changes nothing.
+    """
+
+    def __init__(self, decode):
+        self.decode, self.cache = decode, None
+
+    def __call__(self, tokens: Tensor, cache: Cache, position: Tensor) -> Tensor:
+        """Transformer.decode."""
+        if cache is not self.cache:
+            self.record(tokens.clone(), cache, position.clone())
+        self.tokens.copy_(tokens)
+        self.position.copy_(position)
+        self.graph.replay()
+        return self.logits
+
+    def record(self, tokens: Tensor, cache: Cache, position: Tensor):
+        """Have the graph of a step for a cache, which does not grow from here on."""
+        cache.settle()
+        apart = torch.cuda.Stream(tokens.device)
+        apart.wait_stream(torch.cuda.current_stream(tokens.device))
+        with torch.cuda.stream(apart):
+            for _ in range(3):  # compiled, and at home in its memory
+                self.decode(tokens, cache, position)
+        torch.cuda.current_stream(tokens.device).wait_stream(apart)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self.decode(tokens, cache, position)
+        self.tokens, self.position, self.cache = tokens, position, cache

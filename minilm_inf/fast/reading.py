@@ -2,10 +2,11 @@
 layers.
 
 One token is one product over all that is kept. Its window is the ring, in any order, since each
-key carries its position. After it stand the starting keys, moved for this very query from home
-at -C to i - C, where a query at i finds each of them exactly C away. So one fused call over
+key carries its position. Before it stand the starting keys, moved for this very query from
+home at -C to i - C, where a query at i finds each of them exactly C away. So one fused call
+over
 
-    | ring: n_local keys | starting keys at i - C |
+    | starting keys at i - C | ring: n_local keys |
 
 is the definition's softmax over the same keys, however long the text is. Padding, and starting
 keys that are still in the window, a mask hides. More tokens are a band, or chunks where there
@@ -15,6 +16,7 @@ is none; rows of different lengths are then read one by one, each without its pa
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +43,7 @@ class Reading:
         self.is_band, self.one = fits_band(self.how), None
         has_begun = max(cache.padding) <= cache.length  # no row is padding still
         if n_new == 1 and self.is_band and has_begun and starting_tokens_are_read(cache):
-            position = torch.full((), cache.length, device=like.device)
-            rings = rings_of(cache, is_fixed=False)
-            self.one = OneToken(cache, scheme, position, scale, rings, is_fixed=False)
+            self.one = next_token(cache, scheme, cache.length, scale, like)
             return
         each = enumerate(cache.padding)  # rows that are read together, and their padding
         self.rows = [(slice(row, row + 1), padding) for row, padding in each]
@@ -115,59 +115,82 @@ def starting_tokens_are_read(cache: Cache) -> bool:
     return cache.lm.n_local is None or cache.shortest >= cache.lm.n_global
 
 
-class OneToken:
-    """What the next token of each row sees, for all layers.
+def next_token(cache: Cache, scheme, position: int | Tensor, scale: float, like: Tensor):
+    """What the next token of each row sees: OneToken.
 
-    position: (), integer: the tokens that the cache has read, on its device.
-    rings:    rings_of(cache, ...); with all columns that there will ever be, is_fixed, and a
-              mask hides the empty ones.
+    position: how many tokens the cache has read. As an integer tensor () it makes a step whose
+              shapes do not depend on it: the step passes over all columns that the cache has,
+              after cache.settle, and a mask hides the empty ones.
+    like:     a tensor of the cache's device and dtype.
+    """
+    lm, is_fixed, device = cache.lm, isinstance(position, Tensor), like.device
+    if not is_fixed:
+        cache.settle(cache.length + 1)
+    rings, n_before = [layer.parts for layer in cache.layers], cache.layers[0].n_before
+    if not is_fixed and (lm.n_local is None or cache.length < lm.n_local):
+        filled = slice(n_before, n_before + cache.length + 1)
+        rings = [(k[:, :, filled], v[:, :, filled], None) for k, v, _ in rings]
+        n_before = 0
+    turn = mask = None
+    if not scheme.has_bias:
+        place = torch.as_tensor(position + cache.first_position, device=device)
+        exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+        turn = scheme.matrix(place, cache.config.head_dim, exact)
+    slot = position if lm.n_local is None else position % lm.n_local
+    slots = slot = torch.as_tensor(n_before + slot, device=device).view(1)
+    if n_before and turn is not None and lm.distance_ceiling is not None:
+        slots = torch.cat((slot, torch.arange(n_before, device=device)))
+    hides = is_fixed or some_is_hidden(cache)
+    if hides or scheme.has_bias:
+        mask = mask_of(cache, scheme, position, n_before, rings[0][0], hides)
+        if mask.shape[1] > 1:
+            mask = mask.view(len(mask), cache.config.n_kv_head, -1, mask.shape[3])
+    return OneToken(turn, slot, slots, mask, scale, rings)
+
+
+@dataclass
+class OneToken:
+    """What the next token of each row sees.
+
+    turn:  what places a vector at its position (D, D), or None.
+    slot:  where its key and value go (1,); slots: and after it where the starting keys go, if
+           they are to be moved.
+    mask:  what is added to the logits (B, H_kv, H / H_kv, columns), or None; it may be the
+           same for all heads (B, 1, 1, columns).
+    rings: of each layer, keys and values (B, H_kv, columns, D), which are written to, and the
+           starting keys at home (B, H_kv, n_global, D).
     """
 
-    def __init__(self, cache: Cache, scheme, position: Tensor, scale, rings, is_fixed: bool):
-        lm, self.scale, self.rings = cache.lm, scale, rings
-        like, starting = rings[0][1:]
-        exact = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.turn = None
-        if not scheme.has_bias:
-            self.turn = scheme.matrix(position + cache.first_position, like.shape[-1], exact)
-        self.slot = (position if lm.n_local is None else position % lm.n_local).view(1)
-        self.moves = not (starting is None or self.turn is None or lm.distance_ceiling is None)
-        if self.moves:
-            after = torch.arange(lm.n_local, lm.n_local + lm.n_global, device=like.device)
-            self.slots = torch.cat((self.slot, after))
-        self.mask = None
-        if is_fixed or scheme.has_bias or some_is_hidden(cache):
-            self.mask = mask_of(cache, scheme, position, like)
+    turn: Tensor | None
+    slot: Tensor
+    slots: Tensor
+    mask: Tensor | None
+    scale: float
+    rings: list[tuple]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, found=None) -> Tensor:
         """Take in a layer's new k, v (B, H_kv, 1, D), not placed; what q (B, H, 1, D) gathers.
         found: the middle keys that come back, if any."""
         keys, values, starting = self.rings[layer]
-        if self.moves:
-            keys.index_copy_(2, self.slots, self.place(torch.cat((k, starting), 2)))
-        else:
-            keys.index_copy_(2, self.slot, self.place(k))
+        k = k if self.slots.shape[0] == 1 else torch.cat((k, starting), 2)
+        keys.index_copy_(2, self.slots, self.place(k))
         values.index_copy_(2, self.slot, v)
         if found is not None:
             return self.with_middle(q, keys, values, found)
-        q, n_kv_head, mask = self.place(q), k.shape[1], self.mask
-        group = q.shape[1] // n_kv_head
-        if mask is not None:  # (.., H_kv, H / H_kv, S): the queries of a key head, in its rows
-            by_head = mask.shape[1] > 1
-            mask = mask.view(len(mask), n_kv_head, group, -1) if by_head else mask
-        q = q.view(len(q), n_kv_head, group, q.shape[3])
+        batch, n_kv_head, _, dim = v.shape
+        asked = self.place(q).view(batch, n_kv_head, -1, dim)  # a key head's queries as rows
         gathered = F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=mask, scale=self.scale
+            asked, keys, values, attn_mask=self.mask, scale=self.scale
         )
-        return gathered.reshape(len(q), n_kv_head * group, 1, -1)
+        return gathered.reshape(q.shape)
 
     def with_middle(self, q: Tensor, keys: Tensor, values: Tensor, found: Found) -> Tensor:
         """The same with middle keys, each query head's own, under the same softmax."""
         exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-        n_kv_head, by_key_head = keys.shape[1], (len(q), keys.shape[1], -1, q.shape[3])
-        asked = self.place(q.to(exact)).view(by_key_head)
-        near = (asked @ keys.to(exact).mT).view(*q.shape[:3], -1) * self.scale
-        near = near if self.mask is None else near + self.mask
+        n_kv_head = keys.shape[1]
+        asked = self.place(q.to(exact)).view(len(q), n_kv_head, -1, q.shape[3])
+        near = asked @ keys.to(exact).mT * self.scale
+        near = (near if self.mask is None else near + self.mask).view(*q.shape[:3], -1)
         at_middle = found.logits.to(exact).masked_fill(~found.valid, torch.finfo(exact).min)
         weights = torch.cat((near, at_middle), -1).softmax(-1)
         near, at_middle = weights.split([keys.shape[2], found.logits.shape[3]], -1)
@@ -176,28 +199,10 @@ class OneToken:
         return (near.view(q.shape) + gathered).to(q.dtype)
 
     def place(self, x: Tensor) -> Tensor:
-        """x at the query's position."""
+        """x at the token's position."""
         if self.turn is None or x.dtype == self.turn.dtype:
             return x if self.turn is None else x @ self.turn
         return (x.to(self.turn.dtype) @ self.turn).to(x.dtype)
-
-
-def rings_of(cache: Cache, is_fixed: bool = True) -> list[tuple]:
-    """Of each layer, what a step reads and writes: keys and values (B, H_kv, columns, D), and
-    the starting keys (B, H_kv, n_global, D) to place again, None where none is seen.
-
-    is_fixed: all columns that there will ever be, instead of those that are filled.
-    """
-    lm, rings = cache.lm, []
-    for layer in cache.layers:
-        if not is_fixed:
-            layer.make_room(cache.length + 1, cache.shortest + 1)
-        keys, values, starting = layer.parts
-        if not is_fixed and (lm.n_local is None or cache.length < lm.n_local):
-            filled = slice(0, cache.length + 1)
-            keys, values, starting = keys[:, :, filled], values[:, :, filled], None
-        rings.append((keys, values, starting if lm.n_global else None))
-    return rings
 
 
 def some_is_hidden(cache: Cache) -> bool:
@@ -208,17 +213,18 @@ def some_is_hidden(cache: Cache) -> bool:
     return shortest < lm.n_local + lm.n_global
 
 
-def mask_of(cache: Cache, scheme, position: Tensor, like: Tensor) -> Tensor:
+def mask_of(
+    cache: Cache, scheme, position: int | Tensor, n_before: int, like: Tensor, hides: bool
+) -> Tensor:
     """What is added to the logits of each column, the bias of its distance or the lowest number
-    where it is hidden: (B, 1 or H, 1, columns)."""
+    where it is hidden: (B, 1 or H, 1, columns). n_before: how many columns are starting keys'.
+    like: some keys. hides: whether there are hidden ones."""
     lm, device = cache.lm, like.device
-    n_ring = like.shape[2] if lm.n_local is None else min(like.shape[2], lm.n_local)
-    slots = torch.arange(n_ring, device=device)
-    near = position - slots if lm.n_local is None else (position - slots) % lm.n_local
-    padding = torch.tensor(cache.padding, device=device)[:, None]
-    far = position - padding - torch.arange(like.shape[2] - n_ring, device=device)  # (B, G)
-    seen = position - near >= padding
-    if far.shape[1]:
-        seen = torch.cat((seen, far >= lm.n_local), -1)
-    d = torch.cat((near.expand(len(far), -1), far), -1)
-    return masked_bias(scheme, lm, d[:, None], seen[:, None], like.dtype)
+    padding = torch.cat([torch.full((1, 1), n, device=device) for n in cache.padding])
+    near = position - torch.arange(like.shape[2] - n_before, device=device)
+    near = (near if lm.n_local is None else near % lm.n_local).expand(len(padding), -1)
+    far = position - padding - torch.arange(n_before, device=device)  # (B, n_before)
+    d, seen = torch.cat((far, near), -1)[:, None], None
+    if hides:
+        seen = torch.cat((far >= (lm.n_local or 0), near <= position - padding), -1)[:, None]
+    return masked_bias(scheme, lm, d, seen, like.dtype)

@@ -3,13 +3,12 @@
     python -m minilm_inf.inspect FOLDER
 
 reads config.json, the tokenizer and the headers of the weights, not the weights, so a folder of
-any size takes a second. What load_model would refuse is refused with the same sentence; only
-whether a tied head that is stored too is the embedding is left.
+any size takes a second. What load_model would refuse is refused with the same sentence, except
+a tied head that is stored too but is not the embedding: that shows on loading.
 
     python -m minilm_inf.inspect FOLDER --probe
 
-loads the model instead and asks whether another reading of the same numbers would suit it
-better.
+loads the model instead, and asks whether another reading of the same numbers would fit better.
 """
 
 from __future__ import annotations

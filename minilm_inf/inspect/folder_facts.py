@@ -58,6 +58,7 @@ def tokenizer_words(folder: Path, config: ModelConfig) -> str:
     except (ValueError, OSError) as error:
         return "not loaded: " + " ".join(str(error).split())
     ids = f"BOS {tokenizer.bos_id}, EOS {tokenizer.eos_id}".replace("None", "none")
+    ids = ids.replace("BOS none", "BOS none (its files put none before a text)")
     return f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids, {ids}"
 
 

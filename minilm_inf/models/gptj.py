@@ -61,7 +61,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, attention) -> Tensor:
         normed = self.norm(x)
-        qkv = self.qkv(normed).unflatten(-1, (-1, self.head_dim))
+        qkv = self.qkv(normed).view(*x.shape[:2], -1, self.head_dim)
         q, k, v = qkv.transpose(1, 2).chunk(3, 1)  # (B, H, T, D) three times
         gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)
         return x + self.o(gathered) + self.mlp(normed)

@@ -7,7 +7,25 @@ belong to which.
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / RMS(x) * weight, where RMS(x)^2 is the mean of x^2, |x|^2 / E (Zhang and Sennrich,
+    arXiv 1910.07467), and eps keeps it above 0. On a CPU these are fewer operations than
+    PyTorch's module takes, and nothing else.
+    """
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype.itemsize == 2:  # half precision is no precision for a sum
+            return self(x.float()).to(x.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * torch.rsqrt(length * length / x.shape[-1] + self.eps) * self.weight
 
 
 class Stacked(nn.Linear):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..positions import Rotary
 from ..transformer import Transformer
-from .layers import Stacked, weights_and_biases
+from .layers import RMSNorm, Stacked, weights_and_biases
 from .llama_config import LlamaConfig, config_from_hf, config_to_hf  # noqa: F401
 
 # Our name -> the checkpoint's, or those whose rows ours stacks; {} is the number of the layer.
@@ -56,10 +56,10 @@ class Block(nn.Module):
         width, bias = config.n_embd, config.attention_bias
         self.head_dim = config.head_dim
         self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]
-        self.attention_norm = nn.RMSNorm(width, config.norm_eps)
+        self.attention_norm = RMSNorm(width, config.norm_eps)
         self.qkv = Stacked(width, [heads * config.head_dim for heads in self.heads], bias)
         self.o = nn.Linear(config.n_head * config.head_dim, width, bias)
-        self.mlp_norm = nn.RMSNorm(width, config.norm_eps)
+        self.mlp_norm = RMSNorm(width, config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, attention) -> Tensor:
@@ -76,6 +76,6 @@ def build(config: LlamaConfig) -> Transformer:
     scaling = dict(config.rope_scaling) if config.rope_scaling else None
     scheme = Rotary(config.head_dim, config.rope_theta, layout="halves", scaling=scaling)
     blocks = [Block(config) for _ in range(config.n_layer)]
-    norm = nn.RMSNorm(config.n_embd, config.norm_eps)
+    norm = RMSNorm(config.n_embd, config.norm_eps)
     head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
     return Transformer(config, scheme, blocks, norm, head)

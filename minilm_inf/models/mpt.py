@@ -69,7 +69,9 @@ class Block(nn.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         # (B, H, T, D) three times
-        q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        by_head = *x.shape[:2], -1, self.head_dim
+        q, k, v = q.view(by_head), k.view(by_head), v.view(by_head)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         gathered = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, H * D)
         x = x + self.o(gathered)
         return x + self.mlp(self.mlp_norm(x))

@@ -162,14 +162,14 @@ def check_cache(cache, config, tokens: Tensor, lm: LMInfinite, path: str):
         raise ValueError("the reference path keeps no cache: give it the whole text each time")
     if not hasattr(cache, "first_position"):
         raise ValueError(f"cache must come from new_cache, not be {shown(cache)}")
-    if cache.config != config:
+    if cache.config is not config and cache.config != config:
         raise ValueError("this cache was made for another model")
     if cache.first_position + cache.length + tokens.shape[1] > LAST_POSITION:
         raise ValueError(
             "the text would reach positions beyond 2^53: make a cache whose first_position is "
             "smaller"
         )
-    if cache.lm != lm:
+    if cache.lm is not lm and cache.lm != lm:
         raise ValueError(f"this cache was made for {cache.lm}, not for {lm}")
     if cache.batch != tokens.shape[0]:
         raise ValueError(

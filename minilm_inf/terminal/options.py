@@ -101,8 +101,8 @@ def add_model(parser: argparse.ArgumentParser):
 
 
 def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
-    """The flags of what a token sees. queries: who reaches back with --top-k-middle, a prompt's
-    last token ("last") and all that are written, or every token ("all")."""
+    """The flags of what a token sees. queries: which tokens reach back with --top-k-middle, a
+    prompt's last and all that are written ("last"), or every one ("all")."""
     group = parser.add_argument_group("attention")
     group.add_argument("--attention", choices=("lambda", "full"), default="lambda",
                        help="LM-Infinite, or vanilla (%(default)s)")  # fmt: skip
@@ -112,8 +112,8 @@ def add_sight(parser: argparse.ArgumentParser, queries: str = "last"):
         ("--n-global", 0, None, "starting tokens that are always seen (default: 10)"),
         ("--distance-ceiling", 0, None, "the largest distance of any key (default: as many as "
          "the window's keys)"),
-        ("--top-k-middle", 0, 0, "how many tokens that the window has left come back in each "
-         "head; all of the text is then kept (%(default)s)"),
+        ("--top-k-middle", 0, 0, "how many tokens that have left the window come back in each "
+         "head; the whole text is then kept (%(default)s)"),
         ("--top-k-distance", 0, None, "how far away these seem (default: half the window)"),
         ("--top-k-from-layer", 0, None, "the first layer, from 0, in which they come back "
          "(default: an eighth of the layers)"),

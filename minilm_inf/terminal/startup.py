@@ -4,8 +4,8 @@ A program that is started without a standard stream gets the null device in its 
 any other file can take its number. Ctrl-C and SIGTERM end a program that is still importing
 as they end one that runs: with "stopped" and an exit code of 128 and the signal's number.
 
-Whoever asks for --help waits for none of it: to know a program's flags, PyTorch's names need
-only be there, and nothing of it is called.
+--help waits for none of it: to know a program's flags, PyTorch's names need only exist, and
+nothing of it is called.
 """
 
 from __future__ import annotations

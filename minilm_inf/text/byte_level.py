@@ -1,8 +1,8 @@
 """Byte-level BPE: a text is bytes, and frequent runs of bytes are tokens (GPT-2 and after).
 
 A text is cut into words by one expression, and within a word neighbours that are a token
-together become one, those of the lowest rank first, until there are none. Both is tiktoken's
-work. Other expressions than these are refused: a stranger's may take for ever.
+together become one, those of the lowest rank first, until there are none. tiktoken does both.
+Other expressions than these are refused: an unknown one may take for ever.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int, folder: Path):
     """Raise ValueError for a tokenizer that has more ids than the model."""
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model only "
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, but the model only "
             f"{vocab_size}: they do not belong together"
         )
 

@@ -131,7 +131,7 @@ def flat(raw: Part, name: str) -> list[Part]:
 
 
 def values(raw: Part, name: str) -> list[dict]:
-    """The same steps as they are written, but for what is the default, or changes no ids."""
+    """The same steps as they are written, without what is the default, or changes no ids."""
     usual = {"trim_offsets": (True, False), "use_regex": (True,), "invert": (False,)}
     found = []
     for step in flat(raw, name):

@@ -1,4 +1,4 @@
-"""How weights/ came to be: a trainer that stops and resumes at any step.
+"""How weights/ were made: a trainer that stops and resumes at any step.
 
     python -m minilm_inf.corpus corpus/
     python -m minilm_inf.train --corpus corpus/ --out weights/tiny-llama
@@ -7,8 +7,8 @@ First a tokenizer is trained on the text, then the model, in phases: repeats onl
 where a model learns to look back and copy; text with much retrieval practice; text with some,
 then little. Every window begins with BOS, so that a starting token can become special.
 
-Ctrl-C (or SIGTERM) writes a checkpoint, OUT.state; --resume goes on from it, and ends with the
-numbers of a run that nobody stopped. A folder OUT that an earlier run wrote, as its
+Ctrl-C (or SIGTERM) writes a checkpoint, OUT.state; --resume continues from it, and ends with
+the numbers of an uninterrupted run. A folder OUT that an earlier run wrote, as its
 training.json tells, is written again; any other that is not empty is refused.
 """
 
@@ -232,7 +232,7 @@ def parser() -> flags.Parser:
     add("--out", type=Path, required=True, help="the folder to write, which load() then reads")
     add("--corpus", type=Path, default=Path("corpus"), help="folder of minilm_inf.corpus")
     add("--text", type=Path, nargs="+", help="your own UTF-8 files, instead of the corpus")
-    add("--resume", action="store_true", help="go on with the run that OUT.state is of")
+    add("--resume", action="store_true", help="continue the run whose state is OUT.state")
     add("--family", choices=SHAPES, default="llama", help="(%(default)s)")
     add("--threads", type=flags.threads, help="CPU threads (PyTorch's default)")
     add("--learning-rate", type=flags.between(1e-9, 10), default=1.5e-3, metavar="X",

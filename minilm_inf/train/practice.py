@@ -1,6 +1,6 @@
 """Exercises in looking back: windows in which something said early must be copied late.
 
-Text alone teaches a small model no copying within the budget of a laptop. Two exercises do:
+Within a laptop's budget, text alone does not teach a small model to copy. Two exercises do:
 spans of random tokens that occur again and again, and then facts (a pass key, a person's
 number) that are stated once in ordinary text and asked for at the window's end. A window is a
 row of `length` ids that begins with BOS, where the tokenizer puts one before a text; every

@@ -120,9 +120,9 @@ PHASES = (
     Phase(until=0.80, window=256, repeats=0.03, retrieval=0.22, followed=0.7),
     Phase(until=1.0, window=256, repeats=0.0, retrieval=0.15, followed=0.7),
 )
-"""What did not work, at this size: pass keys in text from the start (no copying in 6 million
-tokens); and answers that nothing follows, as in the second phase, to the end (a model that
-writes on asks again for ever)."""
+"""What did not work at this size: pass keys in text from the start (no copying in 6 million
+tokens); and, up to the end, answers that nothing follows, as in the second phase (a model that
+writes on then asks again for ever)."""
 
 
 @dataclasses.dataclass(frozen=True)

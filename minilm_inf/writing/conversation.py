@@ -12,13 +12,14 @@ import signal
 import sys
 
 from ..terminal.ending import Terminated, say, signals_noted
-from .reply import Reply, replies, show_now, statistics, tell_cut
+from .reply import Reply, replies, save, show_now, statistics, tell_cut
 from .session import Session
 
 HELP = """\
 Type a text, and the model writes on from all that was said so far.
 /stats  what the last reply took, and how much of the text can be seen
 /reset  forget everything
+/save FILE, /load FILE  keep all that was said; go on from it, with --seed's draws again
 /exit   leave (or exit, quit, q, Ctrl-D); Ctrl-C stops a reply"""
 LEAVE = "/exit", "exit", "quit", "q"
 
@@ -46,6 +47,8 @@ def converse(session: Session, turns, options, generator) -> int:
                 last = None
             elif command == "/stats":
                 say("\n".join(statistics(session, [last])) if last else "nothing was written")
+            elif command.split(" ")[0] in ("/save", "/load"):
+                keep(session, *command.partition(" ")[::2], options, generator)
             elif command.startswith("/"):
                 say(f"there is no command {command[:200]}; /help lists them")
             elif command:
@@ -56,6 +59,18 @@ def converse(session: Session, turns, options, generator) -> int:
             raise
         except KeyboardInterrupt:
             say("\n/exit leaves")
+
+
+def keep(session: Session, command: str, path: str, options, generator):
+    """/save or /load a file, or say why that cannot be."""
+    try:
+        if command == "/save":
+            return save(session, path.strip())
+        session.load(path.strip())
+        generator.manual_seed(options.seed)
+        say(f"loaded {session.lengths[0]:,} tokens: {path}")
+    except (ValueError, OSError) as error:
+        say(error)
 
 
 def answer(session: Session, turns, options, generator, text: str) -> Reply | None:

@@ -2,8 +2,8 @@
 
     python -m minilm_inf.generate --explain
 
-The answer is worked out from positions alone, but for the middle, of which each layer noted
-what its heads brought back.
+The answer follows from positions alone, except for the middle, of which each layer noted what
+its heads brought back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def explain(session: Session) -> list[Span]:
     session.check_whole()
     i, lm = session.cache.length - 1, session.lm or FULL_ATTENTION
     if i < 0:
-        raise ValueError("nothing was read yet, so that nothing was seen")
+        raise ValueError("nothing has been read yet, so nothing was seen")
     oldest = 0 if lm.n_local is None else max(0, i - lm.n_local + 1)
     ceiling = i if lm.distance_ceiling is None else lm.distance_ceiling
 
@@ -50,7 +50,9 @@ def explain(session: Session) -> list[Span]:
     spans = [span("starting", 0, n_starting - 1)] if n_starting else []
     back: set[int] = set()
     for found in (layer.middle.last for layer in session.cache.layers if layer.middle):
-        back.update(found.columns[found.valid].tolist() if found else ())
+        if found is None:  # after Session.load
+            raise ValueError("what came back to the last token was not saved: read some more")
+        back.update(found.columns[found.valid].tolist())
     spans += [Span("middle", j, j, *[lm.middle_distance] * 2) for j in sorted(back)]
     return [*spans, span("window", oldest, i)]
 

@@ -1,6 +1,6 @@
 """Replies to prompts, shown as they are written.
 
-Here the ids of session.py meet a tokenizer and somebody who reads along.
+Here the ids of session.py meet a tokenizer and a reader.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from .session import Session, Step, write_all
 
 @dataclass
 class Reply:
-    """What became of one prompt: its ids, the tokens that were drawn after it, their text; and
-    the seconds that all texts beside it took together."""
+    """What became of one prompt: its ids, the tokens that were drawn after it, their text; the
+    seconds that all texts beside it took together; and how many tokens were there before."""
 
     prompt_ids: list[int]
     steps: list[Step] = field(default_factory=list)
     text: str = ""
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    had: int = 0
 
     @property
     def ids(self) -> list[int]:
@@ -49,16 +50,17 @@ class Plain:
 
 def replies(
     session: Session, turns, prompts: list[list[int]], options, generators, show, before="",
-    enough=lambda: False,
+    enough=lambda: False, is_read=lambda: None,
 ) -> list[Reply]:  # fmt: skip
     """Read the ids of each prompt, with progress on stderr, write on, and hand each piece of
     text to `show` as it becomes certain.
 
     turns: the Plain or chat.Chat that made the ids. before: what is shown before the first
-    piece. `enough()` is asked after every token, and ends the replies where it is true.
+    piece. `enough()` is asked after every token, and ends the replies where it is true;
+    `is_read()` is called between reading and writing.
     """
     tokenizer, eos = turns.tokenizer, turns.tokenizer.eos_id
-    found = [Reply(ids) for ids in prompts]
+    found = [Reply(ids, had=had) for ids, had in zip(prompts, session.lengths)]
     streams = [tokenizer.stream(turns.begun) for _ in prompts]
     ends = (*session.model.config.eos_ids, *turns.stop_ids, *(() if eos is None else (eos,)))
 
@@ -70,6 +72,7 @@ def replies(
     progress = Progress(had + max(map(len, prompts)), had)
     logits = session.read_all(prompts, (lambda _: None) if options.quiet else progress.show)
     progress.end()
+    is_read()
     show(before)
     read = time.perf_counter()
     for number, step in write_all(
@@ -84,6 +87,16 @@ def replies(
         emit(reply, stream.flush())
         reply.prefill_seconds, reply.decode_seconds = read - began, time.perf_counter() - read
     return found
+
+
+def save(session: Session, path, is_told=True):
+    """Save what a session has read, if there is a path, and tell its size."""
+    if path is None:
+        return
+    n_bytes, past = session.save(path)
+    of_it = f", {past:,} of them the past that --top-k-middle needs" if past else ""
+    if is_told:
+        say(f"saved {max(session.lengths):,} tokens as {n_bytes:,} bytes{of_it}: {path}")
 
 
 def statistics(session: Session, results: list[Reply]) -> list[str]:
@@ -116,7 +129,8 @@ def as_json(session: Session, options, prompt: str, reply: Reply) -> dict:
     and what the model sees, null for the vanilla model.
     """
     lm, weight = session.lm, session.model.embed.weight
-    read = len(reply.prompt_ids) + max(0, len(reply.steps) - 1)  # what was drawn last was not
+    before = reply.had + len(reply.prompt_ids)
+    read = before + max(0, len(reply.steps) - 1)  # what was drawn last was not
     device, dtype = str(weight.device), str(weight.dtype).removeprefix("torch.")
     flags = {name: value for name, value in vars(options).items() if name != "prompt"}
     return {
@@ -127,7 +141,7 @@ def as_json(session: Session, options, prompt: str, reply: Reply) -> dict:
         "logprobs": [step.logprob for step in reply.steps],
         "timings": {"prefill_s": reply.prefill_seconds, "decode_s": reply.decode_seconds},
         "cache_bytes": session.cache.nbytes,
-        "tokens": len(reply.prompt_ids) + len(reply.ids),
+        "tokens": before + len(reply.ids),
         "visible": session.cache.lm.visible(read),
         "settings": flags | {"device": device, "dtype": dtype, "sees": lm and asdict(lm)},
     }

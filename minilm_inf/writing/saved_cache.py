@@ -1,4 +1,4 @@
-"""The cache of one text as named tensors, and back: what a run that is to go on must save.
+"""A cache as named tensors, and back: what a run, or a session, that is to go on must save.
 
 Where a ring wraps depends on nothing but how much was read, and so does its size. So a fresh
 cache, told how much that is, knows the shape of every tensor that it must find.
@@ -7,6 +7,7 @@ cache, told how much that is, knows the shape of every tensor that it must find.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..fast.cache import Cache
@@ -19,7 +20,8 @@ def state_of(cache: Cache) -> dict[str, Tensor]:
     cache.check_whole()
     state = {"length": torch.tensor(cache.length, device="cpu")}
     for number, layer in enumerate(cache.layers):
-        state |= {f"{number}.ring": layer.ring, f"{number}.starting": layer.starting}
+        ring = layer.ring[:, :, :, : layer.n_slots(cache.length)]  # a settled ring has all
+        state |= {f"{number}.ring": ring, f"{number}.starting": layer.starting}
         for block, x in enumerate(layer.middle.blocks if layer.middle else ()):
             count = layer.middle.length - block * layer.middle.per_block
             state[f"{number}.middle.{block}"] = x[:, :, :, :count]
@@ -27,8 +29,8 @@ def state_of(cache: Cache) -> dict[str, Tensor]:
 
 
 def restore(cache: Cache, state: dict[str, Tensor]):
-    """Make a fresh cache of the same model and lm what `state` was taken of. Raises ValueError
-    for a state of any other."""
+    """Make a fresh cache of the same model, lm and padding what `state` was taken of. Raises
+    ValueError for a state of any other."""
     state = dict(state)
     length = int(fitting(state.pop("length", None), (), torch.int64))
     if not 0 <= length < 2**53:
@@ -43,8 +45,9 @@ def restore(cache: Cache, state: dict[str, Tensor]):
         return fitting(state.pop(name, None), shape, like.dtype).to(like.device, copy=True)
 
     for at, layer in enumerate(cache.layers):
-        ring = found(f"{at}.ring", layer.n_columns(length, length))
-        layer.set(ring, found(f"{at}.starting", layer.n_starting(length)))
+        ring = F.pad(found(f"{at}.ring", layer.n_slots(length)), (0, 0, layer.n_before, 0))
+        count = layer.n_starting(length - min(cache.padding))
+        layer.set(ring, found(f"{at}.starting", count))
         middle = layer.middle
         for start in range(0, length, middle.per_block) if middle else ():
             name = f"{at}.middle.{start // middle.per_block}"

@@ -2,24 +2,27 @@
 
 With LM-Infinite the memory is constant, so a session never runs out. It holds several texts
 side by side, each as if it were alone: those of different lengths are padded on the left, which
-nobody sees. One text is a batch of one.
+nobody sees. One text is a batch of one. What is remembered can be saved, and gone on from.
 """
 
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
 
+from ..checkpoint.run_state import CONTEXT, checksum, read_state, write_state
 from ..config import LMInfinite, require_integer
 from ..fast.compiled import compiled_step
 from ..fast.reading import starting_tokens_are_read
-from ..terminal.checks import Guard
-from ..terminal.files import shown
+from ..terminal.checks import Guard, fitting, taken
+from ..terminal.files import SAVED, check_output, shown
 from ..transformer import Transformer
-from . import sampling
+from . import sampling, saved_cache
 
 
 class Session(Guard):
@@ -45,6 +48,7 @@ class Session(Guard):
         """Begin as if nothing had been read."""
         self.cache = self.model.new_cache(self.n_texts, self.lm, middle=self.middle)
         self.unread: list[list[int]] = [[] for _ in range(self.n_texts)]  # one each, at most
+        self.logits: torch.Tensor | None = None  # of the last read
         self.interrupted = False
 
     def read(self, ids: list[int]) -> torch.Tensor:
@@ -55,7 +59,7 @@ class Session(Guard):
     def read_all(self, texts: list[list[int]], show=lambda done: None) -> torch.Tensor:
         """Take in ids for each text, in chunks; the logits (B, V) of the tokens that follow. A
         token that was written, and not read yet, is read first. After each chunk `show` is told
-        how many tokens of the longest text were read.
+        how many tokens of the longest text were read. Nothing new: the last read's logits.
 
         Raises ValueError where a text has nothing to read, or, after the first read, more or
         less than another; for ids outside the model's vocabulary, for logits that are not
@@ -65,6 +69,8 @@ class Session(Guard):
         size, pairs = self.model.config.vocab_size, zip(self.unread, texts, strict=True)
         new = [unread + checked_ids(ids, size) for unread, ids in pairs]
         lengths = [len(ids) for ids in new]
+        if not max(lengths) and self.logits is not None:
+            return self.logits
         if not min(lengths):
             raise ValueError("there is nothing to read: give at least one token")
         if self.cache.length and len(set(lengths)) > 1:
@@ -75,7 +81,7 @@ class Session(Guard):
             if not self.cache.length:
                 self.cache.pad(padding)
             tokens = torch.tensor(rows, device=self.model.embed.weight.device)
-            logits = self._logits(tokens, show)
+            self.logits = logits = self._logits(tokens, show)
             self.unread = [[] for _ in rows]
         sampling.require_numbers(logits)
         return logits
@@ -84,7 +90,6 @@ class Session(Guard):
         """Read tokens (B, T): the logits (B, V) that follow."""
         if self.decode and tokens.shape[1] == 1 and starting_tokens_are_read(self.cache):
             with self.cache.changing():
-                self.cache.settle()
                 position = torch.full((), self.cache.length, device=tokens.device)
                 logits = self.decode(tokens, self.cache, position)
                 self.cache.length += 1
@@ -95,6 +100,54 @@ class Session(Guard):
     def accept(self, id: int, number: int = 0):
         """Make a written token part of a text; the next read begins with it."""
         self.unread[number].append(id)
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each text has, with one that was written and is not read yet."""
+        each = zip(self.cache.padding, self.unread)
+        return [self.cache.length - padding + len(unread) for padding, unread in each]
+
+    def owner(self) -> dict:
+        """What a saved context belongs to, by the names that a sentence has for it."""
+        config, weights = asdict(self.model.config), self.model.state_dict()
+        return {
+            "dtype": str(self.model.embed.weight.dtype), "number of texts": self.n_texts,
+            "attention": asdict(self.cache.lm), "model": checksum(config, weights),
+        }  # fmt: skip
+
+    def save(self, path) -> tuple[int, int]:
+        """Write all that load needs; returns the file's bytes, and those of them that are the
+        past for lm.top_k. Raises ValueError where nothing was read, after an interrupted read,
+        and where there is another file, or none can be written."""
+        self.check_whole()
+        if self.logits is None:
+            raise ValueError("nothing was read yet: there is nothing to save")
+        check_output(path, SAVED, "the file")
+        cache = {f"cache.{name}": x for name, x in saved_cache.state_of(self.cache).items()}
+        rows = {"tokens": self.lengths, "padding": self.cache.padding, "unread": self.unread}
+        write_state(path, {"logits": self.logits, **cache}, self.owner() | rows, CONTEXT)
+        past = sum(x.nbytes for name, x in cache.items() if ".middle." in name)
+        return os.path.getsize(path), past
+
+    @torch.inference_mode()
+    def load(self, path):
+        """Go on, bit for bit, where a session of the same model, lm and n_texts was saved; what
+        was read here is forgotten. Raises ValueError, and forgets nothing, for another file."""
+        facts, state = read_state(path, CONTEXT)
+        for name, ours in self.owner().items():
+            if facts.get(name) != ours:
+                differ = f"{shown(facts.get(name))}, not {shown(ours)}"
+                raise ValueError(f"{path} was saved with another {name} ({differ}): take that")
+        shape = self.n_texts, self.model.config.vocab_size
+        try:
+            unread = [checked_ids(ids, shape[1]) for ids in facts["unread"]]
+            logits = fitting(state.pop("logits", None), shape, self.model.embed.weight.dtype)
+            cache = self.model.new_cache(shape[0], self.lm, 0, facts["padding"], self.middle)
+            saved_cache.restore(cache, taken(state, "cache"))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} is no whole context: {CONTEXT[1]}") from error
+        self.cache, self.unread, self.logits = cache, unread, logits.clone()
+        self.interrupted = False
 
 
 def checked_ids(ids, vocab_size: int) -> list[int]:
@@ -126,8 +179,8 @@ def write_all(
     stop_ids: tuple[int, ...] = (), n_ids: int | None = None,
 ) -> Iterator[tuple[int, Step]]:  # fmt: skip
     """Yield (text's number, token) for every text that has not ended, in turns; `logits` are
-    those that session.read_all returned last. Of a text that ended, and waits for the others,
-    the model goes on to read what nobody asks for.
+    those that session.read_all returned last. A text that has ended and waits for the others
+    is read on with ids that nobody sees.
 
     An id of stop_ids ends a text.
     generators: one for each text; with the same seed each becomes what it would become alone.

@@ -2,7 +2,7 @@
 # # Solutions to lesson 01, how a query feels distance
 #
 # **1.** The fastest pair turns once in 6.3 tokens, the slowest in 35,333: in 256 tokens a model
-# has seen 0.7% of that circle. What lies beyond is new to it.
+# has seen 0.7% of that circle. The rest is new to it.
 
 # %% 1. How long a turn takes
 import math

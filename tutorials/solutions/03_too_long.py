@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Solutions to lesson 03, too long
 #
-# **1.** Large positions alone do no harm: the logits are the same but for rounding, 1e-5. Only
+# **1.** Large positions alone do no harm: the logits are the same up to rounding, 1e-5. Only
 # differences of positions matter, and those of 200 tokens are below 200 wherever they stand.
 
 # %% 1. Large positions alone do no harm: only differences matter

@@ -5,8 +5,8 @@
 # **1.** Let w be w_max. A probability is p_j = e^(w_j) / (sum of all e^(w_i)). Its numerator is
 # at most e^w, each of the n terms below is at least e^-w, so p_j <= e^(2w) / n, and
 # -ln p_j >= ln n - 2w. The entropy is the mean of -ln p_j under p, so it is at least that, too.
-# In the tiny Llama the bound is positive in 8% of the rows only, since w_max is 8.8 in the
-# median row and ln 4096 is 8.3; it is never closer to the entropy than 3.0 nats.
+# In the tiny Llama the bound is positive in only 8% of the rows, since w_max is 8.8 in the
+# median row and ln 4096 is 8.3; it never comes within 3.0 nats of the entropy.
 
 # %% 1. Proposition 1, checked on random logits
 import here
@@ -34,11 +34,11 @@ print(f"the rows, and {slack:.1f} nats below the entropy at least")
 assert share < 0.1 and slack > 3  # and so Proposition 1 holds in every row
 
 # %% [markdown]
-# **2.** From 2.73 nats within 256 tokens to 3.03 beyond 1,024 only; the tiny Llama's doubles.
-# The bias falls by the slope for each token, without end: a key that is ln(1000) / slope tokens
-# further away than another, equally liked, weighs a thousandth of it.
+# **2.** Only from 2.73 nats within 256 tokens to 3.03 beyond 1,024; the tiny Llama's doubles.
+# The bias falls by the slope for each token, without end: of two keys that fit equally well,
+# one that is ln(1000) / slope tokens further away weighs a thousandth of the other.
 
-# %% 2. ALiBi's far keys get nothing, so that its entropy does not grow
+# %% 2. ALiBi's far keys get nothing, so its entropy hardly grows
 model, tokenizer = load(here.ROOT / "weights" / "tiny-mpt")
 ids = tokenizer.encode(here.TEXT.read_text(encoding="utf-8"))[:2048]
 queries = torch.arange(31, 2048, 32)

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Solutions to lesson 05, the Λ-mask
 #
-# **1.** In one layer a query gathers what tokens up to n_local - 1 back hold. In the next layer
-# these hold what they saw themselves, n_local - 1 further back: after N layers the reach is
+# **1.** In one layer a query gathers from tokens up to n_local - 1 back. In the next these hold
+# what they gathered themselves, n_local - 1 further back: after N layers the reach is
 # N (n_local - 1), here 4 * 255 = 1,020 tokens. (The starting tokens add nothing for a token in
-# the middle: they see none but starting tokens.) In the drawing, # is one layer, + two.
+# the middle: they see only starting tokens.) In the drawing, # is one layer, + two.
 
 # %% 1. Two layers: a path through any token between
 import here  # noqa: F401

@@ -18,10 +18,11 @@ MODELS = ("smollm2-135m", "tiny-llama", "tiny-gptj", "tiny-mpt")
 PAGE = """\
 # Why a plain transformer fails on long texts
 
-The paper names three factors: distances that were never trained, too many keys, and starting tokens that
-are not what the others are. `python -m minilm_inf.diagnose` looks for each of them in any checkpoint, says by
-fixed rules (minilm_inf/diagnose/factors.py) whether the model shows it, and writes every number down. Here it
-is asked of the models of this folder, and of SmolLM2-135M-Instruct (`make smollm2`).
+The paper names three factors: distances that were never trained, too many keys, and starting tokens, which
+differ from all others. `python -m minilm_inf.diagnose` looks for each of them in any checkpoint, decides by
+fixed rules (minilm_inf/diagnose/factors.py) whether the model shows it, and writes every number down. Here are
+its findings for the models of this folder, and for SmolLM2-135M-Instruct (`make smollm2`). "In part" means, for
+factor 1, that far keys gain weight, though |logit| itself does not grow.
 
 | model | factor 1: logits | factor 2: entropy | factor 3: starting tokens |
 | --- | --- | --- | --- |
@@ -29,16 +30,16 @@ is asked of the models of this folder, and of SmolLM2-135M-Instruct (`make smoll
 
 {models}
 
-## What of the paper is seen, and what is not
+## What the paper reports, and what is seen here
 
-- That |logit| itself explodes beyond the trained length is seen in none of the models with rotary positions:
-  within it, logits far below zero are nearly as large already. What explodes are the logits of keys further away than
-  any trained distance, and the ceiling undoes just that. In the MPT |logit| does grow, downward only, as ALiBi's
-  bias does: no far key gains weight.
-- Entropy grows as the paper says in all three rotary models, and LM-Infinite keeps it within 0.3 nat of what
-  it is at the trained length.
-- The starting tokens matter much in SmolLM2, where a quarter of all attention rests on ten of them, and hardly
-  in the tiny models. Why, is not measured here.
+- In none of the models with rotary positions does |logit| itself explode beyond the trained length: within it,
+  logits far below zero are nearly as large already. What explodes are the logits of keys further away than any
+  trained distance, and the ceiling undoes exactly that. In the MPT |logit| does grow, but only downward, with ALiBi's
+  bias: no far key gains weight.
+- Entropy grows as the paper says in all three rotary models, and LM-Infinite keeps it within 0.3 nat of its value
+  at the trained length.
+- The starting tokens matter a lot in SmolLM2, where a quarter of all attention rests on ten of them, and hardly
+  at all in the tiny models. Why that is so was not measured.
 """
 
 MODEL = """\

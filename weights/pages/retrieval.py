@@ -21,21 +21,21 @@ ALL_LENGTHS = "1,2,4,8,16,32,64"
 PAGE = """\
 # Something said early, asked for late
 
-Does a model find a pass key again that was said once, somewhere in a long text? Each text is exactly as
-long as it says, its filler is held-out text of which no sentence occurs twice, and the five digits are
-random; an answer counts if greedy decoding writes all of them. {trials} trials for each length and each of
-{depths} depths, the same questions for every method; in brackets Wilson's 95% interval.
+Does a model find a pass key that was stated once, somewhere in a long text? Each text has exactly the length
+given, its filler is held-out text in which no sentence occurs twice, and the five digits are random; an answer
+counts if greedy decoding writes all of them. There are {trials} trials for each length and each of {depths}
+depths, the same questions for every method; in brackets Wilson's 95% interval.
 
 ```
 {command}
 ```
 
-- *full attention*: the vanilla model;
-- *truncation*: the vanilla model on BOS and the last {context} tokens, the answer included;
-- *LM-Infinite*: with n_local = distance_ceiling = {context} and n_global = {n_global}, so many that a pass key
-  has room among the starting tokens;
+- *vanilla*: full causal attention, true distances;
+- *re-encoding*: the vanilla model on BOS and the last {context} tokens, the answer included;
+- *LM-Infinite*: with n_local = distance_ceiling = {context} and n_global = {n_global}, so that a pass key fits
+  among the starting tokens;
 - *LM-Infinite + top-k*: the same, and in every head the {top_k} best tokens of the middle, at distance {distance},
-  from layer {first} on, for the prompt's last token and all that are written.
+  from layer {first} on, for the prompt's last token and every token that is written.
 
 Run on {where}. {hours}
 
@@ -51,17 +51,17 @@ The paper's Tables 6 and 7 ask this of Llama-2. Here, of tiny-llama, at n_global
 
 {sweeps}
 
-## What of the paper is seen, and what is not
+## What the paper reports, and what is seen here
 
-- Λ alone finds a pass key in the starting tokens and in the window, and never in the middle. With top-k the
-  middle comes back, at 64 times the trained length too. That is the paper's result.
-- Truncation finds it in the last {context} tokens only. Full attention never finds it beyond the trained
-  length where positions are rotary, and with ALiBi it fades: {fading}. The paper's MPT-7B fails at once.
+- LM-Infinite alone finds a pass key among the starting tokens and in the window, and never in the middle. With
+  top-k the middle comes back, even at 64 times the trained length. That is the paper's result.
+- Re-encoding finds it only in the last {context} tokens. Vanilla never finds it beyond the trained length where
+  positions are rotary, and with ALiBi it fades: {fading}. The paper's MPT-7B fails at once.
 - Half the window is a good distance, as in the paper. Of four layers the second must take part: with top-k from
-  the third on, no more is found than by Λ alone. (In the paper's 32, beginning at the 5th or 6th is best.)
-- What top-k costs: of ever more tokens to choose from, more that come back are wrong ones, and disturb what
-  is near. It shows where the needle is in the window (depth 1) or among the starting tokens (depth 0): there
-  Λ alone is better at 16,384 tokens in the two rotary models, and most of all in tiny-gptj.
+  the third on, no more is found than by LM-Infinite alone. (In the paper's 32, beginning at the 5th or 6th is best.)
+- What top-k costs: the more tokens there are to choose from, the more of those that come back are wrong, and they
+  disturb what is near. This shows where the needle is in the window (depth 1) or among the starting tokens (depth
+  0): there LM-Infinite alone is better at 16,384 tokens in the two rotary models, above all in tiny-gptj.
 """
 
 MODEL = """\
@@ -89,9 +89,9 @@ def of_model(name: str, result: dict) -> str:
     worst = min(inside, key=lambda row: row["accuracy"])
     absent = pooled([c for c in cells if c["depth"] == ABSENT], "method")
     controls = (
-        f"Inside the context {percent(*pooled(inside))}, least at depth {worst['depth']:g}: "
-        f"{percent(worst)}. As a control, texts without a needle: at most "
-        f"{max(row['accuracy'] for row in absent):.1%}."
+        f"Within the trained length {percent(*pooled(inside))} are found, at depth "
+        f"{worst['depth']:g}, the worst, {percent(worst)}. As a control, in texts without a "
+        f"needle: at most {max(row['accuracy'] for row in absent):.1%}."
     )
     return MODEL.format(
         name=name, context=settings["context_length"], controls=controls,

@@ -20,20 +20,20 @@ PAGE = """\
 |---|---|---|
 | [tiny-llama](tiny-llama/README.md) | 1,672,896 | the demo and the lessons: it fails past 256 tokens, and LM-Infinite fixes it |
 | [tiny-mpt](tiny-mpt/README.md) | 1,291,536 | the same with ALiBi |
-| [tiny-gptj](tiny-gptj/README.md) | 1,480,128 | the same with rotary pairs, on a part of the head |
+| [tiny-gptj](tiny-gptj/README.md) | 1,480,128 | the same with rotary pairs, on part of the head |
 | [nano-llama](nano-llama/README.md) | 338,592 | small enough to read 200 million tokens in an hour, below |
 
-All of them were trained here, on public-domain text, by the commands in their cards. What was measured of
-them beside the cards: [retrieval.md](retrieval.md), pass keys in texts of up to 64 times the trained length;
-[methods.md](methods.md), eight ways to read on, side by side; [diagnosis.md](diagnosis.md), the paper's three
+All of them were trained here, on public-domain text, by the commands in their cards. Beyond the cards, these
+pages say what was measured: [retrieval.md](retrieval.md), pass keys in texts of up to 64 times the trained length;
+[methods.md](methods.md), eight ways to read on, compared; [diagnosis.md](diagnosis.md), the paper's three
 factors; [speed.md](speed.md), where the time goes; and below, a stream of 200 million tokens.
 
 ## One stream of {total:,} tokens
 
 The {documents} held-out documents, {all_tokens:,} tokens, joined into one stream and repeated in seeded
-random order until it has {total:,} tokens: no token is forgotten by a reset, no cache is emptied.
-[nano-llama](nano-llama/README.md) reads it with n_local and distance_ceiling {n_local} and n_global {n_global}, as
-trained on {n_local} tokens at a time:
+random order until it has {total:,} tokens. Nothing is reset on the way: one cache serves from start to end.
+[nano-llama](nano-llama/README.md) was trained on {n_local} tokens at a time, and reads it
+with n_local and distance_ceiling {n_local} and n_global {n_global}:
 
 ```
 python -m minilm_inf.evaluate perplexity -m {model} --corpus {corpus} --stream --length {length} --threads {threads} --out weights/stream-200m.json
@@ -45,15 +45,15 @@ python -m minilm_inf.evaluate perplexity -m {model} --corpus {corpus} --stream -
 | tokens per second: the first and the last of 200 bins | {speed_start:,.0f} | {speed_end:,.0f} |
 | resident memory: after the first and the last of 200 bins | {memory_start:.1f} MB | {memory_end:.1f} MB |
 
-On the {pairs:,} tokens of the documents that stand in both the second million and the last, the nll
+On the {pairs:,} tokens of the documents that are in both the second million and the last, the nll
 differs by {difference:+.4f} nat ({low:+.4f} to {high:+.4f}). Over all {scored:,} scored tokens it is {nll:.4f} nat
 ({nll_low:.4f} to {nll_high:.4f}), {bits:.4f} bits per byte. {hours} on one
-thread (PyTorch {version}), on a machine that did other work meanwhile, so that the speed varies.
+thread (PyTorch {version}), on a machine that did other work meanwhile, so the speed varies.
 
-It was one sitting. Between the fourth bin and the last, resident memory grew by {growth:.1f} MB, and was
-{lowest:.1f} to {highest:.1f} MB: the cache is fixed, what grows is what the process keeps around it.
+The run was never interrupted. Between the fourth bin and the last, resident memory grew by {growth:.1f} MB, and was
+{lowest:.1f} to {highest:.1f} MB: the cache is fixed; what grows is what the process keeps around it.
 
-The curve: mean nll of each of 200 bins of {bin:,} tokens, from left to right and from top to
+The curve: the mean nll of each of 200 bins of {bin:,} tokens, from left to right, then from top to
 bottom.
 
 ```
