@@ -48,7 +48,6 @@ class Sizes:
     n_local: int = 2048  # of attention alone; a model's is its context length
     n_global: int = 16
     tokens: tuple[int, ...] = (16_384, 262_144)  # that a model reads
-    scored: int = 65_536  # that one process, or two, score
     contexts: tuple[int, ...] = (256, 16_384)  # tokens read before decoding
     positions: tuple[int, ...] = (1000, 1_000_000)  # where decoding is timed
     steps: int = 60  # tokens of a round of decoding
@@ -59,13 +58,7 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    (1024, 4096),
-    1,
-    tokens=(2048, 8192),
-    scored=8192,
-    contexts=(256, 4096),
-    steps=20,
-    compiled=False,
+    (1024, 4096), 1, tokens=(2048, 8192), contexts=(256, 4096), steps=20, compiled=False
 )
 
 

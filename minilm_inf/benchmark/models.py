@@ -139,17 +139,16 @@ def share_rows(folder: Path, sizes) -> list[Row]:
     """`evaluate perplexity` of this file, again and again, by one process of one thread and by
     two. The seconds are those that it tells, of the slower one, without the start of Python.
     Raises ValueError where a run fails."""
-    rows = [
-        Row(f"scoring: {count} of one thread", sizes.scored, sizes.scored) for count in (1, 2)
-    ]
+    n = 4 * sizes.tokens[0]
+    rows = [Row(f"scoring: {count} of one thread", n, n) for count in (1, 2)]
     for number in range(2 * sizes.rounds):
         row, count = rows[number % 2], 1 + number % 2
         line = f"-m torch.distributed.run --standalone --nproc-per-node {count} -m "
-        line += f"minilm_inf.evaluate perplexity --stream --length {sizes.scored} --threads 1"
-        words = [sys.executable, *line.split(), "--json", "--model", folder, "--text", __file__]
+        line += f"minilm_inf.evaluate perplexity --stream --length {n} --threads 1 --json"
+        words = [sys.executable, *line.split(), "--model", folder, "--text", __file__]
         run = subprocess.run(words, capture_output=True, text=True)
         if run.returncode:
-            raise ValueError(f"two processes cannot read {folder}: {run.stderr[-200:]}")
+            raise ValueError(f"{count} of torchrun's processes failed: {run.stderr[-200:]}")
         row.base = rows[0]
         row.seconds.append(json.loads(run.stdout)["timing"]["seconds"])
     return rows
