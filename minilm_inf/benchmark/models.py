@@ -3,7 +3,8 @@
 A text is read as Session and evaluate read it, chunk by chunk through the cache, and only the
 last token is asked what follows. Decoding is greedy. Its other side is transformers'
 LlamaForCausalLM with a DynamicCache, where that package is installed: the same weights, dtype,
-device and threads. The extra memory of all of them is the cache.
+device and threads. Where a GGUF file lies beside the weights, llama-cpp-python decodes it as
+well. The extra memory of all of them is the cache.
 """
 
 from __future__ import annotations
@@ -111,6 +112,28 @@ class Theirs:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
 
+class LlamaCpp:
+    """llama-cpp-python with a folder's GGUF file after some tokens, to which each run returns.
+    Its cache is of float16, for as many tokens as it is told of."""
+
+    def __init__(self, path: Path, model: Transformer, ids: list[int], steps: int):
+        from llama_cpp import Llama
+
+        size, threads, config = len(ids) + steps, torch.get_num_threads(), model.config
+        self.extra_bytes = 4 * config.n_layer * config.n_kv_head * config.head_dim * size
+        self.model = Llama(
+            str(path), n_ctx=size, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+        self.model.eval(ids)
+        self.steps, self.context, self.next = steps, len(ids), self.model.sample(temp=0)
+
+    def __call__(self):
+        self.model.n_tokens = self.context  # what was written after it is cut off
+        for _ in range(self.steps):
+            self.model.eval([self.next])
+            self.next = self.model.sample(temp=0)
+
+
 def decoding_rows(model: Transformer, folder: Path, sizes) -> list[Row]:
     """A race after each context, of both sides; and one of positions, near the beginning of a
     text and far from it. No text is read up to there: all have as many tokens, and their
@@ -125,6 +148,9 @@ def decoding_rows(model: Transformer, folder: Path, sizes) -> list[Row]:
         ]
         if sizes.compiled:
             sides.append(("LM-Infinite, compiled", partial(ours, ids=ids, compile=True)))
+        for path in sorted(Path(folder).glob("*.gguf")):
+            make = partial(LlamaCpp, path, model, ids, steps)
+            sides.append((f"llama.cpp, {path.stem}", make))
         races.append([(f"decoding: {name}", n, make) for name, make in sides])
     ids, name = random_ids(model, sizes.positions[0]), "decoding at position: LM-Infinite"
     races.append([(name, n, partial(ours, ids=ids, position=n)) for n in sizes.positions])
