@@ -54,10 +54,7 @@ def test_shares_add_up_to_the_whole(family, name, count):
 
 def test_a_warm_up_is_no_longer_than_it_must_be(monkeypatch):
     """One that is twice as long as needed, and hides that the formula is wrong."""
-    model, stream = (
-        tiny_model("llama", n_layer=3),
-        Stream({"a": [*range(31)] * 3}, Ids(), False),
-    )
+    model, stream = tiny_model("llama", 3), Stream({"a": [*range(31)] * 3}, Ids(), False)
     whole = summed(model, LM, stream, 1).bins["linear"].sums
     assert before(60, LM, 3) == [range(2), range(60 - 3 * (6 - 1), 60)]
     too_few = lambda *which: [x[k:] for k, x in enumerate(before(*which))]  # noqa: E731

@@ -18,8 +18,8 @@ CPU's memory even where a model is on a GPU: so gloo carries it.
 
 from __future__ import annotations
 
-import datetime
 import os
+from datetime import timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -59,15 +59,13 @@ def joined() -> Share:
         return ALONE
     if torch.cuda.is_available():  # what "cuda" means to this process
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    a_year = datetime.timedelta(days=365)  # for which the first waits for the last
-    dist.init_process_group("gloo", timeout=a_year)
+    dist.init_process_group("gloo", timeout=timedelta(days=365))  # the first waits for the last
     return Share(dist.get_rank(), dist.get_world_size())
 
 
 def before(first: int, lm: LMInfinite | None, n_layer: int) -> list[range]:
-    """The stretches of a text to be read before a share from token `first` on; the second is
-    longer where the ceiling is above the window. Raises ValueError where a token's past has no
-    such end.
+    """The stretches of a text to be read before a share from token `first` on; more where the
+    ceiling is above the window. Raises ValueError where a token's past has no such end.
 
     >>> before(1000, LMInfinite(n_local=51, n_global=10, distance_ceiling=51), 4)
     [range(0, 10), range(800, 1000)]
