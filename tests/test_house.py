@@ -195,15 +195,15 @@ def test_the_house_does_not_grow():
     """Catches a feature that brings more lines than it takes away. What is for those who write
     kernels is counted apart: the conformance suite, and the kernel for a GPU. Beyond the first
     limits: saved contexts, 111 lines of package and 188 of tests; the compiled step for any
-    number of columns, its CUDA graph, and llama.cpp in the benchmark, 60 and 50; one text for
-    many processes, 183 and 208."""
+    number of columns, its CUDA graph, and llama.cpp in the benchmark, 70 and 60; one text for
+    many processes, 183 and 207."""
     lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (*MODULES, *TESTS)}
     of_kernels = {PACKAGE / "fast" / "kernel.py", PACKAGE / "fast" / "triton_band.py"}
     of_kernels |= {path for path in MODULES if path.parent.name == "conformance"}
     of_kernels |= {path for path in TESTS if path.stem in ("test_conformance", "check_kernel")}
     package = sum(lines[path] for path in MODULES if path not in of_kernels)
     tests = sum(lines[path] for path in TESTS if path not in of_kernels)
-    package_limit, tests_limit = 11_400 + 111 + 60 + 183, 12_000 + 188 + 50 + 208
+    package_limit, tests_limit = 11_400 + 111 + 70 + 183, 12_000 + 188 + 60 + 207
     assert package <= package_limit and tests <= tests_limit, (package, tests)
     assert sum(lines[path] for path in of_kernels) <= 1000
 

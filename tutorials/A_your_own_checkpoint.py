@@ -83,7 +83,7 @@ for name, setting in settings.items():
     print(f"{name:12} {gb[4]:.2f} GB at 4,096 tokens, {gb[-1]:.2f} GB at a million")
 assert 500 < cache_bytes(llama_2_7b, 2**20, None, torch.float16) / 1e9 < 600
 assert gb[-1] == gb[-2] < 3
-assert round(gb[4] * 1e9) == (4096 + 10) * 2 * 32 * 32 * 128 * 2
+assert round(gb[4] * 1e9) == (4096 + 2 * 10) * 2 * 32 * 32 * 128 * 2
 axes.axhline(13.5, color=plot.INK, linewidth=1)
 axes.annotate("the weights", (256, 14.5), fontsize=9)
 axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="cache in 16 bits, GB")
@@ -93,8 +93,8 @@ plot.show(drawing, "LM-Infinite keeps Llama-2-7B's cache at 2 GB, however long t
 shutil.rmtree(place)
 
 # %% [markdown]
-# At 4,096 tokens LM-Infinite takes a little more, 4,096 + 10 tokens, and soon after that room
-# for another copy of the 10 (lesson 08). From there on it no longer grows.
+# At 4,096 tokens LM-Infinite takes a little more, 4,096 tokens and twice the starting 10
+# (lesson 08). From there on it no longer grows.
 #
 # What a folder may hold: Llama 1 to 3.2, TinyLlama, SmolLM2, Mistral without a sliding window;
 # MPT in both spellings; GPT-J. What is not understood is refused by name, never guessed. If a

@@ -106,6 +106,7 @@ class Cache(Guard):
         self.config, self.lm = config, lm or FULL_ATTENTION
         self.length, self.first_position = 0, first_position
         self.padding = padding or [0] * batch
+        self.before = torch.arange(self.lm.n_global, device=device)  # columns before the ring
         shape = (batch, config.n_kv_head, config.head_dim)
         self.layers = [
             LayerCache(self.lm.for_layer(layer), shape, dtype, device, middle)

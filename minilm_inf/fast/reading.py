@@ -64,6 +64,8 @@ class Reading:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Take in a layer's k, v (B, H_kv, T, D), not placed; what q (B, H, T, D) gathers."""
         kept, cache, found = self.cache.layers[layer], self.cache, None
+        if self.one and not kept.middle:
+            return self.one(layer, q, k, v)
         if kept.middle:
             kept.middle.append(k, v)
         if kept.middle and self.n_reaching:  # of the last query, if only to tell what came back
@@ -139,7 +141,7 @@ def next_token(cache: Cache, scheme, position: int | Tensor, scale: float, like:
     slot = position if lm.n_local is None else position % lm.n_local
     slots = slot = torch.as_tensor(n_before + slot, device=device).view(1)
     if n_before and turn is not None and lm.distance_ceiling is not None:
-        slots = torch.cat((slot, torch.arange(n_before, device=device)))
+        slots = torch.cat((slot, cache.before))
     hides = is_fixed or some_is_hidden(cache)
     if hides or scheme.has_bias:
         mask = mask_of(cache, scheme, position, n_before, rings[0][0], hides)

@@ -25,7 +25,9 @@ class RMSNorm(nn.Module):
         if x.dtype.itemsize == 2:  # half precision is no precision for a sum
             return self(x.float()).to(x.dtype)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * torch.rsqrt(length * length / x.shape[-1] + self.eps) * self.weight
+        # eps + length^2 / E, in one operation
+        mean = torch.rsub(length * length, self.eps, alpha=-1 / x.shape[-1])
+        return x * torch.rsqrt(mean) * self.weight
 
 
 class Stacked(nn.Linear):
