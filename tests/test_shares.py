@@ -160,10 +160,16 @@ def test_processes_write_what_one_does(processes, line, program, tmp_path):
 @pytest.mark.parametrize("task", [
     "compare --length 700 --trials 3 --methods lambda,truncate --n-local 30",
     "passkey --lengths 1,3 --depths 0,0.5 --trials 5 --methods lambda,topk",
+    "qa --data questions.jsonl -n 3 --methods full,lambda --n-local 30",
 ])  # fmt: skip
 def test_trials_and_documents_are_divided(processes, line, program, tmp_path, task):
     """A document or a trial that no process reads, or that is another one's."""
-    line = [*task.split(), *line[1:8]]
+    row = dict(context="It was cold and dark. " * 30, answers=["dark"])
+    rows = [
+        json.dumps(row | {"question": f"Was it {x}?"}) for x in ("cold", "dark", "wet", "odd")
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(rows))
+    line = [*task.split(), *line[1 : 3 if "qa" in task else 8], "--threads", 1]
     assert program(main, *line, "--out", "one.json")[0] == 0
     run = processes(3, *line, "--out", "three.json")
     one, three = read(tmp_path / "one.json"), read(tmp_path / "three.json")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.checkpoint import load_model
+from ..checkpoint.checkpoint import dtype_name, load_model
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..writing.sampling import require_numbers
@@ -81,6 +81,7 @@ def run(options) -> int:
     sizes = QUICK if options.quick else FULL
     sizes = replace(sizes, lengths=tuple(options.lengths or sizes.lengths))
     device, dtype = flags.device(options.device), flags.DTYPES[options.dtype]
+    of_vectors = dtype if dtype and dtype.is_floating_point else torch.float32
     parts = [options.only] if options.only else PARTS
     model = None if parts == ["attention"] else load_model(options.model, device, dtype)
     if model is not None:
@@ -89,7 +90,7 @@ def run(options) -> int:
     rows: list[Row] = []
     try:
         if "attention" in parts:
-            rows += attention_rows(sizes, device, dtype or torch.float32)
+            rows += attention_rows(sizes, device, of_vectors)
         if "prefill" in parts:
             rows += prefill_rows(model, sizes)
         if "decoding" in parts:
@@ -120,7 +121,7 @@ def facts_of(device: torch.device, model, options, sizes: Sizes) -> dict:
             f"{sizes.n_global}, {dtype}"
         )
     if model is not None:
-        config, dtype = model.config, str(model.embed.weight.dtype)[6:]
+        config, dtype = model.config, dtype_name(model)
         facts["model"] = (
             f"{options.model.name}, {config.n_layer} layers, H {config.n_head}, D "
             f"{config.head_dim}, n_local {config.context_length}, n_global 10, {dtype}, read "

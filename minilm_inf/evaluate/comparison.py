@@ -39,7 +39,6 @@ from .documents import digest, encoded
 from .intervals import interval
 from .methods import LABELS, Method, methods, with_window
 from .retrieval import Asked, Cell, pooled
-from .shares import Share
 from .table import methods_table, notes, sweep_table
 from .trials import PassKey, Trial
 
@@ -63,14 +62,8 @@ class Run(resume.Run):
         self.documents = list(documents.values())
         shape = len(methods), len(documents), len(self.documents[0]) - 1
         self.nll = np.full(shape, np.nan)
+        self.divided = [(self.nll, -np.inf), *(asked.divided if asked else ())]
         self.total = self.nll.size + (asked.total if asked else 0)
-
-    def take(self, share: Share):
-        """Read a share of the documents, -inf in others' place; ask one of the questions."""
-        own = share.of(len(self.documents))
-        self.nll[:, : own.start] = self.nll[:, own.stop :] = -np.inf
-        if self.asked:
-            self.asked.take(share)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"nll": self.nll} | (self.asked.arrays() if self.asked else {})

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import dtype_name
 from ..checkpoint.run_state import read_state, write_state
 from ..terminal import options as flags
 from ..terminal.checks import fitting
@@ -30,6 +31,7 @@ from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 from ..transformer import Transformer
 from .documents import texts_of
+from .qa_data import read as questions
 from .shares import ALONE, Share, joined
 
 
@@ -38,13 +40,20 @@ class Run:
 
     settings: all that the numbers depend on. total, done: tokens to be read, and those that
     were. step() measures some more. arrays(): what holds all that was measured, by name.
-    take(share): leave the rest to other processes. how: what makes of their arrays the whole
-    run's, SUM or MAX.
+    divided: arrays that several processes fill in, (.., things that each takes a share of, ..),
+    with what is less than all they fill in. how: what joins what they did, SUM or MAX.
     """
 
     model: Transformer
     settings: dict
+    divided: list[tuple[np.ndarray, float]]
     how = "MAX"
+
+    def take(self, share: Share):
+        """Leave to other processes what is theirs: it counts as known."""
+        for array, less in self.divided:
+            own = share.of(array.shape[1])
+            array[:, : own.start] = array[:, own.stop :] = less
 
     def state(self) -> dict[str, Tensor]:
         """All that restore needs."""
@@ -79,7 +88,7 @@ def carry_out(options) -> int:
     if options.figure and not flags.can_draw():
         raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
     check_output(options.figure, PICTURE, "--figure")
-    texts = texts_of(options)
+    texts = questions(options.data) if options.data else texts_of(options)
     run = options.room.prepared(options, texts, *flags.load(options))
     told = facts_of(options, run.model) | run.settings | {"processes": share.count}
     run.settings = json.loads(as_json(told))
@@ -205,8 +214,8 @@ def facts_of(options, model) -> dict:
     return {
         "model": options.model.as_posix(), "weights_sha256": digests,
         "device": str(model.embed.weight.device),
-        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "corpus": str(options.corpus), "text": options.text and list(map(str, options.text)),
-        "chunk": options.chunk,
+        "corpus": options.corpus and str(options.corpus), "chunk": options.chunk,
+        "text": options.text and list(map(str, options.text)),
     }  # fmt: skip

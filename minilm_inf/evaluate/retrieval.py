@@ -38,7 +38,6 @@ from .documents import digest
 from .intervals import share
 from .methods import LABELS, Method, Truncated, answers
 from .resume import Run
-from .shares import Share
 from .table import grid
 from .trials import ABSENT, Maker, Pairs, PassKey, Trial
 
@@ -73,16 +72,12 @@ class Asked(Run):
         self.model, self.methods, self.cells, self.trial_of = model, methods, cells, trial_of
         self.sight, self.chunk = sight, chunk
         self.right, self.where = np.full((2, len(cells), trials), -1)
+        self.divided = [(self.right, 0)]
         self.lengths = np.array([cell.length for cell in cells])
         self.total = int(trials * self.lengths.sum())
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"right": self.right, "where": self.where}
-
-    def take(self, share: Share):
-        """Ask a share of each cell's questions. Others' count as known to be wrong here."""
-        own = share.of(self.right.shape[1])
-        self.right[:, : own.start] = self.right[:, own.stop :] = 0
 
     @property
     def done(self) -> int:
