@@ -3,7 +3,7 @@
     python -m minilm_inf.evaluate qa --data questions.jsonl --n-local 1024
     python -m minilm_inf.evaluate qa -m FOLDER --chat --data FILE --methods lambda,truncate
 
-    full           the vanilla model, with full attention, on the whole prompt
+    full           vanilla, on the whole prompt
     truncate       the vanilla model on the prompt without its middle, as LongBench cuts it
     truncate-head  the vanilla model on a prompt with the beginning of the text
     lambda, topk   LM-Infinite, without and with the top-k middle tokens, on the whole prompt

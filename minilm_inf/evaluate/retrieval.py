@@ -9,9 +9,8 @@ text is found when it is asked for at the end.
 Every text is exactly as long as asked for, its filler repeats nothing, and each method is asked
 the same questions: vanilla; re-encoding (the vanilla model on BOS, if the tokenizer has one,
 and the last tokens, at most context_length with the answer); LM-Infinite, without and with the
-top-k middle tokens. An answer is right if greedy decoding writes
-all of its tokens. In the same run, as controls: the model inside its trained length, and texts
-that do not state the answer.
+top-k middle tokens. An answer is right if greedy decoding writes all of its tokens. In the same
+run, as controls: the model inside its trained length, and texts that do not state the answer.
 
 Trials of one cell, a method at a length and depth, are read side by side, and which answers are
 known is remembered, so that a run can be stopped between any two calls of the model.
