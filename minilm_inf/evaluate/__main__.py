@@ -26,6 +26,7 @@ from .documents import add_texts
 from .methods import LABELS
 from .qa_data import PLAIN, PROMPTS
 from .resume import carry_out
+from .shares import Share, before, joined
 
 MOST_TRIALS = 10**6
 TOP_K = 5  # the paper's
@@ -42,8 +43,13 @@ def planned(options) -> int:
     net = plan.network(options)
     if options.length is None:
         raise ValueError("--plan reads no text: say by --length how many tokens there will be")
-    lm = flags.attention(options, net.config)
-    return plan.show(net, options, lm, [options.length], new=0, chunk=options.chunk)
+    lm, share = flags.attention(options, net.config), joined()
+    n, more = options.length, {}
+    if share.count > 1:  # the last begins furthest from the beginning
+        own = Share(share.count - 1, share.count).of(n - 1)
+        in_vain = sum(map(len, before(own.start, lm, net.config.n_layer)))
+        n, more = len(own) + in_vain, {"processes": share.count, "in vain": in_vain}
+    return 0 if share.rank else plan.show(net, options, lm, [n], 0, options.chunk, **more)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
