@@ -124,7 +124,7 @@ class Run(Asked):
     def step(self):
         """Have one prompt answered."""
         at = (self.right >= 0).all(1).argmin()
-        cell, number = self.cells[at], int((self.right[at] >= 0).sum())
+        cell, number = self.cells[at], int(self.right[at].argmin())  # the first -1
         (ids, answer), new = self.trial_of(cell, number), TASKS[cell.depth][2]
         method = self.methods[cell.method]
         ids = method.rows(torch.tensor([[*ids, *[0] * new]]))[0, :-new].tolist()
