@@ -4,7 +4,7 @@ SMOLLM2 := weights/smollm2-135m
 DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos </dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all fuzz kills lint parity kernel gpu measure loading corpus tiny-llama tiny-mpt tiny-gptj \
+.PHONY: help demo test test-slow test-all fuzz kills lint parity kernel gpu measure int8 loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
 	diagnosis-page methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
 	notebooks clean
@@ -55,6 +55,9 @@ kills: .venv/checks  ## kill streams, training and conversions at random moments
 
 measure: .venv/checks  ## speed and memory: attention, reading, decoding, each beside its rivals (10 minutes)
 	@$(BIN)/python -m minilm_inf.benchmark
+
+int8: .venv/lessons  ## memory and speed of the paper's models by dtype, two layers of each (9 GB of memory)
+	@$(BIN)/python tutorials/measure_int8.py
 
 loading: .venv/ready  ## the memory that loading takes, in the shapes of a 7B model (3 GB of memory)
 	@$(BIN)/python tests/measure_loading.py

@@ -34,6 +34,7 @@ MORE = {  # words of a command -> what is added, so that it takes seconds
     "minilm_inf.generate": ["-n", "12"],
     "passkey": ["--trials", "1", "--depths", "0.5"],
     "recall": ["--trials", "1", "--depths", "0.5", "--lengths", "1"],
+    "needles": ["--trials", "1", "--tasks", "single", "--lengths", "1"],
     "--compile": ["-n", "0"],  # compiling itself is in test_compiled.py
 }
 

@@ -3,6 +3,7 @@
     python -m minilm_inf.benchmark             # everything, about ten minutes on two cores
     python -m minilm_inf.benchmark --quick     # smaller sizes, under a minute
     python -m minilm_inf.benchmark --only attention --lengths 16384
+    python -m minilm_inf.benchmark --only shares    # one process against two, by torchrun
 
 All rows are measured in one run, and those that are compared take turns in it, so that the
 ratios hold even where the times are another machine's. What cannot run here says why. Progress
@@ -26,7 +27,7 @@ from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..writing.sampling import require_numbers
 from .attention import attention_rows
-from .models import CHUNK, decoding_rows, prefill_rows, random_ids
+from .models import CHUNK, decoding_rows, prefill_rows, random_ids, share_rows
 from .race import Row
 
 PARTS = ("attention", "prefill", "decoding")
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
     line.add_argument("--quick", action="store_true",
                       help="smaller sizes; under a minute on two cores")  # fmt: skip
-    line.add_argument("--only", choices=PARTS, help="one part of the table")
+    line.add_argument("--only", choices=(*PARTS, "shares"), help="one part of the table")
     line.add_argument("--lengths", type=flags.at_least(1, 2**20), nargs="+", metavar="N",
                       help="tokens of attention alone (default: 4096 16384 65536)")  # fmt: skip
     flags.add_model(line)
@@ -94,6 +95,8 @@ def run(options) -> int:
             rows += prefill_rows(model, sizes)
         if "decoding" in parts:
             rows += decoding_rows(model, options.model, sizes)
+        if "shares" in parts:
+            rows += share_rows(options.model, sizes)
     finally:  # what was measured is not lost with what was not
         if rows:
             print(table(facts, rows), flush=True)

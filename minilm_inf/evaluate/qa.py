@@ -53,6 +53,7 @@ class Run(resume.Run):
         self.model, self.turns, self.examples, self.chunk = model, turns, examples, chunk
         self.methods, self.prompts, self.most = methods, prompts, most
         self.written = np.full((len(methods), len(examples), max(most)), UNKNOWN)
+        self.divided = [(self.written, NOTHING)]
         self.lengths = np.array([[len(ids) for ids in prompts[name]] for name in methods])
         self.total = int(self.lengths.sum())
 
@@ -70,7 +71,8 @@ class Run(resume.Run):
         first, which = np.argwhere(self.written[:, :, 0].T == UNKNOWN)[0].tolist()
         name, method = list(self.methods.items())[which]
         context, device = self.examples[first].context, self.model.embed.weight.device
-        here = [at for at, example in enumerate(self.examples) if example.context == context]
+        left = np.flatnonzero(self.written[which, :, 0] == UNKNOWN).tolist()
+        here = [at for at in left if self.examples[at].context == context]
         prompts = [self.prompts[name][at] for at in here]
         shared = min(len(commonprefix(prompts)), *(len(ids) - 1 for ids in prompts))
         cache = self.model.new_cache(1, method.lm, middle=method.middle)

@@ -71,6 +71,7 @@ class Asked(Run):
         self.model, self.methods, self.cells, self.trial_of = model, methods, cells, trial_of
         self.sight, self.chunk = sight, chunk
         self.right, self.where = np.full((2, len(cells), trials), -1)
+        self.divided = [(self.right, 0)]
         self.lengths = np.array([cell.length for cell in cells])
         self.total = int(trials * self.lengths.sum())
 
@@ -84,10 +85,10 @@ class Asked(Run):
     def step(self):
         """Read some trials of the first cell that is not complete, in one go."""
         at, device = (self.right >= 0).all(1).argmin(), self.model.embed.weight.device
-        cell, known = self.cells[at], int((self.right[at] >= 0).sum())
+        cell, unknown = self.cells[at], np.flatnonzero(self.right[at] < 0)
         some = max(1, (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS) // cell.length)
-        here = range(known, min(self.right.shape[1], known + some))
-        trials = [self.trial_of(cell, number) for number in here]
+        here = unknown[:some]
+        trials = [self.trial_of(cell, number) for number in here.tolist()]
         rows, width = [trial.ids for trial in trials], trials[0].width
         how = self.methods[cell.method], torch.tensor(rows, device=device), width, self.chunk
         self.where[at, here] = [where_it_lies(trial, self.sight) for trial in trials]

@@ -173,15 +173,17 @@ def plan(
     return found
 
 
-def show(net, options, lm, lengths: list[int], new: int, chunk: int) -> int:
-    """Print the plan that `plan` makes, as text or as one object of JSON; the exit code."""
+def show(net, options, lm, lengths: list[int], new: int, chunk: int, **more) -> int:
+    """Print the plan that `plan` makes, as text or as one object of JSON; the exit code. more:
+    numbers that stand before it."""
     found = plan(net, lm, lengths, new, chunk, options.middle)
     if options.json:
         facts = {"parameters": net.parameters, "device": str(net.device), "dtype": net.kind}
-        print(json.dumps(facts | found))
+        print(json.dumps(facts | more | found))
         return 0
     texts = f"{len(lengths):,} text{'s' * (len(lengths) > 1)}"
     lines = {"": f"{texts} of {max(lengths) + new:,} tokens"}
+    lines |= {name: f"{number:,}" for name, number in more.items()}
     for name, number in found.items():
         lines[name] = scaled(number, "FLOP" if name in ARITHMETIC else "B")
     width = max(map(len, lines.values()))
