@@ -18,7 +18,7 @@ LINES = [
     line.removeprefix("$ ").partition("  #")[0].strip()
     for language, block in BLOCKS
     for line in block.splitlines()
-    if language != "python" and re.match(r"(\$ )?(python|make|pip|\.|echo) ", line)
+    if language != "python" and re.match(r"(\$ )?(python|make|pip|\.|echo|torchrun) ", line)
 ]
 SHOWN = [block for _, block in BLOCKS if block.startswith("$ ")]
 COMMANDS = [  # those whose output is not shown
@@ -34,6 +34,7 @@ MORE = {  # words of a command -> what is added, so that it takes seconds
     "minilm_inf.generate": ["-n", "12"],
     "passkey": ["--trials", "1", "--depths", "0.5"],
     "recall": ["--trials", "1", "--depths", "0.5", "--lengths", "1"],
+    "needles": ["--trials", "1", "--tasks", "single", "--lengths", "1"],
     "--compile": ["-n", "0"],  # compiling itself is in test_compiled.py
 }
 
@@ -108,7 +109,7 @@ def test_every_command_runs(line, place, model_folder, python):  # noqa: F811
 def test_all_that_can_be_typed_is_run():
     """Catches a block of which no line is recognised, and a target that does not exist."""
     assert len(PROGRAMS) >= 2 and len(COMMANDS) >= 15 and len(SHOWN) >= 5
-    others = {line for line in LINES if not re.match("python |echo ", line)}
+    others = {line for line in LINES if not re.match("(python|echo|torchrun) ", line)}
     assert others == {"make demo", "make test", "pip install .", ". .venv/bin/activate"}
     unread = [block for language, block in BLOCKS if language not in ("python", "bibtex")
               and not any(line in block for line in LINES)]  # fmt: skip

@@ -4,6 +4,7 @@
     python -m minilm_inf.evaluate compare --corpus corpus/
     python -m minilm_inf.evaluate passkey
     python -m minilm_inf.evaluate recall --task pairs
+    python -m minilm_inf.evaluate needles --suite ruler
     python -m minilm_inf.evaluate qa --data questions.jsonl
 
 Each task says in its own --help what it measures.
@@ -20,7 +21,7 @@ from pathlib import Path
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..writing import plan
-from . import comparison, perplexity, qa, retrieval
+from . import comparison, perplexity, qa, retrieval, ruler
 from .documents import add_texts
 from .methods import LABELS
 from .qa_data import PLAIN, PROMPTS
@@ -59,6 +60,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     add_compare(tasks)
     add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
     add_retrieval(tasks, "recall", "the same for one fact among several")
+    add_retrieval(tasks, "needles", "RULER's synthetic tasks, answered freely", ruler)
     add_qa(tasks)
     options = line.parse_args(arguments)
     options.given, options.parse = arguments[1:], parsed
@@ -146,23 +148,30 @@ def add_compare(tasks):
     )
 
 
-def add_retrieval(tasks, name: str, what: str):
-    asked = task_of(tasks, name, retrieval, what, retrieval.METHODS, "last")
+def add_retrieval(tasks, name: str, what: str, room=retrieval):
+    asked = task_of(tasks, name, room, what, retrieval.METHODS, "last")
     if name == "recall":
         asked.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
                            help="people's numbers, so far the only one")  # fmt: skip
     asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
                        metavar="X,X", help="tokens of a trial, BOS, question and answer among "
                        "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip
-    asked.add_argument("--depths", type=several(flags.between(0, 1)), metavar="X,X",
-                       default=[i / 10 for i in range(11)], help="shares of the filler before "
-                       "what is asked for (default: 0,0.1,...,1)")  # fmt: skip
-    asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
-                       help="also topk with each of these values of k, distance or "
-                       "from-layer")  # fmt: skip
+    if name == "needles":
+        asked.add_argument("--suite", choices=("ruler",), default="ruler",
+                           help="RULER's tasks, so far the only ones")  # fmt: skip
+        names = dict(type=several(partial(one_of, ruler.TASKS)), default=list(ruler.TASKS))
+        asked.add_argument("--tasks", **names, metavar="NAME,NAME",
+                           help=f"of {', '.join(ruler.TASKS)} (default: all)")  # fmt: skip
+    else:
+        asked.add_argument("--depths", type=several(flags.between(0, 1)), metavar="X,X",
+                           default=[i / 10 for i in range(11)], help="shares of the filler "
+                           "before what is asked for (default: 0,0.1,...,1)")  # fmt: skip
+        asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
+                           help="also topk with each of these values of k, distance or "
+                           "from-layer")  # fmt: skip
     flags.add_counts(
         asked,
-        ("--trials", 1, 20, "per length, depth and method (%(default)s)", MOST_TRIALS),
+        ("--trials", 1, 20, "per length, method, and depth or task (%(default)s)", MOST_TRIALS),
         ("--chunk --prefill-chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
     )
 
