@@ -1,12 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := weights/smollm2-135m
+QA := $(BIN)/python -m minilm_inf.evaluate qa -m $(SMOLLM2) --chat --data weights/qa/chapters.json \
+	-n 32 --n-local 1024 --threads 1
 DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos </dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all fuzz kills lint parity kernel gpu measure loading corpus tiny-llama tiny-mpt tiny-gptj \
+.PHONY: help demo test test-slow test-all fuzz kills lint parity kernel gpu measure int8 loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
-	diagnosis-page methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
+	diagnosis-page qa methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
 	notebooks clean
 
 help:  ## list the targets
@@ -56,6 +58,9 @@ kills: .venv/checks  ## kill streams, training and conversions at random moments
 measure: .venv/checks  ## speed and memory: attention, reading, decoding, each beside its rivals (10 minutes)
 	@$(BIN)/python -m minilm_inf.benchmark
 
+int8: .venv/lessons  ## memory and speed of the paper's models by dtype, two layers of each (9 GB of memory)
+	@$(BIN)/python tutorials/measure_int8.py
+
 loading: .venv/ready  ## the memory that loading takes, in the shapes of a 7B model (3 GB of memory)
 	@$(BIN)/python tests/measure_loading.py
 
@@ -102,6 +107,11 @@ retrieval: corpus .venv/lessons  ## ask the tiny models for pass keys, up to 64 
 
 retrieval-page:  ## write weights/retrieval.md from what retrieval measured
 	@PYTHONPATH=. $(BIN)/python weights/pages/retrieval.py
+
+qa: $(SMOLLM2)/model.safetensors  ## ask SmolLM2 about chapters, by five methods, and without them (half an hour on one core)
+	@rm -f weights/qa/smollm2-135m.json weights/qa/closed-book.json
+	@$(QA) --template multifieldqa_en --out weights/qa/smollm2-135m.json
+	@$(QA) --template "Question: {question} Answer:" --methods full --out weights/qa/closed-book.json
 
 diagnosis: corpus .venv/lessons $(SMOLLM2)/model.safetensors  ## look for the paper's three factors in all models (a quarter of an hour)
 	@mkdir -p weights/diagnosis

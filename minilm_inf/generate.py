@@ -55,14 +55,10 @@ def add_text(group):
     prompt.add_argument("-f", "--file", type=Path, help="read the prompt from a UTF-8 file")
     add("-n", "--max-new-tokens", "--max-tokens", type=flags.at_least(0), default=256,
         metavar="N", help="how far to write on (%(default)s)")  # fmt: skip
-    add(
-        "--save",
-        type=Path,
-        metavar="FILE",
-        help="keep what was read in a file, before anything is written; -n 0 writes nothing",
-    )
-    add("--load", type=Path, metavar="FILE", help="go on from such a file, as if it had just "
-        "been read: with a prompt on a line of its own, or without one")  # fmt: skip
+    add("--save", type=Path, metavar="FILE",
+        help="save what was read to a file before writing on; -n 0 only reads")  # fmt: skip
+    add("--load", type=Path, metavar="FILE", help="go on from what --save kept, as if just "
+        "read: with a prompt on a line of its own, or without one")  # fmt: skip
     add("--chat", action="store_true",
         help="the prompt is a turn of a conversation, and the text the model's reply, in the "
         f"form of its chat template: {KNOWN}")  # fmt: skip

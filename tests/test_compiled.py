@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import FAMILIES, SETTINGS, some_tokens, tiny_model
 
+from minilm_inf.checkpoint import load_model, save
 from minilm_inf.fast import compiled as compiled_room
 from minilm_inf.writing.session import Session, generate
 
@@ -198,3 +199,14 @@ def test_a_package_that_cannot_be_loaded_is_noticed(tmp_path):
     """Catches a broken package that is tried in this very process."""
     (tmp_path / "step.pt2").write_bytes(b"no archive")
     assert not compiled_room.can_be_loaded(tmp_path / "step.pt2")
+
+
+def test_int8_weights_come_along(only_recorded, tmp_path):
+    """Catches a program that has one layer's rounded weights built in, or lacks a scale."""
+    save(tiny_model("llama", dtype=torch.float32, vocab_size=100), tmp_path)
+    model, lm = load_model(tmp_path, dtype=torch.int8), SETTINGS["LM-Infinite"]
+    written = [
+        list(generate(model, [1, 2, 3], lm, 40, seed=2, stop_ids=(), compile=compile))
+        for compile in (False, True)
+    ]
+    assert written[0] == written[1] and len(only_recorded) == 1

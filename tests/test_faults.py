@@ -37,7 +37,7 @@ def test_a_signal_while_the_program_is_imported(name):
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
 def test_two_signals_are_one(name, capsys, monkeypatch):
-    """A traceback for who presses Ctrl-C twice; a handler that outlives its program."""
+    """A traceback after a second Ctrl-C; a handler that outlives its program."""
     say, before = ending.say, signal.getsignal(name)
     monkeypatch.setattr(ending, "say", lambda text: (signal.raise_signal(name), say(text)))
     assert ending.guarded(lambda: signal.raise_signal(name)) == 128 + name

@@ -107,7 +107,7 @@ def test_help_tells_every_flag_and_its_default():
 
 WRONG = {  # what the last line of stderr names -> flags, a set of them a line
     "-n": "-n -1\n-n many", "temperature": "-t -1\n-t nan", "top_k": "--top-k -1",
-    "top_p": "--top-p 0", "--dtype": "--dtype int8", "--seed": f"--seed x\n--seed {'9' * 5000}",
+    "top_p": "--top-p 0", "--dtype": "--dtype int4", "--seed": f"--seed x\n--seed {'9' * 5000}",
     "--n-local": f"--n-local 0\n--n-local {10**30}", "--n-global": "--n-global -1",
     "--distance-ceiling": "--distance-ceiling low",
     "--threads": f"--threads 0\n--threads=--\n--threads {2**63}",

@@ -22,7 +22,7 @@ READING_ORDER = [
     "fast.kernel", "fast.chunked",
     "fast.cache", "fast.reading", "transformer", "fast.compiled", "models.raw_config",
     "models.llama_config", "models.mpt_config", "models.gptj_config", "models.layers",
-    "models.llama", "models.mpt", "models.gptj", "models", "checkpoint.shards",
+    "models.llama", "models.mpt", "models.gptj", "models.int8", "models", "checkpoint.shards",
     "checkpoint.tensor_file", "checkpoint.run_state", "checkpoint.checkpoint", "checkpoint",
     "text", "text.around", "text.merges", "text.byte_level", "text.named_tokens",
     "text.sentence_pieces", "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
@@ -32,15 +32,16 @@ READING_ORDER = [
     "writing", "writing.saved_cache", "writing.sampling", "writing.session", "writing.explain",
     "writing.plan", "writing.reply", "writing.conversation", "generate",
     "corpus", "train", "train.practice", "evaluate", "evaluate.intervals",
-    "evaluate.compare", "evaluate.documents", "evaluate.resume", "evaluate.perplexity",
-    "evaluate.streaming_llm", "evaluate.methods", "evaluate.trials", "evaluate.table",
-    "evaluate.figure", "evaluate.retrieval", "evaluate.comparison", "evaluate.__main__", "card",
+    "evaluate.compare", "evaluate.documents", "evaluate.qa_data", "evaluate.shares",
+    "evaluate.resume", "evaluate.perplexity", "evaluate.streaming_llm", "evaluate.methods",
+    "evaluate.trials", "evaluate.table", "evaluate.figure", "evaluate.retrieval",
+    "evaluate.comparison", "evaluate.qa", "evaluate.ruler", "evaluate.__main__", "card",
     "diagnose", "diagnose.recorder", "diagnose.measure", "diagnose.factors", "diagnose.figures",
     "diagnose.__main__", "train.recipes", "train.__main__", "inspect", "inspect.probe",
     "inspect.folder_facts", "inspect.__main__",
     "convert", "convert.pickles", "convert.gguf_tokenizer", "convert.gguf_file",
-    "convert.__main__", "benchmark", "benchmark.race", "benchmark.attention",
-    "benchmark.models", "benchmark.__main__",
+    "convert.int8_folder", "convert.__main__", "benchmark", "benchmark.race",
+    "benchmark.attention", "benchmark.models", "benchmark.__main__",
 ]  # fmt: skip
 LOAD_STANDS_AFTER = "text.tokenizer"  # load, in __init__.py, joins checkpoint and tokenizer
 
@@ -195,14 +196,17 @@ def test_the_house_does_not_grow():
     """Catches a feature that brings more lines than it takes away. What is for those who write
     kernels is counted apart: the conformance suite, and the kernel for a GPU. Beyond the first
     limits: saved contexts, 111 lines of package and 188 of tests; the compiled step for any
-    number of columns, its CUDA graph, and llama.cpp in the benchmark, 70 and 60."""
+    number of columns, its CUDA graph, and llama.cpp in the benchmark, 70 and 60; questions
+    about texts, 323 and 235; int8 weights, 258 and 170; one text for many processes, 181 and
+    216; RULER's tasks, 188 and 115."""
     lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (*MODULES, *TESTS)}
     of_kernels = {PACKAGE / "fast" / "kernel.py", PACKAGE / "fast" / "triton_band.py"}
     of_kernels |= {path for path in MODULES if path.parent.name == "conformance"}
     of_kernels |= {path for path in TESTS if path.stem in ("test_conformance", "check_kernel")}
     package = sum(lines[path] for path in MODULES if path not in of_kernels)
     tests = sum(lines[path] for path in TESTS if path not in of_kernels)
-    assert package <= 11_400 + 111 + 70 and tests <= 12_000 + 188 + 60, (package, tests)
+    assert package <= 11_400 + 111 + 70 + 323 + 258 + 181 + 188, package
+    assert tests <= 12_000 + 188 + 60 + 235 + 170 + 216 + 115, tests
     assert sum(lines[path] for path in of_kernels) <= 1000
 
 

@@ -47,6 +47,7 @@ def test_a_wheel_has_all_that_another_folder_needs(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(other)
     names = {str(path.relative_to(ROOT)) for path in (ROOT / "minilm_inf").rglob("*.py")}
+    names |= {"minilm_inf/evaluate/prompts.json"}
     names |= {f"minilm_inf/tiny_llama/{path.name}" for path in MODEL.iterdir()}
     packed = {str(path.relative_to(other)) for path in other.glob("minilm_inf/**/*.*")}
     assert packed == names

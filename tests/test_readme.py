@@ -61,7 +61,7 @@ def faults(text: str, page: Path) -> list[str]:
         for shared in ("terminal/options.py", "evaluate/documents.py"):
             source += (ROOT / "minilm_inf" / shared).read_text(encoding="utf-8")
         made = SIZES.get(module, set())
-        known = set(re.findall(r'[" ](--[a-z-]+)(?=[" ])', source)) | made
+        known = set(re.findall(r'[" ](--[a-z0-9-]+)(?=[" ])', source)) | made
         found += [f"{module} {flag}" for flag in flags if flag not in known]
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"\w+:", link) and not (page.parent / link).exists():

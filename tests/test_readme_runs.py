@@ -1,5 +1,6 @@
 """README.md: every block of code and every command in it is run, in small."""
 
+import json
 import re
 import shlex
 import shutil
@@ -17,7 +18,7 @@ LINES = [
     line.removeprefix("$ ").partition("  #")[0].strip()
     for language, block in BLOCKS
     for line in block.splitlines()
-    if language != "python" and re.match(r"(\$ )?(python|make|pip|\.|echo) ", line)
+    if language != "python" and re.match(r"(\$ )?(python|make|pip|\.|echo|torchrun) ", line)
 ]
 SHOWN = [block for _, block in BLOCKS if block.startswith("$ ")]
 COMMANDS = [  # those whose output is not shown
@@ -33,6 +34,7 @@ MORE = {  # words of a command -> what is added, so that it takes seconds
     "minilm_inf.generate": ["-n", "12"],
     "passkey": ["--trials", "1", "--depths", "0.5"],
     "recall": ["--trials", "1", "--depths", "0.5", "--lengths", "1"],
+    "needles": ["--trials", "1", "--tasks", "single", "--lengths", "1"],
     "--compile": ["-n", "0"],  # compiling itself is in test_compiled.py
 }
 
@@ -47,6 +49,8 @@ def place(tmp_path):
     mine = next(block for block in PROGRAMS if block.startswith("# mine.py"))
     (tmp_path / "mine.py").write_text(mine, encoding="utf-8")
     (tmp_path / "book.txt").write_text(words[:3000], encoding="utf-8")
+    row = {"context": words[:1500], "question": "Who?", "answers": ["Catherine"]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row), encoding="utf-8")
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(words[-9000:], encoding="utf-8")
     return tmp_path
@@ -64,7 +68,7 @@ def in_small(words: list[str]) -> list[str]:
             found, skip = [*found, word, SMALLER[word]], True
         else:
             found.append(word)
-    if "minilm_inf.evaluate" in words and "--resume" not in words:
+    if "minilm_inf.evaluate" in words and not {"--resume", "--data"} & set(words):
         found += ["--text", "a.txt", "b.txt"]
     for word, more in MORE.items():
         found += more if word in words else []
@@ -90,7 +94,7 @@ def test_every_command_runs(line, place, model_folder, python):  # noqa: F811
         pytest.importorskip("matplotlib")
     if "--chat" in words:
         words[words.index("-m", 2) + 1] = str(model_folder)
-    if words[1] == "minilm_inf.convert":
+    if words[1] == "minilm_inf.convert" and "--int8" not in words:
         weights = place / "FOLDER" / "model.safetensors"
         torch.save(load_file(weights), place / "FOLDER" / "pytorch_model.bin")
         weights.unlink()
@@ -105,7 +109,7 @@ def test_every_command_runs(line, place, model_folder, python):  # noqa: F811
 def test_all_that_can_be_typed_is_run():
     """Catches a block of which no line is recognised, and a target that does not exist."""
     assert len(PROGRAMS) >= 2 and len(COMMANDS) >= 15 and len(SHOWN) >= 5
-    others = {line for line in LINES if not re.match("python |echo ", line)}
+    others = {line for line in LINES if not re.match("(python|echo|torchrun) ", line)}
     assert others == {"make demo", "make test", "pip install .", ". .venv/bin/activate"}
     unread = [block for language, block in BLOCKS if language not in ("python", "bibtex")
               and not any(line in block for line in LINES)]  # fmt: skip

@@ -172,8 +172,9 @@ def test_the_program_saves_and_goes_on(run, tmp_path, tokenizer):
 def test_the_program_s_refusals(run, tmp_path):
     """Catches a book that was read for nothing, since its context cannot be saved; somebody's
     notes overwritten; a conversation that a mistyped name ends."""
-    for words in ("--save notes", "--load nothing", "--load notes", "--load .", "--save book"):
-        error(run, words)
+    for words in ("--load nothing", "--load notes", "--load .", "--save notes", "--save book"):
+        found = error(run, words)
+        assert f"{words} was not written by this program" in found or "--load" in words
     for words in ("-i --save x", "--load x --explain", "--load x --plan", "--save x --plan"):
         assert run(words)[0] == 2
     lines = "/load nothing", "/save", "/save x", "The sea", "/save notes", "/saved", "/exit"

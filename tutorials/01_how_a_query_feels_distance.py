@@ -11,10 +11,11 @@
 # - **RoPE in pairs** (GPT-J): the same, but coordinates 2m and 2m + 1 form a pair; in a GPT-J
 #   only the first coordinates turn (exercise 2), here all do;
 # - **ALiBi** (MPT): vectors stay as they are; each head subtracts a slope times the distance,
-#   and head h of H has the slope 2^(-8h/H).
+#   and head h of H has the slope 2^(-8h/H) if H is a power of two.
 #
 # One interface covers them: a scheme *places* a vector at a position, and adds a *bias* for a
-# distance. The logit of a query at i and a key at j is
+# distance (in float64, since distances can be large). The logit of a query at i and a key at j
+# is
 #
 #     place(q, i) · place(k, j) · scale + bias(i - j)
 #

@@ -129,8 +129,8 @@ plot.show(drawing, "The first row that is wrong tells what is wrong with a kerne
 #     python -m minilm_inf.conformance my_module:my_kernel --dtype bfloat16 --device cuda
 #
 # **Where this lives.** [attention.py](../minilm_inf/attention.py) is what to compare with,
-# [conformance/questions.py](../minilm_inf/conformance/questions.py) what is asked: its sizes
-# have broken kernels before.
+# [conformance/questions.py](../minilm_inf/conformance/questions.py) what is asked, at sizes
+# where other implementations failed.
 #
 # ## Exercises
 #

@@ -3,6 +3,7 @@
     python -m minilm_inf.benchmark             # everything, about ten minutes on two cores
     python -m minilm_inf.benchmark --quick     # smaller sizes, under a minute
     python -m minilm_inf.benchmark --only attention --lengths 16384
+    python -m minilm_inf.benchmark --only shares    # one process against two, by torchrun
 
 All rows are measured in one run, and those that are compared take turns in it, so that the
 ratios hold even where the times are another machine's. What cannot run here says why. Progress
@@ -21,12 +22,12 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.checkpoint import load_model
+from ..checkpoint.checkpoint import dtype_name, load_model
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..writing.sampling import require_numbers
 from .attention import attention_rows
-from .models import CHUNK, decoding_rows, prefill_rows, random_ids
+from .models import CHUNK, decoding_rows, prefill_rows, random_ids, share_rows
 from .race import Row
 
 PARTS = ("attention", "prefill", "decoding")
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     line = flags.Parser(prog="python -m minilm_inf.benchmark", description=__doc__)
     line.add_argument("--quick", action="store_true",
                       help="smaller sizes; under a minute on two cores")  # fmt: skip
-    line.add_argument("--only", choices=PARTS, help="one part of the table")
+    line.add_argument("--only", choices=(*PARTS, "shares"), help="one part of the table")
     line.add_argument("--lengths", type=flags.at_least(1, 2**20), nargs="+", metavar="N",
                       help="tokens of attention alone (default: 4096 16384 65536)")  # fmt: skip
     flags.add_model(line)
@@ -80,6 +81,7 @@ def run(options) -> int:
     sizes = QUICK if options.quick else FULL
     sizes = replace(sizes, lengths=tuple(options.lengths or sizes.lengths))
     device, dtype = flags.device(options.device), flags.DTYPES[options.dtype]
+    of_vectors = dtype if dtype and dtype.is_floating_point else torch.float32
     parts = [options.only] if options.only else PARTS
     model = None if parts == ["attention"] else load_model(options.model, device, dtype)
     if model is not None:
@@ -88,11 +90,13 @@ def run(options) -> int:
     rows: list[Row] = []
     try:
         if "attention" in parts:
-            rows += attention_rows(sizes, device, dtype or torch.float32)
+            rows += attention_rows(sizes, device, of_vectors)
         if "prefill" in parts:
             rows += prefill_rows(model, sizes)
         if "decoding" in parts:
             rows += decoding_rows(model, options.model, sizes)
+        if "shares" in parts:
+            rows += share_rows(options.model, sizes)
     finally:  # what was measured is not lost with what was not
         if rows:
             print(table(facts, rows), flush=True)
@@ -117,7 +121,7 @@ def facts_of(device: torch.device, model, options, sizes: Sizes) -> dict:
             f"{sizes.n_global}, {dtype}"
         )
     if model is not None:
-        config, dtype = model.config, str(model.embed.weight.dtype)[6:]
+        config, dtype = model.config, dtype_name(model)
         facts["model"] = (
             f"{options.model.name}, {config.n_layer} layers, H {config.n_head}, D "
             f"{config.head_dim}, n_local {config.context_length}, n_global 10, {dtype}, read "

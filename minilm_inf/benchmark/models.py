@@ -1,4 +1,4 @@
-"""A whole model: reading by length; decoding by context, and by position.
+"""A whole model: reading by length; decoding by context, and by position; many processes.
 
 A text is read as Session and evaluate read it, chunk by chunk through the cache, and only the
 last token is asked what follows. Decoding is greedy. Its other side is transformers'
@@ -9,6 +9,9 @@ well. The extra memory of all of them is the cache.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -155,4 +158,23 @@ def decoding_rows(model: Transformer, folder: Path, sizes) -> list[Row]:
     for entrants in races:
         made = [(Row(name, n, steps, steps=steps), make) for name, n, make in entrants]
         rows += race(made, sizes.decoding_rounds, model.embed.weight.device)
+    return rows
+
+
+def share_rows(folder: Path, sizes) -> list[Row]:
+    """`evaluate perplexity` of this file, again and again, by one process of one thread and by
+    two. The seconds are those that it tells, of the slower one, without the start of Python.
+    Raises ValueError where a run fails."""
+    n = 4 * sizes.tokens[0]
+    rows = [Row(f"scoring: {count} of one thread", n, n) for count in (1, 2)]
+    for number in range(2 * sizes.rounds):
+        row, count = rows[number % 2], 1 + number % 2
+        line = f"-m torch.distributed.run --standalone --nproc-per-node {count} -m "
+        line += f"minilm_inf.evaluate perplexity --stream --length {n} --threads 1 --json"
+        words = [sys.executable, *line.split(), "--model", folder, "--text", __file__]
+        run = subprocess.run(words, capture_output=True, text=True)
+        if run.returncode:
+            raise ValueError(f"{count} of torchrun's processes failed: {run.stderr[-200:]}")
+        row.base = rows[0]
+        row.seconds.append(json.loads(run.stdout)["timing"]["seconds"])
     return rows

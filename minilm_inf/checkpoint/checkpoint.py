@@ -2,7 +2,8 @@
 
     config.json              what the network is, in Hugging Face's keys
     generation_config.json   which ids end a text, where it is there
-    model.safetensors        the weights, in Hugging Face's names; or shards, and their index
+    model.safetensors        the weights, in Hugging Face's names; or shards, and their index.
+                             NAME.weight may be int8, beside NAME.weight_scale, one number a row
 
 Loading is strict in both directions: a tensor without a place and a place without a tensor are
 refused by name, before any number is read. Only what a network computes itself, such as angles
@@ -22,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..models import gptj, llama, mpt
+from ..models import gptj, int8, llama, mpt
 from ..models.raw_config import special_ids
 from ..terminal.files import named, read_json, write_beside
 from ..terminal.json_parts import Part
 from ..transformer import Transformer
-from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors
+from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors, with_scales
 from .tensor_file import write_tensors
 
 # model_type -> the file that knows it
@@ -79,6 +80,8 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
     """The model of a checkpoint's folder, ready to be read from: no dropout, no gradients.
 
     dtype None: as stored (as the embedding is, should they differ), but float32 on the CPU.
+    torch.int8: the linear layers' weights are rounded (models/int8.py), all else is float32; so
+    it is with None where a folder holds such weights.
     Raises ValueError for whatever is missing, surplus, misshapen, damaged or not implemented.
     """
     try:
@@ -88,8 +91,8 @@ def load_model(folder, device="cpu", dtype: torch.dtype | None = None) -> Transf
         raise ValueError(
             f'the device {named(device)} is not available here: try "cpu"'
         ) from error
-    if dtype not in (None, *FLOATS.values()):
-        listed = ", ".join(str(x) for x in FLOATS.values())
+    if dtype not in (None, torch.int8, *FLOATS.values()):
+        listed = ", ".join(str(x) for x in (torch.int8, *FLOATS.values()))
         raise ValueError(f"dtype must be None or one of {listed}, not {named(dtype)}")
     model, stored = from_headers(folder)
     fill(model, stored, device, dtype or own_dtype(model.config, stored, device))
@@ -102,7 +105,7 @@ def from_headers(folder) -> tuple[Transformer, dict[str, Stored]]:
     Raises load_model's ValueError for whatever config.json and the files' headers show.
     """
     config, folder = read_config(folder), Path(folder)
-    stored = settled(config, find_tensors(folder))
+    stored = settled(config, with_scales(find_tensors(folder)))
     model = build_on_meta(config, stored, folder / "config.json")
     check(model, stored, folder)
     return model, stored
@@ -125,8 +128,16 @@ def is_computed(name: str) -> bool:
 
 def own_dtype(config: ModelConfig, stored: dict[str, Stored], device: torch.device):
     """The dtype in which load_model loads where none is asked for."""
+    if any(place.scale for place in stored.values()):
+        return torch.int8
     embedding = stored[FAMILIES[config.family].KEYS["embed.weight"]]
     return torch.float32 if device.type == "cpu" else FLOATS[embedding.dtype]
+
+
+def dtype_name(model: Transformer) -> str:
+    """A loaded model's dtype, as --dtype names it."""
+    is_int8 = isinstance(model.head, int8.Int8Linear)
+    return "int8" if is_int8 else str(model.embed.weight.dtype).removeprefix("torch.")
 
 
 def build_on_meta(config: ModelConfig, stored: dict[str, Stored], path: Path) -> Transformer:
@@ -143,17 +154,22 @@ def build_on_meta(config: ModelConfig, stored: dict[str, Stored], path: Path) ->
 def named_pieces(model: Transformer) -> dict[str, Tensor]:
     """The tensors that a checkpoint of this model holds, by its names, as views of ours.
 
-    Where one parameter of ours stacks several of theirs, each is a view of its rows. A tied
-    head is none.
+    Where one parameter of ours stacks several of theirs, each is a view of its rows; of rounded
+    weights it is int8.Rows. A tied head is none, unless it is rounded.
     """
     keys, pieces = FAMILIES[model.config.family].KEYS, {}
     for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if leaf == "scale":  # of what its Rows round
+            continue
         layer = re.search(r"\.(\d+)\.", name)
         theirs = keys[name if layer is None else name.replace(layer[0], ".{}.", 1)]
-        if isinstance(theirs, str):
-            theirs, views = (theirs,), (parameter,)
+        theirs = (theirs,) if isinstance(theirs, str) else theirs
+        if leaf == "weight" and isinstance(module, int8.Int8Linear):
+            views = module.pieces()
         else:
-            views = parameter.split(model.get_submodule(name.rpartition(".")[0]).rows)
+            views = parameter.split(module.rows) if len(theirs) > 1 else (parameter,)
         for pattern, view in zip(theirs, views, strict=True):
             pieces[pattern.format(layer and layer[1])] = view
     return pieces
@@ -165,7 +181,7 @@ def check(model: Transformer, stored: dict[str, Stored], where: Path):
     That is a tensor which is missing, surplus, of another shape, or of a dtype that holds no
     plain floats.
     """
-    pieces = named_pieces(model)
+    pieces, matrices = named_pieces(model), matrices_of(model)
     for name in pieces:
         if name not in stored:
             raise ValueError(
@@ -182,7 +198,7 @@ def check(model: Transformer, stored: dict[str, Stored], where: Path):
         elif place.shape != tuple(pieces[name].shape):
             asked = tuple(pieces[name].shape)
             wrong = f"has the shape {named(place.shape)}, but the config asks for {asked}"
-        elif place.dtype not in FLOATS:
+        elif place.dtype not in FLOATS and not (place.scale and name in matrices):
             wrong = f"is stored as {named(place.dtype)}, which is none of {', '.join(FLOATS)}"
         else:
             continue
@@ -190,6 +206,12 @@ def check(model: Transformer, stored: dict[str, Stored], where: Path):
             f"the tensor {named(place.name)} in {place.path} {wrong}: the two do not belong "
             "together, or it is not implemented"
         )
+
+
+def matrices_of(model: Transformer) -> set[str]:
+    """The checkpoint's names of what can be rounded: the weights of linear layers."""
+    wide = {name for name, piece in named_pieces(model).items() if len(piece.shape) == 2}
+    return wide - {FAMILIES[model.config.family].KEYS["embed.weight"]}
 
 
 def head_of(model: Transformer) -> str:
@@ -204,15 +226,26 @@ def fill(
 
     Raises ValueError where a tied head is stored too, but is not the embedding.
     """
+    is_int8 = dtype == torch.int8
+    if is_int8:
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear):
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, int8.Int8Linear(layer))
     for name, parameter in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
-        memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+        own = parameter.dtype if is_int8 else dtype
+        memory = torch.zeros(parameter.shape, dtype=own, device=device)
         setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
-    if model.config.tied:
+    head = stored.get(head_of(model))
+    if model.config.tied and not is_int8:
         model.head.weight = model.embed.weight
+    elif model.config.tied:
+        stored = stored | {
+            head_of(model): stored[FAMILIES[model.config.family].KEYS["embed.weight"]]
+        }
     for name, piece in named_pieces(model).items():
         stored[name].read_into(piece)
-    head = stored.get(head_of(model))
     if model.config.tied and head is not None:
         own = torch.empty_like(model.embed.weight)
         head.read_into(own)
@@ -227,8 +260,13 @@ def save(model: Transformer, folder):
     """Write config.json and model.safetensors, from which load_model makes the same model.
 
     A tied head is not stored. Each file appears when it is whole. Raises ValueError where the
-    folder cannot be written.
+    folder cannot be written, and for a model with int8 weights.
     """
+    if dtype_name(model) == "int8":
+        raise ValueError(
+            "a model that was loaded in int8 is not saved: python -m minilm_inf.convert --int8 "
+            "writes the folder of one"
+        )
     folder = Path(folder)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     raw = FAMILIES[model.config.family].config_to_hf(model.config) | {"torch_dtype": dtype}

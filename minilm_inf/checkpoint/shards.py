@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import torch
@@ -39,6 +39,7 @@ class Stored:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    scale: Stored | None = None  # of each row, where the weights are rounded (models/int8.py)
 
     @property
     def nbytes(self) -> int:
@@ -46,14 +47,24 @@ class Stored:
         dtype = DTYPES.get(self.dtype)
         return 0 if dtype is None else math.prod(self.shape) * dtype.itemsize
 
-    def read_into(self, target: Tensor):
-        """Copy the stored numbers into target, whatever its dtype and device.
+    def read_into(self, target):
+        """Copy the stored numbers into target, whatever its dtype and device: a tensor, or the
+        int8.Rows of a layer.
 
         The file is opened for this one tensor and closed again: what was mapped of it goes, and
         no more than one tensor is ever in memory beside the model.
         """
         with torch.no_grad(), opened(self.path) as file:
-            target.copy_(file.get_tensor(self.name))
+            numbers = file.get_tensor(self.name)
+            if self.scale is None:
+                target.copy_(numbers)
+                return
+            scale = torch.empty(len(numbers))
+            self.scale.read_into(scale)
+            if isinstance(target, Tensor):
+                target.copy_(numbers * scale[:, None])
+            else:
+                target.copy_(numbers, scale)
 
 
 def opened(path: Path):
@@ -92,6 +103,18 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
             "fetch both again"
         )
     return {stored.name: stored for stored in found}
+
+
+def with_scales(stored: dict[str, Stored]) -> dict[str, Stored]:
+    """The same, where the scale of int8 weights is a part of them: NAME.weight (rows, columns)
+    in I8 belongs to NAME.weight_scale (rows,) in F32."""
+    found = dict(stored)
+    for name, place in stored.items():
+        scale = stored.get(f"{name}_scale")
+        is_one = scale and (scale.dtype, scale.shape) == ("F32", place.shape[:1])
+        if is_one and place.dtype == "I8" and len(place.shape) == 2:
+            found[name] = replace(place, scale=found.pop(scale.name))
+    return found
 
 
 def nothing_to_load(folder: Path) -> str:

@@ -25,7 +25,7 @@ from .questions import questions
 
 def main(arguments: list[str] | None = None) -> int:
     parser = flags.Parser(prog="python -m minilm_inf.conformance", description=__doc__)
-    add, dtypes = parser.add_argument, [name for name in flags.DTYPES if name != "auto"]
+    add, dtypes = parser.add_argument, [name for name in flags.NAMES if name != "int8"]
     add("kernel", metavar="MODULE:FUNCTION", help="what to hold to the definition")
     add("--dtype", choices=dtypes, default="float32", help="of the vectors (%(default)s)")
     add("--device", default="cpu", help="where they lie (%(default)s)")

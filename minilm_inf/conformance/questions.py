@@ -1,8 +1,8 @@
 """What a kernel is asked: questions of a few calls each, in an order in which each adds one
 thing to those before it.
 
-The sizes have broken kernels before: texts of the window's length, one more or less, or a
-multiple of it; one query; a window of one; more starting tokens than window.
+Other implementations failed at these sizes: texts of the window's length, one more or less,
+or a multiple of it; one query; a window of one; more starting tokens than window.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
     python -m minilm_inf.convert FOLDER        pytorch_model.bin -> model.safetensors, beside it
     python -m minilm_inf.convert MODEL.gguf    a Llama of llama.cpp -> the folder MODEL, float16
+    python -m minilm_inf.convert --int8 FOLDER --out FOLDER2    safetensors -> int8 weights
 
 Names, dtypes and numbers of a .bin stay as they are, and only the tensors of a pickle are read.
 No file is overwritten, and none appears before it is whole: an interrupted run can be started
@@ -22,6 +23,7 @@ from ..terminal.files import named, reason, write_beside
 from ..terminal.options import Parser
 from . import pickles
 from .gguf_file import GGUF
+from .int8_folder import Int8
 
 PYTORCH = {"format": "pt"}  # transformers reads no file that does not say so
 
@@ -31,18 +33,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, metavar="FOLDER|MODEL.gguf",
                         help="with pytorch_model.bin, or its shards; or a GGUF")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FOLDER",
-                        help="for a GGUF's model (default: beside it)")  # fmt: skip
+                        help="for a GGUF (default: beside it), or --int8")  # fmt: skip
+    parser.add_argument("--int8", action="store_true", help="round a folder's weights to eight "
+                        "bits, as --dtype int8 does on loading")  # fmt: skip
     options = parser.parse_args(arguments)
     source = folder = options.source
-    if source.suffix == ".gguf" and not source.is_dir():
+    if options.int8:
+        folder = options.out or parser.error("--int8 needs --out, the folder to be written")
+    elif source.suffix == ".gguf" and not source.is_dir():
         folder = options.out or source.with_suffix("")
     elif options.out is not None:
         parser.error("--out has no meaning for a folder: its files are written beside the .bin")
-    return guarded(lambda: convert(source, folder))
+    return guarded(lambda: convert(source, folder, Int8 if options.int8 else GGUF))
 
 
-def convert(source: Path, folder: Path) -> int:
-    """Let the folder hold safetensors, if it does not yet, and print what it holds then."""
+def convert(source: Path, folder: Path, kind) -> int:
+    """Let the folder hold safetensors, if it does not yet, and print what it holds then. kind:
+    makes the content of another folder than the source, a GGUF or an Int8."""
     for name in (shards.WEIGHTS, shards.INDEX):
         if (folder / name).exists():
             print(f"{folder} holds {name} already: nothing was converted")
@@ -50,7 +57,7 @@ def convert(source: Path, folder: Path) -> int:
     if source is folder:
         convert_folder(folder)
     else:
-        convert_gguf(source, folder)
+        convert_into(source, folder, kind)
     tensors = shards.find_tensors(folder).values()
     size, n = sum(x.nbytes for x in tensors), len({x.path for x in tensors})
     print(f"{folder} holds {len(tensors)} tensors in {n} file{'s' * (n > 1)}, "
@@ -83,11 +90,11 @@ def convert_folder(folder: Path):
         write_beside(folder / shards.INDEX, (json.dumps(index, indent=2) + "\n").encode())
 
 
-def convert_gguf(source: Path, folder: Path):
-    """Write the folder of a GGUF, which appears when it is whole."""
+def convert_into(source: Path, folder: Path, kind):
+    """Write a folder, which appears when it is whole."""
     if folder.exists():
         raise ValueError(f"{named(folder)} is there already: name another folder with --out")
-    model, part = GGUF(source), folder.with_name(f".{folder.name}.converted")
+    model, part = kind(source), folder.with_name(f".{folder.name}.converted")
     print(f"{source.name} -> {folder}", file=sys.stderr, flush=True)
     shutil.rmtree(part, ignore_errors=True)  # of a killed run
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint.checkpoint import dtype_name
 from ..evaluate.documents import add_texts, encoded, texts_of
 from ..terminal import options as flags
 from ..terminal.ending import guarded
@@ -98,7 +99,7 @@ def measure(options) -> tuple[dict, dict, dict]:
         "context_length": config.context_length, "n_layer": config.n_layer,
         "n_local": lm.n_local, "n_global": lm.n_global,
         "distance_ceiling": lm.distance_ceiling,
-        "dtype": str(model.embed.weight.dtype), "torch": torch.__version__,
+        "dtype": f"torch.{dtype_name(model)}", "torch": torch.__version__,
     }  # fmt: skip
     return facts, *factors_of(diagnosis)
 

@@ -4,6 +4,8 @@
     python -m minilm_inf.evaluate compare --corpus corpus/
     python -m minilm_inf.evaluate passkey
     python -m minilm_inf.evaluate recall --task pairs
+    python -m minilm_inf.evaluate needles --suite ruler
+    python -m minilm_inf.evaluate qa --data questions.jsonl
 
 Each task says in its own --help what it measures.
 """
@@ -11,6 +13,7 @@ Each task says in its own --help what it measures.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,10 +21,12 @@ from pathlib import Path
 from ..terminal import options as flags
 from ..terminal.ending import guarded
 from ..writing import plan
-from . import comparison, perplexity, retrieval
+from . import comparison, perplexity, qa, retrieval, ruler
 from .documents import add_texts
 from .methods import LABELS
+from .qa_data import PLAIN, PROMPTS
 from .resume import carry_out
+from .shares import Share, before, joined
 
 MOST_TRIALS = 10**6
 TOP_K = 5  # the paper's
@@ -38,8 +43,13 @@ def planned(options) -> int:
     net = plan.network(options)
     if options.length is None:
         raise ValueError("--plan reads no text: say by --length how many tokens there will be")
-    lm = flags.attention(options, net.config)
-    return plan.show(net, options, lm, [options.length], new=0, chunk=options.chunk)
+    lm, share = flags.attention(options, net.config), joined()
+    n, more = options.length, {}
+    if share.count > 1:  # the last begins furthest from the beginning
+        own = Share(share.count - 1, share.count).of(n - 1)
+        in_vain = sum(map(len, before(own.start, lm, net.config.n_layer)))
+        n, more = len(own) + in_vain, {"processes": share.count, "in vain": in_vain}
+    return 0 if share.rank else plan.show(net, options, lm, [n], 0, options.chunk, **more)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -50,6 +60,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     add_compare(tasks)
     add_retrieval(tasks, "passkey", "whether a pass key is found, by length and depth")
     add_retrieval(tasks, "recall", "the same for one fact among several")
+    add_retrieval(tasks, "needles", "RULER's synthetic tasks, answered freely", ruler)
+    add_qa(tasks)
     options = line.parse_args(arguments)
     options.given, options.parse = arguments[1:], parsed
     try:
@@ -64,6 +76,8 @@ def check(options):
     given = options.given
     if options.resume and len(given) > 1 + (given[0] == "--resume"):
         raise ValueError("--resume takes no other flag: the run goes on with its own")
+    if options.task == "qa" and not (options.data or options.resume):
+        raise ValueError("say by --data which file holds the questions")
     if options.task != "perplexity" and options.attention != "lambda":
         raise ValueError("--attention is lambda here: --methods names the others")
     if "topk" in options.methods or options.sweep:
@@ -77,11 +91,13 @@ def check(options):
 def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all"):
     """The group for what is asked, of a task that its room describes.
 
-    methods: those it asks, whose numbers it can draw. queries: who reaches back with top-k.
+    methods: those it asks. queries: who reaches back with top-k.
     """
     task = tasks.add_parser(name, help=what, description=room.__doc__)
     task.set_defaults(room=room, figure=None, plan=False, methods=[], sweep=[])
-    add_texts(task)
+    task.set_defaults(data=None, corpus=None, text=None)
+    if room is not qa:
+        add_texts(task)
     asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     if methods:
@@ -89,6 +105,7 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
         asked.add_argument("--methods", **names, metavar="NAME,NAME",
                            help=f"of {', '.join(methods)}; topk takes --top-k-middle {TOP_K} "
                            "unless given (default: all)")  # fmt: skip
+    if hasattr(room, "picture"):
         result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
                             help="draw the result (needs matplotlib)")  # fmt: skip
     result.add_argument("--out", type=Path, metavar="RUN.json",
@@ -131,24 +148,48 @@ def add_compare(tasks):
     )
 
 
-def add_retrieval(tasks, name: str, what: str):
-    asked = task_of(tasks, name, retrieval, what, retrieval.METHODS, "last")
+def add_retrieval(tasks, name: str, what: str, room=retrieval):
+    asked = task_of(tasks, name, room, what, retrieval.METHODS, "last")
     if name == "recall":
         asked.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
                            help="people's numbers, so far the only one")  # fmt: skip
     asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
                        metavar="X,X", help="tokens of a trial, BOS, question and answer among "
                        "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip
-    asked.add_argument("--depths", type=several(flags.between(0, 1)), metavar="X,X",
-                       default=[i / 10 for i in range(11)], help="shares of the filler before "
-                       "what is asked for (default: 0,0.1,...,1)")  # fmt: skip
-    asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
-                       help="also topk with each of these values of k, distance or "
-                       "from-layer")  # fmt: skip
+    if name == "needles":
+        asked.add_argument("--suite", choices=("ruler",), default="ruler",
+                           help="RULER's tasks, so far the only ones")  # fmt: skip
+        names = dict(type=several(partial(one_of, ruler.TASKS)), default=list(ruler.TASKS))
+        asked.add_argument("--tasks", **names, metavar="NAME,NAME",
+                           help=f"of {', '.join(ruler.TASKS)} (default: all)")  # fmt: skip
+    else:
+        asked.add_argument("--depths", type=several(flags.between(0, 1)), metavar="X,X",
+                           default=[i / 10 for i in range(11)], help="shares of the filler "
+                           "before what is asked for (default: 0,0.1,...,1)")  # fmt: skip
+        asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
+                           help="also topk with each of these values of k, distance or "
+                           "from-layer")  # fmt: skip
     flags.add_counts(
         asked,
-        ("--trials", 1, 20, "per length, depth and method (%(default)s)", MOST_TRIALS),
+        ("--trials", 1, 20, "per length, method, and depth or task (%(default)s)", MOST_TRIALS),
         ("--chunk --prefill-chunk", 1, 512, "tokens of a row read at a time (%(default)s)"),
+    )
+
+
+def add_qa(tasks):
+    what = "questions about long texts, answered in words: F1 and exact match"
+    asked = task_of(tasks, "qa", qa, what, qa.METHODS, "last")
+    add = asked.add_argument
+    add("--data", type=Path, metavar="FILE", help="Qasper's .json; or a .jsonl, LongBench's or "
+        "with context, question and answers in each row")  # fmt: skip
+    add("--chat", action="store_true", help="ask in the model's chat form")
+    add("--template", type=template, metavar="TEXT", help="a prompt with {context} and "
+        f"{{question}}, or the one of {', '.join(PROMPTS)} (default: the set's own; else "
+        f"{PLAIN}'s)")  # fmt: skip
+    flags.add_counts(
+        asked,
+        ("-n --max-new-tokens", 1, None, "tokens of an answer (default: the set's own)"),
+        ("--chunk --prefill-chunk", 1, 512, "tokens read at a time (%(default)s)"),
     )
 
 
@@ -162,6 +203,11 @@ def one_of(known, name: str) -> str:
     if name not in known:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
     return name
+
+
+def template(text: str) -> str:
+    """An argparse type: a prompt with a place for the question, or the name of one."""
+    return text if re.search(r"\{(question|input)\}", text) else one_of(PROMPTS, text)
 
 
 def swept(text: str) -> tuple[str, list[int]]:

@@ -62,6 +62,7 @@ class Run(resume.Run):
         self.documents = list(documents.values())
         shape = len(methods), len(documents), len(self.documents[0]) - 1
         self.nll = np.full(shape, np.nan)
+        self.divided = [(self.nll, -np.inf), *(asked.divided if asked else ())]
         self.total = self.nll.size + (asked.total if asked else 0)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -99,10 +99,18 @@ class Stream:
         at = np.arange(start, stop) - len(self.bos)
         number, offset = np.divmod(at.clip(0), len(self.ids))
         passes = [self.one_pass(k)[offset[number == k]] for k in np.unique(number).tolist()]
-        places = np.where(at < 0, -1, np.concatenate(passes))
+        places = np.where(at < 0, -1, np.concatenate([at[:0], *passes]))
         ids = self.ids[places]
         ids[at < 0] = self.bos
         return ids, places
+
+    def times(self, start: int, stop: int) -> np.ndarray:
+        """How often each place is read from start, which is no BOS, to stop: (places,)."""
+        n, n_bos = len(self.ids), len(self.bos)
+        first, last = -((n_bos - start) // n), (stop - n_bos) // n  # whole passes
+        end = min(stop, n_bos + first * n)
+        places = self.read(start, end)[1], self.read(max(end, n_bos + last * n), stop)[1]
+        return max(0, last - first) + np.bincount(np.concatenate(places), minlength=n)
 
     def _one_pass(self, number: int) -> np.ndarray:
         """The places of all tokens in the order in which a pass, from 0, reads them."""

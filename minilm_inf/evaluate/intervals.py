@@ -25,7 +25,7 @@ import numpy as np
 BLOCK = 256  # tokens, at least, of a block of one text
 FEWEST_BLOCKS, MOST_BLOCKS = 16, 128  # of a stretch; the first takes precedence over BLOCK
 RESAMPLES = 1000
-LARGEST_WINDOW = 1_000_000  # tokens that are compared, early and late
+MILLION = 1_000_000  # tokens that are compared, early and late, of up to a billion
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
 
@@ -112,47 +112,43 @@ class Pairs:
     """The same tokens early and late: a stream that repeats its documents reads them again, and
     what has changed between the two times is not the text.
 
-    Two windows of a stream of n tokens, of min(1,000,000, n / 4) tokens each, are compared: the
-    one that begins after as many tokens, and the last. A token of the last window whose place
-    was read in the first one too makes a pair; the mean difference over pairs is free of the
-    documents' own easy and hard places. Of a place that the first window read twice, the later
-    time counts. The interval is over blocks of the last window.
+    Two windows of a stream of n tokens, of min(1,000,000, n / 4) tokens each, or of ten million
+    for each billion, are compared: the one that begins after as many tokens, and the last. A
+    token of the last window whose place was read in the first one too makes a pair; the mean
+    difference over pairs is free of the documents' own easy and hard places, and of how often
+    each came. Of a place that the first window read several times, the mean counts. The
+    interval is over blocks of places.
+
+    times_of(first, end): how often each place is read between. sums: (2, places), the nll that
+    each window found of each.
     """
 
-    def __init__(self, n: int, n_places: int):
-        self.window = min(LARGEST_WINDOW, n // 4)
+    def __init__(self, n: int, times_of):
+        self.window = min(max(MILLION, n // 10**9 * 10 * MILLION), n // 4)
         self.begins = self.window, n - self.window
-        self.early = np.full(n_places, -np.inf, np.float32)  # by place; -inf: none was read
-        self.nll = np.zeros(2)  # of all tokens in either window
-        self.edges = blocks(n - self.window, n) if self.window else np.array([0, 1])
-        self.sums = np.zeros((2, len(self.edges) - 1))  # of differences, and how many they are
+        self.times = [times_of(first, first + self.window) for first in self.begins]
+        self.sums = np.zeros((2, len(self.times[0])))
 
     def add(self, first: int, nll: np.ndarray, places: np.ndarray):
         """Take in the nll, (T,), of consecutive tokens from the one of index `first` on, and
         their places."""
-        for which, begin in enumerate(self.begins):
+        for sums, begin in zip(self.sums, self.begins):
             here = slice(max(begin - first, 0), max(begin + self.window - first, 0))
-            some, at = nll[here], places[here]
-            self.nll[which] += some.sum()
-            if which == 0:
-                self.early[at] = some
-            elif len(some):
-                was_read = self.early[at] > -np.inf
-                less = np.where(was_read, some - self.early[at], 0.0)
-                add_between(self.edges, self.sums[0], max(first, begin), less)
-                add_between(self.edges, self.sums[1], max(first, begin), 1.0 * was_read)
+            np.add.at(sums, places[here], nll[here])
 
     def result(self) -> dict | None:
         """The two windows, their means, and the mean difference (late - early) over pairs; None
         where there are none."""
-        differences, counts = self.sums[:, self.sums[1] > 0]
-        n_pairs = int(counts.sum())
-        if not n_pairs:
+        early, late = self.sums.sum(1).tolist()
+        pairs = np.where(self.times[0] > 0, self.times[1], 0)  # of each place
+        if not pairs.any():
             return None
-        early, late = (self.nll / self.window).tolist()
+        less = self.sums[1] - pairs * self.sums[0] / np.maximum(self.times[0], 1)
+        cuts = blocks(0, len(pairs))[:-1]
+        sums, counts = (np.add.reduceat(x, cuts) for x in (np.where(pairs > 0, less, 0), pairs))
         return {
             "tokens": self.window, "early_first": self.begins[0], "late_first": self.begins[1],
-            "early_nll": early, "late_nll": late, "pairs": n_pairs,
-            "difference": float(differences.sum() / n_pairs),
-            "interval": interval(differences, counts, [0, 3]),
+            "early_nll": early / self.window, "late_nll": late / self.window,
+            "pairs": int(pairs.sum()), "difference": float(sums.sum() / pairs.sum()),
+            "interval": interval(sums[counts > 0], counts[counts > 0], [0, 3]),
         }  # fmt: skip

@@ -33,6 +33,7 @@ from . import resume
 from .compare import edges, nll_of
 from .documents import Stream, digest
 from .intervals import Bins, Pairs, add_between
+from .shares import ALONE, Share, before
 
 BINS = 200  # of equal size
 
@@ -44,20 +45,30 @@ class Run(resume.Run):
     scored. A run that goes on from that ends with the same numbers to the last bit; only what
     it measures of the machine differs.
 
+    first, before: where its share begins, and the stretches that it reads before, in vain.
     bins: by kind: "log", which double, "linear", of equal size, and "all", which is one.
     seconds, resident: of each linear bin: what it took, and bytes of memory at its end.
     """
 
+    how = "SUM"
+
     def __init__(self, model, lm: LMInfinite | None, stream: Stream, chunk=2048, middle="ram"):
         self.model, self.lm, self.stream, self.chunk = model, lm, stream, chunk
-        n, self.total = stream.length, stream.length - 1
+        n = stream.length
         self.cache = model.new_cache(1, lm, middle=middle)
         linear = np.unique(1 + np.arange(BINS + 1) * (n - 1) // BINS)
         kinds = {"log": edges(1, n)[1:], "linear": linear, "all": [1, n]}
         self.bins = {kind: Bins(cuts, k) for k, (kind, cuts) in enumerate(kinds.items())}
         self.counts = np.zeros(2, np.int64)  # tokens that were scored, and their bytes
-        self.pairs = Pairs(n, len(stream.ids))
+        self.pairs = Pairs(n, stream.times)
         self.seconds, self.resident = np.zeros((2, len(linear) - 1))
+        self.take(ALONE)
+
+    def take(self, share: Share):
+        """Score a share of the stream. Raises shares.before's ValueError."""
+        own, lm, n_layer = share.of(self.stream.length - 1), self.lm, self.model.config.n_layer
+        self.first, self.total, self.n_shares = own.start, len(own), share.count
+        self.before = before(self.first, lm, n_layer) if share.count > 1 else []
         self.last = time.monotonic()
 
     @property
@@ -67,12 +78,17 @@ class Run(resume.Run):
     @torch.inference_mode()
     def step(self):
         """Read the next chunk, and score what follows each of its tokens."""
-        stop = min(self.done + self.chunk, self.total)
-        ids, places = self.stream.read(self.done, stop + 1)
-        tokens = torch.from_numpy(ids).to(self.model.embed.weight.device)
+        start, device = self.first + self.done, self.model.embed.weight.device
+        stop = min(start + self.chunk, self.first + self.total)
+        if self.before and not self.done:
+            ids = [self.stream.read(some.start, some.stop)[0] for some in self.before]
+            tokens = torch.from_numpy(np.concatenate(ids)[None]).to(device)
+            self.model.prefill(tokens, self.lm, self.cache, self.chunk)
+        ids, places = self.stream.read(start, stop + 1)
+        tokens = torch.from_numpy(ids).to(device)
         hidden = self.model.read(tokens[None, :-1], self.lm, self.cache)
         nll = nll_of(self.model, hidden[0], tokens[1:]).numpy()
-        first, places, known = self.done + 1, places[1:], self.stream.bytes
+        first, places, known = start + 1, places[1:], self.stream.bytes
         for bins in self.bins.values():
             bins.add(first, nll)
         self.pairs.add(first, nll, places)
@@ -86,7 +102,7 @@ class Run(resume.Run):
     def arrays(self) -> dict[str, np.ndarray]:
         found = {name: getattr(self, name) for name in ("counts", "seconds", "resident")}
         found |= {f"bins.{kind}": bins.sums for kind, bins in self.bins.items()}
-        return found | {f"pairs.{x}": getattr(self.pairs, x) for x in ("early", "nll", "sums")}
+        return found | {"pairs": self.pairs.sums}
 
     def state(self) -> dict[str, Tensor]:
         cache = saved_cache.state_of(self.cache).items()
@@ -96,7 +112,8 @@ class Run(resume.Run):
     def restore(self, tensors: dict[str, Tensor]):
         saved_cache.restore(self.cache, taken(tensors, "cache"))
         super().restore(tensors)
-        if not self.cache.length == self.done <= self.total:
+        vain = sum(map(len, self.before)) if self.done else 0
+        if not self.cache.length - vain == self.done <= self.total:
             raise ValueError("the cache is of another place in the text")
         self.last = time.monotonic()
 
@@ -131,7 +148,8 @@ def result(run: Run) -> dict:
     columns = linear.edges.tolist(), speeds.tolist(), run.resident.astype(int).tolist()
     names = "first", "tokens_per_second", "resident_bytes"
     rows = [dict(zip(names, row)) for row in zip(*columns)]
-    return {"results": results, "timing": {"seconds": run.seconds.sum(), "linear": rows}}
+    seconds = max(part.sum() for part in np.array_split(run.seconds, run.n_shares))
+    return {"results": results, "timing": {"seconds": seconds, "linear": rows}}
 
 
 def words(result: dict) -> str:

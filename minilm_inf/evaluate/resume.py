@@ -2,29 +2,37 @@
 
 Its state lies beside the run's result, RESULT.state, from the first moment on until the result
 is written. It holds all that was measured, the command line that began the run, and the
-settings that its numbers depend on.
+settings that its numbers depend on. Of several processes (see shares.py) each has its own,
+RESULT.state-1-of-2; in the end they join what they measured, and the first writes the result.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import dtype_name
 from ..checkpoint.run_state import read_state, write_state
 from ..terminal import options as flags
 from ..terminal.checks import fitting
-from ..terminal.ending import signals_noted
+from ..terminal.ending import handled, signals_noted
 from ..terminal.files import PICTURE, RESULT, check_output, sweep, write_beside
 from ..terminal.progress import Progress
 from ..terminal.tables import as_json
 from ..transformer import Transformer
 from .documents import texts_of
+from .qa_data import read as questions
+from .shares import ALONE, Share, joined
 
 
 class Run:
@@ -32,10 +40,20 @@ class Run:
 
     settings: all that the numbers depend on. total, done: tokens to be read, and those that
     were. step() measures some more. arrays(): what holds all that was measured, by name.
+    divided: arrays that several processes fill in, (.., things that each takes a share of, ..),
+    with what is less than all they fill in. how: what joins what they did, SUM or MAX.
     """
 
     model: Transformer
     settings: dict
+    divided: list[tuple[np.ndarray, float]]
+    how = "MAX"
+
+    def take(self, share: Share):
+        """Leave to other processes what is theirs: it counts as known."""
+        for array, less in self.divided:
+            own = share.of(array.shape[1])
+            array[:, : own.start] = array[:, own.stop :] = less
 
     def state(self) -> dict[str, Tensor]:
         """All that restore needs."""
@@ -58,40 +76,60 @@ def carry_out(options) -> int:
     what was measured, for JSON, under "results", and under "timing" what differs from run to
     run; words(result), the same for readers; and, for --figure, picture(result) -> bytes.
     """
-    before, out = None, options.resume or options.out
-    state = out and state_path(out)
+    out, share = options.resume or options.out, joined()
     check_output(out, RESULT)
+    before = earlier(options, out, share) if out else None
     if options.resume:
-        if not state.exists() and out.is_file():
+        if not before:
             print(f"{out} is finished: there is nothing to resume", file=sys.stderr)
             return 0
-        if not state.is_file():
-            raise ValueError(f"there is no {state}: start a run with --out {out}")
-        before = read_state(state)
         options = options.parse(before[0]["line"])
         options.out = out
-    elif out and state.exists():
-        raise ValueError(f"{out} was stopped: --resume it, or delete {state}")
     if options.figure and not flags.can_draw():
         raise ValueError("--figure draws with matplotlib: install it, or leave out --figure")
     check_output(options.figure, PICTURE, "--figure")
-    texts = texts_of(options)
+    texts = questions(options.data) if options.data else texts_of(options)
     run = options.room.prepared(options, texts, *flags.load(options))
-    run.settings = json.loads(as_json(facts_of(options, run.model) | run.settings))
+    told = facts_of(options, run.model) | run.settings | {"processes": share.count}
+    run.settings = json.loads(as_json(told))
+    run.take(share)
     if before:
-        go_on(run, *before, state)
-    code = drive(run, options)
-    if code:
+        go_on(run, *before, state_path(out, share))
+    code = drive(run, options, share)
+    if code and not share.rank:
         onward = f"go on with --resume {out}" if out else "nothing was saved: there is no --out"
         print(f"stopped after {run.done:,} of {run.total:,} tokens; {onward}", file=sys.stderr)
-    else:
+    if code:
+        return code
+    if not share.rank:
         publish(run, options)
-    return code
+    share.join(np.zeros(1), "MAX")  # a state lasts until the first has written
+    if out:
+        state_path(out, share).unlink(missing_ok=True)
+        sweep(state_path(out, share))
+    return 0
 
 
-def state_path(out: Path) -> Path:
-    """Where the state of the run that writes `out` lies."""
-    return out.parent / (out.name + ".state")
+def state_path(out: Path, share: Share = ALONE) -> Path:
+    """Where the state of the run that writes `out` lies, or of one process of it."""
+    which = f"-{share.rank + 1}-of-{share.count}" if share.count > 1 else ""
+    return out.parent / f"{out.name}.state{which}"
+
+
+def earlier(options, out: Path, share: Share) -> tuple[dict, dict[str, Tensor]] | None:
+    """The state to go on from; None for a run that begins, and for one that has ended. Raises
+    ValueError where there is none, or one that neither the user nor torchrun asks for."""
+    state, found = state_path(out, share), [*out.parent.glob(glob.escape(out.name) + ".state*")]
+    is_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    is_whole = share.join(np.array([int(state in found)]), "MIN").all()
+    if found and not (options.resume or is_again):
+        raise ValueError(f"{out} was stopped: --resume it, or delete {found[0]}")
+    if options.resume and not is_whole and (found or not out.is_file()):
+        raise ValueError(
+            f"there is no {state}: start a run with --out {out}, or resume it by as many "
+            "processes as began it"
+        )
+    return read_state(state) if is_whole else None
 
 
 def go_on(run: Run, facts: dict, tensors: dict[str, Tensor], path: Path):
@@ -107,8 +145,9 @@ def go_on(run: Run, facts: dict, tensors: dict[str, Tensor], path: Path):
         ) from error
 
 
-def drive(run: Run, options) -> int:
-    """Take steps until a run is done: 0; or the exit code of the signal that ended it.
+def drive(run: Run, options, share: Share) -> int:
+    """Take steps until all shares of a run are done, and join them: 0; or the exit code of the
+    signal that ended it.
 
     Its state is saved before the first step, every --save-every seconds, and when a signal
     came. What was left to this machine to choose is saved with its command line.
@@ -118,29 +157,35 @@ def drive(run: Run, options) -> int:
 
     def save():
         if options.out:
-            write_state(state_path(options.out), run.state(), facts)
+            write_state(state_path(options.out, share), run.state(), facts)
         return time.monotonic()
 
     with signals_noted() as came:
         saved = save()
-        for is_done in steps(run):
+        for is_done in steps(run, share):
             if came and not is_done:
                 save()
                 return 128 + came[0]
             if time.monotonic() - saved >= options.save_every:
                 saved = save()
+    if share.count > 1:
+        save()
+        with handled(signal.SIG_DFL):  # who waits for others would hear no other
+            for array in run.arrays().values():
+                share.join(array, run.how)
     return 0
 
 
-def steps(run: Run):
-    """Take a run to its end, with progress on stderr: yields after every step whether it is
-    there."""
+def steps(run: Run, share: Share = ALONE):
+    """Take a run to its end, with the first process's progress on stderr: yields after every
+    step whether it is there."""
     progress = Progress(run.total, run.done)
     try:
         while run.done < run.total:
             run.step()
             is_done = run.done == run.total
-            progress.show(run.done, "", now=is_done)
+            if not share.rank:
+                progress.show(run.done, "", now=is_done)
             yield is_done
     finally:
         progress.end()
@@ -157,9 +202,6 @@ def publish(run: Run, options):
         print(as_json(result) if options.json else task.words(result), flush=True)
     if options.figure:
         write_beside(options.figure, task.picture(result))
-    if options.out:
-        state_path(options.out).unlink(missing_ok=True)
-        sweep(state_path(options.out))
 
 
 def facts_of(options, model) -> dict:
@@ -172,8 +214,8 @@ def facts_of(options, model) -> dict:
     return {
         "model": options.model.as_posix(), "weights_sha256": digests,
         "device": str(model.embed.weight.device),
-        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "corpus": str(options.corpus), "text": options.text and list(map(str, options.text)),
-        "chunk": options.chunk,
+        "corpus": options.corpus and str(options.corpus), "chunk": options.chunk,
+        "text": options.text and list(map(str, options.text)),
     }  # fmt: skip

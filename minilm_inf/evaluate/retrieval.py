@@ -9,9 +9,8 @@ text is found when it is asked for at the end.
 Every text is exactly as long as asked for, its filler repeats nothing, and each method is asked
 the same questions: vanilla; re-encoding (the vanilla model on BOS, if the tokenizer has one,
 and the last tokens, at most context_length with the answer); LM-Infinite, without and with the
-top-k middle tokens. An answer is right if greedy decoding writes
-all of its tokens. In the same run, as controls: the model inside its trained length, and texts
-that do not state the answer.
+top-k middle tokens. An answer is right if greedy decoding writes all of its tokens. In the same
+run, as controls: the model inside its trained length, and texts that do not state the answer.
 
 Trials of one cell, a method at a length and depth, are read side by side, and which answers are
 known is remembered, so that a run can be stopped between any two calls of the model.
@@ -72,6 +71,7 @@ class Asked(Run):
         self.model, self.methods, self.cells, self.trial_of = model, methods, cells, trial_of
         self.sight, self.chunk = sight, chunk
         self.right, self.where = np.full((2, len(cells), trials), -1)
+        self.divided = [(self.right, 0)]
         self.lengths = np.array([cell.length for cell in cells])
         self.total = int(trials * self.lengths.sum())
 
@@ -85,10 +85,10 @@ class Asked(Run):
     def step(self):
         """Read some trials of the first cell that is not complete, in one go."""
         at, device = (self.right >= 0).all(1).argmin(), self.model.embed.weight.device
-        cell, known = self.cells[at], int((self.right[at] >= 0).sum())
+        cell, unknown = self.cells[at], np.flatnonzero(self.right[at] < 0)
         some = max(1, (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS) // cell.length)
-        here = range(known, min(self.right.shape[1], known + some))
-        trials = [self.trial_of(cell, number) for number in here]
+        here = unknown[:some]
+        trials = [self.trial_of(cell, number) for number in here.tolist()]
         rows, width = [trial.ids for trial in trials], trials[0].width
         how = self.methods[cell.method], torch.tensor(rows, device=device), width, self.chunk
         self.where[at, here] = [where_it_lies(trial, self.sight) for trial in trials]

@@ -38,8 +38,8 @@ def percent(found: dict | None) -> str:
     """
     if found is None:
         return "-"
-    low, high = (100 * x for x in found["interval"])
-    return f"{100 * found['accuracy']:.1f}% ({low:.1f} to {high:.1f})"
+    ends = " to ".join(f"{100 * x:.1f}" for x in found["interval"] or ())
+    return f"{100 * found['accuracy']:.1f}%" + f" ({ends})" * bool(ends)
 
 
 def mean(found: dict | None, style: str = "{:.2f}") -> str:

@@ -15,6 +15,7 @@ from ..terminal.progress import scaled
 from ..text.tokenizer import check_fits
 from ..text.tokenizer import load as load_tokenizer
 from ..transformer import Transformer
+from ..writing.plan import int8_bytes
 from .probe import described
 
 
@@ -35,6 +36,7 @@ def summary(folder: Path, model: Transformer, stored: dict[str, Stored]) -> list
         ["parameters", f"{parameters:,}{tied}"],
         ["stored", stored_words(stored)],
         ["in float32", scaled(4 * parameters)],
+        ["in int8", scaled(int8_bytes(model))],
         ["tokenizer", tokenizer_words(folder, config)],
     ]
 

@@ -18,7 +18,7 @@ from .files import named, shown
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = PACKAGE / "tiny_llama"  # where pip puts the model; a clone has it in weights/
 SHIPPED = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "weights" / "tiny-llama"
-NAMES = "float32", "float64", "bfloat16", "float16"
+NAMES = "float32", "float64", "bfloat16", "float16", "int8"
 DTYPES = {"auto": None} | {name: getattr(torch, name) for name in NAMES}
 MOST = 2**40  # tokens, keys, trials: more than any machine can count or hold
 
@@ -95,7 +95,8 @@ def add_model(parser: argparse.ArgumentParser):
         help="a checkpoint with its tokenizer (%(default)s)")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, ...; auto: CUDA, if any (%(default)s)")
     add("--dtype", choices=DTYPES, default="auto",
-        help="auto: as stored, but float32 on the CPU (%(default)s)")  # fmt: skip
+        help="auto: as stored, but float32 on the CPU; int8: weights rounded to eight bits, a "
+        "quarter of float32's memory (%(default)s)")  # fmt: skip
     add("--threads", type=threads, metavar="N",
         help="CPU threads (default: PyTorch's own choice)")  # fmt: skip
 

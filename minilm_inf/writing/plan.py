@@ -22,6 +22,7 @@ blocks, nor with top-k the search for middle keys.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
 from ..fast.band import BLOCK_LOGITS, ROWS
 from ..fast.cache import LayerCache
 from ..fast.chunk import LOGITS_AT_ONCE, QUERIES_AT_ONCE
+from ..models.int8 import table_shape
 from ..terminal import options as flags
 from ..terminal.blocks import TOKENS_PER_BLOCK
 from ..terminal.progress import scaled
@@ -106,20 +108,37 @@ def flops(net, lm: LMInfinite | None, first: int, last: int, n_logits: int) -> i
 
 def network(options) -> SimpleNamespace:
     """What config.json and the headers tell of the network that the model's flags name.
-    in_layers, in_head: weights that a token is multiplied with; largest: bytes of the largest
-    stored tensor. Raises load_model's ValueError."""
+    dtype: of vectors; kind, weights: the dtype and bytes of weights; in_layers, in_head: those
+    that a token is multiplied with; largest: bytes of the largest stored tensor. Raises
+    load_model's ValueError."""
     device = flags.device(options.device)
     model, stored = from_headers(options.model)
     linear = [x.weight.numel() for x in model.blocks.modules() if isinstance(x, nn.Linear)]
+    parameters, in_head = sum(x.numel() for x in model.parameters()), model.head.weight.numel()
+    dtype = flags.DTYPES[options.dtype] or own_dtype(model.config, stored, device)
+    weights, kind = parameters * dtype.itemsize, str(dtype).removeprefix("torch.")
+    if dtype == torch.int8:
+        weights, dtype = int8_bytes(model), torch.float32
     return SimpleNamespace(
         config=model.config,
-        dtype=flags.DTYPES[options.dtype] or own_dtype(model.config, stored, device),
+        dtype=dtype,
+        kind=kind,
         device=device,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
+        weights=weights,
         in_layers=sum(linear),
-        in_head=model.head.weight.numel(),
+        in_head=in_head,
         largest=max(tensor.nbytes for tensor in stored.values()),
     )
+
+
+def int8_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights where its linear layers are rounded, and all else float32."""
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    tables = sum(math.prod(table_shape(layer)) for layer in linear)
+    own = [layer.weight for layer in linear if layer.weight is not model.embed.weight]
+    kept = sum(x.numel() for x in model.parameters()) - sum(x.numel() for x in own)
+    return tables + 4 * (kept + sum(layer.out_features for layer in linear))
 
 
 def plan(
@@ -139,10 +158,10 @@ def plan(
         logits = (batch * width + 4 * exact) * net.config.vocab_size
     else:  # of a chunk what the head gives, and the same in float32
         logits = now * (width + exact * (width < exact)) * net.config.vocab_size
-    weights = net.parameters * width
-    loading, running = weights + net.largest, weights + cache - on_disk + max(working, logits)
+    loading = net.weights + net.largest
+    running = net.weights + cache - on_disk + max(working, logits)
     found = {
-        "weights": weights, "cache": cache - on_disk, "working buffers": working,
+        "weights": net.weights, "cache": cache - on_disk, "working buffers": working,
         "logits": logits, "while loading": loading, "at the peak": max(loading, running),
     }  # fmt: skip
     if on_disk:
@@ -154,19 +173,20 @@ def plan(
     return found
 
 
-def show(net, options, lm, lengths: list[int], new: int, chunk: int) -> int:
-    """Print the plan that `plan` makes, as text or as one object of JSON; the exit code."""
+def show(net, options, lm, lengths: list[int], new: int, chunk: int, **more) -> int:
+    """Print the plan that `plan` makes, as text or as one object of JSON; the exit code. more:
+    numbers that stand before it."""
     found = plan(net, lm, lengths, new, chunk, options.middle)
-    dtype = str(net.dtype).removeprefix("torch.")
     if options.json:
-        facts = {"parameters": net.parameters, "device": str(net.device), "dtype": dtype}
-        print(json.dumps(facts | found))
+        facts = {"parameters": net.parameters, "device": str(net.device), "dtype": net.kind}
+        print(json.dumps(facts | more | found))
         return 0
     texts = f"{len(lengths):,} text{'s' * (len(lengths) > 1)}"
     lines = {"": f"{texts} of {max(lengths) + new:,} tokens"}
+    lines |= {name: f"{number:,}" for name, number in more.items()}
     for name, number in found.items():
         lines[name] = scaled(number, "FLOP" if name in ARITHMETIC else "B")
     width = max(map(len, lines.values()))
-    print(f"{net.parameters:,} parameters in {dtype} on {net.device}; nothing was run")
+    print(f"{net.parameters:,} parameters in {net.kind} on {net.device}; nothing was run")
     print("\n".join(f"{name:15}  {words.rjust(width)}" for name, words in lines.items()))
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 
+from ..checkpoint.checkpoint import dtype_name
 from ..terminal.ending import say
 from ..terminal.progress import Progress
 from .session import Session, Step, write_all
@@ -131,7 +132,7 @@ def as_json(session: Session, options, prompt: str, reply: Reply) -> dict:
     lm, weight = session.lm, session.model.embed.weight
     before = reply.had + len(reply.prompt_ids)
     read = before + max(0, len(reply.steps) - 1)  # what was drawn last was not
-    device, dtype = str(weight.device), str(weight.dtype).removeprefix("torch.")
+    device, dtype = str(weight.device), dtype_name(session.model)
     flags = {name: value for name, value in vars(options).items() if name != "prompt"}
     return {
         "prompt": prompt,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..checkpoint.checkpoint import dtype_name
 from ..checkpoint.run_state import CONTEXT, checksum, read_state, write_state
 from ..config import LMInfinite, require_integer
 from ..fast.compiled import compiled_step
@@ -111,7 +112,7 @@ class Session(Guard):
         """What a saved context belongs to, by the names that a sentence has for it."""
         config, weights = asdict(self.model.config), self.model.state_dict()
         return {
-            "dtype": str(self.model.embed.weight.dtype), "number of texts": self.n_texts,
+            "dtype": f"torch.{dtype_name(self.model)}", "number of texts": self.n_texts,
             "attention": asdict(self.cache.lm), "model": checksum(config, weights),
         }  # fmt: skip
 

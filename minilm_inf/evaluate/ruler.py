@@ -1,0 +1,179 @@
+"""The task `evaluate needles`: RULER's synthetic tasks (Hsieh et al., COLM 2024, arXiv
+2404.06654), made at any length from their published definitions.
+
+    python -m minilm_inf.evaluate needles --suite ruler --lengths 2,4 --trials 10
+
+    single, multikey, multivalue, multiquery    the number of a key; of one of four keys; four
+                                                numbers of one key; the numbers of four keys
+    variables           the five that have one value, each but the first by the one before it
+    common, frequent    the ten words that a list has most often; the three of a coded text
+
+A score is RULER's "string match, all": the share of an answer's parts that occur in what is
+written, greedily. It is comparable in definition, but not with the numbers of RULER's
+leaderboard: wording, words and filler (--corpus) are ours, nothing is put into a chat's form,
+and RULER's two tasks of question answering, whose texts must be fetched, are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from bisect import bisect_right
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..train.practice import Practice
+from ..writing.reply import Plain, replies
+from ..writing.session import Session
+from .documents import digest
+from .intervals import share
+from .qa import GREEDY
+from .retrieval import Asked, Cell, methods_of
+from .table import grid
+
+FEWEST = 100  # different words that tasks are made of
+LETTERS = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+
+# ---- what a task makes: facts to hide, or none; the prompt's end, with a list that is as long
+# ---- as `size` says; and the parts of the answer
+
+
+def needles(rng, words, size, often, seldom, keys=1, values=1, asked=1):
+    names = ["-".join(pair) for pair in rng.choice(words, (keys, 2))]
+    numbers = rng.integers(10**6, 10**7, (keys, values)).astype(str)
+    told = zip(np.repeat(names, values), numbers.flat)
+    facts = [f"One of the magic numbers of {name} is {number}." for name, number in told]
+    end = "\nWhich magic numbers of {0} does the text tell? The magic numbers of {0} are"
+    end = end.format(", ".join(names[:asked]))
+    return rng.permutation(facts).tolist(), end, numbers[:asked].flatten().tolist()
+
+
+def variables(rng, words, size, often, seldom):
+    names = ["".join(letters) for letters in rng.choice(LETTERS, (5, 5))]
+    value = str(rng.integers(10**4, 10**5))
+    sides = zip(names, [value, *(f"VAR {name}" for name in names)])
+    facts = [f"VAR {name} = {side}." for name, side in sides]
+    return facts, f"\nThe five variables that have the value {value} are", names
+
+
+def common(rng, words, size, often, seldom):
+    n, needed = len(words), 10 + size
+    some = rng.permutation(max(n, needed))[:needed]  # two words in one, where they run out
+    some = [words[at % n] + words[at // n] * bool(at // n) for at in some]
+    listed = rng.permutation(some[:10] * often + some[10:] * seldom)
+    text = " ".join(f"{number}. {word}" for number, word in enumerate(listed, 1))
+    return [], f"{text}\nThe ten words that stand there most often are", some[:10]
+
+
+def frequent(rng, words, size, often, seldom):
+    coded = ["".join(letters).lower() for letters in rng.choice(LETTERS, (2000, 6))]
+    counts = (size / np.arange(1, 2001) ** 2 * 6 / np.pi**2).astype(int)  # zeta, alpha 2
+    text = " ".join(rng.permutation(np.repeat(["...", *coded[1:]], counts)))
+    return [], f"{text}\nBut for the dots, the three most frequent words are", coded[1:4]
+
+
+TASKS = {  # what makes it, an answer's parts, tokens that may be written, is there an example
+    "single": (needles, 1, 128, False),
+    "multikey": (partial(needles, keys=4), 1, 128, False),
+    "multivalue": (partial(needles, values=4), 4, 128, False),
+    "multiquery": (partial(needles, keys=4, asked=4), 4, 128, False),
+    "variables": (variables, 5, 30, True), "common": (common, 10, 120, True),
+    "frequent": (frequent, 3, 50, False),
+}  # fmt: skip
+EXAMPLE, PROMPT = {True: (20, 3, 1), False: (40, 10, 3)}, {True: (6, 1), False: (30, 3)}
+"""Of a list, words that are seldom, and how often words stand there that are often, and those
+that are seldom; in texts of less than 4,096 tokens, and in others."""
+
+
+def trial(practice: Practice, words: list[str], cell: Cell, number: int):
+    """The ids of a cell's number-th prompt, the same for every method, and the parts of its
+    answer. With what may be written it has the cell's length, or of a list a few tokens less.
+    Raises ValueError where there is no room."""
+    make, _, new, has_example = TASKS[cell.depth]
+    room, is_short, n_bos = cell.length - new, cell.length < 4096, len(practice.bos)
+
+    def prompt(size: int):
+        rng, ids = np.random.default_rng([cell.length, number]), list(practice.bos)
+        if has_example:
+            facts, end, answer = make(rng, words, *EXAMPLE[is_short])
+            ids += practice.encode(f"{' '.join(facts)}{end} {', '.join(answer)}.\n")
+        facts, end, answer = make(rng, words, size, *PROMPT[is_short])
+        if not facts:
+            return ids + practice.encode(end), answer
+        rest = practice.hidden(rng, room - len(ids) + n_bos, facts, end)
+        return ids + rest[n_bos:], answer
+
+    size = bisect_right(range(1, cell.length), room, key=lambda size: len(prompt(size)[0]))
+    if len(prompt(size)[0]) > room:
+        raise ValueError(f"{cell.length} tokens have no room for {cell.depth}: take more")
+    return prompt(size)
+
+
+class Run(Asked):
+    """Asked, where prompts are answered freely. right: how many parts of an answer were
+    written. The depth of a cell is its task."""
+
+    def __init__(self, turns: Plain, *asked):
+        super().__init__(*asked)
+        self.turns = turns
+
+    def step(self):
+        """Have one prompt answered."""
+        at = (self.right >= 0).all(1).argmin()
+        cell, number = self.cells[at], int(self.right[at].argmin())  # the first -1
+        (ids, answer), new = self.trial_of(cell, number), TASKS[cell.depth][2]
+        method = self.methods[cell.method]
+        ids = method.rows(torch.tensor([[*ids, *[0] * new]]))[0, :-new].tolist()
+        session = Session(self.model, method.lm, self.chunk, middle=method.middle)
+        how = Namespace(**GREEDY, max_new_tokens=new)
+        [reply] = replies(session, self.turns, [ids], how, [None], lambda text: None)
+        self.right[at, number] = sum(x.lower() in reply.text.lower() for x in answer)
+
+
+def prepared(options, texts, model, tokenizer) -> Run:
+    """The run that the flags ask for."""
+    context, text = model.config.context_length, "\n".join(texts.values())
+    practice = Practice(tokenizer, np.array(tokenizer.encode(text, bos=False)))
+    words = sorted(set(re.findall(r"\b[a-z]{5,9}\b", text)))
+    methods = methods_of(options, model.config, len(practice.bos))
+    lengths = [round(x * context) for x in sorted(options.lengths)]
+    axes = product(lengths, options.tasks, options.methods)
+    cells = [Cell(method, length, task) for length, task, method in axes]
+    if len(words) < max(FEWEST, max(lengths) ** 0.5 + 1):  # two of them in one are enough then
+        raise ValueError("the texts have too few different words: give more")
+    trial_of = partial(trial, practice, words)
+    for cell in cells:
+        trial_of(cell, 0)  # or it says now that there is no room
+    asked = model, methods, cells, trial_of, None, options.trials, options.chunk
+    run = Run(Plain(tokenizer), *asked)
+    run.settings = {
+        "ids_sha256": digest(practice.text), "suite": options.suite, "trials": options.trials,
+        "context_length": context, "tasks": options.tasks, "methods": {
+            name: methods[name].lm and vars(methods[name].lm) for name in options.methods
+        },
+    }  # fmt: skip
+    return run
+
+
+def result(run: Run) -> dict:
+    """The mean score of each cell; its interval is as wide as if an answer had one part."""
+    cells = []
+    for (method, length, task), right in zip(run.cells, run.right):
+        score = share(float(right.sum()) / TASKS[task][1], len(right))
+        cells.append({"task": task, "length": length, "method": method} | score)
+    return {"results": {"cells": cells}}
+
+
+def words(result: dict) -> str:
+    """The same for a reader."""
+    told, by_length = result["settings"], {}
+    for cell in result["results"]["cells"]:
+        by_length.setdefault(cell["length"], []).append(cell)
+    tables = [f"{n:,} tokens:\n\n{grid(x, 'task', 'method')}" for n, x in by_length.items()]
+    title = f"RULER's tasks, {Path(told['model']).name}, trained on {told['context_length']:,} "
+    title += f"tokens, {told['trials']} trials a cell; in brackets 95% intervals"
+    return "\n\n".join([title, *tables])

@@ -1,0 +1,77 @@
+"""What the paper's models take by dtype: make int8. Two layers of each are there, with the head
+and numbers that mean nothing; their times are taken times the number of layers."""
+
+import statistics
+import time
+from dataclasses import replace
+
+import plot  # noqa: F401 - finds the package
+import torch
+
+from minilm_inf import LMInfinite
+from minilm_inf.checkpoint.checkpoint import FAMILIES, fill, named_pieces
+from minilm_inf.writing.plan import int8_bytes
+
+GPTJ = dict(n_embd=4096, n_head=16, n_layer=28, rotary_dim=64, vocab_size=50400,
+            n_positions=2048, layer_norm_epsilon=1e-5)  # fmt: skip
+LLAMA = dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32,
+             num_hidden_layers=32, vocab_size=32000, max_position_embeddings=4096,
+             rms_norm_eps=1e-5)  # fmt: skip
+MPT = dict(d_model=4096, n_heads=32, n_layers=32, max_seq_len=2048, vocab_size=50432,
+           no_bias=True, attn_config={"alibi": True})  # fmt: skip
+MODELS = {"Llama-2-7B": ("llama", LLAMA), "MPT-7B": ("mpt", MPT), "GPT-J-6B": ("gptj", GPTJ)}
+DTYPES = {torch.int8: 128, torch.float32: 128, torch.bfloat16: 8}  # and tokens to read
+
+
+class Constant:
+    """A stored tensor with one number throughout."""
+
+    def read_into(self, target):
+        target.copy_(torch.full(target.shape, 0.01))
+
+
+def seconds(function, times=5) -> float:
+    """The median of several calls."""
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - begin)
+    return statistics.median(found)
+
+
+@torch.inference_mode()
+def measure(name: str, dtype: torch.dtype):
+    """Print one model's bytes, and tokens a second that are read, and written."""
+    family, raw = MODELS[name]
+    config = FAMILIES[family].config_from_hf(raw | {"model_type": family})
+    with torch.device("meta"):
+        whole, model = (
+            FAMILIES[family].build(replace(config, n_layer=n)) for n in (config.n_layer, 2)
+        )
+    weights = dtype.itemsize * sum(x.numel() for x in whole.parameters())
+    weights = int8_bytes(whole) if dtype == torch.int8 else weights
+    fill(model, dict.fromkeys(named_pieces(model), Constant()), torch.device("cpu"), dtype)
+    lm, n = LMInfinite.for_model(config), config.n_layer / 2
+    tokens = torch.ones(1, DTYPES[dtype], dtype=torch.long)
+    cache = model.new_cache(1, lm)
+    hidden = model.read(tokens, lm, cache)[:, -1:]
+    step = seconds(lambda: model.read(tokens[:, :1], lm, cache)) * n
+    step += seconds(lambda: model.head(hidden))
+    text = seconds(lambda: model.read(tokens, lm, model.new_cache(1, lm)), 3) * n
+    in_layers = sum(x.nbytes for x in model.blocks.parameters()) * n
+    moved = in_layers + sum(x.nbytes for x in model.head.parameters())
+    print(
+        f"| {name} | {str(dtype)[6:]} | {weights / 1e9:.1f} GB | {len(tokens[0]) / text:.1f} | "
+        f"{1 / step:.2f} | {moved / step / 1e9:.1f} GB/s |", flush=True
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    numbers = torch.ones(2**28)
+    speed = numbers.nbytes / seconds(numbers.sum) / 1e9
+    print(f"{torch.get_num_threads()} threads; memory is read at {speed:.1f} GB/s by a sum")
+    del numbers
+    for name in MODELS:
+        for dtype in DTYPES:
+            measure(name, dtype)
