@@ -175,8 +175,8 @@ def encode_prompt(turns, prompt: str, lm, options) -> list[int]:
     ids = turns.prompt(prompt, first=True)
     hidden = 0 if lm is None or lm.top_k else len(ids) - lm.visible(len(ids))
     if hidden and not options.quiet:
-        say(f"note: {hidden} of the prompt's {len(ids)} tokens lie outside the window and "
-            "cannot be seen")  # fmt: skip
+        say(f"note: {hidden:,} of the prompt's {len(ids):,} tokens are neither starting tokens "
+            "nor in the window, and cannot be seen")  # fmt: skip
     return ids
 
 
