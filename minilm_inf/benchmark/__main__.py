@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
                       help="smaller sizes; under a minute on two cores")  # fmt: skip
     line.add_argument("--only", choices=(*PARTS, "shares"), help="one part of the table")
     line.add_argument("--lengths", type=flags.at_least(1, 2**20), nargs="+", metavar="N",
-                      help="tokens of attention alone (default: 4096 16384 65536)")  # fmt: skip
+                      help="tokens of attention alone (default: 4096 16384 65536); with --only "
+                      "decoding, tokens read before it (default: 256 16384)")  # fmt: skip
     flags.add_model(line)
     options = line.parse_args(arguments)
     return guarded(lambda: run(options), "--lengths")
@@ -79,7 +80,9 @@ def run(options) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     sizes = QUICK if options.quick else FULL
-    sizes = replace(sizes, lengths=tuple(options.lengths or sizes.lengths))
+    if options.lengths:
+        what = "contexts" if options.only == "decoding" else "lengths"
+        sizes = replace(sizes, **{what: tuple(options.lengths)})
     device, dtype = flags.device(options.device), flags.DTYPES[options.dtype]
     of_vectors = dtype if dtype and dtype.is_floating_point else torch.float32
     parts = [options.only] if options.only else PARTS
