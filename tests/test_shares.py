@@ -175,6 +175,10 @@ def test_trials_and_documents_are_divided(processes, line, program, tmp_path, ta
     one, three = read(tmp_path / "one.json"), read(tmp_path / "three.json")
     assert run.returncode == 0 and three["settings"]["processes"] == 3
     assert one["results"] == three["results"]
+    run = resume.Run()
+    run.divided = [(np.full((2, 5), -1), 0)]
+    run.take(Share(1, 2))
+    assert run.divided[0][0].tolist() == [[0, 0, -1, -1, -1]] * 2, "not all by each"
 
 
 def test_plans_and_refusals(processes, line):
