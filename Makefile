@@ -8,7 +8,7 @@ DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos </dev/null
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all fuzz kills lint parity kernel gpu measure int8 loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
-	diagnosis-page qa methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
+	diagnosis-page qa qa-page methods methods-page cards smollm2 check-smollm2 smollm2-figures tutorials \
 	notebooks clean
 
 help:  ## list the targets
@@ -112,6 +112,9 @@ qa: $(SMOLLM2)/model.safetensors  ## ask SmolLM2 about chapters, by five methods
 	@rm -f weights/qa/smollm2-135m.json weights/qa/closed-book.json
 	@$(QA) --template multifieldqa_en --out weights/qa/smollm2-135m.json
 	@$(QA) --template "Question: {question} Answer:" --methods full --out weights/qa/closed-book.json
+
+qa-page:  ## write weights/qa.md from what qa measured
+	@PYTHONPATH=. $(BIN)/python weights/pages/qa.py
 
 diagnosis: corpus .venv/lessons $(SMOLLM2)/model.safetensors  ## look for the paper's three factors in all models (a quarter of an hour)
 	@mkdir -p weights/diagnosis

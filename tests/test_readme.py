@@ -15,8 +15,9 @@ from conftest import ROOT
 from minilm_inf.train.recipes import SHAPES
 
 sys.path.insert(0, str(ROOT / "weights" / "pages"))  # programs, and no package
-diagnosis, methods, retrieval, stream = (
-    importlib.import_module(name) for name in ("diagnosis", "methods", "retrieval", "stream")
+diagnosis, methods, qa, retrieval, stream = (
+    importlib.import_module(name)
+    for name in ("diagnosis", "methods", "qa", "retrieval", "stream")
 )
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "tutorials").rglob("*.md"), *(ROOT / "weights").rglob("*.md")]
@@ -126,6 +127,7 @@ STREAM = json.loads((ROOT / "weights" / "stream-200m.json").read_text(encoding="
 MADE = {  # a page of weights/, and what its results make of it
     "diagnosis.md": lambda: diagnosis.page(diagnosis.load()),
     "methods.md": lambda: methods.page(methods.load()),
+    "qa.md": lambda: qa.page(*qa.load()),
     "retrieval.md": lambda: retrieval.page(
         RETRIEVAL, SWEEPS, retrieval.COMMANDS, retrieval.NOTE
     ),
@@ -161,6 +163,11 @@ def test_the_numbers_bear_out_what_the_pages_say():
              if cell["method"] == "topk"}  # fmt: skip
     for depth in RETRIEVAL["tiny-mpt"]["settings"]["depths"]:
         assert cells[8 * 256, depth] >= 0.9 and cells[64 * 256, depth] >= 0.75
+    asked, by_heart = (qa.scored(run) for run in qa.load())
+    found = {m: qa.mean(asked, m, "names it")["mean"] for m in ("full", "lambda", "topk")}
+    assert found["lambda"] < min(found["full"], found["topk"]) and len(asked) >= 40
+    assert qa.mean(by_heart, "full", "names it")["mean"] < 0.05 < found["full"] < 0.5
+    assert all(qa.mean(asked, m, "exact match")["mean"] == 0 for m in qa.METHODS)
     early_and_late = STREAM["results"]["early_and_late"]
     assert STREAM["results"]["tokens"] == 200_000_000 and early_and_late["pairs"] > 100_000
     assert abs(early_and_late["difference"]) < 0.05
