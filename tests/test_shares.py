@@ -185,7 +185,7 @@ def test_plans_and_refusals(processes, line):
     """A plan of what one process would read; a traceback, or numbers that are quietly others,
     where a token's past has no end."""
     plan = json.loads(processes(2, *line, "--plan", "--json").stdout)
-    assert (plan["processes"], plan["in vain"]) == (2, 2 * (30 - 1) + 10)
+    assert (plan["processes"], plan["warm-up"]) == (2, 2 * (30 - 1) + 10)
     for more in (["--top-k-middle", 3], ["--attention", "full"]):
         run = processes(2, *line[:-2], *more)
         assert run.returncode == 1 and not run.stdout and "Traceback" not in run.stderr

@@ -47,8 +47,8 @@ def planned(options) -> int:
     n, more = options.length, {}
     if share.count > 1:  # the last begins furthest from the beginning
         own = Share(share.count - 1, share.count).of(n - 1)
-        in_vain = sum(map(len, before(own.start, lm, net.config.n_layer)))
-        n, more = len(own) + in_vain, {"processes": share.count, "in vain": in_vain}
+        warm_up = sum(map(len, before(own.start, lm, net.config.n_layer)))
+        n, more = len(own) + warm_up, {"processes": share.count, "warm-up": warm_up}
     return 0 if share.rank else plan.show(net, options, lm, [n], 0, options.chunk, **more)
 
 

@@ -45,7 +45,7 @@ class Run(resume.Run):
     scored. A run that goes on from that ends with the same numbers to the last bit; only what
     it measures of the machine differs.
 
-    first, before: where its share begins, and the stretches that it reads before, in vain.
+    first, before: where its share begins, and the stretches of its warm-up before it.
     bins: by kind: "log", which double, "linear", of equal size, and "all", which is one.
     seconds, resident: of each linear bin: what it took, and bytes of memory at its end.
     """

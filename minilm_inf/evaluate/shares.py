@@ -1,16 +1,16 @@
 """One text, many processes: each reads a share of it, and none waits for another.
 
 What a token sees through N layers reaches back N (n_local - 1) tokens and to the starting
-tokens, no further. So a process that first reads these, in vain, has what one that read
-everything would have:
+tokens, no further. So a process that first reads these, its warm-up, and scores none of them,
+has what one that read everything would have:
 
     the text         | starting |  ................  | N (n_local - 1) |  share  | ....
     what it reads    | starting | N (n_local - 1) |  share  |       as one ordinary text
 
 It is equal, since distances within a window are the same, and to every token whose window has
 left the starting tokens they seem as far as the ceiling, however near they now stand. The first
-n_local - 1 tokens read in vain still have them in sight and come out wrong, after each further
-layer as many more, and the share begins where that ends.
+n_local - 1 tokens of the warm-up still have them in sight and come out wrong, after each
+further layer as many more, and the share begins where that ends.
 
 torchrun starts the processes. All they exchange is what they counted, once, which is in the
 CPU's memory even where a model is on a GPU: so gloo carries it.
