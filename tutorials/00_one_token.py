@@ -15,7 +15,7 @@
 # | T | queries: the tokens that are read now | 5 |
 # | S | keys: the tokens that can be looked at | 5 |
 # | H | heads, each with queries of its own | 6 |
-# | H_kv | heads of keys and values; three heads of queries share each | 2 |
+# | H_kv | heads of keys and values; three heads of queries share each (K in the one-file) | 2 |
 # | D | head dimension | 32 |
 # | E | model width | 192 |
 # | V | vocabulary | 2,048 |

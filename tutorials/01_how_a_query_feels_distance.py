@@ -7,11 +7,12 @@
 # Three ways are common, and each of the three families of this package uses one:
 #
 # - **RoPE in halves** (Llama): coordinates m and m + D/2 form a pair, and each pair is turned
-#   by an angle that grows with the position, position · base^(-2m/D), where base is 10,000;
+#   by an angle that grows with the position, position · theta^(-2m/D), where theta is 10,000;
 # - **RoPE in pairs** (GPT-J): the same, but coordinates 2m and 2m + 1 form a pair; in a GPT-J
-#   only the first coordinates turn (exercise 2), here all do;
-# - **ALiBi** (MPT): vectors stay as they are; each head subtracts a slope times the distance,
-#   and head h of H has the slope 2^(-8h/H) if H is a power of two.
+#   only the first R coordinates turn (exercise 2), with R for D in the exponent; here all do;
+# - **ALiBi** (MPT): vectors stay as they are; each head subtracts a slope times the distance:
+#   head h, from 1 to H, has the slope 2^(-8h/H) if H is a power of two. (For other H the slopes
+#   are taken from those of the next power of two, see `Alibi`.)
 #
 # One interface covers them: a scheme *places* a vector at a position, and adds a *bias* for a
 # distance (in float64, since distances can be large). The logit of a query at i and a key at j
@@ -53,24 +54,24 @@ def logits(scheme, shift: int, distances: torch.Tensor) -> torch.Tensor:
 # they are the same, at every distance.
 
 # %%
-distances, head = torch.arange(256), 2
+distances, h = torch.arange(256), 3  # the third head
 drawing, panels = plot.figure(3, sharey=True)
 for (name, scheme), axes in zip(schemes.items(), panels):
     here, far = logits(scheme, 0, distances), logits(scheme, 1_000_000, distances)
     print(f"{name:24} largest change: {float((here - far).abs().max()):.1e}")
     assert torch.allclose(here, far, atol=1e-8)
     plot.line(
-        axes, distances, here[head], "third", "key at position 0", linewidth=6, linestyle="-"
+        axes, distances, here[h - 1], "third", "key at position 0", linewidth=6, linestyle="-"
     )
-    plot.line(axes, distances, far[head], "other", "key at position 1,000,000", color=plot.INK)
+    plot.line(axes, distances, far[h - 1], "other", "key at position 1,000,000", color=plot.INK)
     axes.set(title=name, xlabel="distance i - j")
-panels[2].set_title("ALiBi (MPT), head 3")
+panels[2].set_title(f"ALiBi (MPT), head {h}")
 panels[0].set_ylabel("logit of one query and one key")
 plot.show(drawing, "A logit depends on the distance, and not on where the two stand")
 
 # %% [markdown]
 # RoPE's logit is a sum of waves, one for each pair. ALiBi's falls in a straight line, by its
-# head's slope per token (h = 3 is drawn: 2^(-8 · 3/4) = 1/64):
+# head's slope per token (h = 3 of H = 4 is drawn: 2^(-8 · 3/4) = 1/64):
 
 # %%
 alibi = schemes["ALiBi (MPT)"]
@@ -112,7 +113,9 @@ assert torch.allclose(halves.place(q, at)[..., order], pairs.place(q[..., order]
 
 # %% [markdown]
 # So no logit depends on *where* a token stands, only on *how far back*. (Moving all positions
-# changes no logit, though the mask of lesson 05 counts from the first token.) A model is
+# changes no logit, though the mask of lesson 05 counts from the first token.) So a kernel may
+# first subtract a common position: angles in float64 are off by about 1e-8 at 200 million,
+# where the package, which counts turns in integers, is exact. A model is
 # trained on the distances that its texts had; what its logits are worth at other distances is
 # up to its scheme, and lesson 03 looks. And since a logit needs i and j only through i - j, a
 # key can be made to *seem* at any distance d: place the query at d and the key at 0. Lesson 06

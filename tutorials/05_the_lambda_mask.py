@@ -9,6 +9,10 @@
 # - the **window**: the last `n_local` tokens, the query's own included;
 # - the **starting tokens**: the first `n_global` of the text.
 #
+# By default (`LMInfinite.for_model`) the window alone is as long as the training texts, so that
+# n_global more keys are seen than in training. This does no harm (lesson 06). Where LM-Infinite
+# is compared with a sliding window below, both get the same number of keys.
+#
 # **Predict.** With `n_local=8` and `n_global=3`, how many keys does the query at position 5
 # see? At 8? At 9, at 23, at a million?
 
@@ -33,9 +37,9 @@ def sees(i: int, j: int, n_local: int, n_global: int) -> bool:
 
 
 # %% [markdown]
-# The package says the same for whole vectors of positions, in five lines: predicates that
-# compose, and no triangles shifted by offsets. Here they are; the loop, the five lines and the
-# package agree:
+# The package says the same for whole vectors of positions, as predicates that compose. Here
+# they are; the loop, these lines and the package agree. (A plain `LMInfinite(n_local=8)` has
+# n_global=10 and *no* ceiling, lesson 06; `for_model` sets all three.)
 
 # %%
 lm = LMInfinite(n_local=8, n_global=3, distance_ceiling=8)
@@ -88,7 +92,8 @@ for name in ("sliding window", "vanilla", "LM-Infinite"):
     assert max(lost[:2]) < 0.001  # two steps within the window
     assert min(lost[2:]) > 0.5 if name == "sliding window" else max(lost) < 0.2
 axes.axvline(260, color=plot.INK, linewidth=1, linestyle=":")
-axes.annotate(" the window is full: 260", (260, 3.02), va="bottom", fontsize=9)
+note = " 260 keys in sight from here on (LM-Infinite: 4 + 256)"
+axes.annotate(note, (260, 3.02), va="bottom", fontsize=9)
 axes.set(xlabel="position", ylabel="nll, nats per token", ylim=(3, 5))
 plot.show(drawing, "Without its first tokens SmolLM2 loses more than half a nat", "smollm2")
 

@@ -4,9 +4,11 @@
 # **Question.** A starting token stays visible for ever. How far away should it seem?
 #
 # As the text grows, so does its distance, to values that the model never saw in training.
-# LM-Infinite lets no key seem further away than a ceiling, `distance_ceiling`: the logit is
-# w(q, k, min(d, C)) instead of w(q, k, d) (paper, section 3.2). C is the trained length, here
-# 256, one more than the longest distance that the model saw, 255.
+# LM-Infinite lets no key seem further away than a ceiling, `distance_ceiling`: where w(q, k, d)
+# is the logit of q and k at distance d, it takes w(q, k, min(d, C)) (paper, section 3.2). C is
+# the trained length, as in the paper, here 256. That is one step beyond the longest distance
+# that the model saw, 255, which does no harm. `LMInfinite.for_model` sets it; the constructor
+# alone sets no ceiling.
 #
 # **Predict.** Two ingredients, Λ and ceiling, make four combinations: neither, one, the other,
 # both. Order them by how well they will read on beyond the trained length.
@@ -48,6 +50,9 @@ assert torch.allclose(logits, capped(q[0, 0], k[0, 0], C))
 for wrong in (C - 1, C + 1):  # the check notices a ceiling that is off by one
     assert not torch.allclose(logits, capped(q[0, 0], k[0, 0], wrong), atol=0.1)
 
+# %% [markdown]
+# The drawing uses C = 5. A cell's number is the distance at which the query finds the key:
+
 # %%
 seen = lambda_mask(positions, positions, LMInfinite(n_local=C, n_global=2))
 d = distances(positions, positions)
@@ -57,7 +62,7 @@ for axes, limit, far in zip(panels, (T, C), (plot.START, plot.CEILING)):
     axes.set(xticks=[], yticks=[], xlabel="key", ylabel="query")
 panels[0].set_title("Λ without ceiling: distances up to 12")
 panels[1].set_title("LM-Infinite: distances up to 5")
-plot.show(drawing, "With a ceiling of 5 no starting token seems further away")
+plot.show(drawing, "With a ceiling of 5, no starting token seems more than 5 away")
 
 # %% [markdown]
 # The four combinations are settings: with `n_local=None` nothing leaves the window, with

@@ -12,8 +12,9 @@ A model that learned from texts of L tokens fails on longer ones. LM-Infinite (H
 5. Up to L tokens nothing changes: one softmax over all keys, as in any Llama.
 6. What lies between the legs of the Λ is never seen again: all memory is L + G keys.
 
-Letters: i position of a query, j of a key, d = i - j; G n_global, L n_local, C the ceiling; T
-queries, S keys, H heads, K key heads, D width of a head, E of the model, V of the vocabulary.
+Letters: i position of a query, j of a key, d = i - j; G n_global; L n_local, the trained length
+unless told; C the ceiling; T queries, S keys, H heads, K key heads (H_kv in the course), D
+width of a head, E of the model, V of the vocabulary; theta the base of RoPE's angles.
 """
 
 import argparse
@@ -37,9 +38,9 @@ ONLY |= {"rope_scaling": None, "attention_bias": False, "quantization_config": N
 
 
 def lambda_mask(i: Tensor, j: Tensor, n_local: int, n_global: int) -> Tensor:
-    """Does query i see key j of the window, or a starting token? (T,), (S,) -> (T, S + G).
-
-    With L = 3 and G = 2, # is a key at its true distance, C one at the ceiling:
+    """Which keys does query i see? (T,), (S,) -> (T, S + G): the first S columns are keys at
+    their true distances (#), the last G starting tokens at the ceiling (C). In this picture,
+    L = 3 and G = 2, both lie over each other, as in lesson 05's lambda_mask, which is (T, S).
 
         # . . . . . . .
         # # . . . . . .
@@ -55,22 +56,22 @@ def lambda_mask(i: Tensor, j: Tensor, n_local: int, n_global: int) -> Tensor:
 
 
 def angles(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (T, D / 2), of each pair's turn; in float64: positions are large."""
+    """Cosines and sines, (T, D / 2), of each pair's turn. In float64 they are off by about 1e-8
+    at position 200 million; the package counts turns in integers, exactly (positions.py)."""
     frequencies = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     turns = positions[:, None] * frequencies
     return turns.cos().float(), turns.sin().float()
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """x (..., T, D), placed at positions: coordinates m and m + D / 2 are a pair. The product
-    of a query placed at i and a key placed at j depends on i - j only."""
+    """Place x (..., T, D): turn pairs, m and m + D / 2. Then q · k depends on i - j only."""
     (cos, sin), (a, b) = angles, x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
 class Cache:
     """All that is kept of a text: for each layer the last L keys and values, in a ring where a
-    new token takes the place of the oldest, and the first G, as they are: not placed."""
+    new token takes the place of the oldest, and the first G, not yet rotated."""
 
     def __init__(self, model: "Llama", n_local: int | None = None, n_global: int = N_GLOBAL):
         self.n_local, self.n_global = n_local or model.trained_length, n_global
@@ -90,8 +91,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cache: Cache, layer: int, theta: flo
     window = torch.cat((cache.window[layer], new), 2)  # (2, K, L + T, D)
     q = q.unflatten(0, (len(k), -1))  # (K, H / K, T, D)
 
-    # In the window, query and key are placed at i and j. At the ceiling the same formula is
-    # asked a second time, with the query placed at C and the key at 0, where nothing turns.
+    # In the window they are placed at i and j; at the ceiling at C and 0, where nothing turns.
     near = torch.einsum("khtd,ksd->khts", rotate(q, here), window[0])
     far = torch.einsum("khtd,ksd->khts", rotate(q, ceiling), starting[0])
     logits = torch.cat((near, far), -1) / width**0.5

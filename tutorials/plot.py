@@ -103,8 +103,9 @@ def steps(axes, edges, values, role: str, **kwargs):
         line(axes, edges, [*values, values[-1]], role, drawstyle="steps-post", **kwargs)
 
 
-def cells(axes, values):
-    """A matrix of UNSEEN, WINDOW, START and CEILING (0: white), a square for each entry."""
+def cells(axes, values, **names):
+    """A matrix of UNSEEN, WINDOW, START and CEILING (0: white), a square for each entry. names:
+    what the legend says, by role, where that is not what CELLS says."""
     if matplotlib is None:
         return
     values = torch.as_tensor(values)
@@ -112,6 +113,7 @@ def cells(axes, values):
     axes.imshow(values.tolist(), cmap=colours, vmin=0, vmax=4)
     for value, (name, role) in enumerate(CELLS.items(), 1):
         if (values == value).any():
+            name = names.get(role, name)
             style = {"marker": "s", "markersize": 10, "linestyle": "", "label": name}
             axes.plot([], [], color=COLOURS[role], **style)  # for the legend
     grid(axes, *values.shape)
@@ -129,8 +131,9 @@ def grid(axes, rows: int, columns: int):
 
 
 def numbers(axes, values, kinds):
-    """`cells` of some kinds, with a number in each entry that is none of 0 and UNSEEN."""
-    cells(axes, kinds)
+    """`cells` of some kinds, with a distance in each entry that is none of 0 and UNSEEN."""
+    start = "starting token, "
+    cells(axes, kinds, starting=start + "true distance", ceiling=start + "at the ceiling")
     for (i, row), kind in zip(enumerate(values.tolist()), kinds.tolist()):
         for j, value in enumerate(row):
             if kind[j] > UNSEEN:

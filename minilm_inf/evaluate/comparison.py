@@ -195,8 +195,8 @@ def picture(result: dict) -> bytes:
     found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
     beyond = sorted((x["beyond"]["nll"], x["label"]) for x in found if x["beyond"])
     name, context = Path(told["model"]).name, told["context_length"]
-    title = f"{name}, trained on {context:,} tokens: nats per token by position"
+    title = f"{name}, trained on texts of {context:,} tokens"
     if beyond:
         least, most = (f"{nll:.2f} ({label})" for nll, label in (beyond[0], beyond[-1]))
-        title = f"{name} beyond the {context:,} tokens of its training: {least} to {most} nats"
+        title += f": beyond, {least} to {most} nats"
     return figure.curves(title, found, context)

@@ -57,19 +57,20 @@ def curves(title: str, methods: list[dict], context_length: int) -> bytes:
         colour, dashes, marker = STYLES[entry["name"]]
         rows = entry["curve"]
         x = [math.sqrt(max(row["first"], row["last"] / 4) * row["last"]) for row in rows]
-        mean = f" {entry['beyond']['nll']:.2f}" if entry["beyond"] else ""
+        mean = f": {entry['beyond']['nll']:.2f}" if entry["beyond"] else ""
         axis.plot(x, [row["nll"] for row in rows], color=colour, linestyle=dashes,
                   marker=marker, markersize=4.5, markevery=2, label=entry["label"] + mean,
                   linewidth=2.6 if entry["name"] == "lambda" else 1.7)  # fmt: skip
-    by_tokens(axis, context_length, "position")
-    axis.set_ylabel("nats per token")
-    title = "beyond the trained length"
+    by_tokens(axis, context_length, "position (log scale)")
+    axis.set_ylabel("nll, nats per token (lower is better)")
+    title = f"method: mean nll beyond {context_length:,}"
     figure.legend(loc="outside right center", frameon=False, handlelength=4, title=title)
     return png(figure)
 
 
-def heatmaps(title: str, panels: dict[str, list[dict]]) -> bytes:
-    """Shares as percent, depths down and lengths across: cells of retrieval by panel."""
+def heatmaps(title: str, needle: str, panels: dict[str, list[dict]]) -> bytes:
+    """Shares as percent, depths down and lengths across: cells of retrieval by panel. needle:
+    what is looked for."""
     lengths, depths = (
         list(dict.fromkeys(cell[axis] for cells in panels.values() for cell in cells))
         for axis in ("length", "depth")
@@ -90,6 +91,6 @@ def heatmaps(title: str, panels: dict[str, list[dict]]) -> bytes:
         axis.set_title(label, fontsize=10)
         axis.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45)
         axis.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-    figure.supylabel("depth: share of the filler before it", fontsize=9)
+    figure.supylabel(f"depth of the {needle} (0 = start of the text)", fontsize=9)
     figure.supxlabel("length in tokens", fontsize=9)
     return png(figure)

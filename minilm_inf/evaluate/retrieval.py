@@ -259,8 +259,9 @@ def picture(result: dict) -> bytes:
         for label, found in panels.items()
     }
     worst, best = min(shares, key=shares.get), max(shares, key=shares.get)
-    title = f"{Path(told['model']).name}, {TITLES[result['task']]}: in {longest:,} tokens "
-    title += f"{worst} finds {100 * shares[worst]:.0f}%"
+    needle = "pass key" if result["task"] == "passkey" else "pair"
+    title = f"{Path(told['model']).name}, % of {told['trials']} {needle}s found: in "
+    title += f"{longest:,} tokens by {worst} {100 * shares[worst]:.0f}"
     if best != worst:
-        title += f", {best} {100 * shares[best]:.0f}%"
-    return figure.heatmaps(title, panels)
+        title += f", by {best} {100 * shares[best]:.0f}"
+    return figure.heatmaps(title, needle, panels)
