@@ -37,14 +37,16 @@ def mean_nll(score, model, texts) -> torch.Tensor:
 
 # %% [markdown]
 # A text has easy and hard places of its own. So each token is also scored by *re-encoding*:
-# every 128 tokens the model starts again, on the mark of a beginning and the last 255 tokens;
-# only the second half is scored, so each token has that mark and 128 to 255 tokens before it.
-# That is slow, but always within the trained length. Where *vanilla*, the plain model that sees
-# the whole text, is worse, the length is to blame, not the text.
+# every 128 tokens the model restarts, on a piece of 256: the mark of a beginning and the last
+# 255 tokens. Only its newest 128 predictions count, so each has 128 to 255 tokens of context
+# besides that mark. (The first piece counts whole.) That is slow, but always within the trained
+# length. Where *vanilla*, the plain model that sees the whole text, is worse, the length is to
+# blame, not the text. In the GPT-J, RoPE turns 24 of a head's 32 coordinates:
 
 # %%
 families = {
-    "Llama (RoPE)": "tiny-llama", "GPT-J (RoPE on 3/4)": "tiny-gptj", "MPT (ALiBi)": "tiny-mpt",
+    "Llama (RoPE)": "tiny-llama", "GPT-J (RoPE on 24 of 32)": "tiny-gptj",
+    "MPT (ALiBi)": "tiny-mpt",
 }  # fmt: skip
 vanilla, reencoded = {}, {}
 for name, folder in families.items():
@@ -59,11 +61,11 @@ for name, folder in families.items():
 # than a blind guess, the GPT-J is far off too, and the little MPT reads on as before.
 
 # %%
-print(f"{'':22}  0 to 256   512 to 2,048   re-encoding")
+print(f"{'':24}  0 to 256   512 to 2,048   re-encoding")
 for name in families:
     early, late = float(vanilla[name][:L].mean()), float(vanilla[name][2 * L :].mean())
     possible = float(reencoded[name][2 * L :].mean())
-    print(f"{name:22} {early:9.2f} {late:14.2f} {possible:12.2f}")
+    print(f"{name:24} {early:9.2f} {late:14.2f} {possible:12.2f}")
     assert early < 4 and possible < 4  # no part of the text is that hard
     loss = late - possible
     if name.startswith("Llama"):
@@ -87,8 +89,8 @@ plot.show(drawing, "Beyond 256 tokens both RoPE models fail, the ALiBi model doe
 # %% [markdown]
 # RoPE does not merely stop gaining from more context; it breaks. ALiBi was made to extrapolate
 # (Press et al., 2021), and at this size it does. The paper's MPT-7B fails nevertheless: its
-# perplexity on ArXiv papers is 5.5 at 2,000 tokens and 250 at 4,000, which is 1.7 and 5.5 nats
-# (perplexity is e^nll). What a small model survives, a large one need not.
+# perplexity, e^nll, on ArXiv papers is 5.5 at 2,000 tokens (an nll of 1.7 nats), and 250 at
+# 4,000 (an nll of 5.5). What a small model survives, a large one need not.
 #
 # **Where this lives.** [compare.py](../minilm_inf/evaluate/compare.py): `stream_nll` and
 # `reencoded_nll`; `python -m minilm_inf.evaluate compare` makes the table of the README.
