@@ -63,7 +63,7 @@ def test_kinds_and_distances():
         (LMInfinite(6, 2, 6, top_k=2, top_k_from_layer=2), (6, 6), (0, 5)),
     ):
         session = Session(model, lm)
-        with pytest.raises(ValueError, match="nothing was read"):
+        with pytest.raises(ValueError, match="nothing has been read yet"):
             explain(session)
         session.read([1] * 20)
         found = explain(session)

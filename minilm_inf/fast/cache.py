@@ -30,16 +30,17 @@ class LayerCache:
     values, (2, B, H_kv, columns, D) each. shape: (B, H_kv, D)."""
 
     def __init__(self, lm: LMInfinite, shape, dtype, device, middle: str):
-        self.lm, self.n_before = lm, 0 if lm.n_local is None else lm.n_global
+        self.lm = lm
         self.middle = Middle(middle, shape, dtype, device) if lm.top_k else None
-        like = torch.zeros(2, *shape[:2], self.n_before, shape[2], dtype=dtype, device=device)
-        self.set(like, like[:, :, :, :0])
+        empty = torch.empty(2, *shape[:2], 0, shape[2], dtype=dtype, device=device)
+        self.set(empty, empty)
 
     def set(self, columns: Tensor, starting: Tensor):
         """Have these buffers; a step finds the parts that it needs without cutting them out."""
-        columns[:, :, :, : starting.shape[3]] = starting
+        n_before = starting.shape[3]
+        columns[:, :, :, :n_before] = starting
         self.columns, self.starting = columns, starting
-        self.ring, self.parts = columns[:, :, :, self.n_before :], (*columns, starting[0])
+        self.ring, self.parts = columns[:, :, :, n_before:], (*columns, starting[0])
 
     def n_starting(self, longest: int) -> int:
         """How many starting keys there are, after so many tokens of the longest text."""
@@ -84,7 +85,8 @@ class LayerCache:
         is_new = ((among >= 0) & (among < n_new)).view(batch, 1, count, 1).to(new.device)
         among = among.clamp(0, n_new - 1).view(1, batch, 1, count, 1).to(new.device)
         old = F.pad(self.starting, (0, 0, 0, count - had))
-        self.set(self.columns, torch.where(is_new, new.take_along_dim(among, 3), old))
+        columns = F.pad(self.columns, (0, 0, count - had, 0))
+        self.set(columns, torch.where(is_new, new.take_along_dim(among, 3), old))
 
 
 class Cache(Guard):
@@ -106,7 +108,6 @@ class Cache(Guard):
         self.config, self.lm = config, lm or FULL_ATTENTION
         self.length, self.first_position = 0, first_position
         self.padding = padding or [0] * batch
-        self.before = torch.arange(self.lm.n_global, device=device)  # columns before the ring
         shape = (batch, config.n_kv_head, config.head_dim)
         self.layers = [
             LayerCache(self.lm.for_layer(layer), shape, dtype, device, middle)

@@ -128,7 +128,8 @@ def next_token(cache: Cache, scheme, position: int | Tensor, scale: float, like:
     lm, is_fixed, device = cache.lm, isinstance(position, Tensor), like.device
     if not is_fixed:
         cache.settle(cache.length + 1)
-    rings, n_before = [layer.parts for layer in cache.layers], cache.layers[0].n_before
+    rings = [layer.parts for layer in cache.layers]
+    n_before = rings[0][2].shape[2]
     if not is_fixed and (lm.n_local is None or cache.length < lm.n_local):
         filled = slice(n_before, n_before + cache.length + 1)
         rings = [(k[:, :, filled], v[:, :, filled], None) for k, v, _ in rings]
@@ -141,7 +142,7 @@ def next_token(cache: Cache, scheme, position: int | Tensor, scale: float, like:
     slot = position if lm.n_local is None else position % lm.n_local
     slots = slot = torch.as_tensor(n_before + slot, device=device).view(1)
     if n_before and turn is not None and lm.distance_ceiling is not None:
-        slots = torch.cat((slot, cache.before))
+        slots = torch.cat((slot, torch.arange(n_before, device=device)))
     hides = is_fixed or some_is_hidden(cache)
     if hides or scheme.has_bias:
         mask = mask_of(cache, scheme, position, n_before, rings[0][0], hides)

@@ -50,7 +50,7 @@ def cache_bytes(
     shortest of `shortest` (as many)."""
     lm, shortest = lm or FULL_ATTENTION, length if shortest is None else shortest
     layer = LayerCache(replace(lm, top_k=0), (batch, 1, 1), dtype, "meta", "ram")
-    columns = layer.n_before + layer.n_slots(length) + layer.n_starting(length)
+    columns = 2 * layer.n_starting(length) + layer.n_slots(length)
     columns *= config.n_layer
     if lm.top_k:  # whole blocks of all that was read, in the layers that reach back
         tokens = -(-length // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK

@@ -45,8 +45,8 @@ def restore(cache: Cache, state: dict[str, Tensor]):
         return fitting(state.pop(name, None), shape, like.dtype).to(like.device, copy=True)
 
     for at, layer in enumerate(cache.layers):
-        ring = F.pad(found(f"{at}.ring", layer.n_slots(length)), (0, 0, layer.n_before, 0))
         count = layer.n_starting(length - min(cache.padding))
+        ring = F.pad(found(f"{at}.ring", layer.n_slots(length)), (0, 0, count, 0))
         layer.set(ring, found(f"{at}.starting", count))
         middle = layer.middle
         for start in range(0, length, middle.per_block) if middle else ():
