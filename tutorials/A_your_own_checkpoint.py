@@ -62,7 +62,7 @@ assert texts[0] == texts[1]
 # If your memory does not hold it, `load(folder, dtype=torch.int8)`, or `--dtype int8`, rounds
 # the weights of linear layers to eight bits as they are read
 # ([int8.py](../minilm_inf/models/int8.py)). Llama-2-7B then takes 7.7 GB instead of 27.0, and
-# writes 3.5 times as many tokens a second on the machine of README's table. The logits move a
+# writes 2.4 times as many tokens a second on the machine of README's table. The logits move a
 # little:
 
 # %%
