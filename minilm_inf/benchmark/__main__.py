@@ -54,7 +54,7 @@ class Sizes:
     steps: int = 60  # tokens of a round of decoding
     rounds: int = 5
     decoding_rounds: int = 7
-    compiled: bool = True  # half a minute, once
+    compiled: bool = True  # 20 seconds, once
 
 
 FULL = Sizes()

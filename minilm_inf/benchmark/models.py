@@ -165,7 +165,7 @@ def share_rows(folder: Path, sizes) -> list[Row]:
     """`evaluate perplexity` of this file, again and again, by one process of one thread and by
     two. The seconds are those that it tells, of the slower one, without the start of Python.
     Raises ValueError where a run fails."""
-    n = 4 * sizes.tokens[0]
+    n = 16 * sizes.tokens[0]
     rows = [Row(f"scoring: {count} of one thread", n, n) for count in (1, 2)]
     for number in range(2 * sizes.rounds):
         row, count = rows[number % 2], 1 + number % 2

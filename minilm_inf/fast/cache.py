@@ -3,7 +3,7 @@
 Of each layer that is the last n_local keys, placed at their positions, in a ring whose newest
 takes the slot of the oldest; and the first n_global keys, at home (see band.How), since from
 the window on their own position no longer matters. What the definition lets no later query see
-is overwritten, so nothing is lost, and memory stops growing after n_local tokens:
+is overwritten, so nothing is lost, and memory stops growing after n_global + n_local tokens:
 
     before it                                    the ring, n_local = 6, after 8 tokens
     | 0 | 1 |    starting keys, for a step       | 6 | 7 | 2 | 3 | 4 | 5 |

@@ -4,8 +4,8 @@ The blocks of a model differ in nothing but their weights. So on a CPU one progr
 handed a layer's weights, its part of the cache and what the token sees, serves all layers and
 all tokens. How many columns the cache has is left open: the step passes over what is filled of
 the ring, which doubles as a text grows. The program is recorded by torch.export, compiled ahead
-of time (AOTInductor), kept on disk for the next run, and called past Python: nothing is looked
-up or checked between two layers. What is gained is the price of small operations, not of bytes.
+of time (AOTInductor), kept on disk for the next run, and called once a layer: in it nothing is
+looked up or checked. What is gained is the price of small operations, not of bytes.
 
 A GPU has torch.compile, and a CUDA graph: all launches of a step, recorded once, as one launch.
 """
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,8 +35,7 @@ from .reading import OneToken, next_token
 # One row times a matrix is a sum for each column, which fuses with what is around it. PyTorch
 # does so up to 2,048 rows and columns; larger matrices stay products.
 OPTIONS = {"post_grad_fusion_options": {"decompose_mm_pass": {}}}
-CACHES = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-KEPT_IN = Path(CACHES, "minilm_inf")
+KEPT_IN = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "minilm_inf")
 
 
 def compiled_step(model: Transformer, cache: Cache):
@@ -68,25 +68,18 @@ class CompiledStep:
         self.model = model
         self.weights = [tensors_of(block) for block in model.blocks]
         self.program = None  # a function of a list of tensors, to a list of one
-        self.is_eager = False  # where there can be no program
 
     def __call__(self, tokens: Tensor, cache: Cache, position: Tensor) -> Tensor:
-        """Transformer.decode."""
+        """Transformer.decode. Raises ValueError where PyTorch cannot load the program."""
         cache.settle(cache.length + 1)
-        if self.is_eager:
-            return self.model.decode(tokens, cache, position)
         model, x = self.model, self.model.embed(tokens)
         one = next_token(cache, model.scheme, position, model.config.softmax_scale, x)
         seen = [y for y in (one.turn, one.slot, one.slots, one.mask) if y is not None]
-        if not self.program:
-            block, inputs = Block(model.blocks[0], one), [x, *seen, *one.rings[0]]
-            self.program = program_of(block, [*self.weights[0].values(), *inputs], model.config)
-        if not self.program:
-            self.is_eager = True
-            print("PyTorch cannot load what it has compiled: steps are eager", file=sys.stderr)
-            return model.decode(tokens, cache, position)
         for weights, ring in zip(self.weights, one.rings):
-            x = self.program([*weights.values(), x, *seen, *ring])[0]
+            inputs = [*weights.values(), x, *seen, *ring]
+            if not self.program:
+                self.program = program_of(Block(model.blocks[0], one), inputs, model.config)
+            x = self.program(inputs)[0]
         return model.head(model.norm(x))[:, -1]
 
 
@@ -100,26 +93,25 @@ class Block(nn.Module):
 
     def __init__(self, block: nn.Module, one: OneToken):
         super().__init__()
-        self.block, self.names, self.scale = [block], list(tensors_of(block)), one.scale
-        self.is_placed = one.turn is not None
+        self.block = [block]  # in a list, it is no part of this module
+        self.names, self.is_placed, self.scale = (
+            tensors_of(block),
+            one.turn is not None,
+            one.scale,
+        )
 
     def forward(self, tensors: list[Tensor]) -> Tensor:
-        weights, rest = dict(zip(self.names, tensors)), tensors[len(self.names) :]
-        x, *rest = rest
-        turn = rest.pop(0) if self.is_placed else None
-        slot, slots, mask, *ring = rest
-        one = OneToken(turn, slot, slots, mask, self.scale, [ring])
-
-        def attention(q, k, v):
-            return one(0, q, k, v)
-
-        return torch.func.functional_call(self.block[0], weights, (x, attention))
+        weights = dict(zip(self.names, tensors))
+        x, *seen, keys, values, starting = tensors[len(weights) :]
+        turn = seen.pop(0) if self.is_placed else None
+        one = OneToken(turn, *seen, self.scale, [(keys, values, starting)])
+        return torch.func.functional_call(self.block[0], weights, (x, partial(one, 0)))
 
 
 def program_of(block: Block, inputs: list[Tensor], config):
-    """A block as a program: a function of a list like `inputs`, to a list of one tensor. None
-    where PyTorch cannot load what it has compiled. Made once for a model's shapes, and kept in
-    the user's cache, if that can be written to."""
+    """A block as a program: a function of a list like `inputs`, to a list of one tensor. Made
+    once for a model's shapes, and kept in the user's cache, if that can be written to. Raises
+    ValueError where PyTorch cannot load what it has compiled."""
     path = KEPT_IN / f"step-{key_of(block, inputs, config)}.pt2"
     with contextlib.suppress(RuntimeError):  # that what is there is no program
         if path.exists():
@@ -129,7 +121,9 @@ def program_of(block: Block, inputs: list[Tensor], config):
         made = Path(folder, "step.pt2")
         compile_block(block, inputs, made)
         if torch.version.cuda and not can_be_loaded(made):
-            return None
+            raise ValueError(
+                "this PyTorch cannot load the step that it has compiled: leave out --compile"
+            )
         with contextlib.suppress(ValueError), beside(path) as own:
             shutil.copyfile(made, own)
         return loaded(made)

@@ -3,8 +3,7 @@ layers.
 
 One token is one product over all that is kept. Its window is the ring, in any order, since each
 key carries its position. Before it stand the starting keys, moved for this very query from
-home at -C to i - C, where a query at i finds each of them exactly C away. So one fused call
-over
+home at -C to i - C, where a query at i finds each exactly C away. So one fused call over
 
     | starting keys at i - C | ring: n_local keys |
 
