@@ -193,10 +193,12 @@ def picture(result: dict) -> bytes:
     """nll by position, a line for each method."""
     told = result["settings"]
     found = [x for x in result["results"]["methods"] if "=" not in x["name"]]
-    beyond = sorted((x["beyond"]["nll"], x["label"]) for x in found if x["beyond"])
+    beyond = {x["label"]: x["beyond"]["nll"] for x in found if x["beyond"]}
     name, context = Path(told["model"]).name, told["context_length"]
     title = f"{name}, trained on texts of {context:,} tokens"
     if beyond:
-        least, most = (f"{nll:.2f} ({label})" for nll, label in (beyond[0], beyond[-1]))
-        title += f": beyond, {least} to {most} nats"
+        worst, own = max(beyond, key=beyond.get), LABELS["lambda"]
+        own = own if own in beyond else min(beyond, key=beyond.get)
+        told = [f"{label} {beyond[label]:.2f}" for label in dict.fromkeys((worst, own))]
+        title += f"; beyond them, in nats: {', '.join(told)}"
     return figure.curves(title, found, context)
