@@ -10,8 +10,7 @@ import plot  # noqa: F401 - finds the package, and sets one thread, for lessons
 import torch
 
 from minilm_inf import LMInfinite
-from minilm_inf.checkpoint.checkpoint import FAMILIES, fill, named_pieces
-from minilm_inf.writing.plan import int8_bytes
+from minilm_inf.checkpoint.checkpoint import FAMILIES, fill, named_pieces, nbytes
 
 GPTJ = dict(n_embd=4096, n_head=16, n_layer=28, rotary_dim=64, vocab_size=50400,
             n_positions=2048, layer_norm_epsilon=1e-5)  # fmt: skip
@@ -50,8 +49,7 @@ def measure(name: str, dtype: torch.dtype):
         whole, model = (
             FAMILIES[family].build(replace(config, n_layer=n)) for n in (config.n_layer, 2)
         )
-    weights = dtype.itemsize * sum(x.numel() for x in whole.parameters())
-    weights = int8_bytes(whole) if dtype == torch.int8 else weights
+    weights = nbytes(whole, dtype)
     fill(model, dict.fromkeys(named_pieces(model), Constant()), torch.device("cpu"), dtype)
     lm, n = LMInfinite.for_model(config), config.n_layer / 2
     tokens = torch.ones(1, DTYPES[dtype], dtype=torch.long)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.checkpoint import from_headers, matrices_of
+from ..checkpoint.checkpoint import from_headers, named_pieces
 from ..checkpoint.shards import DTYPES, INDEX, opened
 from ..models.int8 import rounded
 
@@ -24,7 +24,9 @@ class Int8:
         model, self.stored = from_headers(source)
         if any(place.scale for place in self.stored.values()):
             raise ValueError(f"{source} holds int8 weights already: load it as it is")
-        self.matrices, self.shapes = matrices_of(model), {}
+        pieces, embedding = named_pieces(model).items(), model.embed.weight
+        self.matrices = {name for name, x in pieces if x.dim() == 2 and x is not embedding}
+        self.shapes = {}
         for name, place in self.stored.items():
             dtype = torch.int8 if name in self.matrices else DTYPES[place.dtype]
             self.shapes[name] = torch.empty(place.shape, dtype=dtype, device="meta")
