@@ -61,7 +61,7 @@ class Int8Linear(nn.Module):
             with contextlib.suppress(AttributeError, RuntimeError):  # a PyTorch without it
                 y = torch.stack([self.of_one(token) for token in tokens])
         y = self.of_many(tokens) if y is None else y
-        y = y[:, : self.n_out] * self.scale
+        y = y[:, : self.n_out].mul_(self.scale)  # ours alone, and no gradient needs it
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.n_out)
 
     def of_one(self, x: Tensor) -> Tensor:
