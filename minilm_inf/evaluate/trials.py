@@ -133,15 +133,15 @@ class PassKey(Maker):
 
 
 class Pairs(Maker):
-    """Four people's numbers, which all differ, and one of which is asked for."""
+    """Four people's numbers, all different, one of which is asked for; words as PassKey's."""
 
-    count, digits = 4, 4
+    states, asks, count, digits = STATE_NUMBER, ASK_NUMBER, 4, 4
 
     def _facts(self, rng, depth) -> tuple[list[str], int, str]:
         names, numbers = rng.permutation(NAMES)[: self.count], {}
         while len(numbers) < self.count:
             numbers[self._number(rng)] = None
-        facts = [rng.choice(STATE_NUMBER).format(*pair) for pair in zip(names, numbers)]
+        facts = [rng.choice(self.states).format(*pair) for pair in zip(names, numbers)]
         asked = int(rng.binomial(self.count - 1, depth))  # the others stand anywhere
         name, number = names[asked], list(numbers)[asked]
-        return facts, asked, ASK_NUMBER.format(name, number)
+        return facts, asked, self.asks.format(name, number)
