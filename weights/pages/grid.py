@@ -209,8 +209,8 @@ Right answers at n_global 10, of 4 at each of the distances {distances}:
 
 What is seen here, for tiny-llama, tiny-gptj and tiny-mpt in this order:
 
-- **The first starting token is worth the more, the smaller the window**, and tells nothing: it is BOS. With a window of 16 it is
-  worth {nll[16 first]} nats, with 256 {nll[256 first]}; to SmolLM2, with 128, {smol}. With ALiBi it matters least.
+- **The first starting token is worth the more, the smaller the window**, and tells nothing: it is BOS, in SmolLM2 the
+  text's first. With a window of 16 it is worth {nll[16 first]} nats, with 256 {nll[256 first]}; to SmolLM2, with 128, {smol}. With ALiBi it matters least.
 - **More than one buy little.** At 256, ten instead of one cost {nll[10 more]}, and a hundred {nll[100 more]}. With
   a window of 16, a hundred instead of ten help two of the three, and not tiny-gptj.
 - **Of the same 128 keys**, 127 and one starting token read best (in tiny-mpt by next to nothing): {nll[127 1]}.
@@ -225,8 +225,9 @@ What is seen here, for tiny-llama, tiny-gptj and tiny-mpt in this order:
   `--distance-ceiling` is n_local unless told, which is right for every window up to the trained length.
 - **Information is bought key by key.** Worded as in training, {inside[0]} of {inside[1]} answers in the window are found, and
   {outside[0]} of {outside[1]} others. 32 starting tokens buy what is said at the very beginning, if the window holds the question: with
-  16, tiny-llama finds {start[0]} of 4 pass keys there, and {start[1]} of 4 pairs, whose question names somebody. In other words,
-  {other[0]} of {other[1]} in the window are found: understanding is not for sale.
+  16, tiny-llama finds {start[0]} of 4 pass keys there, and {start[1]} of 4 pairs, whose question names somebody.
+  A window of twice the trained length loses some of what a smaller one finds: tiny-llama then finds {wide} of 20 pairs in the
+  window. In other words, what is in the window is found less often: {other}.
 - **The best window**, with one starting token, is {best}. No interval sets it apart from the paper's setting.
 - **A rule of thumb**: n_local = the trained length and one to ten starting tokens. If fewer keys must do, take them from the
   window, whose second half is worth least, and leave the first starting token. The default follows this rule, so
@@ -250,7 +251,9 @@ def section() -> str:
         apart = [cell for cell in model["cells"] if cell["setting"][1] == 10]
         of |= {"{0} ceiling {2}".format(*cell["setting"]): cell["less"][0] for cell in apart}
         assert (
-            (of["512 ceiling 512"] > 0.5) == (of["64 ceiling None"] > 0.5) == (name != "tiny-mpt")
+            (of["512 ceiling 512"] > 0.5)
+            == (of["64 ceiling None"] > 0.5)
+            == (name != "tiny-mpt")
         )
         assert (of["64 ceiling 64"] < of["64 10"] - 0.005) == (name != "tiny-mpt")
         of |= {f"{x} first": of[f"{x} 0"] - of[f"{x} 1"] for x in N_LOCAL}
@@ -264,9 +267,13 @@ def section() -> str:
         assert (of["16 100"] > of["16 10"]) == (name == "tiny-gptj")
         assert (of["512 1"] > 0.05) == (name != "tiny-mpt")
     inside, outside = (answers(known, TRAINED, inside) for inside in (True, False))
-    other, smol = answers(known, OTHERS, True), nll["smollm2-135m"]
+    other = {name: answers(known, OTHERS, True, [name]) for name in TINIES}
+    other = {name: (right, asked) for name, (right, asked) in other.items() if asked}
+    wide = sum(cell_of(known, "tiny-llama", 512, 10, 256)["pairs"][:5])
+    assert wide < 10 and all(right < 0.95 * asked for right, asked in other.values())
+    smol = nll["smollm2-135m"]
     start = [cell_of(known, "tiny-llama", 16, 32, 256)[task][-1] for task in TRAINED]
-    assert inside[0] > 0.9 * inside[1] and outside[0] == 0 and other[0] < 0.75 * other[1]
+    assert inside[0] > 0.9 * inside[1] and outside[0] == 0
     assert start == [TINY.trials, 0] and smol["128 0"] > smol["128 1"] + 0.1
     return SECTION.format(
         done=sum(len(model["cells"]) for model in known.values()),
@@ -276,7 +283,8 @@ def section() -> str:
         distance=distance_table(known),
         nll={key: ", ".join(number(nll[name][key], "{:+.3f}") for name in TINIES)
              for key in nll[TINIES[0]] if all(key in nll[name] for name in TINIES)},
-        smol=f"{smol['128 0'] - smol['128 1']:+.3f}", inside=inside, outside=outside, other=other,
+        smol=f"{smol['128 0'] - smol['128 1']:+.3f}", inside=inside, outside=outside, wide=wide,
+        other=", ".join("{} in {}".format("{} of {}".format(*x), name) for name, x in other.items()),
         start=start, best=", ".join(f"{best(nll[name])} in {name}" for name in TINIES),
     )  # fmt: skip
 
@@ -286,10 +294,10 @@ def best(nll: dict) -> int:
     return min(N_LOCAL, key=lambda x: nll[f"{x} 1"])
 
 
-def answers(known: dict, tasks: list[str], inside: bool) -> tuple[int, int]:
+def answers(known: dict, tasks: list[str], inside: bool, names=TINIES) -> tuple[int, int]:
     """Right ones, and all, of those that a window of up to 256 holds, or does not."""
     counts = []
-    for name, n_local, task in product(TINIES, N_LOCAL[:5], tasks):
+    for name, n_local, task in product(names, N_LOCAL[:5], tasks):
         found = cell_of(known, name, n_local, 10, 256).get(task, ())
         at = zip(known[name]["distances"], found)
         counts += [right for distance, right in at if (distance < n_local) == inside]
