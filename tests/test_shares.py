@@ -31,7 +31,7 @@ def summed(model, lm, stream: Stream, count: int) -> perplexity.Run:
         run.take(Share(rank, count))
         for _ in resume.steps(run):
             pass
-    for arrays in zip(*(run.arrays().values() for run in runs)):
+    for arrays in zip(*(run.arrays.values() for run in runs)):
         arrays[0][:] = sum(arrays)
     return runs[0]
 
@@ -48,7 +48,7 @@ def test_shares_add_up_to_the_whole(family, name, count):
     stream = Stream(dict(enumerate(rows)), Ids(), True, 73)
     one, many = (summed(model, LMS[name], stream, n) for n in (1, count))
     for name in ("counts", "bins.log", "bins.linear", "pairs"):
-        assert np.abs(many.arrays()[name] - one.arrays()[name]).max() < 1e-10, name
+        assert np.abs(many.arrays[name] - one.arrays[name]).max() < 1e-10, name
     assert many.pairs.result()["difference"] == pytest.approx(one.pairs.result()["difference"])
 
 

@@ -62,11 +62,9 @@ class Run(resume.Run):
         self.documents = list(documents.values())
         shape = len(methods), len(documents), len(self.documents[0]) - 1
         self.nll = np.full(shape, np.nan)
+        self.arrays = {"nll": self.nll} | (asked.arrays if asked else {})
         self.divided = [(self.nll, -np.inf), *(asked.divided if asked else ())]
         self.total = self.nll.size + (asked.total if asked else 0)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"nll": self.nll} | (self.asked.arrays() if self.asked else {})
 
     @property
     def done(self) -> int:

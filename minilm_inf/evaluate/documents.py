@@ -104,14 +104,6 @@ class Stream:
         ids[at < 0] = self.bos
         return ids, places
 
-    def times(self, start: int, stop: int) -> np.ndarray:
-        """How often each place is read from start, which is no BOS, to stop: (places,)."""
-        n, n_bos = len(self.ids), len(self.bos)
-        first, last = -((n_bos - start) // n), (stop - n_bos) // n  # whole passes
-        end = min(stop, n_bos + first * n)
-        places = self.read(start, end)[1], self.read(max(end, n_bos + last * n), stop)[1]
-        return max(0, last - first) + np.bincount(np.concatenate(places), minlength=n)
-
     def _one_pass(self, number: int) -> np.ndarray:
         """The places of all tokens in the order in which a pass, from 0, reads them."""
         ends = np.cumsum([len(ids) for ids in self.documents])

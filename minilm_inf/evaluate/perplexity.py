@@ -60,8 +60,11 @@ class Run(resume.Run):
         kinds = {"log": edges(1, n)[1:], "linear": linear, "all": [1, n]}
         self.bins = {kind: Bins(cuts, k) for k, (kind, cuts) in enumerate(kinds.items())}
         self.counts = np.zeros(2, np.int64)  # tokens that were scored, and their bytes
-        self.pairs = Pairs(n, stream.times)
+        self.pairs = Pairs(n, len(stream.ids))
         self.seconds, self.resident = np.zeros((2, len(linear) - 1))
+        self.arrays = {name: vars(self)[name] for name in ("counts", "seconds", "resident")}
+        self.arrays |= {f"bins.{kind}": bins.sums for kind, bins in self.bins.items()}
+        self.arrays["pairs"] = self.pairs.found
         self.take(ALONE)
 
     def take(self, share: Share):
@@ -98,11 +101,6 @@ class Run(resume.Run):
         add_between(cuts, self.seconds, first, each)
         self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = memory() or 0
         self.last = now
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        found = {name: getattr(self, name) for name in ("counts", "seconds", "resident")}
-        found |= {f"bins.{kind}": bins.sums for kind, bins in self.bins.items()}
-        return found | {"pairs": self.pairs.sums}
 
     def state(self) -> dict[str, Tensor]:
         cache = saved_cache.state_of(self.cache).items()

@@ -53,12 +53,9 @@ class Run(resume.Run):
         self.model, self.turns, self.examples, self.chunk = model, turns, examples, chunk
         self.methods, self.prompts, self.most = methods, prompts, most
         self.written = np.full((len(methods), len(examples), max(most)), UNKNOWN)
-        self.divided = [(self.written, NOTHING)]
+        self.arrays, self.divided = {"written": self.written}, [(self.written, NOTHING)]
         self.lengths = np.array([[len(ids) for ids in prompts[name]] for name in methods])
         self.total = int(self.lengths.sum())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"written": self.written}
 
     @property
     def done(self) -> int:

@@ -39,13 +39,15 @@ class Run:
     """What a task measures, a step at a time; each task says how.
 
     settings: all that the numbers depend on. total, done: tokens to be read, and those that
-    were. step() measures some more. arrays(): what holds all that was measured, by name.
-    divided: arrays that several processes fill in, (.., things that each takes a share of, ..),
-    with what is less than all they fill in. how: what joins what they did, SUM or MAX.
+    were. step() measures some more. arrays: what holds all that was measured, by name.
+    divided: arrays, (.., n, ..), of whose n things each process measures a share, and what
+    stands in the place of the others': less than whatever is measured. how: SUM or MAX, what
+    joins the arrays of all processes.
     """
 
     model: Transformer
     settings: dict
+    arrays: dict[str, np.ndarray]
     divided: list[tuple[np.ndarray, float]]
     how = "MAX"
 
@@ -57,12 +59,12 @@ class Run:
 
     def state(self) -> dict[str, Tensor]:
         """All that restore needs."""
-        return {name: torch.from_numpy(array) for name, array in self.arrays().items()}
+        return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
 
     def restore(self, tensors: dict[str, Tensor]):
         """Continue from where another run of the same settings was. Raises ValueError for what
         is no state of such a run."""
-        for name, array in self.arrays().items():
+        for name, array in self.arrays.items():
             place = torch.from_numpy(array)
             place.copy_(fitting(tensors.pop(name, None), place.shape, place.dtype))
         if tensors:
@@ -171,7 +173,7 @@ def drive(run: Run, options, share: Share) -> int:
     if share.count > 1:
         save()
         with handled(signal.SIG_DFL):  # who waits for others would hear no other
-            for array in run.arrays().values():
+            for array in run.arrays.values():
                 share.join(array, run.how)
     return 0
 

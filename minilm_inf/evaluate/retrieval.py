@@ -71,12 +71,10 @@ class Asked(Run):
         self.model, self.methods, self.cells, self.trial_of = model, methods, cells, trial_of
         self.sight, self.chunk = sight, chunk
         self.right, self.where = np.full((2, len(cells), trials), -1)
+        self.arrays = {"right": self.right, "where": self.where}
         self.divided = [(self.right, 0)]
         self.lengths = np.array([cell.length for cell in cells])
         self.total = int(trials * self.lengths.sum())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"right": self.right, "where": self.where}
 
     @property
     def done(self) -> int:
