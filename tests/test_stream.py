@@ -272,7 +272,7 @@ def test_a_run_of_something_else_is_refused(stopped, call):
     text, state = stopped.parent / "a", state_path(stopped)
     was, whole = text.read_text(), state.read_bytes()
     text.write_text(was[1:])
-    assert "the run began with another ids_sha256: put" in error(call, "--resume", stopped)
+    assert "the run began with another texts_sha256: put" in error(call, "--resume", stopped)
     text.write_text(was)
     facts, tensors = read_state(state)
     tensors = {name: x.clone() for name, x in tensors.items()}

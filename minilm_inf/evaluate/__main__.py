@@ -83,6 +83,7 @@ def check(options):
     if "topk" in options.methods or options.sweep:
         options.top_k_middle = options.top_k_middle or TOP_K
     flags.check_attention(options)
+    options.middle = options.middle or "ram"
 
 
 # ---- flags

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +45,6 @@ def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int
             )
         documents[name] = ids[: length + 1]
     return documents
-
-
-def digest(ids) -> str:
-    """The SHA-256 of some ids, which says whether a text is still the same."""
-    return hashlib.sha256(np.asarray(ids, dtype="<i8").tobytes()).hexdigest()
 
 
 class Stream:

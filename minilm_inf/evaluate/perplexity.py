@@ -31,7 +31,7 @@ from ..terminal.tables import markdown
 from ..writing import saved_cache
 from . import resume
 from .compare import edges, nll_of
-from .documents import Stream, digest
+from .documents import Stream
 from .intervals import Bins, Pairs, add_between
 from .shares import ALONE, Share, before
 
@@ -120,11 +120,8 @@ def prepared(options, texts, model, tokenizer) -> Run:
     """The run that the flags ask for."""
     lm = flags.attention(options, model.config)
     stream = Stream(texts, tokenizer, options.stream, options.length)
-    run = Run(model, lm, stream, options.chunk, options.middle or "ram")
-    run.settings = {
-        "ids_sha256": digest(stream.ids), "stream": options.stream, "length": stream.length,
-        "attention": options.attention, **(vars(lm) if lm else {}),
-    }  # fmt: skip
+    run = Run(model, lm, stream, options.chunk, options.middle)
+    run.settings = {"length": stream.length, **(vars(lm) if lm else {})}
     return run
 
 

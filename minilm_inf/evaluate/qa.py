@@ -28,7 +28,6 @@ from ..writing.reply import Plain, replies
 from ..writing.saved_cache import restore, state_of
 from ..writing.session import Session
 from . import resume
-from .documents import digest
 from .intervals import interval
 from .methods import LABELS, methods
 from .qa_data import PROMPTS, Example, scores
@@ -89,8 +88,8 @@ def prepared(options, examples: list[Example], model, tokenizer) -> Run:
     """The run that the flags ask for."""
     lm = flags.attention(options, model.config)
     turns = Chat(options.model, tokenizer) if options.chat else Plain(tokenizer)
-    names = ["full", "truncate", "lambda"] + ["topk"] * bool(lm.top_k)
-    known = methods(names, lm, model.config, middle=options.middle or "ram")
+    names = ["full", "truncate", "lambda", "topk"]
+    known = methods(names, lm, model.config, middle=options.middle)
     most = [options.max_new_tokens or PROMPTS[x.dataset]["tokens"] for x in examples]
     prompts, chosen = {"full": [prompt(options, turns, x) for x in examples]}, {}
     for name in options.methods:
@@ -100,13 +99,7 @@ def prepared(options, examples: list[Example], model, tokenizer) -> Run:
         cut = [prompt(options, turns, x, room, name) for x, room in zip(examples, rooms)]
         prompts[name] = cut or prompts["full"]
     run = Run(model, turns, examples, chosen, prompts, most, options.chunk)
-    run.settings = {
-        "data": options.data.as_posix(), "chat": options.chat, "template": options.template,
-        "ids_sha256": digest([id for ids in prompts["full"] for id in ids]),
-        "answers": [x.answers for x in examples], "max_new_tokens": options.max_new_tokens,
-        "methods": options.methods, "lm_infinite": dict(vars(lm)),
-        "context_length": model.config.context_length,
-    }  # fmt: skip
+    run.settings = {"lm_infinite": dict(vars(lm))}
     return run
 
 

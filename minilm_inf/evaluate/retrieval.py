@@ -33,7 +33,6 @@ from ..config import LMInfinite, ModelConfig
 from ..terminal import options as flags
 from ..train.practice import Practice
 from . import figure
-from .documents import digest
 from .intervals import share
 from .methods import LABELS, Method, Truncated, answers
 from .resume import Run
@@ -146,13 +145,10 @@ def prepared(options, texts, model, tokenizer) -> Asked:
     sight = methods["lambda"].lm
     run = Asked(model, methods, found, trial_of, sight, options.trials, options.chunk)
     run.settings = {
-        "ids_sha256": digest(text), "trials": options.trials, "lengths": lengths,
-        "depths": depths, "asked": options.methods,
-        "methods": {
+        "lengths": lengths, "asked": options.methods, "methods": {
             name: {"lm_infinite": method.lm and vars(method.lm)}
             for name, method in methods.items()
         },
-        "context_length": config.context_length,
     }  # fmt: skip
     return run
 
@@ -165,12 +161,11 @@ def methods_of(options, config: ModelConfig, n_bos: int) -> dict[str, Method]:
         for value in values
     }
     lms = {name: flags.attention(setting, config) for name, setting in settings.items()}
-    middle = options.middle or "ram"
     return {
         "full": Method(LABELS["full"], None),
         "truncate": Truncated(LABELS["truncate"], None, config.context_length, n_bos),
         "lambda": Method(LABELS["lambda"], replace(lms["topk"], top_k=0)),
-        **{name: Method(LABELS["topk"], lm, middle=middle) for name, lm in lms.items()},
+        **{name: Method(LABELS["topk"], lm, middle=options.middle) for name, lm in lms.items()},
     }
 
 

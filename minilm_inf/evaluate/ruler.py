@@ -29,7 +29,6 @@ import torch
 from ..train.practice import Practice
 from ..writing.reply import Plain, replies
 from ..writing.session import Session
-from .documents import digest
 from .intervals import share
 from .qa import GREEDY
 from .retrieval import Asked, Cell, methods_of
@@ -150,12 +149,8 @@ def prepared(options, texts, model, tokenizer) -> Run:
         trial_of(cell, 0)  # or it says now that there is no room
     asked = model, methods, cells, trial_of, None, options.trials, options.chunk
     run = Run(Plain(tokenizer), *asked)
-    run.settings = {
-        "ids_sha256": digest(practice.text), "suite": options.suite, "trials": options.trials,
-        "context_length": context, "tasks": options.tasks, "methods": {
-            name: methods[name].lm and vars(methods[name].lm) for name in options.methods
-        },
-    }  # fmt: skip
+    lms = {name: methods[name].lm for name in options.methods}
+    run.settings = {"methods": {name: lm and vars(lm) for name, lm in lms.items()}}
     return run
 
 
