@@ -24,7 +24,7 @@ import torch
 
 from ..terminal import options as flags
 from ..text.chat import Chat
-from ..writing.reply import Plain, replies
+from ..writing.reply import Plain, Reply, replies
 from ..writing.saved_cache import restore, state_of
 from ..writing.session import Session
 from . import resume
@@ -38,7 +38,6 @@ METHODS = {
     "truncation, beginning", "lambda": LABELS["lambda"], "topk": LABELS["topk"],
 }  # fmt: skip
 UNKNOWN, NOTHING = -2, -1  # in the place of an answer's ids: not asked yet, and after its end
-GREEDY = dict(temperature=0.0, top_k=0, top_p=1.0, ignore_eos=False, quiet=True)
 
 
 class Run(resume.Run):
@@ -78,10 +77,16 @@ class Run(resume.Run):
         for at, ids in zip(here, prompts):
             session = Session(self.model, method.lm, self.chunk, middle=method.middle)
             restore(session.cache, state_of(cache))
-            how = Namespace(**GREEDY, max_new_tokens=self.most[at])
-            found = replies(session, self.turns, [ids[shared:]], how, [None], lambda text: None)
+            reply = written(session, self.turns, ids[shared:], self.most[at])
             self.written[which, at] = NOTHING
-            self.written[which, at, : len(found[0].ids)] = found[0].ids
+            self.written[which, at, : len(reply.ids)] = reply.ids
+
+
+def written(session: Session, turns, ids: list[int], most: int) -> Reply:
+    """What greedy decoding writes after some ids, at most so many tokens; turns made them."""
+    how = Namespace(temperature=0.0, top_k=0, top_p=1.0, ignore_eos=False, quiet=True)
+    how.max_new_tokens = most
+    return replies(session, turns, [ids], how, [None], lambda text: None)[0]
 
 
 def prepared(options, examples: list[Example], model, tokenizer) -> Run:
@@ -95,9 +100,9 @@ def prepared(options, examples: list[Example], model, tokenizer) -> Run:
     for name in options.methods:
         is_cut = name.startswith("truncate")
         chosen[name] = known["full" if is_cut else name]
-        rooms = [known["truncate"].length - n for n in most] if is_cut else []
-        cut = [prompt(options, turns, x, room, name) for x, room in zip(examples, rooms)]
-        prompts[name] = cut or prompts["full"]
+        rooms = [known["truncate"].length - n if is_cut else math.inf for n in most]
+        each = zip(examples, rooms)
+        prompts[name] = [prompt(options, turns, x, room, name) for x, room in each]
     run = Run(model, turns, examples, chosen, prompts, most, options.chunk)
     run.settings = {"lm_infinite": dict(vars(lm))}
     return run
