@@ -9,9 +9,9 @@ Documents are joined into one text: BOS, then all of them with EOS between them,
 given. With --stream they are repeated until --length, from the second pass on in a random but
 fixed order. (`compare` reads each document on its own.)
 
-The result gives nll by position, in bins that double and in equal ones; mean and interval (see
-minilm_inf/evaluate/intervals.py for what it covers); bits per byte; for a stream, the nll of
-the same tokens early and late; and, under "timing", what differs from run to run.
+The result gives nll by position, with intervals (for what they cover, see
+minilm_inf/evaluate/intervals.py), bits per byte, and, of a stream, the nll of the same tokens
+early and late.
 """
 
 from __future__ import annotations
@@ -39,11 +39,8 @@ BINS = 200  # of equal size
 
 
 class Run(resume.Run):
-    """The scoring of a stream, as far as it has come.
-
-    Its state, between any two chunks, is the model's cache, the sums, and how many tokens were
-    scored. A run that goes on from that ends with the same numbers to the last bit; only what
-    it measures of the machine differs.
+    """The scoring of a stream, as far as it has come. A run that goes on from a state, between
+    any two chunks, ends with the same numbers to the last bit, but for those of the machine.
 
     first, before: where its share begins, and the stretches of its warm-up before it.
     bins: by kind: "log", which double, "linear", of equal size, and "all", which is one.
