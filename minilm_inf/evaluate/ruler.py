@@ -115,17 +115,13 @@ def trial(practice: Practice, words: list[str], cell: Cell, number: int):
         rest = practice.hidden(rng, room - len(ids) + len(bos), facts, end)
         return ids + rest[len(bos) :], answer
 
-    try:
-        sizes = range(1, cell.length)
-        size = bisect_right(sizes, room, key=lambda size: len(prompt(size)[0]))
-    except ValueError:  # hidden has no room, or too short a text
-        size = 0
-    if not size:
-        raise ValueError(
-            f"{cell.length} tokens have no room for {cell.depth}, or the texts have fewer: "
-            "choose other --lengths"
-        )
-    return prompt(size)
+    shortest = prompt(1)
+    if len(shortest[0]) > room:
+        raise ValueError("even the shortest list is longer")
+    if len(shortest[0]) == room:  # facts in a text, which has its length already
+        return shortest
+    sizes = range(1, cell.length)
+    return prompt(bisect_right(sizes, room, key=lambda size: len(prompt(size)[0])))
 
 
 class Run(Asked):
@@ -162,7 +158,13 @@ def prepared(options, texts, model, tokenizer) -> Run:
         raise ValueError("the texts have too few different words: give more")
     trial_of = partial(trial, practice, words)
     for cell in cells:
-        trial_of(cell, 0)  # or it says now that there is no room
+        try:
+            trial_of(cell, 0)
+        except ValueError as error:
+            raise ValueError(
+                f"{cell.length} tokens have no room for {cell.depth}, or the texts have fewer: "
+                "choose other --lengths"
+            ) from error
     asked = model, methods, cells, trial_of, None, options.trials, options.chunk
     run = Run(Plain(tokenizer), *asked)
     lms = {name: methods[name].lm for name in options.methods}
