@@ -23,6 +23,7 @@ from minilm_inf.convert.__main__ import main as convert
 from minilm_inf.generate import main as generate
 from minilm_inf.inspect.__main__ import main as inspect
 from minilm_inf.models import int8
+from minilm_inf.terminal import progress
 
 LM = SETTINGS["LM-Infinite"]
 FILE = "model.safetensors"
@@ -105,12 +106,15 @@ def test_a_pytorch_without_the_fast_sum_gives_the_same(tmp_path, monkeypatch):
     assert asked == [(layer.n_in,) for layer in model.modules() if hasattr(layer, "n_in")] * 3
 
 
-def test_convert_writes_what_load_would_round(tmp_path, program):
-    """Catches a layout that is not the documented one, and numbers rounded in another way."""
+def test_convert_writes_what_load_would_round(tmp_path, program, monkeypatch):
+    """Catches a layout that is not the documented one, numbers rounded in another way, and a
+    minute without progress."""
+    monkeypatch.setattr(progress, "EVERY_IN_A_LOG", 0)
     source, out = tmp_path / "a", tmp_path / "b"
     save(tiny_model("mpt", dtype=torch.bfloat16, tied=False, **WIDE), source)
-    assert program(convert, "--int8", source, "--out", out)[0] == 0
+    code, _, err = program(convert, "--int8", source, "--out", out)
     before, tensors = (load_file(folder / FILE) for folder in (source, out))
+    assert code == 0 and f"\n3/{len(tensors)} tensors  " in err
     name = "transformer.blocks.0.ffn.up_proj.weight"
     assert tensors["transformer.wte.weight"].equal(before["transformer.wte.weight"])
     assert (tensors[name].dtype, tensors[f"{name}_scale"].shape) == (torch.int8, (300,))

@@ -1,17 +1,24 @@
 """What the paper's models take by dtype: make int8. Two layers of each are there, with the head
-and numbers that mean nothing; their times are taken times the number of layers."""
+and numbers that mean nothing; their times are taken times the number of layers.
+
+    python tutorials/measure_int8.py FOLDER    # a model of one's own: loading and reading
+"""
 
 import os
 import statistics
+import sys
+import tempfile
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import plot  # noqa: F401 - finds the package, and sets one thread, for lessons
 import torch
 
-from minilm_inf import LMInfinite
-from minilm_inf.checkpoint.checkpoint import FAMILIES, fill, named_pieces
-from minilm_inf.writing.plan import int8_bytes
+from minilm_inf import LMInfinite, load_model
+from minilm_inf.checkpoint.checkpoint import FAMILIES, fill, named_pieces, nbytes
+from minilm_inf.convert.__main__ import main as convert
 
 GPTJ = dict(n_embd=4096, n_head=16, n_layer=28, rotary_dim=64, vocab_size=50400,
             n_positions=2048, layer_norm_epsilon=1e-5)  # fmt: skip
@@ -50,8 +57,7 @@ def measure(name: str, dtype: torch.dtype):
         whole, model = (
             FAMILIES[family].build(replace(config, n_layer=n)) for n in (config.n_layer, 2)
         )
-    weights = dtype.itemsize * sum(x.numel() for x in whole.parameters())
-    weights = int8_bytes(whole) if dtype == torch.int8 else weights
+    weights = nbytes(whole, dtype)
     fill(model, dict.fromkeys(named_pieces(model), Constant()), torch.device("cpu"), dtype)
     lm, n = LMInfinite.for_model(config), config.n_layer / 2
     tokens = torch.ones(1, DTYPES[dtype], dtype=torch.long)
@@ -68,8 +74,33 @@ def measure(name: str, dtype: torch.dtype):
     )  # fmt: skip
 
 
+@torch.inference_mode()
+def compare(folder: str):
+    """Print how long a model takes to load, rounded before and meanwhile; and at which share of
+    float32's rate it reads: medians of five in turn, after one that is not counted."""
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = str(Path(scratch, "kept"))
+        convert(["--int8", folder, "--out", kept])
+        meanwhile, before = (
+            seconds(partial(load_model, where, dtype=torch.int8)) for where in (folder, kept)
+        )
+    print(f"loading: {before:.2f} s where convert --int8 has rounded, else {meanwhile:.2f} s")
+    models = [load_model(folder, dtype=dtype) for dtype in (torch.float32, torch.int8)]
+    lm = LMInfinite(1024, 10, 1024)
+    for n in (512, 1024, 2048):
+        tokens, times = torch.ones(1, n, dtype=torch.long), ([], [])
+        for _ in range(6):
+            for model, found in zip(models, times):
+                cache = model.new_cache(1, lm)
+                found.append(seconds(partial(model.read, tokens, lm, cache), 1))
+        plain, rounded = (statistics.median(found[1:]) for found in times)
+        print(f"reading {n:,} tokens: {plain / rounded:.2f} of float32's rate", flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if sys.argv[1:]:
+        sys.exit(compare(sys.argv[1]))
     numbers = torch.ones(2**28)
     speed = numbers.nbytes / seconds(numbers.sum) / 1e9
     print(f"{torch.get_num_threads()} threads; memory is read at {speed:.1f} GB/s by a sum")

@@ -13,6 +13,7 @@ and one tensor is ever in memory. Every failure is a ValueError of one sentence.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -134,6 +135,20 @@ def own_dtype(config: ModelConfig, stored: dict[str, Stored], device: torch.devi
     return torch.float32 if device.type == "cpu" else FLOATS[embedding.dtype]
 
 
+def set_dtype(model: Transformer, dtype: torch.dtype):
+    """Let a model on the meta device have the parameters of one that is loaded in a dtype."""
+    model.to(torch.float32 if dtype == torch.int8 else dtype)
+    if dtype == torch.int8:
+        int8.round_layers(model)
+
+
+def nbytes(model: Transformer, dtype: torch.dtype) -> int:
+    """The memory that the weights of a model on the meta device will take in a dtype."""
+    other = copy.deepcopy(model)
+    set_dtype(other, dtype)
+    return sum(x.nbytes for x in other.parameters())
+
+
 def dtype_name(model: Transformer) -> str:
     """A loaded model's dtype, as --dtype names it."""
     is_int8 = isinstance(model.head, int8.Int8Linear)
@@ -181,7 +196,7 @@ def check(model: Transformer, stored: dict[str, Stored], where: Path):
     That is a tensor which is missing, surplus, of another shape, or of a dtype that holds no
     plain floats.
     """
-    pieces, matrices = named_pieces(model), matrices_of(model)
+    pieces = named_pieces(model)
     for name in pieces:
         if name not in stored:
             raise ValueError(
@@ -198,7 +213,7 @@ def check(model: Transformer, stored: dict[str, Stored], where: Path):
         elif place.shape != tuple(pieces[name].shape):
             asked = tuple(pieces[name].shape)
             wrong = f"has the shape {named(place.shape)}, but the config asks for {asked}"
-        elif place.dtype not in FLOATS and not (place.scale and name in matrices):
+        elif place.dtype not in FLOATS and not place.scale:
             wrong = f"is stored as {named(place.dtype)}, which is none of {', '.join(FLOATS)}"
         else:
             continue
@@ -206,12 +221,6 @@ def check(model: Transformer, stored: dict[str, Stored], where: Path):
             f"the tensor {named(place.name)} in {place.path} {wrong}: the two do not belong "
             "together, or it is not implemented"
         )
-
-
-def matrices_of(model: Transformer) -> set[str]:
-    """The checkpoint's names of what can be rounded: the weights of linear layers."""
-    wide = {name for name, piece in named_pieces(model).items() if len(piece.shape) == 2}
-    return wide - {FAMILIES[model.config.family].KEYS["embed.weight"]}
 
 
 def head_of(model: Transformer) -> str:
@@ -226,26 +235,17 @@ def fill(
 
     Raises ValueError where a tied head is stored too, but is not the embedding.
     """
-    is_int8 = dtype == torch.int8
-    if is_int8:
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, nn.Linear):
-                owner, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, int8.Int8Linear(layer))
+    set_dtype(model, dtype)
     for name, parameter in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
-        own = parameter.dtype if is_int8 else dtype
-        memory = torch.zeros(parameter.shape, dtype=own, device=device)
+        memory = torch.zeros_like(parameter, device=device)
         setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
-    head = stored.get(head_of(model))
-    if model.config.tied and not is_int8:
+    if model.config.tied and dtype != torch.int8:
         model.head.weight = model.embed.weight
-    elif model.config.tied:
-        stored = stored | {
-            head_of(model): stored[FAMILIES[model.config.family].KEYS["embed.weight"]]
-        }
+    embedding = stored[FAMILIES[model.config.family].KEYS["embed.weight"]]  # and a tied head
     for name, piece in named_pieces(model).items():
-        stored[name].read_into(piece)
+        stored.get(name, embedding).read_into(piece)
+    head = stored.get(head_of(model))
     if model.config.tied and head is not None:
         own = torch.empty_like(model.embed.weight)
         head.read_into(own)

@@ -11,6 +11,7 @@ again, and continues with the next file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -21,6 +22,7 @@ from ..checkpoint.tensor_file import write_tensors
 from ..terminal.ending import guarded
 from ..terminal.files import named, reason, write_beside
 from ..terminal.options import Parser
+from ..terminal.progress import Progress
 from . import pickles
 from .gguf_file import GGUF
 from .int8_folder import Int8
@@ -96,16 +98,23 @@ def convert_into(source: Path, folder: Path, kind):
         raise ValueError(f"{named(folder)} is there already: name another folder with --out")
     model, part = kind(source), folder.with_name(f".{folder.name}.converted")
     print(f"{source.name} -> {folder}", file=sys.stderr, flush=True)
+    progress, done = Progress(len(model.shapes), unit="tensors"), itertools.count()
+
+    def blocks(name: str):
+        progress.show(next(done))
+        yield from model.blocks(name)
+
     shutil.rmtree(part, ignore_errors=True)  # of a killed run
     try:
         part.mkdir(parents=True)
         for name, content in model.files.items():
             (part / name).write_bytes(content)
-        write_tensors(part / shards.WEIGHTS, model.shapes, PYTORCH, model.blocks)
+        write_tensors(part / shards.WEIGHTS, model.shapes, PYTORCH, blocks)
         part.rename(folder)
     except OSError as error:
         raise ValueError(f"{named(folder)} cannot be written: {reason(error)}") from error
     finally:
+        progress.end()
         shutil.rmtree(part, ignore_errors=True)
 
 

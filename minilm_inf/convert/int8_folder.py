@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.checkpoint import from_headers, matrices_of
+from ..checkpoint.checkpoint import from_headers, named_pieces
 from ..checkpoint.shards import DTYPES, INDEX, opened
-from ..models.int8 import rounded
+from ..models.int8 import ROWS, rounded
 
 
 class Int8:
@@ -24,7 +24,9 @@ class Int8:
         model, self.stored = from_headers(source)
         if any(place.scale for place in self.stored.values()):
             raise ValueError(f"{source} holds int8 weights already: load it as it is")
-        self.matrices, self.shapes = matrices_of(model), {}
+        pieces, embedding = named_pieces(model).items(), model.embed.weight
+        self.matrices = {name for name, x in pieces if x.dim() == 2 and x is not embedding}
+        self.shapes = {}
         for name, place in self.stored.items():
             dtype = torch.int8 if name in self.matrices else DTYPES[place.dtype]
             self.shapes[name] = torch.empty(place.shape, dtype=dtype, device="meta")
@@ -39,6 +41,6 @@ class Int8:
         place = self.stored[name.removesuffix("_scale")]
         with opened(place.path) as file:
             numbers = file.get_tensor(place.name)
-        for block in numbers.split(256) if numbers.dim() else [numbers]:
+        for block in numbers.split(ROWS) if numbers.dim() else [numbers]:
             is_rounded = place.name in self.matrices
             yield rounded(block)[name.endswith("_scale")] if is_rounded else block

@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 from ..checkpoint import checkpoint
 from ..checkpoint.shards import Stored
 from ..config import ModelConfig
@@ -15,7 +17,6 @@ from ..terminal.progress import scaled
 from ..text.tokenizer import check_fits
 from ..text.tokenizer import load as load_tokenizer
 from ..transformer import Transformer
-from ..writing.plan import int8_bytes
 from .probe import described
 
 
@@ -36,7 +37,7 @@ def summary(folder: Path, model: Transformer, stored: dict[str, Stored]) -> list
         ["parameters", f"{parameters:,}{tied}"],
         ["stored", stored_words(stored)],
         ["in float32", scaled(4 * parameters)],
-        ["in int8", scaled(int8_bytes(model))],
+        ["in int8", scaled(checkpoint.nbytes(model, torch.int8))],
         ["tokenizer", tokenizer_words(folder, config)],
     ]
 

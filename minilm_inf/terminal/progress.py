@@ -10,11 +10,11 @@ EVERY, EVERY_IN_A_LOG = 0.5, 30.0  # seconds between two lines
 
 
 class Progress:
-    """Progress towards `total` tokens, from `done`: one line of a terminal, or, rarely, one
-    more line of a log."""
+    """Progress towards `total` tokens, or other units, from `done`: one line of a terminal, or,
+    rarely, one more line of a log."""
 
-    def __init__(self, total: int, done: int = 0):
-        self.total, self.first = total, done
+    def __init__(self, total: int, done: int = 0, unit: str = "tokens"):
+        self.total, self.first, self.unit = total, done, unit
         self.began = self.shown = time.monotonic()
         self.redraws, self.width = sys.stderr.isatty(), 0
 
@@ -27,7 +27,7 @@ class Progress:
         speed = (done - self.first) / max(clock - self.began, 1e-9)
         seconds = (self.total - done) / max(speed, 1e-9)
         left = f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min"
-        facts = f"{done:,}/{self.total:,} tokens", fact, f"{speed:,.0f} tokens/s"
+        facts = f"{done:,}/{self.total:,} {self.unit}", fact, f"{speed:,.0f} {self.unit}/s"
         line = "  ".join([*filter(None, facts), f"{left} left"])
         if not self.redraws:
             print(line, file=sys.stderr, flush=True)

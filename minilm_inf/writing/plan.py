@@ -22,19 +22,17 @@ blocks, nor with top-k the search for middle keys.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from ..checkpoint.checkpoint import from_headers, own_dtype
+from ..checkpoint.checkpoint import from_headers, nbytes, own_dtype
 from ..config import FULL_ATTENTION, LMInfinite, ModelConfig
 from ..fast.band import BLOCK_LOGITS, ROWS
 from ..fast.cache import LayerCache
 from ..fast.chunk import LOGITS_AT_ONCE, QUERIES_AT_ONCE
-from ..models.int8 import table_shape
 from ..terminal import options as flags
 from ..terminal.blocks import TOKENS_PER_BLOCK
 from ..terminal.progress import scaled
@@ -114,31 +112,18 @@ def network(options) -> SimpleNamespace:
     device = flags.device(options.device)
     model, stored = from_headers(options.model)
     linear = [x.weight.numel() for x in model.blocks.modules() if isinstance(x, nn.Linear)]
-    parameters, in_head = sum(x.numel() for x in model.parameters()), model.head.weight.numel()
     dtype = flags.DTYPES[options.dtype] or own_dtype(model.config, stored, device)
-    weights, kind = parameters * dtype.itemsize, str(dtype).removeprefix("torch.")
-    if dtype == torch.int8:
-        weights, dtype = int8_bytes(model), torch.float32
     return SimpleNamespace(
         config=model.config,
-        dtype=dtype,
-        kind=kind,
+        dtype=torch.float32 if dtype == torch.int8 else dtype,
+        kind=str(dtype).removeprefix("torch."),
         device=device,
-        parameters=parameters,
-        weights=weights,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weights=nbytes(model, dtype),
         in_layers=sum(linear),
-        in_head=in_head,
+        in_head=model.head.weight.numel(),
         largest=max(tensor.nbytes for tensor in stored.values()),
     )
-
-
-def int8_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights where its linear layers are rounded, and all else float32."""
-    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    tables = sum(math.prod(table_shape(layer)) for layer in linear)
-    own = [layer.weight for layer in linear if layer.weight is not model.embed.weight]
-    kept = sum(x.numel() for x in model.parameters()) - sum(x.numel() for x in own)
-    return tables + 4 * (kept + sum(layer.out_features for layer in linear))
 
 
 def plan(
