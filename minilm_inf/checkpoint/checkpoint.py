@@ -116,10 +116,9 @@ def settled(config: ModelConfig, stored: dict[str, Stored]) -> dict[str, Stored]
     """A folder's tensors; a tied pair that is stored as the head is the embedding."""
     keys = FAMILIES[config.family].KEYS
     embedding, head = keys["embed.weight"], keys["head.weight"]
-    if not config.tied or embedding in stored or head not in stored:
-        return stored
-    others = {name: place for name, place in stored.items() if name != head}
-    return {embedding: stored[head], **others}
+    if config.tied and embedding not in stored and head in stored:
+        return {embedding: stored.pop(head)} | stored
+    return stored
 
 
 def is_computed(name: str) -> bool:
@@ -262,13 +261,12 @@ def save(model: Transformer, folder):
     A tied head is not stored. Each file appears when it is whole. Raises ValueError where the
     folder cannot be written, and for a model with int8 weights.
     """
-    if dtype_name(model) == "int8":
+    folder, dtype = Path(folder), dtype_name(model)
+    if dtype == "int8":
         raise ValueError(
             "a model that was loaded in int8 is not saved: python -m minilm_inf.convert --int8 "
             "writes the folder of one"
         )
-    folder = Path(folder)
-    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     raw = FAMILIES[model.config.family].config_to_hf(model.config) | {"torch_dtype": dtype}
     write_tensors(folder / WEIGHTS, named_pieces(model), {"format": "pt"})
     write_beside(folder / "config.json", (json.dumps(raw, indent=2) + "\n").encode())
