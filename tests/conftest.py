@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -120,6 +121,17 @@ def tiny_model(
 def tiny_llama(n_layer=2, n_head=4, n_kv_head=2, **facts) -> Transformer:
     """tiny_model, of the family that shares key heads among query heads."""
     return tiny_model("llama", n_layer, n_head=n_head, n_kv_head=n_kv_head, **facts)
+
+
+def random_folder(path: Path, **facts) -> Path:
+    """A folder with a random model, tiny-llama's tokenizer, and questions about two texts."""
+    save(tiny_llama(vocab_size=2048, dtype=torch.float32, **facts), path)
+    shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", path)
+    row = {"question": "Which?", "answers": ["the sea"]}
+    texts = ("It was cold and dark. " * 30, "They looked at the sea. " * 40)
+    lines = [json.dumps(row | {"context": text}) for text in (*texts, texts[0])]
+    (path / "questions.jsonl").write_text("\n".join(lines))
+    return path
 
 
 def some_tokens(n: int, batch=1, seed=1) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The methods that are compared: what each computes, sees and keeps, and what is said of it."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -221,24 +222,17 @@ def test_one_run_one_table(call, texts, tmp_path):
     assert sorted(p.name for p in out_file.parent.iterdir()) == ["methods.png", "run.json"]
 
 
-def test_the_settings_reach_the_measure(call, texts):
+def test_the_settings_reach_the_methods(program, texts, monkeypatch):
     """A flag that is parsed and then dropped."""
-    flags = ["--text", texts / "a", "--length", 60, "--json", "--methods", "lambda,topk"]
-    flags += ["--trials", 0, "--n-local", 20]
-
-    def settings(*more):
-        found = json.loads(call(*flags, *more)[1])["results"]["methods"]
-        return [entry["nll"][-1]["nll"] for entry in found]
-
-    base = settings()
-    for more, changed in (
-        ("--n-global 0", (True, True)), ("--n-local 21", (True, True)),
-        ("--distance-ceiling 3", (True, True)), ("--top-k-middle 2", (False, True)),
-        ("--top-k-distance 1", (False, True)), ("--top-k-from-layer 2", (False, True)),
-        ("--chunk 11", (False, False)),
-    ):  # fmt: skip
-        differs = tuple(abs(x - y) > 1e-4 for x, y in zip(base, settings(*more.split())))
-        assert differs == changed, more
+    runs, result = [], comparison.result
+    monkeypatch.setattr(comparison, "result", lambda run: runs.append(run) or result(run))
+    flags = "--length 60 --trials 0 --methods lambda,topk --n-local 20 --n-global 3 --chunk 11 "
+    flags += "--distance-ceiling 7 --top-k-middle 2 --top-k-distance 1 --top-k-from-layer 3"
+    assert program(main, "compare", "--text", texts / "a", *flags.split())[0] == 0
+    [run], topk = runs, LMInfinite(18, 3, 7, 2, 1, 3, "all")
+    found = {name: method.lm for name, method in run.methods.items()}
+    assert found == {"lambda": replace(topk, n_local=20, top_k=0), "topk": topk}
+    assert run.chunk == 11
 
 
 def test_pass_keys_and_the_sweep_come_with_the_run(call, tmp_path, monkeypatch):

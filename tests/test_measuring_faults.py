@@ -1,6 +1,7 @@
 """What measures, in bad times: no number is lost, nothing foreign is touched, one sentence."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,39 +9,30 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, tiny_llama
+from conftest import ROOT, change_tensors, interrupt_at, random_folder
 
 from minilm_inf import card, corpus
 from minilm_inf.benchmark import __main__ as benchmark
-from minilm_inf.checkpoint import save
 from minilm_inf.diagnose import __main__ as diagnose
 from minilm_inf.evaluate import __main__ as evaluate
+from minilm_inf.evaluate import qa, retrieval, ruler
 from minilm_inf.terminal import options
 
 TEXT = (ROOT / "tutorials" / "text.txt").read_text(encoding="utf-8")[:8000]
+DOWN = "model.layers.0.mlp.down_proj.weight"
 RUNS = {  # a short run of each
     "passkey": "passkey --lengths 1 --depths 0 --trials 1 --methods lambda",
     "recall": "recall --lengths 1 --depths 0 --trials 1 --methods lambda",
     "compare": "compare --length 300 --trials 0 --methods lambda,truncate",
     "diagnose": "diagnose --length 300", "perplexity": "perplexity",
+    "needles": "needles --lengths 2 --tasks variables --trials 2 --methods lambda",
+    "qa": "qa --data {}/questions.jsonl -n 2 --methods truncate-head,lambda --n-local 150",
 }  # fmt: skip
-
-
-def saved(model, path) -> Path:
-    """A model with tiny-llama's tokenizer, in a folder."""
-    save(model, path)
-    shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", path)
-    return path
-
-
-def random_model():
-    return tiny_llama(vocab_size=2048, context_length=200, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return saved(random_model(), tmp_path_factory.mktemp("model"))
+    return random_folder(tmp_path_factory.mktemp("model"), context_length=200)
 
 
 @pytest.fixture
@@ -51,7 +43,8 @@ def call(program, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(options, "can_draw", lambda: True)
 
     def run(name, *more, model=folder):
-        line = [*RUNS[name].split(), "-m", model, "--text", "text.txt", *more]
+        text = [] if name == "qa" else ["--text", "text.txt"]
+        line = [*RUNS[name].format(model).split(), "-m", model, *text, *more]
         if name == "diagnose":
             return program(diagnose.main, *line[1:])
         return program(evaluate.main, *line)
@@ -76,19 +69,41 @@ def broken(number: int, error: Exception | None = None):
 @pytest.mark.parametrize("name", [*RUNS, "benchmark"])
 def test_nan_in_the_weights_is_told(call, program, tmp_path, name):
     """A table of nan with exit code 0, or "out of memory" of a decomposition that failed."""
-    model = random_model()
-    model.blocks[0].mlp.down.weight.data[0, 0] = float("nan")
-    saved(model, tmp_path / "nan")
+    model = random_folder(tmp_path / "nan", context_length=200)
+    change_tensors(model, lambda tensors: tensors[DOWN].fill_(math.nan))
     if name == "benchmark":
         line = "--quick --only prefill --device cpu -m".split()
-        code, out, err = program(benchmark.main, *line, tmp_path / "nan")
+        code, out, err = program(benchmark.main, *line, model)
     else:
-        code, out, err = call(name, model=tmp_path / "nan")
+        code, out, err = call(name, model=model)
     assert code == 1 and not out
     assert err.splitlines()[-1].startswith("error: the model's logits are not numbers")
 
 
 # ---- what was measured is not lost
+
+
+@pytest.mark.parametrize("name, run_class", [
+    ("passkey", retrieval.Asked), ("recall", retrieval.Asked), ("needles", ruler.Run),
+    ("qa", qa.Run),
+])  # fmt: skip
+def test_a_resumed_run_is_the_unbroken_run(call, program, monkeypatch, name, run_class):
+    """A trial or an answer that is lost, asked twice, or another's; a promise to go on that
+    nobody keeps; a task that is another in the table."""
+    taken, step = [], run_class.step
+    monkeypatch.setattr(run_class, "step", lambda run: taken.append(run) or step(run))
+    assert call(name, "--out", "whole")[0] == 0
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, run_class, 1, signal.SIGTERM)
+        code, out, err = call(name, "--out", "run")
+    assert code == 143 and not out and "tokens; go on with --resume run" in err
+    n = len(taken) - 1
+    code, out, err = program(evaluate.main, name, "--resume", "run")
+    assert code == 0 and n > 1 and len(taken) == 2 * n
+    assert sorted(os.listdir()) == ["run", "text.txt", "whole"]
+    assert Path("run").read_text() == Path("whole").read_text()
+    titles = {"passkey": "pass key", "recall": "key-value recall", "needles": "RULER's tasks"}
+    assert titles.get(name, "truncation, beginning") in out and "95% interval" in out
 
 
 PICTURES = {

@@ -2,12 +2,11 @@
 
 import json
 import re
-import signal
 from argparse import Namespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, error, interrupt_at
+from conftest import ROOT, error
 from test_chat import folder, model_folder  # noqa: F401  (fixtures)
 
 from minilm_inf import LMInfinite, generate, load_tokenizer
@@ -192,24 +191,6 @@ def test_means_and_intervals(data, shipped):
     drawn = np.random.default_rng([0]).integers(0, 3, (1000, 3))
     means = np.array([2, 5 / 3, 0])[drawn].sum(1) / np.array([2, 2, 1])[drawn].sum(1)
     assert f1["interval"] == pytest.approx(np.quantile(means, [0.025, 0.975]))
-
-
-def test_a_resumed_run_is_the_unbroken_run(program, data, tmp_path, monkeypatch):
-    """Answers that are lost, or go on with other references."""
-    whole, out = tmp_path / "whole.json", tmp_path / "run.json"
-    line = ["qa", "--data", data, *LINE, "--methods", "truncate-head,topk"]
-    assert program(main, *line, "--out", whole)[0] == 0
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, qa.Run, 3, signal.SIGTERM)
-        code, printed, err = program(main, *line, "--out", out)
-    assert code == 143 and not printed and f"go on with --resume {out}" in err
-    questions = data.read_text()
-    data.write_text(questions.replace("the captain", "the mate"))
-    assert "another answers" in error(program, main, "qa", "--resume", out)
-    data.write_text(questions)
-    code, printed, err = program(main, "qa", "--resume", out)
-    assert code == 0 and "| truncation, beginning |" in printed
-    assert json.loads(out.read_text()) == json.loads(whole.read_text())
 
 
 def test_flags_of_qa(program, data, model_folder, monkeypatch):  # noqa: F811

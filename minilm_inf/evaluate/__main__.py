@@ -83,6 +83,7 @@ def check(options):
     if "topk" in options.methods or options.sweep:
         options.top_k_middle = options.top_k_middle or TOP_K
     flags.check_attention(options)
+    options.middle = options.middle or "ram"
 
 
 # ---- flags
@@ -98,36 +99,40 @@ def task_of(tasks, name: str, room, what: str, methods=(), queries: str = "all")
     task.set_defaults(data=None, corpus=None, text=None)
     if room is not qa:
         add_texts(task)
-    asked, result = task.add_argument_group("what is asked"), task.add_argument_group("result")
-    result.add_argument("--json", action="store_true", help="print one JSON object")
+    asked = task.add_argument_group("what is asked")
     if methods:
-        names = dict(type=several(partial(one_of, methods)), default=list(methods))
-        asked.add_argument("--methods", **names, metavar="NAME,NAME",
-                           help=f"of {', '.join(methods)}; topk takes --top-k-middle {TOP_K} "
-                           "unless given (default: all)")  # fmt: skip
+        more = f"; topk takes --top-k-middle {TOP_K} unless given"
+        add_names(asked, "--methods", methods, more)
+    add = task.add_argument_group("result").add_argument
+    add("--json", action="store_true", help="print one JSON object")
     if hasattr(room, "picture"):
-        result.add_argument("--figure", "--heatmap", type=Path, metavar="FILE.png",
-                            help="draw the result (needs matplotlib)")  # fmt: skip
-    result.add_argument("--out", type=Path, metavar="RUN.json",
-                        help="write the result there, and during the run a state beside it; "
-                        "without it an interrupted run is lost")  # fmt: skip
-    result.add_argument("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
-                        help="how often the state is saved (%(default)s)")  # fmt: skip
-    result.add_argument("--resume", type=Path, metavar="RUN.json",
-                        help="continue an interrupted run; takes no other flag")  # fmt: skip
+        add("--figure", "--heatmap", type=Path, metavar="FILE.png",
+            help="draw the result (needs matplotlib)")  # fmt: skip
+    add("--out", type=Path, metavar="RUN.json", help="write the result there, and during the "
+        "run a state beside it; without it an interrupted run is lost")  # fmt: skip
+    add("--save-every", type=flags.at_least(0), default=60, metavar="SECONDS",
+        help="how often the state is saved (%(default)s)")  # fmt: skip
+    add("--resume", type=Path, metavar="RUN.json",
+        help="continue an interrupted run; takes no other flag")  # fmt: skip
     flags.add_model(task)
     flags.add_sight(task, queries)
     return asked
 
 
+def add_names(group, flag: str, known, more=""):
+    """A flag that takes some of the known names, and all of them where it is not given."""
+    told = f"of {', '.join(known)}{more} (default: all)"
+    group.add_argument(flag, type=several(partial(one_of, known)), default=list(known),
+                       metavar="NAME,NAME", help=told)  # fmt: skip
+
+
 def add_perplexity(tasks):
     what = "nll by position of any number of tokens, in constant memory"
     asked = task_of(tasks, "perplexity", perplexity, what)
-    asked.add_argument("--stream", action="store_true",
-                       help="repeat the documents until --length")  # fmt: skip
-    asked.add_argument("--plan", action="store_true",
-                       help="print the memory and the arithmetic of reading --length tokens, "
-                       "and run nothing")  # fmt: skip
+    add = asked.add_argument
+    add("--stream", action="store_true", help="repeat the documents until --length")
+    add("--plan", action="store_true", help="print the memory and the arithmetic of reading "
+        "--length tokens, and run nothing")  # fmt: skip
     flags.add_counts(
         asked,
         ("--length", 2, None, "tokens that are read (default: all documents, once)"),
@@ -150,25 +155,23 @@ def add_compare(tasks):
 
 def add_retrieval(tasks, name: str, what: str, room=retrieval):
     asked = task_of(tasks, name, room, what, retrieval.METHODS, "last")
-    if name == "recall":
-        asked.add_argument("--task", dest="kind", choices=("pairs",), default="pairs",
-                           help="people's numbers, so far the only one")  # fmt: skip
-    asked.add_argument("--lengths", type=several(flags.between(0, 1e9)), default=[1, 2, 4, 8],
-                       metavar="X,X", help="tokens of a trial, BOS, question and answer among "
-                       "them, as multiples of context_length (default: 1,2,4,8)")  # fmt: skip
-    if name == "needles":
-        asked.add_argument("--suite", choices=("ruler",), default="ruler",
-                           help="RULER's tasks, so far the only ones")  # fmt: skip
-        names = dict(type=several(partial(one_of, ruler.TASKS)), default=list(ruler.TASKS))
-        asked.add_argument("--tasks", **names, metavar="NAME,NAME",
-                           help=f"of {', '.join(ruler.TASKS)} (default: all)")  # fmt: skip
+    add = asked.add_argument
+    usual = "4,8" if room is ruler else "1,2,4,8"  # 1 and 2 leave some of RULER's no room
+    add("--lengths", type=several(flags.between(0, 1e9)), default=usual, metavar="X,X",
+        help="tokens of a trial, BOS, question and answer among them, as multiples of "
+        "context_length (%(default)s)")  # fmt: skip
+    if room is ruler:
+        add("--suite", choices=["ruler"], default="ruler", help="so far the only one")
+        add_names(asked, "--tasks", ruler.TASKS)
     else:
-        asked.add_argument("--depths", type=several(flags.between(0, 1)), metavar="X,X",
-                           default=[i / 10 for i in range(11)], help="shares of the filler "
-                           "before what is asked for (default: 0,0.1,...,1)")  # fmt: skip
-        asked.add_argument("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N",
-                           help="also topk with each of these values of k, distance or "
-                           "from-layer")  # fmt: skip
+        add("--depths", type=several(flags.between(0, 1)), metavar="X,X",
+            default=[i / 10 for i in range(11)], help="shares of the filler before what is "
+            "asked for (default: 0,0.1,...,1)")  # fmt: skip
+        add("--sweep", type=swept, nargs="+", default=[], metavar="NAME=N,N", help="also topk "
+            "with each of these values of k, distance or from-layer")  # fmt: skip
+    if name == "recall":
+        add("--task", dest="kind", choices=["pairs"], default="pairs",
+            help="people's numbers, so far the only one")  # fmt: skip
     flags.add_counts(
         asked,
         ("--trials", 1, 20, "per length, method, and depth or task (%(default)s)", MOST_TRIALS),

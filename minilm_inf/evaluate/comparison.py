@@ -35,7 +35,7 @@ from ..text.tokenizer import opening
 from ..train.practice import Practice
 from . import figure, resume
 from .compare import edges
-from .documents import digest, encoded
+from .documents import encoded
 from .intervals import interval
 from .methods import LABELS, Method, methods, with_window
 from .retrieval import Asked, Cell, pooled
@@ -62,11 +62,9 @@ class Run(resume.Run):
         self.documents = list(documents.values())
         shape = len(methods), len(documents), len(self.documents[0]) - 1
         self.nll = np.full(shape, np.nan)
+        self.arrays = {"nll": self.nll} | (asked.arrays if asked else {})
         self.divided = [(self.nll, -np.inf), *(asked.divided if asked else ())]
         self.total = self.nll.size + (asked.total if asked else 0)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"nll": self.nll} | (self.asked.arrays() if self.asked else {})
 
     @property
     def done(self) -> int:
@@ -97,7 +95,7 @@ def prepared(options, texts, model, tokenizer) -> Run:
         if options.n_local < 1:
             raise ValueError("--n-global leaves no window: give --n-local too")
     lm = flags.attention(options, model.config)
-    chosen = methods(options.methods, lm, model.config, n_bos, options.middle or "ram")
+    chosen = methods(options.methods, lm, model.config, n_bos, options.middle)
     if options.sweep:
         chosen |= sweep_of(replace(lm, top_k=0), context)
     length, asked = options.length or TIMES_CONTEXT * context, None
@@ -108,10 +106,8 @@ def prepared(options, texts, model, tokenizer) -> Run:
         asked = pass_keys(model, maker, chosen, lm, options)
     run = Run(model, chosen, documents, options.chunk, asked)
     run.settings = {
-        "documents": sorted(documents), "ids_sha256": digest(list(documents.values())),
-        "length": length, "context_length": context,
-        "lm_infinite": dict(vars(lm)), "budget": lm.n_local + lm.n_global,
-        "sweep": options.sweep, "trials": options.trials,
+        "documents": sorted(documents), "length": length, "lm_infinite": dict(vars(lm)),
+        "budget": lm.n_local + lm.n_global,
     }  # fmt: skip
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +45,6 @@ def encoded(texts: dict[str, str], tokenizer, length: int) -> dict[str, list[int
             )
         documents[name] = ids[: length + 1]
     return documents
-
-
-def digest(ids) -> str:
-    """The SHA-256 of some ids, which says whether a text is still the same."""
-    return hashlib.sha256(np.asarray(ids, dtype="<i8").tobytes()).hexdigest()
 
 
 class Stream:
@@ -103,14 +97,6 @@ class Stream:
         ids = self.ids[places]
         ids[at < 0] = self.bos
         return ids, places
-
-    def times(self, start: int, stop: int) -> np.ndarray:
-        """How often each place is read from start, which is no BOS, to stop: (places,)."""
-        n, n_bos = len(self.ids), len(self.bos)
-        first, last = -((n_bos - start) // n), (stop - n_bos) // n  # whole passes
-        end = min(stop, n_bos + first * n)
-        places = self.read(start, end)[1], self.read(max(end, n_bos + last * n), stop)[1]
-        return max(0, last - first) + np.bincount(np.concatenate(places), minlength=n)
 
     def _one_pass(self, number: int) -> np.ndarray:
         """The places of all tokens in the order in which a pass, from 0, reads them."""

@@ -109,32 +109,29 @@ class Bins:
 
 
 class Pairs:
-    """The same tokens early and late: a stream that repeats its documents reads them again, and
-    what has changed between the two times is not the text.
+    """The same tokens early and late, in a stream of n tokens that repeats its documents: what
+    has changed between the two times is not the text.
 
-    Two windows of a stream of n tokens, of min(1,000,000, n / 4) tokens each, or of ten million
-    for each billion, are compared: the one that begins after as many tokens, and the last. A
-    token of the last window whose place was read in the first one too makes a pair; the mean
-    difference over pairs is free of the documents' own easy and hard places, and of how often
-    each came. Of a place that the first window read several times, the mean counts. The
-    interval is over blocks of places.
+    Two windows are compared, the last tokens and those that follow as many at the beginning: a
+    million, or ten for each billion of n, and at most n / 4. A token of the last one makes a
+    pair if the first one read its place too, once or more, which is then a mean. So a mean over
+    pairs is free of easy and hard places. Its interval is over blocks of places.
 
-    times_of(first, end): how often each place is read between. sums: (2, places), the nll that
-    each window found of each.
+    found: of each window and place the sum of nll, and how often it was read.
     """
 
-    def __init__(self, n: int, times_of):
+    def __init__(self, n: int, places: int):
         self.window = min(max(MILLION, n // 10**9 * 10 * MILLION), n // 4)
         self.begins = self.window, n - self.window
-        self.times = [times_of(first, first + self.window) for first in self.begins]
-        self.sums = np.zeros((2, len(self.times[0])))
+        self.sums, self.times = self.found = np.zeros((2, 2, places))
 
     def add(self, first: int, nll: np.ndarray, places: np.ndarray):
         """Take in the nll, (T,), of consecutive tokens from the one of index `first` on, and
         their places."""
-        for sums, begin in zip(self.sums, self.begins):
+        for sums, times, begin in zip(self.sums, self.times, self.begins):
             here = slice(max(begin - first, 0), max(begin + self.window - first, 0))
             np.add.at(sums, places[here], nll[here])
+            np.add.at(times, places[here], 1)
 
     def result(self) -> dict | None:
         """The two windows, their means, and the mean difference (late - early) over pairs; None

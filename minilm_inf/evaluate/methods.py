@@ -65,7 +65,6 @@ class InCache(Method):
     """StreamingLLM: LM-Infinite's keys at other distances; see streaming_llm.py."""
 
     def reader(self, model: Transformer, batch: int = 1) -> Callable:
-        """As Method.reader."""
         past = StreamingLLM(model, self.lm.n_local, self.lm.n_global)
         return lambda tokens, n_reaching=None: past.read(tokens)
 
@@ -79,7 +78,6 @@ class Truncated(Method):
     n_bos: int = 1
 
     def nll(self, model: Transformer, ids: list[int], chunk: int) -> Tensor:
-        """As Method.nll."""
         return reencoded_nll(model, ids, self.n_bos, self.length)
 
     def rows(self, rows: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ Documents are joined into one text: BOS, then all of them with EOS between them,
 given. With --stream they are repeated until --length, from the second pass on in a random but
 fixed order. (`compare` reads each document on its own.)
 
-The result gives nll by position, in bins that double and in equal ones; mean and interval (see
-minilm_inf/evaluate/intervals.py for what it covers); bits per byte; for a stream, the nll of
-the same tokens early and late; and, under "timing", what differs from run to run.
+The result gives nll by position, with intervals (for what they cover, see
+minilm_inf/evaluate/intervals.py), bits per byte, and, of a stream, the nll of the same tokens
+early and late.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..terminal.tables import markdown
 from ..writing import saved_cache
 from . import resume
 from .compare import edges, nll_of
-from .documents import Stream, digest
+from .documents import Stream
 from .intervals import Bins, Pairs, add_between
 from .shares import ALONE, Share, before
 
@@ -39,11 +39,8 @@ BINS = 200  # of equal size
 
 
 class Run(resume.Run):
-    """The scoring of a stream, as far as it has come.
-
-    Its state, between any two chunks, is the model's cache, the sums, and how many tokens were
-    scored. A run that goes on from that ends with the same numbers to the last bit; only what
-    it measures of the machine differs.
+    """The scoring of a stream, as far as it has come. A run that goes on from a state, between
+    any two chunks, ends with the same numbers to the last bit, but for those of the machine.
 
     first, before: where its share begins, and the stretches of its warm-up before it.
     bins: by kind: "log", which double, "linear", of equal size, and "all", which is one.
@@ -60,8 +57,11 @@ class Run(resume.Run):
         kinds = {"log": edges(1, n)[1:], "linear": linear, "all": [1, n]}
         self.bins = {kind: Bins(cuts, k) for k, (kind, cuts) in enumerate(kinds.items())}
         self.counts = np.zeros(2, np.int64)  # tokens that were scored, and their bytes
-        self.pairs = Pairs(n, stream.times)
+        self.pairs = Pairs(n, len(stream.ids))
         self.seconds, self.resident = np.zeros((2, len(linear) - 1))
+        self.arrays = {name: vars(self)[name] for name in ("counts", "seconds", "resident")}
+        self.arrays |= {f"bins.{kind}": bins.sums for kind, bins in self.bins.items()}
+        self.arrays["pairs"] = self.pairs.found
         self.take(ALONE)
 
     def take(self, share: Share):
@@ -99,11 +99,6 @@ class Run(resume.Run):
         self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = memory() or 0
         self.last = now
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        found = {name: getattr(self, name) for name in ("counts", "seconds", "resident")}
-        found |= {f"bins.{kind}": bins.sums for kind, bins in self.bins.items()}
-        return found | {"pairs": self.pairs.sums}
-
     def state(self) -> dict[str, Tensor]:
         cache = saved_cache.state_of(self.cache).items()
         return super().state() | {f"cache.{name}": tensor for name, tensor in cache}
@@ -122,11 +117,8 @@ def prepared(options, texts, model, tokenizer) -> Run:
     """The run that the flags ask for."""
     lm = flags.attention(options, model.config)
     stream = Stream(texts, tokenizer, options.stream, options.length)
-    run = Run(model, lm, stream, options.chunk, options.middle or "ram")
-    run.settings = {
-        "ids_sha256": digest(stream.ids), "stream": options.stream, "length": stream.length,
-        "attention": options.attention, **(vars(lm) if lm else {}),
-    }  # fmt: skip
+    run = Run(model, lm, stream, options.chunk, options.middle)
+    run.settings = {"length": stream.length, **(vars(lm) if lm else {})}
     return run
 
 

@@ -24,11 +24,10 @@ import torch
 
 from ..terminal import options as flags
 from ..text.chat import Chat
-from ..writing.reply import Plain, replies
+from ..writing.reply import Plain, Reply, replies
 from ..writing.saved_cache import restore, state_of
 from ..writing.session import Session
 from . import resume
-from .documents import digest
 from .intervals import interval
 from .methods import LABELS, methods
 from .qa_data import PROMPTS, Example, scores
@@ -39,7 +38,6 @@ METHODS = {
     "truncation, beginning", "lambda": LABELS["lambda"], "topk": LABELS["topk"],
 }  # fmt: skip
 UNKNOWN, NOTHING = -2, -1  # in the place of an answer's ids: not asked yet, and after its end
-GREEDY = dict(temperature=0.0, top_k=0, top_p=1.0, ignore_eos=False, quiet=True)
 
 
 class Run(resume.Run):
@@ -53,12 +51,9 @@ class Run(resume.Run):
         self.model, self.turns, self.examples, self.chunk = model, turns, examples, chunk
         self.methods, self.prompts, self.most = methods, prompts, most
         self.written = np.full((len(methods), len(examples), max(most)), UNKNOWN)
-        self.divided = [(self.written, NOTHING)]
+        self.arrays, self.divided = {"written": self.written}, [(self.written, NOTHING)]
         self.lengths = np.array([[len(ids) for ids in prompts[name]] for name in methods])
         self.total = int(self.lengths.sum())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"written": self.written}
 
     @property
     def done(self) -> int:
@@ -82,34 +77,34 @@ class Run(resume.Run):
         for at, ids in zip(here, prompts):
             session = Session(self.model, method.lm, self.chunk, middle=method.middle)
             restore(session.cache, state_of(cache))
-            how = Namespace(**GREEDY, max_new_tokens=self.most[at])
-            found = replies(session, self.turns, [ids[shared:]], how, [None], lambda text: None)
+            reply = written(session, self.turns, ids[shared:], self.most[at])
             self.written[which, at] = NOTHING
-            self.written[which, at, : len(found[0].ids)] = found[0].ids
+            self.written[which, at, : len(reply.ids)] = reply.ids
+
+
+def written(session: Session, turns, ids: list[int], most: int) -> Reply:
+    """What greedy decoding writes after some ids, at most so many tokens; turns made them."""
+    how = Namespace(temperature=0.0, top_k=0, top_p=1.0, ignore_eos=False, quiet=True)
+    how.max_new_tokens = most
+    return replies(session, turns, [ids], how, [None], lambda text: None)[0]
 
 
 def prepared(options, examples: list[Example], model, tokenizer) -> Run:
     """The run that the flags ask for."""
     lm = flags.attention(options, model.config)
     turns = Chat(options.model, tokenizer) if options.chat else Plain(tokenizer)
-    names = ["full", "truncate", "lambda"] + ["topk"] * bool(lm.top_k)
-    known = methods(names, lm, model.config, middle=options.middle or "ram")
+    names = ["full", "truncate", "lambda", "topk"]
+    known = methods(names, lm, model.config, middle=options.middle)
     most = [options.max_new_tokens or PROMPTS[x.dataset]["tokens"] for x in examples]
     prompts, chosen = {"full": [prompt(options, turns, x) for x in examples]}, {}
     for name in options.methods:
         is_cut = name.startswith("truncate")
         chosen[name] = known["full" if is_cut else name]
-        rooms = [known["truncate"].length - n for n in most] if is_cut else []
-        cut = [prompt(options, turns, x, room, name) for x, room in zip(examples, rooms)]
-        prompts[name] = cut or prompts["full"]
+        rooms = [known["truncate"].length - n if is_cut else math.inf for n in most]
+        each = zip(examples, rooms)
+        prompts[name] = [prompt(options, turns, x, room, name) for x, room in each]
     run = Run(model, turns, examples, chosen, prompts, most, options.chunk)
-    run.settings = {
-        "data": options.data.as_posix(), "chat": options.chat, "template": options.template,
-        "ids_sha256": digest([id for ids in prompts["full"] for id in ids]),
-        "answers": [x.answers for x in examples], "max_new_tokens": options.max_new_tokens,
-        "methods": options.methods, "lm_infinite": dict(vars(lm)),
-        "context_length": model.config.context_length,
-    }  # fmt: skip
+    run.settings = {"lm_infinite": dict(vars(lm))}
     return run
 
 

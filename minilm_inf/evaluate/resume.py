@@ -34,18 +34,24 @@ from .documents import texts_of
 from .qa_data import read as questions
 from .shares import ALONE, Share, joined
 
+# What comes with the flags, or is one of them, and changes no number.
+UNTOLD = {"room", "parse", "given", "task", "plan", "resume", "out", "save_every", "json",
+          "figure"}  # fmt: skip
+
 
 class Run:
     """What a task measures, a step at a time; each task says how.
 
     settings: all that the numbers depend on. total, done: tokens to be read, and those that
-    were. step() measures some more. arrays(): what holds all that was measured, by name.
-    divided: arrays that several processes fill in, (.., things that each takes a share of, ..),
-    with what is less than all they fill in. how: what joins what they did, SUM or MAX.
+    were. step() measures some more. arrays: what holds all that was measured, by name.
+    divided: arrays, (.., n, ..), of whose n things each process measures a share, and what
+    stands in the place of the others': less than whatever is measured. how: SUM or MAX, what
+    joins the arrays of all processes.
     """
 
     model: Transformer
     settings: dict
+    arrays: dict[str, np.ndarray]
     divided: list[tuple[np.ndarray, float]]
     how = "MAX"
 
@@ -57,12 +63,12 @@ class Run:
 
     def state(self) -> dict[str, Tensor]:
         """All that restore needs."""
-        return {name: torch.from_numpy(array) for name, array in self.arrays().items()}
+        return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
 
     def restore(self, tensors: dict[str, Tensor]):
         """Continue from where another run of the same settings was. Raises ValueError for what
         is no state of such a run."""
-        for name, array in self.arrays().items():
+        for name, array in self.arrays.items():
             place = torch.from_numpy(array)
             place.copy_(fitting(tensors.pop(name, None), place.shape, place.dtype))
         if tensors:
@@ -90,7 +96,7 @@ def carry_out(options) -> int:
     check_output(options.figure, PICTURE, "--figure")
     texts = questions(options.data) if options.data else texts_of(options)
     run = options.room.prepared(options, texts, *flags.load(options))
-    told = facts_of(options, run.model) | run.settings | {"processes": share.count}
+    told = facts_of(options, run.model, texts) | run.settings | {"processes": share.count}
     run.settings = json.loads(as_json(told))
     run.take(share)
     if before:
@@ -171,7 +177,7 @@ def drive(run: Run, options, share: Share) -> int:
     if share.count > 1:
         save()
         with handled(signal.SIG_DFL):  # who waits for others would hear no other
-            for array in run.arrays().values():
+            for array in run.arrays.values():
                 share.join(array, run.how)
     return 0
 
@@ -204,18 +210,18 @@ def publish(run: Run, options):
         write_beside(options.figure, task.picture(result))
 
 
-def facts_of(options, model) -> dict:
-    """What the numbers of any task depend on, besides what it asks."""
+def facts_of(options, model, texts) -> dict:
+    """What the numbers of any task depend on: the flags, what was read, and the machine."""
     kinds, digests = (".safetensors", ".json", ".model", ".txt"), {}
     for path in sorted(options.model.iterdir()):
         if path.suffix in kinds and path.is_file():
             with open(path, "rb") as file:
                 digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "model": options.model.as_posix(), "weights_sha256": digests,
-        "device": str(model.embed.weight.device),
-        "dtype": dtype_name(model),
+    asked = {name: value for name, value in vars(options).items() if name not in UNTOLD}
+    return asked | {
+        "weights_sha256": digests,
+        "texts_sha256": hashlib.sha256(as_json(texts).encode()).hexdigest(),
+        "context_length": model.config.context_length,
+        "device": str(model.embed.weight.device), "dtype": dtype_name(model),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "corpus": options.corpus and str(options.corpus), "chunk": options.chunk,
-        "text": options.text and list(map(str, options.text)),
     }  # fmt: skip

@@ -11,9 +11,6 @@ the same questions: vanilla; re-encoding (the vanilla model on BOS, if the token
 and the last tokens, at most context_length with the answer); LM-Infinite, without and with the
 top-k middle tokens. An answer is right if greedy decoding writes all of its tokens. In the same
 run, as controls: the model inside its trained length, and texts that do not state the answer.
-
-Trials of one cell, a method at a length and depth, are read side by side, and which answers are
-known is remembered, so that a run can be stopped between any two calls of the model.
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ from ..config import LMInfinite, ModelConfig
 from ..terminal import options as flags
 from ..train.practice import Practice
 from . import figure
-from .documents import digest
 from .intervals import share
 from .methods import LABELS, Method, Truncated, answers
 from .resume import Run
@@ -71,12 +67,10 @@ class Asked(Run):
         self.model, self.methods, self.cells, self.trial_of = model, methods, cells, trial_of
         self.sight, self.chunk = sight, chunk
         self.right, self.where = np.full((2, len(cells), trials), -1)
+        self.arrays = {"right": self.right, "where": self.where}
         self.divided = [(self.right, 0)]
         self.lengths = np.array([cell.length for cell in cells])
         self.total = int(trials * self.lengths.sum())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"right": self.right, "where": self.where}
 
     @property
     def done(self) -> int:
@@ -95,15 +89,13 @@ class Asked(Run):
         self.right[at, here] = np.array(answers(self.model, *how)) == width
 
     def rows(self) -> list[dict]:
-        """What was found: a row for each cell and place of the needle in it."""
-        rows = []
-        for cell, right, where in zip(self.cells, self.right, self.where):
-            for place in np.unique(where).tolist():
-                here = right[where == place]
-                told = {"where": WHERE[place] if place >= 0 else None}
-                told |= {"found": int(here.sum()), "trials": here.size}
-                rows.append(cell._asdict() | told)
-        return rows
+        """What was found: a row for each trial."""
+        places = [*WHERE, None]  # None for -1
+        return [
+            cell._asdict() | {"where": places[where], "found": right, "trials": 1}
+            for cell, *found in zip(self.cells, self.right.tolist(), self.where.tolist())
+            for right, where in zip(*found)
+        ]
 
 
 def share_found(model, lm: LMInfinite | None, maker: Maker, length: int, depth, count=10):
@@ -116,11 +108,8 @@ def share_found(model, lm: LMInfinite | None, maker: Maker, length: int, depth, 
 
 def where_it_lies(trial: Trial, lm: LMInfinite) -> int:
     """How the queries that write the answer see what states it: as an index of WHERE; -1 where
-    the text does not state it.
-
-    Each digit is written by a query that is as far from where it is stated as the others', so
-    the window holds all of them or none; the starting tokens must hold all.
-    """
+    the text does not state it. Each is as far from its digit as the others, so the window holds
+    all digits or none; the starting tokens must hold all."""
     if not trial.stated:
         return -1
     first = len(trial.ids) - trial.width - 1  # the query that writes the first digit
@@ -136,8 +125,7 @@ def prepared(options, texts, model, tokenizer) -> Asked:
     """The run that the flags ask for."""
     config, depths = model.config, options.depths
     lengths = sorted({round(x * config.context_length) for x in options.lengths})
-    every = [tokenizer.encode(text, bos=False) for text in texts.values()]
-    text = np.array([id for ids in every for id in ids])
+    text = np.array([id for x in texts.values() for id in tokenizer.encode(x, bos=False)])
     practice = Practice(tokenizer, text)
     maker = MAKERS[options.task](practice, tokenizer)
     methods = methods_of(options, config, len(practice.bos))
@@ -148,13 +136,10 @@ def prepared(options, texts, model, tokenizer) -> Asked:
     sight = methods["lambda"].lm
     run = Asked(model, methods, found, trial_of, sight, options.trials, options.chunk)
     run.settings = {
-        "ids_sha256": digest(text), "trials": options.trials, "lengths": lengths,
-        "depths": depths, "asked": options.methods,
-        "methods": {
+        "lengths": lengths, "asked": options.methods, "methods": {
             name: {"lm_infinite": method.lm and vars(method.lm)}
             for name, method in methods.items()
         },
-        "context_length": config.context_length,
     }  # fmt: skip
     return run
 
@@ -167,12 +152,11 @@ def methods_of(options, config: ModelConfig, n_bos: int) -> dict[str, Method]:
         for value in values
     }
     lms = {name: flags.attention(setting, config) for name, setting in settings.items()}
-    middle = options.middle or "ram"
     return {
         "full": Method(LABELS["full"], None),
         "truncate": Truncated(LABELS["truncate"], None, config.context_length, n_bos),
         "lambda": Method(LABELS["lambda"], replace(lms["topk"], top_k=0)),
-        **{name: Method(LABELS["topk"], lm, middle=middle) for name, lm in lms.items()},
+        **{name: Method(LABELS["topk"], lm, middle=options.middle) for name, lm in lms.items()},
     }
 
 

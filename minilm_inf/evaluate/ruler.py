@@ -17,7 +17,6 @@ and RULER's two tasks of question answering, whose texts must be fetched, are le
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from bisect import bisect_right
 from functools import partial
 from itertools import product
@@ -27,22 +26,21 @@ import numpy as np
 import torch
 
 from ..train.practice import Practice
-from ..writing.reply import Plain, replies
+from ..writing.reply import Plain
 from ..writing.session import Session
-from .documents import digest
 from .intervals import share
-from .qa import GREEDY
+from .qa import written
 from .retrieval import Asked, Cell, methods_of
 from .table import grid
 
 FEWEST = 100  # different words that tasks are made of
 LETTERS = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
-# ---- what a task makes: facts to hide, or none; the prompt's end, with a list that is as long
-# ---- as `size` says; and the parts of the answer
+# ---- what a task makes: facts to hide, a prompt's end, and the parts of its answer
 
 
-def needles(rng, words, size, often, seldom, keys=1, values=1, asked=1):
+def needles(rng, words, *_, keys=1, values=1, asked=1):
+    """Numbers of some keys, of which those of the first few are asked for."""
     names = ["-".join(pair) for pair in rng.choice(words, (keys, 2))]
     numbers = rng.integers(10**6, 10**7, (keys, values)).astype(str)
     told = zip(np.repeat(names, values), numbers.flat)
@@ -52,7 +50,8 @@ def needles(rng, words, size, often, seldom, keys=1, values=1, asked=1):
     return rng.permutation(facts).tolist(), end, numbers[:asked].flatten().tolist()
 
 
-def variables(rng, words, size, often, seldom):
+def variables(rng, words, *_):
+    """Five variables, the first of which has a value, and each other that of the one before."""
     names = ["".join(letters) for letters in rng.choice(LETTERS, (5, 5))]
     value = str(rng.integers(10**4, 10**5))
     sides = zip(names, [value, *(f"VAR {name}" for name in names)])
@@ -60,18 +59,29 @@ def variables(rng, words, size, often, seldom):
     return facts, f"\nThe five variables that have the value {value} are", names
 
 
-def common(rng, words, size, often, seldom):
+# ---- the same of a list, which hides nothing: the longer, the larger its size
+
+
+def common(rng, words, is_long, size=None):
+    """Ten words that a list has often, and others, `size` of them, that it has rarely; the
+    example where there is no size."""
+    often, rarely = (30, 3) if is_long else (6, 1)
+    if size is None:
+        size, often, rarely = (40, 10, 3) if is_long else (20, 3, 1)
     n, needed = len(words), 10 + size
-    some = rng.permutation(max(n, needed))[:needed]  # two words in one, where they run out
-    some = [words[at % n] + words[at // n] * bool(at // n) for at in some]
-    listed = rng.permutation(some[:10] * often + some[10:] * seldom)
+    endings = ["", *words[1:]]  # where words run out, two of them in one
+    some = rng.permutation(max(n, needed))[:needed]
+    some = [words[at % n] + endings[at // n] for at in some]
+    listed = rng.permutation(some[:10] * often + some[10:] * rarely)
     text = " ".join(f"{number}. {word}" for number, word in enumerate(listed, 1))
     return [], f"{text}\nThe ten words that stand there most often are", some[:10]
 
 
-def frequent(rng, words, size, often, seldom):
+def frequent(rng, words, is_long, size):
+    """Words as often as a zeta distribution has them (alpha 2), the commonest as dots; at least
+    60 in all, so that the third is more frequent than the fourth."""
     coded = ["".join(letters).lower() for letters in rng.choice(LETTERS, (2000, 6))]
-    counts = (size / np.arange(1, 2001) ** 2 * 6 / np.pi**2).astype(int)  # zeta, alpha 2
+    counts = ((59 + size) / np.arange(1, 2001) ** 2 * 6 / np.pi**2).astype(int)
     text = " ".join(rng.permutation(np.repeat(["...", *coded[1:]], counts)))
     return [], f"{text}\nBut for the dots, the three most frequent words are", coded[1:4]
 
@@ -81,12 +91,10 @@ TASKS = {  # what makes it, an answer's parts, tokens that may be written, is th
     "multikey": (partial(needles, keys=4), 1, 128, False),
     "multivalue": (partial(needles, values=4), 4, 128, False),
     "multiquery": (partial(needles, keys=4, asked=4), 4, 128, False),
-    "variables": (variables, 5, 30, True), "common": (common, 10, 120, True),
+    "variables": (variables, 5, 30, True),
+    "common": (common, 10, 120, True),
     "frequent": (frequent, 3, 50, False),
-}  # fmt: skip
-EXAMPLE, PROMPT = {True: (20, 3, 1), False: (40, 10, 3)}, {True: (6, 1), False: (30, 3)}
-"""Of a list, words that are seldom, and how often words stand there that are often, and those
-that are seldom; in texts of less than 4,096 tokens, and in others."""
+}
 
 
 def trial(practice: Practice, words: list[str], cell: Cell, number: int):
@@ -94,23 +102,26 @@ def trial(practice: Practice, words: list[str], cell: Cell, number: int):
     answer. With what may be written it has the cell's length, or of a list a few tokens less.
     Raises ValueError where there is no room."""
     make, _, new, has_example = TASKS[cell.depth]
-    room, is_short, n_bos = cell.length - new, cell.length < 4096, len(practice.bos)
+    room, is_long, bos = cell.length - new, cell.length >= 4096, practice.bos  # as RULER has it
 
-    def prompt(size: int):
-        rng, ids = np.random.default_rng([cell.length, number]), list(practice.bos)
+    def prompt(size: int) -> tuple[list[int], list[str]]:
+        rng, ids = np.random.default_rng([cell.length, number]), list(bos)
         if has_example:
-            facts, end, answer = make(rng, words, *EXAMPLE[is_short])
+            facts, end, answer = make(rng, words, is_long)
             ids += practice.encode(f"{' '.join(facts)}{end} {', '.join(answer)}.\n")
-        facts, end, answer = make(rng, words, size, *PROMPT[is_short])
+        facts, end, answer = make(rng, words, is_long, size)
         if not facts:
             return ids + practice.encode(end), answer
-        rest = practice.hidden(rng, room - len(ids) + n_bos, facts, end)
-        return ids + rest[n_bos:], answer
+        rest = practice.hidden(rng, room - len(ids) + len(bos), facts, end)
+        return ids + rest[len(bos) :], answer
 
-    size = bisect_right(range(1, cell.length), room, key=lambda size: len(prompt(size)[0]))
-    if len(prompt(size)[0]) > room:
-        raise ValueError(f"{cell.length} tokens have no room for {cell.depth}: take more")
-    return prompt(size)
+    shortest = prompt(1)
+    if len(shortest[0]) > room:
+        raise ValueError("even the shortest list is longer")
+    if len(shortest[0]) == room:  # facts in a text, which has its length already
+        return shortest
+    sizes = range(1, cell.length)
+    return prompt(bisect_right(sizes, room, key=lambda size: len(prompt(size)[0])))
 
 
 class Run(Asked):
@@ -127,11 +138,11 @@ class Run(Asked):
         cell, number = self.cells[at], int(self.right[at].argmin())  # the first -1
         (ids, answer), new = self.trial_of(cell, number), TASKS[cell.depth][2]
         method = self.methods[cell.method]
-        ids = method.rows(torch.tensor([[*ids, *[0] * new]]))[0, :-new].tolist()
+        row = torch.tensor([ids + [0] * new])  # with room for what is written
+        ids = method.rows(row)[0, :-new].tolist()
         session = Session(self.model, method.lm, self.chunk, middle=method.middle)
-        how = Namespace(**GREEDY, max_new_tokens=new)
-        [reply] = replies(session, self.turns, [ids], how, [None], lambda text: None)
-        self.right[at, number] = sum(x.lower() in reply.text.lower() for x in answer)
+        text = written(session, self.turns, ids, new).text.lower()
+        self.right[at, number] = sum(part.lower() in text for part in answer)
 
 
 def prepared(options, texts, model, tokenizer) -> Run:
@@ -147,15 +158,17 @@ def prepared(options, texts, model, tokenizer) -> Run:
         raise ValueError("the texts have too few different words: give more")
     trial_of = partial(trial, practice, words)
     for cell in cells:
-        trial_of(cell, 0)  # or it says now that there is no room
+        try:
+            trial_of(cell, 0)
+        except ValueError as error:
+            raise ValueError(
+                f"{cell.length} tokens have no room for {cell.depth}, or the texts have fewer: "
+                "choose other --lengths"
+            ) from error
     asked = model, methods, cells, trial_of, None, options.trials, options.chunk
     run = Run(Plain(tokenizer), *asked)
-    run.settings = {
-        "ids_sha256": digest(practice.text), "suite": options.suite, "trials": options.trials,
-        "context_length": context, "tasks": options.tasks, "methods": {
-            name: methods[name].lm and vars(methods[name].lm) for name in options.methods
-        },
-    }  # fmt: skip
+    lms = {name: methods[name].lm for name in options.methods}
+    run.settings = {"methods": {name: lm and vars(lm) for name, lm in lms.items()}}
     return run
 
 

@@ -28,5 +28,5 @@ def finite(value):
 
 
 def as_json(value) -> str:
-    """A result as one JSON object."""
-    return json.dumps(finite(value), indent=1)
+    """A result as one JSON object; what JSON has no kind for, such as a path, is text there."""
+    return json.dumps(finite(value), indent=1, default=str)
