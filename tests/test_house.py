@@ -197,7 +197,7 @@ def test_the_house_does_not_grow():
     kernels is counted apart: the conformance suite, and the kernel for a GPU. Beyond the first
     limits: saved contexts, 111 lines of package and 188 of tests; the compiled step for any
     number of columns, its CUDA graph, and llama.cpp in the benchmark, 70 and 60; questions
-    about texts, 318 and 216; int8 weights, 249 and 170; one text for many processes, 181 and
+    about texts, 318 and 216; int8 weights, 245 and 170; one text for many processes, 181 and
     210; RULER's tasks, 188 and 108; what n_global and n_local buy, 0 and 40."""
     lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (*MODULES, *TESTS)}
     of_kernels = {PACKAGE / "fast" / "kernel.py", PACKAGE / "fast" / "triton_band.py"}
@@ -205,7 +205,7 @@ def test_the_house_does_not_grow():
     of_kernels |= {path for path in TESTS if path.stem in ("test_conformance", "check_kernel")}
     package = sum(lines[path] for path in MODULES if path not in of_kernels)
     tests = sum(lines[path] for path in TESTS if path not in of_kernels)
-    assert package <= 11_375 + 111 + 70 + 318 + 249 + 181 + 188, package
+    assert package <= 11_375 + 111 + 70 + 318 + 245 + 181 + 188, package
     assert tests <= 11_977 + 188 + 60 + 216 + 170 + 210 + 108 + 40, tests
     assert sum(lines[path] for path in of_kernels) <= 1000
 

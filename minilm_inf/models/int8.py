@@ -43,12 +43,11 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.n_out, self.n_in = linear.weight.shape
         self.rows, self.bias = getattr(linear, "rows", [self.n_out]), linear.bias
-        tiles, device = -(-self.n_out // TILE), linear.weight.device
-        shape = tiles, self.n_in, TILE + len(END)
-        table = torch.empty(shape, dtype=torch.uint8, device=device)
-        scale = torch.empty(self.n_out, device=device)
+        shape = -(-self.n_out // TILE), self.n_in, TILE + len(END)
+        table = torch.empty(shape, dtype=torch.uint8, device=linear.weight.device)
+        scale = torch.empty(self.n_out, device=table.device)
         self.weight, self.scale = (nn.Parameter(x, requires_grad=False) for x in (table, scale))
-        self.sums = sums_of(tiles, self.n_in)
+        self.sums = sums_of(*shape[:2])
 
     def pieces(self) -> list[Rows]:
         """The rows of each projection."""
@@ -56,13 +55,12 @@ class Int8Linear(nn.Module):
         return [Rows(self, end - count, count) for end, count in zip(ends, self.rows)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., n_in) -> (..., n_out)."""
+        """(..., n_in) -> (..., n_out), without gradients: it is scaled in place."""
         tokens, y = x.reshape(-1, self.n_in), None
         if len(tokens) <= FEW and x.dtype == torch.float32 and x.device.type == "cpu":
             with contextlib.suppress(AttributeError, RuntimeError):  # a PyTorch without it
                 y = torch.stack([self.of_one(token) for token in tokens])
-        y = self.of_many(tokens) if y is None else y
-        y = y[:, : self.n_out].mul_(self.scale)  # ours alone, and no gradient needs it
+        y = (self.of_many(tokens) if y is None else y)[:, : self.n_out].mul_(self.scale)
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.n_out)
 
     def of_one(self, x: Tensor) -> Tensor:
@@ -87,8 +85,7 @@ def round_layers(model: nn.Module):
     """Have an Int8Linear, yet to be filled, in the place of each linear layer."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear):
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, Int8Linear(layer))
+            model.set_submodule(name, Int8Linear(layer))
 
 
 class Rows:
@@ -103,9 +100,8 @@ class Rows:
         table[..., TILE:] = END
         for here in torch.arange(len(weights)).split(ROWS):
             block, rows = weights[here], self.first + here
-            numbers, scales = rounded(block) if scale is None else (block, scale[here])
-            numbers = numbers.view(torch.uint8) ^ 128  # 128 added
-            table[rows // TILE, :, rows % TILE] = numbers.to(table.device)
+            whole, scales = rounded(block) if scale is None else (block, scale[here])
+            table[rows // TILE, :, rows % TILE] = whole.to(table.device).view(torch.uint8) ^ 128
             self.layer.scale[rows] = scales.to(table.device)
 
 
