@@ -32,6 +32,8 @@ def capped_logits(q, k, q_positions, k_positions, scheme, ceiling, scale) -> Ten
 
     Positions are integers, (T,) or (B, T) and (S,) or (B, S); `ceiling` None means no ceiling.
     """
+    if hasattr(scheme, "capped_logits"):  # xPos: no placing of a query and of a key gives it
+        return scheme.capped_logits(q, k, q_positions, k_positions, ceiling, scale)
     d = distances(q_positions, k_positions)  # (T, S) or (B, T, S)
 
     def logits(placed_q, placed_k, distance):
