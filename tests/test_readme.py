@@ -15,9 +15,9 @@ from conftest import ROOT
 from minilm_inf.train.recipes import SHAPES
 
 sys.path.insert(0, str(ROOT / "weights" / "pages"))  # programs, and no package
-diagnosis, methods, qa, retrieval, stream = (
+diagnosis, methods, qa, questions, retrieval, stream = (
     importlib.import_module(name)
-    for name in ("diagnosis", "methods", "qa", "retrieval", "stream")
+    for name in ("diagnosis", "methods", "qa", "questions", "retrieval", "stream")
 )
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "tutorials").rglob("*.md"), *(ROOT / "weights").rglob("*.md")]
@@ -131,6 +131,7 @@ MADE = {  # a page of weights/, and what its results make of it
     "retrieval.md": lambda: retrieval.page(
         RETRIEVAL, SWEEPS, retrieval.COMMANDS, retrieval.NOTE
     ),
+    "questions.md": questions.page,
     "README.md": lambda: stream.page(STREAM),
 }
 

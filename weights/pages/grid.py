@@ -1,8 +1,9 @@
 # ruff: noqa: E501
 """What n_global and n_local buy: section 2 of weights/questions.md, and what it shows.
 
-python weights/pages/grid.py measure    # goes on where it was stopped
-python weights/pages/grid.py            # prints the section, and draws its figure
+    make grid       measure it (half an hour on one core; goes on where it stopped)
+
+questions.py writes the page.
 """
 
 import json
@@ -188,7 +189,7 @@ SECTION = """\
 ## 2. What do n_global and n_local buy?
 
 ```
-PYTHONPATH=. python weights/pages/grid.py measure
+make grid
 ```
 
 Each setting reads the same tokens of held-out documents, which lie beyond what it sees at once: 640 to 1,408 of each of eight (of
@@ -304,13 +305,5 @@ def answers(known: dict, tasks: list[str], inside: bool, names=TINIES) -> tuple[
     return sum(counts), TINY.trials * len(counts)
 
 
-def main() -> int:
-    if sys.argv[1:] == ["measure"]:
-        measure()
-    write_beside(RESULT.with_suffix(".png"), picture(read(RESULT)))
-    print(section())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    measure()

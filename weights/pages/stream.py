@@ -26,8 +26,8 @@ PAGE = """\
 All of them were trained here, on public-domain text, by the commands in their cards. Beyond the cards, these
 pages say what was measured: [retrieval.md](retrieval.md), pass keys in texts of up to 64 times the trained length;
 [methods.md](methods.md), eight ways to read on, compared; [qa.md](qa.md), questions about chapters that SmolLM2
-answers; [diagnosis.md](diagnosis.md), the paper's three factors; [speed.md](speed.md), where the time goes; and
-below, a stream of 200 million tokens.
+answers; [diagnosis.md](diagnosis.md), the paper's three factors; [questions.md](questions.md), what the paper leaves
+open, asked of tiny models; [speed.md](speed.md), where the time goes; and below, a stream of 200 million tokens.
 
 ## One stream of {total:,} tokens
 
