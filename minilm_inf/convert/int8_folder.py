@@ -13,7 +13,7 @@ import torch
 
 from ..checkpoint.checkpoint import from_headers, named_pieces
 from ..checkpoint.shards import DTYPES, INDEX, opened
-from ..models.int8 import ROWS, rounded
+from ..models.int8 import TILE, rounded
 
 
 class Int8:
@@ -41,6 +41,6 @@ class Int8:
         place = self.stored[name.removesuffix("_scale")]
         with opened(place.path) as file:
             numbers = file.get_tensor(place.name)
-        for block in numbers.split(ROWS) if numbers.dim() else [numbers]:
+        for block in numbers.split(TILE) if numbers.dim() else [numbers]:
             is_rounded = place.name in self.matrices
             yield rounded(block)[name.endswith("_scale")] if is_rounded else block

@@ -32,7 +32,6 @@ END = torch.tensor([1.0, -128.0]).view(torch.uint8)  # of each row of a table
 LONGEST = 1024  # terms of one sum: longer ones are made in parts, and so more exactly
 FEW = 4  # tokens that are read faster one by one than with weights made float32
 AT_ONCE = 2**21  # weights that a product makes float32 at a time: 8 MiB
-ROWS = 128  # that are rounded at a time: twice as fast as 512, which leave a processor's cache
 
 
 class Int8Linear(nn.Module):
@@ -95,14 +94,15 @@ class Rows:
         self.layer, self.first, self.shape = layer, first, (count, layer.n_in)
 
     def copy_(self, weights: Tensor, scale: Tensor | None = None):
-        """Round weights of the shape, some at a time; int8 ones come with their scale."""
-        table = self.layer.weight
-        table[..., TILE:] = END
-        for here in torch.arange(len(weights)).split(ROWS):
-            block, rows = weights[here], self.first + here
-            whole, scales = rounded(block) if scale is None else (block, scale[here])
-            table[rows // TILE, :, rows % TILE] = whole.to(table.device).view(torch.uint8) ^ 128
-            self.layer.scale[rows] = scales.to(table.device)
+        """Round weights of the shape, a tile at a time; int8 ones come with their scale."""
+        self.layer.weight[..., TILE:] = END
+        cuts = [0, *range(TILE - self.first % TILE, len(weights), TILE), len(weights)]
+        for begin, end in zip(cuts, cuts[1:]):
+            block, row = weights[begin:end], self.first + begin
+            numbers, scales = rounded(block) if scale is None else (block, scale[begin:end])
+            numbers = (numbers.view(torch.uint8) ^ 128).T.contiguous()  # 128 added
+            self.layer.weight[row // TILE, :, row % TILE :][:, : len(block)] = numbers
+            self.layer.scale[row : row + len(block)] = scales
 
 
 def rounded(weights: Tensor) -> tuple[Tensor, Tensor]:
