@@ -19,6 +19,7 @@ import torch
 from minilm_inf import LMInfinite, load_model
 from minilm_inf.checkpoint.checkpoint import FAMILIES, fill, named_pieces, nbytes
 from minilm_inf.convert.__main__ import main as convert
+from minilm_inf.writing.session import Session
 
 GPTJ = dict(n_embd=4096, n_head=16, n_layer=28, rotary_dim=64, vocab_size=50400,
             n_positions=2048, layer_norm_epsilon=1e-5)  # fmt: skip
@@ -76,8 +77,9 @@ def measure(name: str, dtype: torch.dtype):
 
 @torch.inference_mode()
 def compare(folder: str):
-    """Print how long a model takes to load, rounded before and meanwhile; and at which share of
-    float32's rate it reads: medians of five in turn, after one that is not counted."""
+    """Print how long a model takes to load, rounded before and meanwhile; and how many times
+    as fast as float32 it reads and decodes: medians of rounds in turn, of which the first is
+    not counted."""
     with tempfile.TemporaryDirectory() as scratch:
         kept = str(Path(scratch, "kept"))
         convert(["--int8", folder, "--out", kept])
@@ -88,13 +90,26 @@ def compare(folder: str):
     models = [load_model(folder, dtype=dtype) for dtype in (torch.float32, torch.int8)]
     lm = LMInfinite(1024, 10, 1024)
     for n in (512, 1024, 2048):
-        tokens, times = torch.ones(1, n, dtype=torch.long), ([], [])
-        for _ in range(6):
-            for model, found in zip(models, times):
-                cache = model.new_cache(1, lm)
-                found.append(seconds(partial(model.read, tokens, lm, cache), 1))
-        plain, rounded = (statistics.median(found[1:]) for found in times)
-        print(f"reading {n:,} tokens: {plain / rounded:.2f} of float32's rate", flush=True)
+        tokens = torch.ones(1, n, dtype=torch.long)
+        plain, rounded = in_turn([partial(read, model, tokens, lm) for model in models], 5)
+        print(f"reading {n:,} tokens: {plain / rounded:.2f} times as fast", flush=True)
+    for how in ("eager", "compiled"):
+        sessions = [Session(m, lm, compile=how == "compiled") for m in models]
+        for session in sessions:
+            session.read([1] * 600)
+        plain, rounded = in_turn([partial(s.read, [2]) for s in sessions], 100)
+        rates = f"{1 / rounded:.0f} tokens/s, float32 {1 / plain:.0f}"
+        print(f"decoding, {how}: {plain / rounded:.2f} times as fast ({rates})", flush=True)
+
+
+def read(model, tokens: torch.Tensor, lm: LMInfinite):
+    model.read(tokens, lm, model.new_cache(1, lm))
+
+
+def in_turn(functions: list, rounds: int) -> list[float]:
+    """The median seconds of each of some functions, which take turns."""
+    times = [[seconds(function, 1) for function in functions] for _ in range(1 + rounds)]
+    return [statistics.median(found[1:]) for found in zip(*times)]
 
 
 if __name__ == "__main__":
