@@ -198,7 +198,7 @@ length, ± half the 95% interval of the difference, which is taken block by bloc
 keys and of 28 pairs (one of four people's numbers) are found. The ceiling is the trained length, 256, unless a line says otherwise. SmolLM2's
 is 8,192 by its config, too long for this. It learned on 2,048 first, which is its ceiling here; what it reads is compared with vanilla.
 One star marks settings that see 64 keys in all, two those with 132; in the line "128 - n_global" all see 128. {done} of {total}
-settings have been read; "-" is not known yet, and the command goes on from there.
+settings have been read. "-" was not asked, or not yet: the command goes on from there.
 
 ![nll by n_local, three models, four n_global](questions/grid.png)
 
