@@ -137,7 +137,7 @@ methods-page:  ## write weights/methods.md from what methods measured
 diagnosis-page:  ## write weights/diagnosis.md from what diagnosis measured
 	@$(PYTHON) weights/pages/diagnosis.py
 
-schemes: corpus .venv/lessons  ## train a small Llama with six kinds of positions, and measure them (4 hours on one core; goes on where it stopped)
+schemes: corpus .venv/lessons  ## train a small Llama with six kinds of positions, and measure them (3 hours on one core; goes on where it stopped)
 	@for what in train measure; do PYTHONPATH=. $(BIN)/python weights/pages/schemes.py $$what || exit 1; done
 
 grid: corpus .venv/ready $(SMOLLM2)/model.safetensors  ## read with many n_global and n_local (an hour on one core; goes on where it stopped)

@@ -112,6 +112,7 @@ def measure():
         text = json.dumps(known).replace('{"setting"', '\n{"setting"') + "\n"
         write_beside(RESULT, text.encode())
         print(name, setting, task or "nll", file=sys.stderr, flush=True)
+    print(f"all of {RESULT.name} is measured: delete it to measure it again", file=sys.stderr)
 
 
 # ---- what the page shows

@@ -1,9 +1,9 @@
 """Question 1 of weights/questions.md: how positional schemes differ beyond the trained length.
 
-    make schemes     train six schemes with three seeds, and measure them (5 hours on one core)
+    make schemes     train six schemes with three seeds, and measure them (3 hours on one core)
 
 The same small Llama each time, nano-llama's but for its positions: the same text in the same
-order, ordinary windows alone. What was interrupted goes on where it stopped.
+order, ordinary windows alone. What was interrupted goes on where it stopped, in runs/questions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minilm_inf.diagnose.recorder import recording
 from minilm_inf.distance_ceiling import capped_logits
 from minilm_inf.evaluate.compare import edges, nll_by_piece
 from minilm_inf.models.llama_config import config_from_hf
-from minilm_inf.terminal.files import parse_object
+from minilm_inf.terminal.files import parse_object, write_beside
 from minilm_inf.text.tokenizer import load as load_tokenizer
 from minilm_inf.train.__main__ import Run, encode_all, train
 from minilm_inf.train.practice import Practice
@@ -143,9 +143,9 @@ def packed(points: torch.Tensor) -> list[int]:
 
 @torch.inference_mode()
 def measure_all(folder: Path, texts: Path):
-    """Measure every model that is trained and not measured yet, and keep what is known."""
-    known = read(RESULT) if RESULT.exists() else {"runs": []}
-    RESULT.parent.mkdir(exist_ok=True)
+    """Measure every model that is trained and not measured yet; once all are, publish it."""
+    path, n_runs = folder / RESULT.name, len(SEEDS) * len(schemes.SCHEMES)
+    known = read(path) if path.exists() else {"runs": []}
     have = {(entry["scheme"], entry["seed"]) for entry in known["runs"]}
     tokenizer, held_out = load_tokenizer(NANO), corpus.documents(texts, True)
     encoded = {name: tokenizer.encode(text)[: N + 1] for name, text in held_out.items()}
@@ -159,8 +159,11 @@ def measure_all(folder: Path, texts: Path):
             entry = {"scheme": name, "seed": seed, "held_out_nll": run.log[-1]["held_out_nll"]}
             entry |= measured(run.model, {text: encoded[text] for text in long})
             known["runs"].append(entry)
-            known["documents"], known["tokens"] = long, run.settings.tokens
-            RESULT.write_text(json.dumps(rounded(known)) + "\n", encoding="utf-8")
+            tokens = run.settings.steps * run.settings.tokens_per_step
+            known |= {"documents": long, "tokens": tokens}
+            write_beside(path, (json.dumps(rounded(known)) + "\n").encode())
+    if len(known["runs"]) == n_runs:
+        write_beside(RESULT, path.read_bytes())
 
 
 def rounded(found):
