@@ -116,8 +116,8 @@ def settled(config: ModelConfig, stored: dict[str, Stored]) -> dict[str, Stored]
     """A folder's tensors; a tied pair that is stored as the head is the embedding."""
     keys = FAMILIES[config.family].KEYS
     embedding, head = keys["embed.weight"], keys["head.weight"]
-    if config.tied and embedding not in stored and head in stored:
-        return {embedding: stored.pop(head)} | stored
+    if config.tied and embedding not in stored:
+        stored = {embedding if name == head else name: x for name, x in stored.items()}
     return stored
 
 

@@ -94,11 +94,8 @@ class Block(nn.Module):
     def __init__(self, block: nn.Module, one: OneToken):
         super().__init__()
         self.block = [block]  # in a list, it is no part of this module
-        self.names, self.is_placed, self.scale = (
-            tensors_of(block),
-            one.turn is not None,
-            one.scale,
-        )
+        self.names, self.scale = list(tensors_of(block)), one.scale
+        self.is_placed = one.turn is not None
 
     def forward(self, tensors: list[Tensor]) -> Tensor:
         weights = dict(zip(self.names, tensors))
