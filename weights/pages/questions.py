@@ -16,6 +16,7 @@ from page import read, written
 
 from minilm_inf.evaluate.figure import STYLES, by_tokens, new, png
 from minilm_inf.evaluate.intervals import interval
+from minilm_inf.terminal.tables import markdown
 
 WEIGHTS = Path(__file__).resolve().parents[1]
 FOLDER = WEIGHTS / "questions"
@@ -49,11 +50,6 @@ def nll(runs: list[dict], name: str, octave: int, less: str | None = None) -> np
     return found - nll(runs, less, octave) if less else found
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def scheme_tables(schemes: dict[str, list[dict]]) -> tuple[str, str]:
     """nll, and what the three factors come to."""
     reading, factors = [], []
@@ -85,11 +81,11 @@ def scheme_tables(schemes: dict[str, list[dict]]) -> tuple[str, str]:
         ])  # fmt: skip
     head = ["positions", "within 256", "vanilla, 256 to 512", "vanilla, 8,192 to 16,384",
             "Λ without ceiling, there", "LM-Infinite, there"]  # fmt: skip
-    first = table(head, reading)
+    first = markdown(head, reading)
     head = ["positions", "largest logit, to 256 and to 16,384", "far keys' (as if at 256)", "factor 1",
             "entropy grows by", "factor 2", "first 25 stand apart", "without the first 10", "factor 3",
             "distances told apart, of 256 and of 16,384"]  # fmt: skip
-    return first, table(head, factors)
+    return first, markdown(head, factors)
 
 
 def verdicts(runs: list[dict], factor: int) -> str:
@@ -103,7 +99,7 @@ def draw_schemes(schemes: dict[str, list[dict]]) -> bytes:
     figure = new(
         17,
         9,
-        "RoPE alone fails at new distances, which takes the ceiling; too many keys wear xPos down, which the Λ cures; the others hardly fail",
+        "RoPE alone fails at new distances, and needs the ceiling; too many keys wear xPos down, and the Λ cures that; the others hardly fail",
     )
     axes = figure.subplots(3, len(schemes), sharex=True, sharey="row")
     for column, (name, runs) in enumerate(schemes.items()):
