@@ -102,6 +102,15 @@ def test_memory_does_not_grow_with_the_stream():
     assert sizes[20] == sizes[39] and sizes[60] == sizes[79] < 10**6
 
 
+def test_a_long_chunk_has_few_logits_at_once():
+    """Logits of a whole chunk, which of a large vocabulary are most of what a run takes."""
+    stream, rows = Stream({"a": some_tokens(1500)[0].tolist()}, Ids(), False), []
+    run = Run(tiny_model("llama", 1), LM, stream)
+    run.model.head.register_forward_hook(lambda head, x, logits: rows.append(len(logits)))
+    run.step()
+    assert sum(rows) == 1499 and max(rows) <= 512
+
+
 # ---- the program
 
 

@@ -30,7 +30,7 @@ from ..terminal.progress import memory
 from ..terminal.tables import markdown
 from ..writing import saved_cache
 from . import resume
-from .compare import edges, nll_of
+from .compare import edges, nll_by_piece
 from .documents import Stream
 from .intervals import Bins, Pairs, add_between
 from .shares import ALONE, Share, before
@@ -87,7 +87,7 @@ class Run(resume.Run):
         ids, places = self.stream.read(start, stop + 1)
         tokens = torch.from_numpy(ids).to(device)
         hidden = self.model.read(tokens[None, :-1], self.lm, self.cache)
-        nll = nll_of(self.model, hidden[0], tokens[1:]).numpy()
+        nll = nll_by_piece(self.model, hidden[0], tokens[1:]).numpy()
         first, places, known = start + 1, places[1:], self.stream.bytes
         for bins in self.bins.values():
             bins.add(first, nll)
