@@ -8,7 +8,7 @@ DEMO := $(BIN)/python -m minilm_inf.generate -n 1200 --ignore-eos </dev/null
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all fuzz kills lint parity kernel gpu measure int8 loading corpus tiny-llama tiny-mpt tiny-gptj \
 	nano-llama stream-200m stream-page retrieval retrieval-page diagnosis \
-	diagnosis-page qa qa-page methods methods-page schemes grid questions-page cards smollm2 check-smollm2 smollm2-figures tutorials \
+	diagnosis-page qa qa-page methods methods-page schemes grid depth questions-page cards smollm2 check-smollm2 smollm2-figures tutorials \
 	notebooks clean
 
 help:  ## list the targets
@@ -143,7 +143,10 @@ schemes: corpus .venv/lessons  ## train a small Llama with six kinds of position
 grid: corpus .venv/ready $(SMOLLM2)/model.safetensors  ## read with many n_global and n_local (an hour on one core; goes on where it stopped)
 	@PYTHONPATH=. $(BIN)/python weights/pages/grid.py
 
-questions-page: .venv/lessons  ## write weights/questions.md from what schemes and grid measured
+depth: corpus .venv/lessons  ## train small Llamas of 1, 2, 4 and 8 layers, and measure what they pass on (an hour on one core; as schemes)
+	@for what in train measure; do PYTHONPATH=. $(BIN)/python weights/pages/depth.py $$what || exit 1; done
+
+questions-page: .venv/lessons  ## write weights/questions.md from what schemes, grid and depth measured
 	@PYTHONPATH=. $(BIN)/python weights/pages/questions.py
 
 cards: corpus  ## measure the models of weights/ and write their cards

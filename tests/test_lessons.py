@@ -25,7 +25,7 @@ def module(name: str):
 
 render = module("render")
 LESSONS = render.lessons()
-SLOW = ("03", "04", "06", "07", "09", "1", "B_")  # of the lessons: most of their time
+SLOW = ("03", "04", "06", "07", "09", "10", "11", "12", "B_")  # most of the lessons' time
 PROGRAMS = [
     pytest.param(path, marks=pytest.mark.slow) if path.name.startswith(SLOW) else path
     for path in (*LESSONS, *(SOLUTIONS / lesson.name for lesson in LESSONS))

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import mean
 
+import depth as of_depth
 import grid as of_windows
 import numpy as np
 from page import read, written
@@ -20,11 +21,7 @@ from minilm_inf.terminal.tables import markdown
 
 WEIGHTS = Path(__file__).resolve().parents[1]
 FOLDER = WEIGHTS / "questions"
-TRAINED, WINDOW, OCTAVES = (
-    256,
-    128,
-    [256 * 2**i for i in range(7)],
-)  # the last position of each octave
+TRAINED, OCTAVES = 256, [256 * 2**i for i in range(7)]  # the last position of each octave
 LABELS = {
     "vanilla": ("full", "vanilla"), "no-ceiling": ("no-ceiling", "Λ without ceiling"),
     "lambda": ("lambda", "LM-Infinite"),
@@ -274,18 +271,21 @@ What the paper leaves open, asked of models small enough to be trained on purpos
 numbers are in [questions](questions).
 
 {schemes}
-{windows}"""
+{windows}
+{depth}"""
 
 
 def page() -> str:
     """The whole page."""
-    return PAGE.format(schemes=scheme_section(), windows=of_windows.section())
+    sections = {"windows": of_windows.section(), "depth": of_depth.section()}
+    return PAGE.format(schemes=scheme_section(), **sections)
 
 
 def main() -> int:
     schemes = by_scheme(read(FOLDER / "schemes.json"))
     (FOLDER / "schemes.png").write_bytes(draw_schemes(schemes))
     (FOLDER / "grid.png").write_bytes(of_windows.picture(read(FOLDER / "grid.json")))
+    (FOLDER / "depth.png").write_bytes(of_depth.picture(read(FOLDER / "depth.json")))
     return written(WEIGHTS / "questions.md", page)
 
 
