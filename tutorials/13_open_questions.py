@@ -5,8 +5,8 @@
 #
 # Three questions are left: whether other positional schemes fail as RoPE does, what n_global
 # and n_local are worth, and how far anything gets through the layers. Tiny models can be
-# trained on purpose and measured in every way; so here they were, beforehand, in some hours
-# on one core. The page [questions.md](../weights/questions.md) has all tables and commands;
+# trained for each of them and measured in every way. That took a few hours on one core, and
+# was done beforehand: [questions.md](../weights/questions.md) has all tables and commands, and
 # this lesson reads its numbers.
 #
 # **Predict.** The same small Llama is trained six times on 256 tokens, each time with another
