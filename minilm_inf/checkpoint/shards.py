@@ -86,21 +86,17 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     model.safetensors if it is there, else the shards of model.safetensors.index.json. Raises
     ValueError where there is neither, for a damaged file, and where index and shards disagree.
     """
-    index = folder / INDEX
     if (folder / WEIGHTS).is_file():
         return read_header(folder / WEIGHTS)
-    if not index.is_file():
-        raise ValueError(nothing_to_load(folder))
-    weight_map = read_weight_map(index)
-    paths = {shard_path(index, shard) for shard in weight_map.values()}
-    found = [stored for path in sorted(paths) for stored in read_header(path).values()]
-    held = {(stored.name, stored.path.name) for stored in found}
-    differ = held ^ set(weight_map.items())
+    files = indexed(folder / INDEX)
+    headers = map(read_header, sorted(set(files.values())))
+    found = [stored for header in headers for stored in header.values()]
+    differ = {(stored.name, stored.path) for stored in found} ^ set(files.items())
     if differ:
-        name, shard = min(differ)
+        name, path = min(differ)
         raise ValueError(
-            f"{index} and {shard} do not agree on whether the tensor {named(name)} is there: "
-            "fetch both again"
+            f"{folder / INDEX} and {path.name} do not agree on whether the tensor "
+            f"{named(name)} is there: fetch both again"
         )
     return {stored.name: stored for stored in found}
 
@@ -117,32 +113,26 @@ def with_scales(stored: dict[str, Stored]) -> dict[str, Stored]:
     return found
 
 
-def nothing_to_load(folder: Path) -> str:
-    """The sentence for a folder without weights."""
-    return (
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights too, or "
-        "convert its pytorch_model.bin or .gguf, with python -m minilm_inf.convert"
-    )
-
-
-def read_weight_map(index: Path) -> dict[str, str]:
-    """Which file each tensor is in, by an index. Raises ValueError where it does not say so."""
-    weight_map = read_json(index, LARGEST_HEADER).get("weight_map")
-    is_map = isinstance(weight_map, dict) and weight_map
-    if not is_map or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map from tensors to files: fetch it again")
-    return weight_map
-
-
-def shard_path(index: Path, shard: str) -> Path:
-    """The file that an index names. Raises ValueError where it does not stand beside it."""
-    # A Windows path knows both slashes and drive letters, so every system refuses the same.
-    if PureWindowsPath(shard).name != shard or not os.path.isfile(index.parent / shard):
+def indexed(index: Path) -> dict[str, Path]:
+    """The file of each tensor, by an index. Raises ValueError where there is no index, or none
+    of tensors and files, and for a file that does not stand beside it."""
+    if not index.is_file():
         raise ValueError(
-            f"{index} names the file {named(repr(shard))}, which does not stand beside it: "
-            "fetch it too"
+            f"{index.parent} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights "
+            "too, or convert its pytorch_model.bin or .gguf, with python -m minilm_inf.convert"
         )
-    return index.parent / shard
+    files = read_json(index, LARGEST_HEADER).get("weight_map")
+    is_map = isinstance(files, dict) and files
+    if not is_map or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{index} has no weight_map from tensors to files: fetch it again")
+    for file in set(files.values()):
+        # A Windows path knows both slashes and drive letters, so every system refuses the same.
+        if PureWindowsPath(file).name != file or not os.path.isfile(index.parent / file):
+            raise ValueError(
+                f"{index} names the file {named(repr(file))}, which does not stand beside it: "
+                "fetch it too"
+            )
+    return {name: index.parent / file for name, file in files.items()}
 
 
 def read_header(path: Path) -> dict[str, Stored]:
