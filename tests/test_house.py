@@ -23,7 +23,7 @@ READING_ORDER = [
     "fast.cache", "fast.reading", "transformer", "fast.compiled", "models.raw_config",
     "models.llama_config", "models.mpt_config", "models.gptj_config", "models.layers",
     "models.llama", "models.mpt", "models.gptj", "models.int8", "models", "checkpoint.shards",
-    "checkpoint.tensor_file", "checkpoint.run_state", "checkpoint.checkpoint", "checkpoint",
+    "checkpoint.run_state", "checkpoint.checkpoint", "checkpoint",
     "text", "text.around", "text.merges", "text.byte_level", "text.named_tokens",
     "text.sentence_pieces", "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
     "text.chat_template", "text.chat",

@@ -29,8 +29,7 @@ from ..models.raw_config import special_ids
 from ..terminal.files import named, read_json, write_beside
 from ..terminal.json_parts import Part, part_of
 from ..transformer import Transformer
-from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors, with_scales
-from .tensor_file import write_tensors
+from .shards import FLOATS, WEIGHTS, Stored, find_tensors, with_scales, write_tensors
 
 # model_type -> the file that knows it
 FAMILIES = {"llama": llama, "mistral": llama, "mpt": mpt, "gptj": gptj}
@@ -48,7 +47,7 @@ def read_config(folder) -> ModelConfig:
     """
     folder = existing_folder(folder)
     path = folder / "config.json"
-    raw = read_json(path, LARGEST_HEADER)
+    raw = read_json(path)
     family = FAMILIES[Part(raw, path)["model_type"].only(*FAMILIES)]
     config = said_of(path, family.config_from_hf, raw)
     ids = special_ids(part_of(folder / "generation_config.json"))

@@ -16,8 +16,7 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor
 
-from ..checkpoint.shards import indexed
-from ..checkpoint.tensor_file import NAMES
+from ..checkpoint.shards import NAMES, indexed
 from ..terminal.files import LFS_POINTER, named, refuse_pointer
 
 WEIGHTS = "pytorch_model.bin"
