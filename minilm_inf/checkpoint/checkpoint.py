@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import ModelConfig
 from ..models import gptj, int8, llama, mpt
@@ -225,10 +225,7 @@ def fill(
     Raises ValueError where a tied head is stored too, but is not the embedding.
     """
     set_dtype(model, dtype)
-    for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        memory = torch.zeros_like(parameter, device=device)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
+    model.to_empty(device=device).requires_grad_(False)
     if model.config.tied and dtype != torch.int8:
         model.head.weight = model.embed.weight
     embedding = stored[FAMILIES[model.config.family].KEYS["embed.weight"]]  # and a tied head
