@@ -145,8 +145,11 @@ def nll_table(model, tokenizer, texts: dict[str, str], length: int) -> str:
     return markdown(head, lines)
 
 
-def write_card(folder: Path, corpus_folder: Path) -> str:
-    """The card of the model in `folder`. Raises ValueError where a part is missing."""
+def write_card(folder: Path, corpus_folder: Path) -> int:
+    """Measure the model in `folder`, and write its card. Raises ValueError where a part is
+    missing."""
+    path = folder / "README.md"
+    check_output(path, begins=f"# {folder.name}\n".encode(), flag="the card")
     texts = corpus.documents(corpus_folder, held_out=True)
     training = told(folder)
     model, tokenizer = load(folder)
@@ -159,7 +162,7 @@ def write_card(folder: Path, corpus_folder: Path) -> str:
     new = list(generate(model, ids, lm, max_new_tokens=GREEDY_TOKENS, temperature=0.0))
     stream = tokenizer.stream(begun=True)
     continuation = "".join(stream.push(id) for id in new) + stream.flush()
-    return CARD.format(
+    card = CARD.format(
         **training, name=folder.name, folder=folder.as_posix(), a_family=NAMES[c.family],
         sha256=hashlib.sha256(read_bytes(folder / "model.safetensors")).hexdigest(),
         parameters=sum(p.numel() for p in model.parameters()), vocab_size=tokenizer.vocab_size,
@@ -172,12 +175,7 @@ def write_card(folder: Path, corpus_folder: Path) -> str:
         table=nll_table(model, tokenizer, texts, length),
         greedy_tokens=GREEDY_TOKENS, prompt=PROMPT, continuation=json.dumps(continuation),
     )  # fmt: skip
-
-
-def run(folder: Path, corpus_folder: Path) -> int:
-    path = folder / "README.md"
-    check_output(path, begins=f"# {folder.name}\n".encode(), flag="the card")
-    write_beside(path, write_card(folder, corpus_folder).encode())
+    write_beside(path, card.encode())
     return 0
 
 
@@ -186,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a folder that minilm_inf.train wrote")
     parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="(%(default)s)")
     options = parser.parse_args(arguments)
-    return guarded(lambda: run(options.folder, options.corpus))
+    return guarded(lambda: write_card(options.folder, options.corpus))
 
 
 if __name__ == "__main__":

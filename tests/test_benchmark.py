@@ -72,7 +72,8 @@ def test_every_way_computes_what_it_is_named_after(monkeypatch):
     for way in attention.WAYS:
         found = attention.call(way, vectors, LM)()
         torch.testing.assert_close(found, expected[way], atol=1e-5, rtol=0)
-    monkeypatch.setattr(attention, "available_memory", lambda: 4 * 4 * 2 * 79 * 79 * 4)
+    available = {"MemAvailable": 4 * 4 * 2 * 79 * 79 * 4}
+    monkeypatch.setattr(attention, "bytes_in", lambda _: available)
     with pytest.raises(ValueError, match=r"O\(n\^2\) memory"):
         attention.call(REFERENCE, vectors, LM)
 
@@ -84,7 +85,7 @@ def test_contestants_take_turns(monkeypatch):
     """All of a, then all of b; a warm-up that counts; one missing compiler that costs the whole
     table, or that is passed over in silence; a Ctrl-C taken for one contestant's weakness."""
     clock, log, waits = [0.0], [], []
-    monkeypatch.setattr("minilm_inf.benchmark.race.synchronise", waits.append)
+    monkeypatch.setattr(torch.cpu, "synchronize", waits.append)
     monkeypatch.setattr("minilm_inf.benchmark.race.time.perf_counter", lambda: clock[0])
 
     def contestant(name: str, *seconds: float):
@@ -182,7 +183,7 @@ def test_the_other_side():
     theirs.context, theirs.steps, theirs.next = 20, 0, 5
     theirs.cache = types.SimpleNamespace(get_seq_length=lambda: lengths.pop(0), crop=cut.append)
     theirs(), theirs()
-    assert cut == [-7], "nothing is cut where nothing was added"
+    assert cut == [-7, 0], "nothing is cut where nothing was added"
     with pytest.raises(ValueError, match="this is mpt"):
         models.Theirs(ROOT, tiny_model("mpt"), [1], 1)
 

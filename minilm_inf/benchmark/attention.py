@@ -8,6 +8,7 @@ take turns in one race.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -19,7 +20,7 @@ from ..attention import attend
 from ..config import FULL_ATTENTION, LMInfinite
 from ..fast.chunked import chunked_attend
 from ..positions import Rotary
-from ..terminal.progress import available_memory
+from ..terminal.progress import bytes_in
 from ..writing.plan import visible_pairs
 from .race import Row, race
 
@@ -55,7 +56,14 @@ def call(way: str, vectors: Tensor, lm: LMInfinite) -> Callable[[], Tensor]:
     if way == CHUNKED:
         return lambda: chunked_attend(q, k, v, positions, positions, scheme, lm)
     if way == REFERENCE:
-        check_memory(4 * q.shape[1] * n * n * 4)
+        # The logits at true distances, those at the ceiling, and what masks make of both.
+        needed = 4 * q.shape[1] * n * n * 4
+        available = bytes_in("/proc/meminfo").get("MemAvailable", math.inf)
+        if needed > available / 4:
+            raise ValueError(
+                f"O(n^2) memory: 4 tensors of H x n x n x 4 bytes are {needed / 1e9:,.0f} GB, "
+                f"more than a quarter of the {available / 1e9:,.0f} GB available"
+            )
         return lambda: attend(q, k, v, positions, positions, scheme, lm)
     place = scheme.at(positions, q.dtype, q.device)
     q, k = place(q), place(k)
@@ -72,14 +80,3 @@ def call(way: str, vectors: Tensor, lm: LMInfinite) -> Callable[[], Tensor]:
     # attention in silence.
     compiled = torch.compile(flex.flex_attention, dynamic=False, fullgraph=True)
     return lambda: compiled(q, k, v, block_mask=mask)
-
-
-def check_memory(needed: int):
-    """Raise ValueError where the definition's bytes are more than a quarter of the available
-    memory: the logits at true distances, those at the ceiling, and what masks make of both."""
-    available = available_memory()
-    if available is not None and needed > available / 4:
-        raise ValueError(
-            f"O(n^2) memory: 4 tensors of H x n x n x 4 bytes are {needed / 1e9:,.0f} GB, more "
-            f"than a quarter of the {available / 1e9:,.0f} GB available"
-        )

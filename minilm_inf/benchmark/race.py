@@ -78,21 +78,16 @@ def race(makers: list[tuple[Row, Callable]], rounds: int, device) -> list[Row]:
     return rows
 
 
-def once(contestant, device) -> float:
+def once(contestant, device: torch.device) -> float:
     """The seconds of one run, from an idle device to an idle device."""
-    synchronise(device)
+    wait = torch.get_device_module(device).synchronize
+    wait(device)
     began = time.perf_counter()
     result = contestant()
-    synchronise(device)
+    wait(device)
     seconds = time.perf_counter() - began
     del result  # freed only now: giving memory back is not part of the run
     return seconds
-
-
-def synchronise(device: torch.device | str):
-    """Wait until a device has done all that it was given."""
-    if torch.device(device).type != "cpu":
-        torch.get_device_module(device).synchronize(device)
 
 
 def extra_bytes(run: Callable[[], Tensor], device: torch.device | str) -> int | None:

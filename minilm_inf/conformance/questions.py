@@ -8,6 +8,7 @@ or a multiple of it; one query; a window of one; more starting tokens than windo
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from ..positions import Alibi, Rotary
 L, G, D = 24, 4, 32
 LM = LMInfinite(n_local=L, n_global=G, distance_ceiling=L)
 WINDOW = replace(LM, n_global=0)
-ROTARY, ALIBI = Rotary(D), Alibi(6)
 
 
 class Call(NamedTuple):
@@ -36,8 +36,8 @@ class Call(NamedTuple):
     n_queries: int
     n_keys: int
     lm: LMInfinite
+    scheme: Rotary | Alibi
     shape: tuple[int, int, int, int] = (2, 4, 2, D)
-    scheme: Rotary | Alibi = ROTARY
     first: int = 0
     padding: tuple[int, ...] = ()
     jump: int = 0
@@ -51,14 +51,14 @@ class Call(NamedTuple):
         return words + f"n_local {lm.n_local} n_global {lm.n_global} C {lm.distance_ceiling}"
 
 
-def text(n: int, lm: LMInfinite, **others) -> Call:
-    """A whole text of n tokens."""
-    return Call(n, n, lm, **others)
-
-
 def questions() -> dict[str, tuple[str, list[Call]]]:
     """Name -> (what is new in it, the calls)."""
-    one, biased = dict(shape=(1, 2, 2, D)), dict(shape=(1, 6, 6, D), scheme=ALIBI)
+    alibi, ask = Alibi(6), partial(Call, scheme=Rotary(D))
+
+    def text(n: int, lm: LMInfinite, **others) -> Call:
+        return ask(n, n, lm, **others)
+
+    one, biased = dict(shape=(1, 2, 2, D)), dict(shape=(1, 6, 6, D), scheme=alibi)
     pairs = dict(one, scheme=Rotary(D // 2, layout="pairs"))
     ragged, far = dict(padding=(0, 7)), dict(first=200_000_000)
     wide, sizes = LMInfinite(100, 5, 100), (L, L + 1, 2 * L, 3 * L - 1)
@@ -72,47 +72,47 @@ def questions() -> dict[str, tuple[str, list[Call]]]:
         "shapes": (
             "batches, grouped heads, fewer queries than keys, odd lengths",
             [text(16, WINDOW, shape=(2, 4, 4, D)), text(16, WINDOW), text(1, WINDOW),
-             text(16, WINDOW, shape=(1, 4, 1, D)), text(13, WINDOW), Call(5, 13, WINDOW),
-             Call(1, 16, WINDOW), text(13, WINDOW, shape=(1, 2, 1, 40))],
+             text(16, WINDOW, shape=(1, 4, 1, D)), text(13, WINDOW), ask(5, 13, WINDOW),
+             ask(1, 16, WINDOW), text(13, WINDOW, shape=(1, 2, 1, 40))],
         ),
         "window": (
             "texts longer than the window",
-            [*(text(n, WINDOW) for n in sizes), Call(5, 70, WINDOW), Call(1, 70, WINDOW),
+            [*(text(n, WINDOW) for n in sizes), ask(5, 70, WINDOW), ask(1, 70, WINDOW),
              text(9, replace(tiny, n_global=0)), text(70, WINDOW, **biased),
              text(70, FULL_ATTENTION)],
         ),
         "starting": (
             "starting tokens, with no ceiling in reach",
-            [*(text(n, distant) for n in sizes), Call(5, 70, distant), Call(1, 70, distant),
+            [*(text(n, distant) for n in sizes), ask(5, 70, distant), ask(1, 70, distant),
              text(9, replace(tiny, distance_ceiling=1000)),
              text(70, replace(many, distance_ceiling=1000)), text(70, distant, **biased)],
         ),
         "ceiling": (
             "the ceiling",
-            [*(text(n, LM) for n in sizes), Call(5, 70, LM), Call(1, 70, LM), text(9, tiny),
+            [*(text(n, LM) for n in sizes), ask(5, 70, LM), ask(1, 70, LM), text(9, tiny),
              text(70, many), text(70, LM, **pairs), text(70, LM, **biased),
              text(70, replace(LM, distance_ceiling=L - 3)),
              text(70, replace(LM, distance_ceiling=L + 5))],
         ),
         "padding": (
             "rows of different lengths: a negative position is no token",
-            [text(13, WINDOW, **ragged), text(70, LM, **ragged), Call(5, 70, LM, **ragged),
-             text(70, LM, shape=(2, 6, 6, D), scheme=ALIBI, **ragged)],
+            [text(13, WINDOW, **ragged), text(70, LM, **ragged), ask(5, 70, LM, **ragged),
+             text(70, LM, shape=(2, 6, 6, D), scheme=alibi, **ragged)],
         ),
         "poison": (
             "NaN in the keys and values that nobody sees",
-            [Call(5, 70, LM, poison=True), text(70, LM, poison=True, **ragged),
-             Call(5, 70, LM, poison=True, **biased)],
+            [ask(5, 70, LM, poison=True), text(70, LM, poison=True, **ragged),
+             ask(5, 70, LM, poison=True, **biased)],
         ),
         "far": (
             "positions around 200,000,000",
-            [text(70, WINDOW, **far), Call(1, 20, WINDOW, **far),
-             Call(5, 40, LM, jump=200_000_000), text(70, WINDOW, **far, **biased)],
+            [text(70, WINDOW, **far), ask(1, 20, WINDOW, **far),
+             ask(5, 40, LM, jump=200_000_000), text(70, WINDOW, **far, **biased)],
         ),
         "blocks": (
             "texts of many blocks",
             [text(1037, wide, **one), text(700, LMInfinite(256, 5, 256), shape=(1, 2, 1, 80)),
-             Call(300, 1000, wide, **one), text(600, wide, **biased)],
+             ask(300, 1000, wide, **one), text(600, wide, **biased)],
         ),
         "blind": (
             "a query that sees nothing gathers zeros",

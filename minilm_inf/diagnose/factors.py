@@ -36,7 +36,8 @@ def factors_of(d: Diagnosis) -> tuple[dict[str, dict], dict[str, dict]]:
     """For each factor: verdict, the numbers that it rests on, and a line of words; and the
     curves that figures.py draws, by name."""
     factors, curves = {}, {}
-    for number, (name, make) in enumerate(MAKERS.items(), 1):
+    makers = {"logits": factor_1, "entropy": factor_2, "mass": factor_3}
+    for number, (name, make) in enumerate(makers.items(), 1):
         verdict, numbers, words, curves[name] = make(d)
         words = f"{verdict}: {words}"
         factors[f"factor_{number}"] = {"verdict": verdict, "numbers": numbers, "words": words}
@@ -156,6 +157,3 @@ def cost_of_dropping(d: Diagnosis) -> tuple[float, list[float]]:
     sums = torch.stack([piece.sum(-1) for piece in pieces]).flatten()
     sizes = torch.tensor([[piece.shape[1]] * len(cost) for piece in pieces]).flatten()
     return float(cost.mean()), interval(sums.numpy(), sizes.numpy(), [0])
-
-
-MAKERS = {"logits": factor_1, "entropy": factor_2, "mass": factor_3}

@@ -48,15 +48,11 @@ def recording(model: Transformer, on_attention, on_hidden=lambda layer, x: None)
     def after(layer, block, arguments, x):
         on_hidden(layer, x)
 
-    hooks = []
-    for layer, block in enumerate(model.blocks):
-        hooks.append(block.register_forward_pre_hook(partial(before, layer)))
-        hooks.append(block.register_forward_hook(partial(after, layer)))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer, block in enumerate(model.blocks):
+            hooks.enter_context(block.register_forward_pre_hook(partial(before, layer)))
+            hooks.enter_context(block.register_forward_hook(partial(after, layer)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.inference_mode()

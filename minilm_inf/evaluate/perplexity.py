@@ -26,7 +26,7 @@ from torch import Tensor
 from ..config import LMInfinite
 from ..terminal import options as flags
 from ..terminal.checks import taken
-from ..terminal.progress import memory
+from ..terminal.progress import bytes_in
 from ..terminal.tables import markdown
 from ..writing import saved_cache
 from . import resume
@@ -96,7 +96,8 @@ class Run(resume.Run):
         now, cuts = time.monotonic(), self.bins["linear"].edges
         each = np.full(len(nll), (now - self.last) / len(nll))
         add_between(cuts, self.seconds, first, each)
-        self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = memory() or 0
+        resident = bytes_in("/proc/self/status").get("VmRSS", 0)
+        self.resident[(first < cuts[1:]) & (cuts[1:] <= first + len(nll))] = resident
         self.last = now
 
     def state(self) -> dict[str, Tensor]:

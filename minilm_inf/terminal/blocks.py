@@ -1,10 +1,10 @@
-"""Keys and values that are only ever added: in memory, or in a file that memory maps, so that
+"""Keys and values that are only ever added: in memory, or in files that memory maps, so that
 what stays resident does not grow.
 
 A block holds a fixed number of tokens and is made when its first token comes; nothing is ever
-copied to grow. Each block of a file is mapped by itself, and let go of once it was used. The
-file has no name where the system can do that, and loses it when it is closed where it cannot:
-however the program ends, it is gone.
+copied to grow. On disk each is a file of its own, which is mapped, and let go of once it was
+used. It has no name where the system can do that, and loses it when it is closed where it
+cannot: however the program ends, it is gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 
 TOKENS_PER_BLOCK = 4096
 KINDS = ("ram", "disk")
-PAGE = mmap.ALLOCATIONGRANULARITY  # bytes: a mapping begins at a multiple of it
 
 
 class Blocks:
@@ -30,10 +29,10 @@ class Blocks:
     """
 
     def __init__(self, kind: str, shape: tuple[int, int, int], dtype, device):
-        self.shape, self.dtype, self.device = shape, dtype, device
-        self.file = MappedFile() if kind == "disk" else None
+        self.kind, self.shape, self.dtype, self.device = kind, shape, dtype, device
         self.per_block, self.length = TOKENS_PER_BLOCK, 0
         self.blocks: list[Tensor] = []
+        self.maps: list[mmap.mmap] = []  # of the blocks that are files
 
     @property
     def nbytes(self) -> int:
@@ -50,16 +49,22 @@ class Blocks:
             for place, x in zip(self.blocks[number], (k, v)):
                 place[:, :, slot : slot + count] = x[:, :, :count]
             k, v, self.length = k[:, :, count:], v[:, :, count:], self.length + count
-        if self.file:
-            self.file.let_go()
+        self._let_go()
 
     @torch.inference_mode(False)  # or it could be written to in that mode alone
     def _new(self) -> Tensor:
         batch, n_kv_head, head_dim = self.shape
         shape = (2, batch, n_kv_head, self.per_block, head_dim)
-        if self.file:
-            return self.file.new(shape, self.dtype)
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        if self.kind == "ram":
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.maps.append(new_map(math.prod(shape) * self.dtype.itemsize))
+        return torch.frombuffer(self.maps[-1], dtype=self.dtype).view(shape)
+
+    def _let_go(self):
+        """Say that what was read or written is not needed for now."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self.maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def all(self, rows: slice) -> Tensor:
         """The keys and values of some rows, (2, B, H_kv, S, D)."""
@@ -80,39 +85,22 @@ class Blocks:
             slots = tokens[numbers == number] - number * self.per_block
             block = self.blocks[number]
             found.append(block.index_select(3, slots.to(block.device)))
-        if self.file:
-            self.file.let_go()
+        self._let_go()
         return torch.cat(found, 3).to(tokens.device)
 
 
-class MappedFile:
-    """A temporary file, in the folder that TMPDIR names."""
-
-    def __init__(self):
-        self.folder = tempfile.gettempdir()
-        self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  (open while we are)
-        self.maps: list[mmap.mmap] = []
-
-    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of zeros. Raises OSError, in one sentence, where the disk has no room."""
-        count = math.prod(shape)
-        n_bytes = -(-count * dtype.itemsize // PAGE) * PAGE
-        start = sum(map(len, self.maps))
+def new_map(n_bytes: int) -> mmap.mmap:
+    """Zeros in a temporary file, in the folder that TMPDIR names, which lasts as long as the
+    map. Raises OSError, in one sentence, where the disk has no room."""
+    with tempfile.TemporaryFile() as file:
         try:
             if hasattr(os, "posix_fallocate"):  # or a full disk would kill the program later
-                os.posix_fallocate(self.file.fileno(), start, n_bytes)
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
             else:
-                self.file.truncate(start + n_bytes)
-            self.maps.append(mmap.mmap(self.file.fileno(), n_bytes, offset=start))
+                file.truncate(n_bytes)
+            return mmap.mmap(file.fileno(), n_bytes)
         except OSError as error:
             raise OSError(
-                f"{self.folder} has no room for another {n_bytes / 1e6:,.0f} MB of middle "
-                "tokens: free some, name another folder in TMPDIR, or take --middle ram"
+                f"{tempfile.gettempdir()} has no room for another {n_bytes / 1e6:,.0f} MB of "
+                "middle tokens: free some, name another folder in TMPDIR, or take --middle ram"
             ) from error
-        return torch.frombuffer(self.maps[-1], dtype=dtype, count=count).view(shape)
-
-    def let_go(self):
-        """Say that what was read or written is not needed for now."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in self.maps:
-                mapped.madvise(mmap.MADV_DONTNEED)

@@ -22,7 +22,8 @@ def guarded(run, smaller: str = "model") -> int:
 
     smaller: what takes less memory where it is smaller, for the sentence that says so.
     """
-    forgive(sys.stdout, "replace")  # a terminal that lacks a character must not end a program
+    with contextlib.suppress(AttributeError):  # a character that a terminal lacks ends nothing
+        sys.stdout.reconfigure(errors="replace")
     with handled(interrupt):
         try:
             code = run()
@@ -80,9 +81,3 @@ def say(text):
     for stream, content in ((sys.stdout, ""), (sys.stderr, f"{text}\n")):
         with contextlib.suppress(OSError, ValueError):
             print(content, end="", file=stream, flush=True)
-
-
-def forgive(file, errors: str):
-    """Let a text file replace what its encoding lacks."""
-    with contextlib.suppress(AttributeError):
-        file.reconfigure(errors=errors)

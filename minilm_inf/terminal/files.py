@@ -147,22 +147,15 @@ def write_beside(path: Path, content: bytes):
 
 
 def sweep(path: Path):
-    """Remove what killed runs left of a file."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.part"):
-        if not is_running(part.suffixes[-2][1:]):
+    """Remove what killed runs left of a file, where the system says that they have ended."""
+    parts = path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.part")
+    for part in parts if os.name == "posix" else ():
+        try:
+            os.kill(int(part.suffixes[-2][1:]), 0)  # asks, and sends nothing
+        except ProcessLookupError:
             part.unlink(missing_ok=True)
-
-
-def is_running(number: str) -> bool:
-    """Whether there may be a process of that number, which still writes."""
-    try:
-        if os.name == "posix":
-            os.kill(int(number), 0)  # asks, and sends nothing
-    except PermissionError:  # another user's
-        return True
-    except (OSError, OverflowError, ValueError):
-        return False
-    return True
+        except (OSError, OverflowError, ValueError):
+            continue  # another user's process, or the number of none
 
 
 def check_output(path: Path | None, begins: bytes = b"", flag: str = "--out"):

@@ -51,8 +51,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return action.help.replace("(%(default)s", "(default: %(default)s")
 
 
-def ranged(kind, low, high, what: str):
-    """An argparse type: a number of a kind, int or float, from low to high; what: it is."""
+def between(low, high, kind=float):
+    """An argparse type: a number from `low` to `high`, of a kind, float or int."""
 
     def number(text: str):
         try:
@@ -60,8 +60,9 @@ def ranged(kind, low, high, what: str):
         except ValueError:
             value = math.nan
         if not low <= value <= high:
+            whole = "whole " * (kind is int)
             raise argparse.ArgumentTypeError(
-                f"{shown(text)} is not a {what} from {low} to {high}"
+                f"{shown(text)} is not a {whole}number from {low} to {high}"
             )
         return value
 
@@ -70,12 +71,7 @@ def ranged(kind, low, high, what: str):
 
 def at_least(least: int, most: int = MOST):
     """An argparse type: a whole number from `least` to `most`."""
-    return ranged(int, least, most, "whole number")
-
-
-def between(low: float, high: float):
-    """An argparse type: a number from `low` to `high`."""
-    return ranged(float, low, high, "number")
+    return between(least, most, int)
 
 
 seed = at_least(0, 2**63 - 1)

@@ -42,18 +42,10 @@ class Progress:
             self.width = 0
 
 
-def memory() -> int | None:
-    """Bytes of resident memory of this process; None where the system has no /proc."""
-    return bytes_in("/proc/self/status").get("VmRSS")
-
-
-def available_memory() -> int | None:
-    """Bytes that a new program can have, as Linux estimates; None on other systems."""
-    return bytes_in("/proc/meminfo").get("MemAvailable")
-
-
 def bytes_in(path: str) -> dict[str, int]:
-    """The sizes that a file of /proc tells, by name; none where there is no such file."""
+    """The sizes that a file of Linux's /proc tells, by name: what this process has, as VmRSS of
+    /proc/self/status, or what a new one can have, MemAvailable of /proc/meminfo; none where
+    there is no such file."""
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

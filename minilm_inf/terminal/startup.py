@@ -55,12 +55,6 @@ class OnlyNames(type):
     def __call__(cls, *_, **__):
         return cls
 
-    def __iter__(cls):
-        return iter(())
-
-    for _name in "add radd sub rsub mul rmul truediv rtruediv pow rpow neg getitem".split():
-        locals()[f"__{_name}__"] = __call__
-
 
 class Names(metaclass=OnlyNames):
     """An importer of packages of which only the names are there, and what stands for them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> str:
@@ -18,15 +17,8 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 
-def finite(value):
-    """The same, with null for every number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {name: finite(x) for name, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def as_json(value) -> str:
-    """A result as one JSON object; what JSON has no kind for, such as a path, is text there."""
-    return json.dumps(finite(value), indent=1, default=str)
+    """A result as one JSON object, with null for every number that JSON cannot hold; what it
+    has no kind for, such as a path, is text there."""
+    text = json.dumps(value, default=str)
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1)
