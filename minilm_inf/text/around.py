@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..terminal.json_parts import is_unicode
@@ -48,22 +48,16 @@ class Around:
 
 
 class Tokenizer:
-    """The encoding of every tokenizer; a kind of its own adds _encode_text.
+    """The encoding of every tokenizer; a kind of its own adds _encode_text and bytes_of.
 
-    tokens: the bytes that each id stands for, None for a piece that may stand for any; a
-        special token is no text. spaced: the ids whose first byte, a space, is not shown where
-        a text begins with them.
     bos_id is what encode puts before a text, and eos_id what ends one; None where there is
     none. vocab_size is the last id plus one, whether or not all ids before it are in use.
     marks: the ids of the tokens that a chat template can write, by their texts.
     """
 
-    def __init__(
-        self, around: Around, tokens: dict[int, bytes | None], spaced: Collection[int] = ()
-    ):
-        self.around, self.spaced = around, spaced
-        self.tokens = tokens | {token.id: b"" for token in around.added if token.special}
-        self.vocab_size = max(tokens) + 1
+    def __init__(self, around: Around, vocab_size: int):
+        self.around, self.vocab_size = around, vocab_size
+        self.special_ids = {token.id for token in around.added if token.special}
         self.marks = {token.content: token.id for token in around.added}
         self.finder = longest_first(self.marks)
         self.words = longest_first(t.content for t in around.added if not t.special)
@@ -108,12 +102,6 @@ class Tokenizer:
     def stream(self, begun: bool = False) -> Stream:
         """A decoder for ids that arrive one by one; `begun` if they continue a text."""
         return Stream(self, begun)
-
-    def bytes_of(self, id: int, opening: bool = False) -> bytes | None:
-        """The bytes that an id stands for inside a text, or where one begins (opening); none
-        for an id that no token has."""
-        raw = self.tokens.get(self.checked(id), b"")
-        return raw[1:] if opening and id in self.spaced else raw
 
     def checked(self, id: int) -> int:
         """An id as it is. Raises ValueError for one outside 0 .. vocab_size - 1."""

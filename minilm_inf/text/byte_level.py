@@ -56,7 +56,8 @@ class ByteLevelTokenizer(Tokenizer):
             all_bytes = byte_of.keys() >= {*token}
             return bytes(map(byte_of.get, token)) if all_bytes else token.encode()
 
-        plain = vocab.keys() - {token.content for token in around.added}
+        added = {token.id: token.content for token in around.added}
+        plain = vocab.keys() - {*added.values()}
         words = {token for token in plain if whole_words and byte_of.keys() >= {*token}}
         ranks = ranked(model, vocab, byte_of, words)
         self.ids = [vocab.get(token) for token in ranks]  # None for a byte without a token
@@ -64,9 +65,9 @@ class ByteLevelTokenizer(Tokenizer):
             "minilm_inf", pat_str=pattern, special_tokens={},
             mergeable_ranks={spelled(token): rank for token, rank in ranks.items()},
         )  # fmt: skip
-        tokens = {id: spelled(token) for token, id in vocab.items()}
-        tokens |= {token.id: token.content.encode() for token in around.added}
-        super().__init__(around, tokens)
+        self.tokens = {id: spelled(token) for token, id in vocab.items()}
+        self.tokens |= {id: content.encode() for id, content in added.items()}
+        super().__init__(around, max(self.tokens) + 1)
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
         """The ids of a text without added tokens, wherever it stands."""
@@ -82,3 +83,8 @@ class ByteLevelTokenizer(Tokenizer):
                 "tokenizer: take it out"
             )
         return ids
+
+    def bytes_of(self, id: int, opening: bool = False) -> bytes:
+        """The bytes of one id: none for a special one, and for one that no token has."""
+        hidden = self.checked(id) in self.special_ids
+        return b"" if hidden else self.tokens.get(int(id), b"")

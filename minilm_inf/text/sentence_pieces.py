@@ -18,24 +18,35 @@ class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model.
 
     processor: it at work; inside: the same within a text, where it mostly puts no space before
-    what it reads. tokens: the pieces' texts by their ids, but of control pieces, which are no
-    text. strips: whether the space before a decoded text goes.
+    what it reads. tokens: the pieces' texts by their ids, but of those that are no text.
+    strips: whether the space before a decoded text goes.
     """
 
     def __init__(self, around: Around, processor, inside, tokens: dict[int, str], strips: bool):
-        self.processor, self.inside, ids = processor, inside, range(processor.GetPieceSize())
-        controls = [id for id in ids if id not in tokens]
-        texts = tokens | {token.id: token.content for token in around.added}
-        found = {id: text.replace(SPACE, " ").encode() for id, text in texts.items()}
-        # A piece "<0x41>" is that byte, and the unknown piece may stand for anything.
-        found |= {id: bytes.fromhex(texts[id][3:5]) for id in ids if processor.IsByte(id)}
-        found |= {processor.unk_id(): None} | dict.fromkeys(controls, b"")
-        spaced = {id for id in texts if strips and found[id] and texts[id].startswith(SPACE)}
-        super().__init__(around, found, spaced)
+        self.processor, self.inside, self.strips = processor, inside, strips
+        self.n_pieces = processor.GetPieceSize()
+        super().__init__(around, max([self.n_pieces, *(a.id + 1 for a in around.added)]))
+        controls = (id for id in range(self.n_pieces) if id not in tokens)
         self.marks = {processor.IdToPiece(id): id for id in controls} | self.marks
+        self.tokens = tokens | {token.id: token.content for token in around.added}
 
     def _encode_text(self, text: str, begun: bool) -> list[int]:
         return (self.inside if begun else self.processor).EncodeAsIds(text)
+
+    def bytes_of(self, id: int, opening: bool = False) -> bytes | None:
+        """The bytes that an id stands for inside a text, or where one begins (opening), without
+        the space that stands for its beginning: none for a special token or a control piece,
+        and None for the unknown piece, which may stand for any."""
+        own = self.checked(id) < self.n_pieces
+        if id in self.special_ids:
+            return b""
+        if own and self.processor.IsUnknown(id):
+            return None
+        if own and self.processor.IsByte(id):
+            return bytes.fromhex(self.tokens[id][3:5])  # "<0x41>"
+        text = self.tokens.get(id, "")
+        text = text.removeprefix(SPACE) if opening and self.strips else text
+        return text.replace(SPACE, " ").encode()
 
 
 def processor_of(content: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
