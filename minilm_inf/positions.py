@@ -62,8 +62,9 @@ class Rotary:
             )
         if layout not in ("halves", "pairs"):
             raise ValueError(f'layout must be "halves" or "pairs", not {shown(layout)}')
-        self.rotary_dim = rotary_dim
-        self.layout = layout
+        self.rotary_dim, self.layout = rotary_dim, layout
+        # What this Rotary was made of:
+        self.facts = dict(rotary_dim=rotary_dim, theta=theta, layout=layout, scaling=scaling)
         exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device="cpu")
         frequencies = float(theta) ** -(exponents / rotary_dim)  # (rotary_dim/2,)
         self.frequencies = scale_frequencies(frequencies, scaling)

@@ -18,7 +18,7 @@ from conftest import FAMILIES, change_config, change_tensors, some_tokens, tiny_
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minilm_inf.checkpoint import checkpoint, load_model, save, tensor_file
+from minilm_inf.checkpoint import checkpoint, load_model, save, shards
 from minilm_inf.checkpoint.checkpoint import read_config
 from minilm_inf.convert import __main__ as convert
 
@@ -320,7 +320,7 @@ def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
     def disk_full(block):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensor_file, "as_bytes", disk_full)
+    monkeypatch.setattr(shards, "as_bytes", disk_full)
     with pytest.raises(ValueError, match="cannot be written: No space left"):
         save(make_model(n_layer=1), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

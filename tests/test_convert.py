@@ -27,7 +27,7 @@ from fuzzed_texts import fuzzed_texts
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from minilm_inf.checkpoint import load_model, save, tensor_file
+from minilm_inf.checkpoint import load_model, save, shards
 from minilm_inf.checkpoint.checkpoint import named_pieces
 from minilm_inf.convert import __main__ as convert
 from minilm_inf.convert import gguf_file, pickles
@@ -500,7 +500,7 @@ def test_a_gguf_overwrites_nothing(run, gguf, tmp_path, monkeypatch):
         raise OSError(28, "No space")
 
     (tmp_path / ".0.converted").mkdir()  # of a killed run
-    monkeypatch.setattr(tensor_file, "as_bytes", disk_full)
+    monkeypatch.setattr(shards, "as_bytes", disk_full)
     code, out, err = run(path)
     assert code == 1 and not out and "model.safetensors cannot be written: No space" in err
     assert files_of(tmp_path) == before

@@ -23,7 +23,7 @@ READING_ORDER = [
     "fast.cache", "fast.reading", "transformer", "fast.compiled", "models.raw_config",
     "models.llama_config", "models.mpt_config", "models.gptj_config", "models.layers",
     "models.llama", "models.mpt", "models.gptj", "models.int8", "models", "checkpoint.shards",
-    "checkpoint.tensor_file", "checkpoint.run_state", "checkpoint.checkpoint", "checkpoint",
+    "checkpoint.run_state", "checkpoint.checkpoint", "checkpoint",
     "text", "text.around", "text.merges", "text.byte_level", "text.named_tokens",
     "text.sentence_pieces", "text.tokenizer_json", "text.byte_pairs", "text.tokenizer",
     "text.chat_template", "text.chat",
@@ -206,8 +206,8 @@ def test_the_house_does_not_grow():
     of_kernels |= {path for path in TESTS if path.stem in ("test_conformance", "check_kernel")}
     package = sum(lines[path] for path in MODULES if path not in of_kernels)
     tests = sum(lines[path] for path in TESTS if path not in of_kernels)
-    assert package <= 11_305 + 111 + 70 + 318 + 245 + 181 + 188 + 101, package
-    assert tests <= 11_977 + 188 + 60 + 216 + 170 + 210 + 108 + 127 + 40 + 54, tests
+    assert package <= 11_241 + 111 + 70 + 318 + 245 + 181 + 188 + 101, package
+    assert tests <= 11_973 + 188 + 60 + 216 + 170 + 210 + 108 + 127 + 40 + 54, tests
     assert sum(lines[path] for path in of_kernels) <= 1000
 
 

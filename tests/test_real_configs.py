@@ -292,7 +292,7 @@ UNKNOWN = {  # family -> key -> values that are not implemented, or make no sens
         "logit_scale": [0.5], "block_overrides": [{"overrides": {}}],
         "fc_type": ["te", {"name": "te"}], "ffn_config.ffn_type": ["mptglu"],
         "ffn_config.fc_type": [{"name": "te"}], "ffn_config.ffn_hidden_size": [64],
-        "ffn_config": ["mptmlp"], "n_heads": [31, 0], "expansion_ratio": [0],
+        "ffn_config": ["mptmlp"], "n_heads": [31, 0], "expansion_ratio": [0, 1e-9, 1e9],
         "no_bias": ["yes"], "max_seq_len": [0], "layer_norm_epsilon": [0, -1e-5],
     },
     "gptj": {

@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import SETTINGS, error, fuzz, interrupt_at, random_folder, some_tokens, tiny_model
 
-from minilm_inf.checkpoint import tensor_file
 from minilm_inf.checkpoint.run_state import read_state, write_state
+from minilm_inf.checkpoint.shards import write_tensors
 from minilm_inf.evaluate import perplexity, resume
 from minilm_inf.evaluate.__main__ import main
 from minilm_inf.evaluate.documents import Stream
@@ -298,7 +298,7 @@ def test_an_edited_or_damaged_state_is_refused(stopped, call):
         assert "was edited or damaged" in error(call, "--resume", stopped)
     path.write_bytes(whole[: len(whole) // 2])
     assert "is no whole state: delete it" in error(call, "--resume", stopped)
-    tensor_file.write_tensors(path, {"x": torch.zeros(3)}, {"state 2": "{}"})
+    write_tensors(path, {"x": torch.zeros(3)}, {"state 2": "{}"})
     assert "no state of this version" in error(call, "--resume", stopped)
     path.write_bytes(whole)
     (stopped.parent / ".run.json.state.1073741824.part").write_bytes(b"half")

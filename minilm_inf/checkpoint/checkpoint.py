@@ -21,16 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import ModelConfig
 from ..models import gptj, int8, llama, mpt
 from ..models.raw_config import special_ids
 from ..terminal.files import named, read_json, write_beside
-from ..terminal.json_parts import Part
+from ..terminal.json_parts import Part, part_of
 from ..transformer import Transformer
-from .shards import FLOATS, LARGEST_HEADER, WEIGHTS, Stored, find_tensors, with_scales
-from .tensor_file import write_tensors
+from .shards import FLOATS, WEIGHTS, Stored, find_tensors, with_scales, write_tensors
 
 # model_type -> the file that knows it
 FAMILIES = {"llama": llama, "mistral": llama, "mpt": mpt, "gptj": gptj}
@@ -48,15 +47,12 @@ def read_config(folder) -> ModelConfig:
     """
     folder = existing_folder(folder)
     path = folder / "config.json"
-    raw = read_json(path, LARGEST_HEADER)
+    raw = read_json(path)
     family = FAMILIES[Part(raw, path)["model_type"].only(*FAMILIES)]
     config = said_of(path, family.config_from_hf, raw)
-    path = folder / "generation_config.json"
-    if path.is_file():
-        ids = special_ids(Part(read_json(path, LARGEST_HEADER), path))
-        bos_id = ids["bos_id"] if config.bos_id is None else config.bos_id
-        config = replace(config, bos_id=bos_id, eos_ids=ids["eos_ids"] or config.eos_ids)
-    return config
+    ids = special_ids(part_of(folder / "generation_config.json"))
+    bos_id = ids["bos_id"] if config.bos_id is None else config.bos_id
+    return replace(config, bos_id=bos_id, eos_ids=ids["eos_ids"] or config.eos_ids)
 
 
 def said_of(file: Path | str, function, *arguments):
@@ -106,19 +102,13 @@ def from_headers(folder) -> tuple[Transformer, dict[str, Stored]]:
     Raises load_model's ValueError for whatever config.json and the files' headers show.
     """
     config, folder = read_config(folder), Path(folder)
-    stored = settled(config, with_scales(find_tensors(folder)))
+    stored, keys = with_scales(find_tensors(folder)), FAMILIES[config.family].KEYS
+    embedding, head = keys["embed.weight"], keys["head.weight"]
+    if config.tied and head in stored and embedding not in stored:  # either name will do
+        stored[embedding] = stored.pop(head)
     model = build_on_meta(config, stored, folder / "config.json")
     check(model, stored, folder)
     return model, stored
-
-
-def settled(config: ModelConfig, stored: dict[str, Stored]) -> dict[str, Stored]:
-    """A folder's tensors; a tied pair that is stored as the head is the embedding."""
-    keys = FAMILIES[config.family].KEYS
-    embedding, head = keys["embed.weight"], keys["head.weight"]
-    if config.tied and embedding not in stored:
-        stored = {embedding if name == head else name: x for name, x in stored.items()}
-    return stored
 
 
 def is_computed(name: str) -> bool:
@@ -235,10 +225,7 @@ def fill(
     Raises ValueError where a tied head is stored too, but is not the embedding.
     """
     set_dtype(model, dtype)
-    for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        memory = torch.zeros_like(parameter, device=device)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
+    model.to_empty(device=device).requires_grad_(False)
     if model.config.tied and dtype != torch.int8:
         model.head.weight = model.embed.weight
     embedding = stored[FAMILIES[model.config.family].KEYS["embed.weight"]]  # and a tied head

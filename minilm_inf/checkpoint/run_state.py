@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..terminal.files import named, parse_object, reason
-from .tensor_file import as_bytes, write_tensors
+from .shards import as_bytes, write_tensors
 
 # Where a kind of file keeps its facts, with the format's number; what to do with a damaged one.
 STATE = "state 3", "delete it and start again"

@@ -1,14 +1,21 @@
-"""Which tensors a folder of safetensors holds, known from the files' headers alone.
+"""Which tensors a folder of safetensors holds, known from the files' headers alone; and how
+such a file is written, tensor by tensor.
 
 safetensors reads the headers: whatever can be wrong with the order of a file shows there and
 in its size, so a damaged or truncated one is refused before a number is read. What is ours is
-which files belong together. Every failure is a ValueError of one sentence.
+which files belong together, and writing: of tensors that need never be in memory together, as
+the header, which comes first, needs only names, dtypes and shapes. (The library's save_file
+writes under a random name that a killed program would leave there.) Every failure is a
+ValueError of one sentence.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
@@ -16,11 +23,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..terminal.files import LFS_POINTER, named, read_json, reason, refuse_pointer
+from ..terminal.files import LFS_POINTER, beside, named, read_json, reason, refuse_pointer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LARGEST_HEADER = 2**22  # bytes of an index or a config.json; real ones take 5% of it
 FLOATS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
@@ -29,6 +35,7 @@ DTYPES = FLOATS | {
     "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -86,21 +93,17 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     model.safetensors if it is there, else the shards of model.safetensors.index.json. Raises
     ValueError where there is neither, for a damaged file, and where index and shards disagree.
     """
-    index = folder / INDEX
     if (folder / WEIGHTS).is_file():
         return read_header(folder / WEIGHTS)
-    if not index.is_file():
-        raise ValueError(nothing_to_load(folder))
-    weight_map = read_weight_map(index)
-    paths = {shard_path(index, shard) for shard in weight_map.values()}
-    found = [stored for path in sorted(paths) for stored in read_header(path).values()]
-    held = {(stored.name, stored.path.name) for stored in found}
-    differ = held ^ set(weight_map.items())
+    files = indexed(folder / INDEX)
+    headers = map(read_header, sorted(set(files.values())))
+    found = [stored for header in headers for stored in header.values()]
+    differ = {(stored.name, stored.path) for stored in found} ^ set(files.items())
     if differ:
-        name, shard = min(differ)
+        name, path = min(differ)
         raise ValueError(
-            f"{index} and {shard} do not agree on whether the tensor {named(name)} is there: "
-            "fetch both again"
+            f"{folder / INDEX} and {path.name} do not agree on whether the tensor "
+            f"{named(name)} is there: fetch both again"
         )
     return {stored.name: stored for stored in found}
 
@@ -117,32 +120,26 @@ def with_scales(stored: dict[str, Stored]) -> dict[str, Stored]:
     return found
 
 
-def nothing_to_load(folder: Path) -> str:
-    """The sentence for a folder without weights."""
-    return (
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights too, or "
-        "convert its pytorch_model.bin or .gguf, with python -m minilm_inf.convert"
-    )
-
-
-def read_weight_map(index: Path) -> dict[str, str]:
-    """Which file each tensor is in, by an index. Raises ValueError where it does not say so."""
-    weight_map = read_json(index, LARGEST_HEADER).get("weight_map")
-    is_map = isinstance(weight_map, dict) and weight_map
-    if not is_map or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map from tensors to files: fetch it again")
-    return weight_map
-
-
-def shard_path(index: Path, shard: str) -> Path:
-    """The file that an index names. Raises ValueError where it does not stand beside it."""
-    # A Windows path knows both slashes and drive letters, so every system refuses the same.
-    if PureWindowsPath(shard).name != shard or not os.path.isfile(index.parent / shard):
+def indexed(index: Path) -> dict[str, Path]:
+    """The file of each tensor, by an index. Raises ValueError where there is no index, or none
+    of tensors and files, and for a file that does not stand beside it."""
+    if not index.is_file():
         raise ValueError(
-            f"{index} names the file {named(repr(shard))}, which does not stand beside it: "
-            "fetch it too"
+            f"{index.parent} holds neither {WEIGHTS} nor {INDEX}: fetch the model's weights "
+            "too, or convert its pytorch_model.bin or .gguf, with python -m minilm_inf.convert"
         )
-    return index.parent / shard
+    files = read_json(index).get("weight_map")
+    is_map = isinstance(files, dict) and files
+    if not is_map or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{index} has no weight_map from tensors to files: fetch it again")
+    for file in set(files.values()):
+        # A Windows path knows both slashes and drive letters, so every system refuses the same.
+        if PureWindowsPath(file).name != file or not os.path.isfile(index.parent / file):
+            raise ValueError(
+                f"{index} names the file {named(repr(file))}, which does not stand beside it: "
+                "fetch it too"
+            )
+    return {name: index.parent / file for name, file in files.items()}
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -154,3 +151,37 @@ def read_header(path: Path) -> dict[str, Stored]:
             part = file.get_slice(name)
             found[name] = Stored(path, name, part.get_dtype(), tuple(part.get_shape()))
     return found
+
+
+def write_tensors(
+    path: Path,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    blocks: Callable[[str], Iterable[Tensor]] | None = None,
+):
+    """Write a file, which appears when it is whole, in the place of an earlier one.
+
+    blocks: yields the numbers of a tensor, by its name, in order and in any shape; the tensors
+    themselves may then be on the meta device. Raises ValueError where it cannot be written.
+    """
+    # Larger numbers first, so that each tensor lies at a multiple of its own size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header, end = {"__metadata__": metadata}, 0
+    for name in names:
+        x, begin = tensors[name], end
+        end += x.numel() * x.dtype.itemsize
+        offsets = [begin, end]
+        header[name] = {"dtype": NAMES[x.dtype], "shape": [*x.shape], "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with beside(path) as part, open(part, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            for block in blocks(name) if blocks else [tensors[name]]:
+                file.write(as_bytes(block))
+        assert file.tell() == 8 + len(text) + end
+
+
+def as_bytes(block: Tensor) -> memoryview:
+    """A tensor's numbers as they lie in a file; copied only where they lie otherwise now."""
+    return memoryview(block.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())

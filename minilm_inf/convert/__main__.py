@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 from ..checkpoint import shards
-from ..checkpoint.tensor_file import write_tensors
 from ..terminal.ending import guarded
 from ..terminal.files import named, reason, write_beside
 from ..terminal.options import Parser
@@ -82,7 +81,7 @@ def convert_folder(folder: Path):
         words = f"{source.name} -> {target.name}" + ", there already" * there
         print(words, file=sys.stderr, flush=True)
         if not there:
-            write_tensors(target, pickles.read_pickle(source), PYTORCH)
+            shards.write_tensors(target, pickles.read_pickle(source), PYTORCH)
         held |= shards.read_header(target)
     if in_shards:
         index = {
@@ -109,7 +108,7 @@ def convert_into(source: Path, folder: Path, kind):
         part.mkdir(parents=True)
         for name, content in model.files.items():
             (part / name).write_bytes(content)
-        write_tensors(part / shards.WEIGHTS, model.shapes, PYTORCH, blocks)
+        shards.write_tensors(part / shards.WEIGHTS, model.shapes, PYTORCH, blocks)
         part.rename(folder)
     except OSError as error:
         raise ValueError(f"{named(folder)} cannot be written: {reason(error)}") from error

@@ -16,8 +16,7 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor
 
-from ..checkpoint.shards import nothing_to_load, read_weight_map, shard_path
-from ..checkpoint.tensor_file import NAMES
+from ..checkpoint.shards import NAMES, indexed
 from ..terminal.files import LFS_POINTER, named, refuse_pointer
 
 WEIGHTS = "pytorch_model.bin"
@@ -29,10 +28,7 @@ def find_pickles(folder: Path) -> list[Path]:
     ValueError where there is nothing to convert, and where a shard is missing."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    index = folder / INDEX
-    if not index.is_file():
-        raise ValueError(nothing_to_load(folder))
-    return sorted({shard_path(index, shard) for shard in read_weight_map(index).values()})
+    return sorted(set(indexed(folder / INDEX).values()))
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:

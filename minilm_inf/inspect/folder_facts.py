@@ -69,8 +69,7 @@ def tensor_rows(model: Transformer, stored: dict[str, Stored]) -> list[list[str]
     """Name, layers, parameter, shape and dtype, kind by kind as our network is built, what is
     ignored last."""
     ours, kinds = destinations(model), {}
-    order = {name: number for number, name in enumerate(ours)}
-    for name in sorted(stored, key=lambda name: order.get(name, len(order))):
+    for name in filter(stored.get, ours | stored):
         place, layer = stored[name], re.search(r"\.(\d{1,9})\.", name)
         goes = ours.get(name, "ignored")
         if layer:

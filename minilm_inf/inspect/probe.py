@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..config import ModelConfig
 from ..evaluate.compare import stream_nll
 from ..positions import Alibi, Rotary
+from ..text.tokenizer import opening
 from ..transformer import Transformer
 
 SOURCE = "chapter 1 of Jane Austen's Northanger Abbey (1817)"
@@ -62,9 +63,7 @@ def probe(model: Transformer, tokenizer) -> list[Reading]:
     """
     config, scheme = model.config, model.scheme
     plain = tokenizer.encode(TEXT, bos=False)[: config.context_length - 1]
-    bos = tokenizer.bos_id
-    with_bos = bos is not None and tokenizer.encode(TEXT)[:1] == [bos]
-    ids = [bos, *plain] if with_bos else plain
+    bos = opening(tokenizer)
 
     def mean(ids: list[int], scheme) -> float:
         model.scheme, own = scheme, model.scheme
@@ -73,13 +72,10 @@ def probe(model: Transformer, tokenizer) -> list[Reading]:
         finally:
             model.scheme = own
 
-    start = "" if bos is None else ", with BOS" if with_bos else ", without BOS"
-    found = [Reading(f"as read: {described(config, scheme)}{start}", mean(ids, scheme))]
+    as_read, ids = f"as read: {described(config, scheme)}", bos + plain
+    found = [Reading(as_read + ", with BOS" * len(bos), mean(ids, scheme))]
     found += [Reading(what, mean(ids, other)) for what, other in mistakes(config, scheme)]
-    if bos is not None:
-        what, other = ("without BOS", plain) if with_bos else ("with BOS", [bos, *plain])
-        found.append(Reading(what, mean(other, scheme)))
-    return found
+    return [*found, Reading("without BOS", mean(plain, scheme))] if bos else found
 
 
 def mistakes(config: ModelConfig, scheme: Rotary | Alibi) -> Iterator[tuple]:
@@ -89,7 +85,7 @@ def mistakes(config: ModelConfig, scheme: Rotary | Alibi) -> Iterator[tuple]:
             if bias_max != config.alibi_bias_max:
                 yield f"alibi_bias_max {bias_max:g}", Alibi(config.n_head, bias_max)
         return
-    facts = rotary_facts(config, scheme)
+    facts = scheme.facts
     other = "pairs" if scheme.layout == "halves" else "halves"
     yield f"rotary in {other}", Rotary(**facts | {"layout": other})
     for theta in (500_000.0, 1_000_000.0) if facts["theta"] == 10_000 else (10_000.0,):
@@ -101,22 +97,11 @@ def mistakes(config: ModelConfig, scheme: Rotary | Alibi) -> Iterator[tuple]:
         yield f"rotary on the whole head of {whole}", Rotary(**facts | {"rotary_dim": whole})
 
 
-def rotary_facts(config: ModelConfig, scheme: Rotary) -> dict:
-    """The arguments that make this Rotary again."""
-    scaling = getattr(config, "rope_scaling", None)
-    return {
-        "rotary_dim": scheme.rotary_dim,
-        "theta": getattr(config, "rope_theta", 10_000.0),  # GPT-J has no other
-        "layout": scheme.layout,
-        "scaling": dict(scaling) if scaling else None,
-    }
-
-
 def described(config: ModelConfig, scheme: Rotary | Alibi) -> str:
     """Positions in words: rotary in halves, rotary_dim 128, theta 10,000, no scaling."""
     if isinstance(scheme, Alibi):
         return f"ALiBi, bias_max {config.alibi_bias_max:g}"
-    facts = rotary_facts(config, scheme)
+    facts = scheme.facts
     scaling = dict(facts["scaling"] or {"rope_type": "no"})
     kind = f"{scaling.pop('rope_type')} scaling"
     numbers = ", ".join(f"{name} {value:g}" for name, value in scaling.items())

@@ -30,7 +30,6 @@ FACTS = {  # our name -> config.json's, what takes it, and its default
     "norm_eps": ("layer_norm_epsilon", Part.number, 1e-5),
     "tied": ("tie_word_embeddings", Part.flag, False),
 }
-GPTJ_HARMLESS = {"n_ctx"}  # n_positions says it
 
 
 def config_from_hf(raw: dict) -> GptjConfig:
@@ -47,7 +46,7 @@ def config_from_hf(raw: dict) -> GptjConfig:
     facts = decoder_facts(keys, FACTS, bos=(50256,), eos=(50256,), n_inner=n_inner)
     if facts["rotary_dim"] % 2 or facts["rotary_dim"] > facts["head_dim"]:
         raise keys["rotary_dim"].wrong(f"even, and at most head_dim, {facts['head_dim']}")
-    close(keys, GPTJ_HARMLESS)
+    close(keys, {"n_ctx"})  # n_positions says it
     return GptjConfig(family="gptj", **facts)
 
 

@@ -52,7 +52,14 @@ def config_from_hf(raw: dict) -> LlamaConfig:
     """
     keys = Part(raw)
     mistral = keys["model_type"].value == "mistral"
-    _only_what_is_implemented(keys, mistral)
+    keys["hidden_act"].only(None, "silu", "swish")  # two names of one function
+    keys["partial_rotary_factor"].only(None, 1)
+    keys["rope_interleaved"].only(None, False)
+    window = keys["sliding_window"]
+    if mistral and "sliding_window" not in keys:
+        window.value = "absent, which means 4096"
+    if keys["use_sliding_window"].flag(True) and not window.is_null:
+        raise window.wrong("null, as a model trained with a window is not implemented")
     context = {"context_length": 131072 if mistral else 2048}
     facts = decoder_facts(keys, FACTS, bos=(1,), eos=(2,), **context) | _rope_from_hf(keys)
     kinds, n_layer = keys["layer_types"], facts["n_layer"]
@@ -62,18 +69,6 @@ def config_from_hf(raw: dict) -> LlamaConfig:
         raise keys["head_dim"].wrong("even, for rotary positions")
     close(keys, LLAMA_HARMLESS)
     return LlamaConfig(family="llama", **facts)
-
-
-def _only_what_is_implemented(keys: Part, mistral: bool):
-    """Raises ValueError for a Llama that this file would compute wrongly."""
-    keys["hidden_act"].only(None, "silu", "swish")  # two names of one function
-    keys["partial_rotary_factor"].only(None, 1)
-    keys["rope_interleaved"].only(None, False)
-    window = keys["sliding_window"]
-    if mistral and "sliding_window" not in keys:
-        window.value = "absent, which means 4096"
-    if keys["use_sliding_window"].flag(True) and not window.is_null:
-        raise window.wrong("null, as a model trained with a window is not implemented")
 
 
 def _rope_from_hf(keys: Part) -> dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import ModelConfig
-from ..terminal.json_parts import LARGEST_SIZE, Part
+from ..terminal.json_parts import Part
 from .raw_config import close, decoder_facts, facts_of, keys_of
 
 
@@ -66,8 +66,7 @@ def config_from_hf(raw: dict) -> MptConfig:
     facts = decoder_facts(keys, FACTS, bos=(), eos=(), norm_eps=norm_eps)
     attention["kv_n_heads"].only(None, facts["n_head"])
     n_inner = int(keys["expansion_ratio"].number(4) * facts["n_embd"])
-    if not 1 <= n_inner <= LARGEST_SIZE:
-        raise keys["expansion_ratio"].wrong("a number that fits d_model")
+    n_inner = Part(n_inner, keys.file, "expansion_ratio * d_model").integer()
     facts |= facts_of(attention, ATTENTION) | {"bias": not keys["no_bias"].flag(True)}
     close(attention, ATTENTION_HARMLESS)
     close(keys, MPT_HARMLESS)
