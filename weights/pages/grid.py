@@ -216,7 +216,7 @@ is 8,192 by its config, too long for this; it learned on 2,048 first, which coun
 12 pairs in texts of 320 tokens were asked. One star marks settings that see 64 keys in all, two those with 132; in the line
 "128 - n_global" all see 128.
 
-![nll by n_local, three models, four n_global](questions/grid.png)
+![nll by n_local, four models, four n_global](questions/grid.png)
 
 {grids}
 
