@@ -32,7 +32,7 @@ def test_a_measurement_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     grid.measure()
     whole = json.loads(grid.RESULT.read_text(encoding="utf-8"))
     cells = whole["nano-llama"]["cells"]
-    assert len(cells) == 3 and cells[0]["less"] == [0, 0, 0] != cells[1]["less"]
+    assert len(cells) == 7 and cells[0]["less"] == [0, 0, 0] != cells[1]["less"]
     assert "keys" not in cells[0]  # whose window holds a whole question
     stopped = whole["nano-llama"] | {"cells": [cells[0], {**cells[1]}]}
     del stopped["cells"][1]["pairs"]

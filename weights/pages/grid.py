@@ -35,20 +35,9 @@ RESULT = WEIGHTS / "questions" / "grid.json"
 Plan = namedtuple("Plan", "trained n_global n_local documents first length block text trials depths")  # fmt: skip
 N_GLOBAL, N_LOCAL = (0, 1, 2, 4, 10, 32, 100), (16, 32, 64, 128, 256, 512)
 TINY = Plan(256, N_GLOBAL, N_LOCAL, 8, 640, 1408, 128, 704, 4, (1, 0.96, 0.89, 0.75, 0.46, 0.2, 0))  # fmt: skip
-SMALL = Plan(
-    2048,
-    (0, 1, 10, 100),
-    (128, 256, 512, 1024, 2048, 4096),
-    3,
-    4224,
-    4480,
-    32,
-    320,
-    3,
-    (1, 0.75, 0.46, 0),
-)
+SMALL = Plan(2048, N_GLOBAL, tuple(8 * x for x in N_LOCAL), 3, 4224, 4480, 32, 320, 3, (1, 0.75, 0.46, 0))  # fmt: skip
 PLANS = {"tiny-llama": TINY, "tiny-gptj": TINY, "tiny-mpt": TINY, "smollm2-135m": SMALL}
-BUDGET, APART = 128, (64, 512)  # keys in all of further settings; windows with other ceilings
+BUDGET = 128  # keys in all of further settings
 DRAWN, TINIES = (0, 1, 10, 100), list(PLANS)[:3]
 TRAINED, OTHERS = ["keys", "pairs"], ["keys, other words", "pairs, other words"]
 TASKS = {  # and words other than the trained ones: to state it, and to ask for it
@@ -65,8 +54,13 @@ def settings(plan: Plan) -> list[tuple]:
     found += [(window, n, plan.trained) for n in plan.n_global for window in plan.n_local]
     if plan is TINY:
         found += [(BUDGET - n, n, plan.trained) for n in plan.n_global]
-        found += [(window, 10, other) for window in APART for other in (window, None)]
+    found += [(window, 10, other) for window in apart(plan) for other in (window, None)]
     return list(dict.fromkeys(found))
+
+
+def apart(plan: Plan) -> tuple[int, int]:
+    """The windows that are read with other ceilings, and with none, as well."""
+    return plan.trained // 4, plan.trained * 2
 
 
 class Bench:
@@ -158,8 +152,8 @@ def grid_table(known: dict, name: str) -> str:
     rows = [(str(x), [(x, n, plan.trained) for n in plan.n_global]) for x in plan.n_local]
     if plan is TINY:
         rows += [("128 - n_global", [(BUDGET - n, n, 256) for n in N_GLOBAL])]
-        rows += [(f"{x}, ceiling {x}", [(x, n, x) for n in N_GLOBAL]) for x in APART]
-        rows += [(f"{x}, no ceiling", [(x, n, None) for n in N_GLOBAL]) for x in APART]
+    rows += [(f"{x}, ceiling {x}", [(x, n, x) for n in N_GLOBAL]) for x in apart(plan)]
+    rows += [(f"{x}, no ceiling", [(x, n, None) for n in N_GLOBAL]) for x in apart(plan)]
     for title, row in rows:
         found = [cell_of(known, name, *setting) for setting in row]
         cells = [shown(cell, star.get(s[0] + s[1], "")) for cell, s in zip(found, row)]
@@ -237,12 +231,12 @@ What is seen here, for tiny-llama, tiny-gptj and tiny-mpt in this order, and the
 - **The window's returns fall.** With one starting token, half the trained length costs {nll[128 1]}, a quarter
   {nll[64 1]}, a sixteenth {nll[16 1]}; SmolLM2 {smol[half]}, {smol[quarter]}, {smol[sixteenth]}. Twice the trained length costs {nll[512 1]}:
   a loss with rotary positions, although the ceiling keeps every distance a trained one; what is left is how many keys there are, and
-  how many at the ceiling. With ALiBi it is neither a loss nor a gain, and nor is it for SmolLM2 ({smol[twice]}), which later learned
-  on 8,192.
+  how many at the ceiling. With ALiBi it is neither a loss nor a gain, and nor is it for SmolLM2 ({smol[twice]}).
 - **The ceiling**, at n_global 10: with a window of 64, a ceiling of 64 costs {nll[64 ceiling 64]} where 256 costs
   {nll[64 10]}, and none {nll[64 ceiling None]}. With a window of 512, one of 512 costs {nll[512 ceiling 512]}.
   So with rotary positions it must not exceed the trained length, and does better as low as a small window; with ALiBi it hardly matters.
-  `--distance-ceiling` is n_local unless told, which is right for every window up to the trained length.
+  Nor does it to SmolLM2, which later learned on 8,192 and reads no further than 4,480 here: 512 costs {smol[capped]} with ceilings
+  of 2,048, 512 and none, 4,096 {smol[wide]} with 2,048, 4,096 and none. `--distance-ceiling` is n_local unless told, which is right for every window up to the trained length.
 - **Information is bought key by key.** Worded as in training, {inside[0]} of {inside[1]} answers in the window are found, and
   {outside[0]} of {outside[1]} others. 32 starting tokens buy what is said at the very beginning, if the window holds the question: with
   16, tiny-llama finds {start[0]} of 4 pass keys there, and {start[1]} of 4 pairs, whose question names somebody.
@@ -268,12 +262,12 @@ def section() -> str:
     for name, model in known.items():
         cells = [cell for cell in model["cells"] if cell["setting"][2] == PLANS[name].trained]
         of = nll[name] = {"{} {}".format(*cell["setting"]): cell["less"][0] for cell in cells}
+        tens = [cell for cell in model["cells"] if cell["setting"][1] == 10]
+        of |= {"{0} ceiling {2}".format(*cell["setting"]): cell["less"][0] for cell in tens}
         low, high = cell_of(known, name, best(of), 1, PLANS[name].trained)["less"][1:]
         assert low < 0 < high
         if name not in TINIES:
             continue
-        apart = [cell for cell in model["cells"] if cell["setting"][1] == 10]
-        of |= {"{0} ceiling {2}".format(*cell["setting"]): cell["less"][0] for cell in apart}
         assert (
             (of["512 ceiling 512"] > 0.5)
             == (of["64 ceiling None"] > 0.5)
@@ -321,7 +315,12 @@ def of_smollm2(nll: dict) -> dict[str, str]:
     assert sorted(first, reverse=True) == first and first[-1] > 0.4 and less["half"] > 0.04
     assert max(map(abs, more.values())) < 0.01 and abs(less["twice"]) < 0.01
     told = {name: number(x, "{:+.3f}") for name, x in (less | more).items()}
-    return told | {"first": ", ".join(f"{x:+.3f}" for x in first)}
+    told["first"] = ", ".join(f"{x:+.3f}" for x in first)
+    for name, window in (("capped", 512), ("wide", 4096)):
+        ceilings = [nll[f"{window} ceiling {ceiling}"] for ceiling in (2048, window, None)]
+        assert max(ceilings) - min(ceilings) < 0.02
+        told[name] = ", ".join(f"{x:+.3f}" for x in ceilings)
+    return told
 
 
 def best(nll: dict) -> int:
