@@ -140,7 +140,7 @@ diagnosis-page:  ## write weights/diagnosis.md from what diagnosis measured
 schemes: corpus .venv/lessons  ## train a small Llama with six kinds of positions, and measure them (3 hours on one core; goes on where it stopped)
 	@for what in train measure; do PYTHONPATH=. $(BIN)/python weights/pages/schemes.py $$what || exit 1; done
 
-grid: corpus .venv/ready $(SMOLLM2)/model.safetensors  ## read with many n_global and n_local (an hour on one core; goes on where it stopped)
+grid: corpus .venv/ready $(SMOLLM2)/model.safetensors  ## read with many n_global and n_local (hours on one core; goes on where it stopped)
 	@PYTHONPATH=. $(BIN)/python weights/pages/grid.py
 
 depth: corpus .venv/lessons  ## train small Llamas of 1, 2, 4 and 8 layers, and measure what they pass on (an hour on one core; as schemes)

@@ -38,8 +38,11 @@ def test_each_digit_is_due_as_far_after_it_was_stated_as_is_said():
         assert depth.keys(partial(copies, distance + 1), PRACTICE, distance)["right"] < 0.1
 
 
-def test_the_gradient_ends_at_the_reach():
-    """Catches a reach that is one token short or long, or a gradient of another token."""
+def test_influence_and_gradient_end_at_the_reach():
+    """Catches a reach that is one token short or long, and what another token does."""
     model = tiny_model("llama", vocab_size=TOKENIZER.vocab_size).requires_grad_()
     at, beyond = depth.at_the_reach(model, PRACTICE)
     assert at > 0 == beyond
+    with torch.no_grad():
+        found = depth.influence(model, PRACTICE)
+    assert found[0] > 0.01 and found[254] > 1e-14 > max(found[255:])

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from page import read
-from schemes import WEIGHTS, arguments, learn, prepared, rounded
+from schemes import WEIGHTS, prepared, program, rounded
 
 from minilm_inf import LMInfinite
 from minilm_inf.evaluate import figure
@@ -206,9 +206,9 @@ them repeats, and after that text of 256 tokens, half of whose windows state key
 ceiling = {window} and n_global {n_global}, so what a token says can travel {one} tokens through each layer (lesson 10).
 
 **Influence**: in {texts} held-out texts, one token in the middle is replaced by another. How much the distribution of the next
-token changes, d tokens later: its total variation, from 0 to 1, the mean over the texts, in float64, which shows no
-difference below 1e-15. At the very reach, therefore, the gradient of what is there for what the token was: the largest of its
-entries.
+token changes, d tokens later: its total variation, from 0 to 1, the mean over the texts, in float64. That shows no
+difference below 1e-15, so at the reach itself the table gives a gradient: the largest entry of that of the hidden state there
+(the sum of its entries) for the token's embedding.
 
 {influence}
 
@@ -278,17 +278,5 @@ def section() -> str:
     )  # fmt: skip
 
 
-def main() -> int:
-    options = arguments(__doc__)
-    if options.what == "measure":
-        measure_all(options.folder, options.corpus)
-        return 0
-    part, parts = options.part
-    for i, (n_layer, run) in enumerate(runs(options.folder, options.corpus)):
-        if i % parts == part:
-            learn(run, f"{n_layer} layers")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(__doc__, runs, measure_all))

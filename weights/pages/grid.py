@@ -1,7 +1,7 @@
 # ruff: noqa: E501
 """What n_global and n_local buy: section 2 of weights/questions.md, and what it shows.
 
-    make grid       measure it (half an hour on one core; goes on where it stopped)
+    make grid       measure it (hours on one core; goes on where it stopped)
 
 questions.py writes the page.
 """
@@ -172,7 +172,7 @@ def distance_table(known: dict) -> str:
 
 
 def picture(known: dict) -> bytes:
-    """nll by n_local, a panel for each tiny model and a line for each of four n_global."""
+    """nll by n_local, a panel for each model and a line for each of four n_global."""
     title = "The first starting token helps most where windows are small; no window above the "
     drawing = figure.new(15, 4.8, title + "trained length helps")
     grey, red = (
@@ -236,7 +236,8 @@ What is seen here, for tiny-llama, tiny-gptj and tiny-mpt in this order, and the
   {nll[64 10]}, and none {nll[64 ceiling None]}. With a window of 512, one of 512 costs {nll[512 ceiling 512]}.
   So with rotary positions it must not exceed the trained length, and does better as low as a small window; with ALiBi it hardly matters.
   Nor does it to SmolLM2, which later learned on 8,192 and reads no further than 4,480 here: 512 costs {smol[capped]} with ceilings
-  of 2,048, 512 and none, 4,096 {smol[wide]} with 2,048, 4,096 and none. `--distance-ceiling` is n_local unless told, which is right for every window up to the trained length.
+  of 2,048, 512 and none, 4,096 {smol[wide]} with 2,048, 4,096 and none. `--distance-ceiling` is n_local unless told,
+  which is right for every window up to the trained length.
 - **Information is bought key by key.** Worded as in training, {inside[0]} of {inside[1]} answers in the window are found, and
   {outside[0]} of {outside[1]} others. 32 starting tokens buy what is said at the very beginning, if the window holds the question: with
   16, tiny-llama finds {start[0]} of 4 pass keys there, and {start[1]} of 4 pairs, whose question names somebody.

@@ -69,12 +69,12 @@ def runs(folder: Path, texts: Path):
         yield name, seed, Run(schemes.build(config, name), settings, state, *parts)
 
 
-def learn(run: Run, name: str):
+def learn(run: Run):
     """Have a training done, from where it stopped."""
     run.path.parent.mkdir(parents=True, exist_ok=True)
     if run.path.exists():
         run.load_state()
-    print(f"{name}, from step {run.step}", file=sys.stderr)
+    print(f"{run.path.stem}, from step {run.step}", file=sys.stderr)
     train(run, 250, stopped=lambda: False)
 
 
@@ -187,17 +187,18 @@ def arguments(about: str):
     return line.parse_args()
 
 
-def main() -> int:
-    options = arguments(__doc__)
+def program(about: str, runs, measure_all) -> int:
+    """What this program and its like do: train a part of all runs, or measure them."""
+    options = arguments(about)
     if options.what == "measure":
         measure_all(options.folder, options.corpus)
         return 0
     part, parts = options.part
-    for number, (name, seed, run) in enumerate(runs(options.folder, options.corpus)):
+    for number, (*_, run) in enumerate(runs(options.folder, options.corpus)):
         if number % parts == part:
-            learn(run, f"{name}, seed {seed}")
+            learn(run)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(__doc__, runs, measure_all))
